@@ -1,0 +1,1 @@
+"""Faster diffusers pipelines, with the price in quality measured."""
