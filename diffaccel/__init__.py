@@ -1,1 +1,43 @@
-"""Faster diffusers pipelines, with the price in quality measured."""
+"""Faster diffusers pipelines, with the price in quality measured.
+
+Names are loaded on first use, so that `import diffaccel` and `diffaccel --help` do not wait for torch and diffusers.
+To add one, put it into `__all__`, into `_HOME` and, for type checkers, into the block below.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__"]
+
+_HOME: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
+class _Package(ModuleType):
+    """Keeps `diffaccel.accelerate` the function: importing the module of the same name would otherwise shadow it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
