@@ -1,0 +1,96 @@
+"""Load a checked model folder as a diffusers pipeline."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .catalogue import BUNDLED, names
+from .quiet import quiet_loading
+from .source import ModelError, ModelSource, check_header, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def load(
+    model: str | os.PathLike[str] | ModelSource,
+    *,
+    dtype: "str | torch.dtype | None" = None,
+    device: "str | torch.device | None" = None,
+    **components: Any,
+) -> "DiffusionPipeline":
+    """Load a pipeline from a bundled name, a local folder or a Hub id.
+
+    Only safetensors are read, and only classes of diffusers, transformers and diffaccel are imported.
+
+    Args:
+        model: what to load, or a source that `resolve` has checked.
+        dtype: a torch dtype or its name; the default is float32 on the CPU and float16 on an accelerator.
+        device: where to; the default is the accelerator if there is one, else the CPU.
+        components: parts in place of the saved ones (`vae=...`, `scheduler=...`), as `from_pretrained` takes them.
+
+    Raises:
+        ModelError: the model is unknown, unreachable, or must not be loaded.
+    """
+    source = model if isinstance(model, ModelSource) else resolve(model)
+    with quiet_loading():
+        from diffusers import DiffusionPipeline
+
+        place = choose_device(device)
+        try:
+            pipe = DiffusionPipeline.from_pretrained(
+                source.folder,
+                dtype=choose_dtype(dtype, place),
+                use_safetensors=True,
+                local_files_only=True,
+                **components,
+            )
+        except (OSError, AttributeError, ImportError) as error:
+            raise ModelError(f"cannot load {source.name}: {error}") from error
+        return pipe.to(place)
+
+
+def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
+    """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one."""
+    name = os.fspath(lora)
+    file = _lora_file(name)
+    check_header(file)
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+
+
+def _lora_file(name: str) -> Path:
+    place = BUNDLED[name].folder if name in names("lora") else Path(name).expanduser()
+    candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
+        bundled = ", ".join(names("lora")) or "none"
+        raise ModelError(
+            f"no LoRA at {name!r}: give a .safetensors file, a folder with one, or a bundled name: {bundled}"
+        )
+    return candidates[0]
+
+
+def choose_device(device: "str | torch.device | None" = None) -> "torch.device":
+    """The device asked for, else the accelerator that torch sees, else the CPU."""
+    import torch
+
+    if device is not None:
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def choose_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":
+    """The dtype asked for, else float32 on the CPU and float16 elsewhere."""
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; one of {', '.join(DTYPES)}")
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen

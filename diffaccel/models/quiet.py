@@ -1,0 +1,58 @@
+"""Silence for messages that are known to be harmless: each by its logger and its words, only while a model loads.
+
+- `AutoencoderTiny` saves a key (`block_out_channels`) that it does not accept back, and says so on every load.
+- Stable Diffusion pipelines are annotated with `AutoencoderKL` and report any other autoencoder, the tiny one included.
+- transformers recommends torchvision whenever an image processor is imported; no pipeline here uses that processor.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+_HARMLESS = {
+    "diffusers.configuration_utils": r"attributes \{'block_out_channels': .*\} were passed to AutoencoderTiny",
+    "diffusers.pipelines.pipeline_utils": r"Expected types for vae: .*, got .*AutoencoderTiny",
+    "transformers.utils.import_utils": r"`\w+ImageProcessor` requires torchvision",
+}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hold back the known harmless messages and the loading bars inside the block, and nothing else."""
+    with _no_messages(), _no_bars("diffusers.utils.logging"), _no_bars("transformers.utils.logging"):
+        yield
+
+
+@contextmanager
+def _no_messages() -> Iterator[None]:
+    filters = {name: _drop(pattern) for name, pattern in _HARMLESS.items()}
+    loggers = {name: logging.getLogger(name) for name in filters}
+    for name, logger in loggers.items():
+        logger.addFilter(filters[name])
+    try:
+        yield
+    finally:
+        for name, logger in loggers.items():
+            logger.removeFilter(filters[name])
+
+
+def _drop(pattern: str) -> logging.Filter:
+    class Drop(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            return re.search(pattern, record.getMessage()) is None
+
+    return Drop()
+
+
+@contextmanager
+def _no_bars(module: str) -> Iterator[None]:
+    bars = import_module(module)
+    was_enabled = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            bars.enable_progress_bar()

@@ -1,0 +1,31 @@
+"""Shared fixtures: one thread, no network, and tiny models with random weights."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Stable Diffusion pipeline with random weights, as `save_pretrained` writes it."""
+    from tiny_pipeline import build
+
+    folder = tmp_path_factory.mktemp("tiny-sd")
+    build(tmp_path_factory.mktemp("tokenizer")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_lora(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with LoRA weights for `tiny_sd` that change its pictures visibly."""
+    from tiny_pipeline import build_lora
+
+    folder = tmp_path_factory.mktemp("tiny-lora")
+    build_lora(tiny_sd, folder)
+    return folder

@@ -1,0 +1,78 @@
+"""Loading: quiet about what is harmless, loud about the rest, and exactly the stock pipeline."""
+
+import logging
+import logging.handlers
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils.logging import is_progress_bar_enabled
+
+from diffaccel import models
+from diffaccel.models import ModelError
+from diffaccel.models.quiet import quiet_loading
+
+
+def test_loads_the_stock_pipeline_without_a_word(tiny_sd: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe = models.load(tiny_sd)
+    assert type(pipe) is StableDiffusionPipeline
+    assert pipe.unet.dtype == torch.float32
+    assert capfd.readouterr() == ("", "")
+
+
+def test_same_pictures_as_plain_from_pretrained(tiny_sd: Path) -> None:
+    def draw(pipe: StableDiffusionPipeline) -> torch.Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a cat", num_inference_steps=3, generator=generator, output_type="pt").images
+
+    assert torch.equal(draw(models.load(tiny_sd)), draw(StableDiffusionPipeline.from_pretrained(tiny_sd)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype_by_name_or_value(tiny_sd: Path, dtype: object) -> None:
+    assert models.load(tiny_sd, dtype=dtype).unet.dtype == torch.bfloat16
+
+
+def test_unknown_dtype_names_the_valid_ones(tiny_sd: Path) -> None:
+    with pytest.raises(ModelError, match="unknown dtype 'int3'; one of float32"):
+        models.load(tiny_sd, dtype="int3")
+
+
+def test_components_can_be_put_in_place(tiny_sd: Path) -> None:
+    scheduler = DDIMScheduler(num_train_timesteps=7, steps_offset=1, clip_sample=False)
+    assert models.load(tiny_sd, scheduler=scheduler).scheduler.config.num_train_timesteps == 7
+
+
+def test_only_the_known_messages_are_held_back() -> None:
+    logger, seen = logging.getLogger("diffusers.pipelines.pipeline_utils"), logging.handlers.BufferingHandler(9)
+    logger.addHandler(seen)
+    try:
+        with quiet_loading():
+            logger.warning("Expected types for vae: (AutoencoderKL,), got AutoencoderTiny.")
+            logger.warning("Expected types for unet: (UNet2DConditionModel,), got Other.")
+            assert not is_progress_bar_enabled()
+        logger.warning("Expected types for vae: (AutoencoderKL,), got AutoencoderTiny.")
+    finally:
+        logger.removeHandler(seen)
+    assert ["unet" in record.getMessage() for record in seen.buffer] == [True, False]
+    assert is_progress_bar_enabled()
+
+
+def test_lora_changes_the_network_and_unloads(tiny_sd: Path, tiny_lora: Path) -> None:
+    pipe = models.load(tiny_sd)
+    models.load_lora(pipe, tiny_lora)
+    assert pipe.get_active_adapters()
+    pipe.unload_lora_weights()
+    assert not hasattr(pipe.unet, "peft_config") or not pipe.unet.peft_config
+
+
+@pytest.mark.parametrize("lora", ["nowhere", "weights.bin", ""])
+def test_missing_lora_is_named(tiny_sd: Path, tmp_path: Path, lora: str) -> None:
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ModelError, match="no LoRA at"):
+        models.load_lora(models.load(tiny_sd), tmp_path / lora)

@@ -1,0 +1,100 @@
+"""A model folder is checked before anything in it is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffaccel import models
+from diffaccel.models import ModelError
+
+
+@pytest.fixture
+def copy(tiny_sd: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+
+
+def change_index(folder: Path, **entries: object) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | entries))
+
+
+def test_local_folder_is_found(tiny_sd: Path) -> None:
+    source = models.resolve(tiny_sd)
+    assert source.folder == tiny_sd
+    assert source.denoiser == "unet"
+
+
+def test_unknown_name_lists_the_bundled_models() -> None:
+    with pytest.raises(ModelError, match=r"unknown model 'emoji-xl'; bundled: .*Hub id"):
+        models.resolve("emoji-xl")
+
+
+def test_hub_id_without_network_says_so() -> None:
+    with pytest.raises(ModelError, match="cannot reach the Hub for 'owner/name'"):
+        models.resolve("owner/name")
+
+
+def test_folder_without_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        models.resolve(tmp_path)
+
+
+def test_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match="is a file"):
+        models.resolve(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_broken_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model_index\.json"):
+        models.resolve(tmp_path)
+
+
+@pytest.mark.parametrize("library", ["os", "my_package", "subprocess", "diffusers_evil", 3, "stable_diffusion.evil"])
+def test_unlisted_library_is_refused(copy: Path, library: object) -> None:
+    change_index(copy, unet=[library, "Popen"])
+    with pytest.raises(ModelError, match=r"unet comes from .* not one of diffusers, transformers, diffaccel"):
+        models.resolve(copy)
+
+
+def test_pipeline_of_its_own_is_refused(copy: Path) -> None:
+    (copy / "pipeline.py").write_text("raise AssertionError('ran')")
+    change_index(copy, _class_name=["pipeline", "Evil"])
+    with pytest.raises(ModelError, match="asks for code of its own"):
+        models.resolve(copy)
+
+
+def test_code_beside_a_component_is_refused(copy: Path) -> None:
+    (copy / "unet" / "diffusers.py").write_text("raise AssertionError('ran')")
+    with pytest.raises(ModelError, match="unet comes from"):
+        models.resolve(copy)
+
+
+def test_safety_checker_of_diffusers_is_allowed(copy: Path) -> None:
+    change_index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert models.resolve(copy).folder == copy
+
+
+def test_pickled_weights_are_refused(copy: Path) -> None:
+    for weights in (copy / "unet").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match=r"pickled weights only .*safe_serialization=True"):
+        models.resolve(copy)
+
+
+@pytest.mark.parametrize("length", [99 * 2**20, 2**63, 10**6])
+def test_inflated_header_is_refused(copy: Path, length: int) -> None:
+    weights = next((copy / "unet").glob("*.safetensors"))
+    weights.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match=f"header claims {length} bytes"):
+        models.resolve(copy)
+
+
+def test_empty_weight_file_is_refused(copy: Path) -> None:
+    next((copy / "unet").glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(ModelError, match=r"cannot load|damaged"):
+        models.load(copy)
