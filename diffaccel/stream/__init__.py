@@ -1,0 +1,1 @@
+"""The streaming engine: stream batch, residual guidance, similarity filter, slot caches."""

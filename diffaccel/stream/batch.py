@@ -1,0 +1,238 @@
+"""The stream batch (StreamDiffusion, arXiv 2312.12491, section 3.1): frames at different stages share one network call.
+
+A `Slot` is a group of frames in flight; it carries its own settings, so that new settings can reach only new frames.
+A tick sends the rows of all slots through the network once and moves every slot to its next stage. The register of
+clean latents that residual guidance needs (`source`, `anchor`) travels with the slot, which makes Eq. 5 exact for any
+number of stages, with or without added noise, and while settings change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from diffaccel.guidance import Guidance
+from diffaccel.stream.coefficients import Rows, Stages, gather
+from diffaccel.stream.conditioning import Conditioning, Inputs, stack
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How a frame is denoised: the stages, the prompts, the guidance."""
+
+    stages: Stages
+    positive: Conditioning
+    negative: Conditioning | None
+    guidance: Guidance
+
+    @property
+    def negative_prompt(self) -> Conditioning:
+        """The encoded negative prompt.
+
+        Raises:
+            ValueError: where it was not encoded, because no guidance asked for it.
+        """
+        if self.negative is None:
+            raise ValueError(f"{type(self.guidance).__name__} needs an encoded negative prompt")
+        return self.negative
+
+
+@dataclass(eq=False)
+class Slot:
+    """A group of frames in flight.
+
+    Attributes:
+        frame_ids: ids of its frames; rows beyond them are padding.
+        settings: how it is denoised from here on.
+        latents: noisy latents at its stage, ``(frames, C, h, w)``; behind the last stage, the finished latents.
+        source: clean latents of the input pictures, or None for text-to-image.
+        stage: the next stage to run.
+        anchor: clean estimate under the negative prompt, once it is known.
+        denoised, noise: clean and noise estimates of the last tick.
+        entered: when each frame was pushed, in seconds.
+    """
+
+    frame_ids: tuple[int, ...]
+    settings: Settings
+    latents: torch.Tensor
+    source: torch.Tensor | None = None
+    stage: int = 0
+    anchor: torch.Tensor | None = None
+    denoised: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    entered: tuple[float, ...] = field(default=())
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has left the last stage."""
+        return self.stage >= len(self.settings.stages)
+
+    @property
+    def asks_negative(self) -> bool:
+        """Whether the network has to see its rows with the negative prompt in this tick."""
+        source = self.settings.guidance.negative_source
+        return source == "predicted" or (source == "first" and self.anchor is None)
+
+    def negative_estimate(self, predicted: torch.Tensor | None) -> torch.Tensor | None:
+        """Clean estimate of the negative prediction; keeps the one that one-time guidance will need again."""
+        source = self.settings.guidance.negative_source
+        if source == "first":
+            self.anchor = predicted if self.anchor is None else self.anchor
+            return self.anchor
+        return {"none": None, "predicted": predicted, "input": self.source}[source]
+
+    def adopt(self, settings: Settings) -> None:
+        """Go on under new settings.
+
+        New stages are joined at the first one that is less noisy than the level reached, by noising the clean
+        estimate again; where there is none, the frame is finished. A frame that follows this rule never overtakes an
+        older one.
+        """
+        old, self.settings = self.settings, settings
+        if settings.negative is not old.negative:
+            self.anchor = None
+        if settings.stages is old.stages or self.denoised is None or self.noise is None:
+            return
+        reached, stages = old.stages.levels[self.stage - 1], settings.stages
+        stage = stages.first_below(reached.timestep)
+        if stage is None:
+            self.stage, self.latents = len(stages), self.denoised
+            return
+        weights = stages.transition(reached, stages.levels[stage])
+        fresh = stages.noise_of(stage).to(self.latents)
+        self.stage = stage
+        self.latents = weights.clean * self.denoised + weights.noise * self.noise + weights.fresh * fresh
+
+
+class Memo(Generic[T]):
+    """The last few values computed for sequences of objects, which are compared by identity and kept alive."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._size = size
+        self._values: OrderedDict[tuple[int, ...], tuple[Any, T]] = OrderedDict()
+
+    def get(self, objects: Sequence[object], compute: Callable[[], T]) -> T:
+        """The value for ``objects``, computed where it is not known."""
+        key = tuple(map(id, objects))
+        found = self._values.get(key)
+        if found is None:
+            found = self._values[key] = (tuple(objects), compute())
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return found[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One network call: every row's slot and whether it sees the negative prompt; rows are slot-major.
+
+    ``rows`` names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    inputs: Inputs
+    rows: tuple[tuple[Slot, bool], ...]
+    frames: int
+
+
+Predict = Callable[[Call], torch.Tensor]
+
+
+class StreamBatch:
+    """Frames in flight, newest first, and the tick that moves them on.
+
+    Args:
+        frames: frames per slot.
+        device: where the latents live.
+    """
+
+    def __init__(self, frames: int, device: torch.device) -> None:
+        self.frames, self.device = frames, device
+        self.slots: list[Slot] = []
+        self._rows: Memo[Rows] = Memo()
+        self._inputs: Memo[Inputs] = Memo()
+
+    def tick(self, predict: Predict, entering: Slot | None = None) -> list[Slot]:
+        """Run every slot's next stage and return the finished ones, oldest first.
+
+        Where ``predict`` raises, nothing has changed, and ``entering`` is not in flight.
+        """
+        slots = [s for s in ((entering,) if entering else ()) + tuple(self.slots) if not s.finished]
+        if slots:
+            self._advance(slots, predict)
+        self.slots = ([entering] if entering else []) + self.slots
+        finished = [s for s in reversed(self.slots) if s.finished]
+        self.slots = [s for s in self.slots if not s.finished]
+        return finished
+
+    @torch.no_grad()
+    def _advance(self, slots: Sequence[Slot], predict: Predict) -> None:
+        rows = self._gather(slots)
+        latents = torch.cat([s.latents for s in slots])  # (slots * frames, C, h, w)
+        asked = [s for s in slots if s.asks_negative]
+        prediction = predict(self._call(slots, asked, latents, rows)).float()
+        negatives = self._negatives(slots, asked, prediction, rows)
+        clean = rows.clean(latents, prediction[len(asked) * self.frames :])
+        clean = self._guide(slots, clean, negatives, latents, rows.alpha)
+        denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
+        following = rows.advance(denoised, noise)
+        for slot, x, d, n in zip(slots, *map(self._split, (following, denoised, noise)), strict=True):
+            slot.latents, slot.denoised, slot.noise, slot.stage = x, d, n, slot.stage + 1
+
+    def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(rows[i : i + self.frames] for i in range(0, len(rows), self.frames))
+
+    def _gather(self, slots: Sequence[Slot]) -> Rows:
+        places = [(s.settings.stages, s.stage) for s in slots]
+        key = [part for stages, i in places for part in (stages, stages.levels[i])]
+        return self._rows.get(key, lambda: gather(places, self.frames, self.device))
+
+    def _call(self, slots: Sequence[Slot], asked: Sequence[Slot], latents: torch.Tensor, rows: Rows) -> Call:
+        conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in slots]
+        inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
+        timesteps = rows.timesteps
+        if asked:
+            latents = torch.cat([*(s.latents for s in asked), latents])
+            timesteps = torch.cat([*(self._of(slots, s, rows.timesteps) for s in asked), timesteps])
+        named = tuple((s, True) for s in asked) + tuple((s, False) for s in slots)
+        return Call(latents, timesteps, inputs, named, self.frames)
+
+    def _of(self, slots: Sequence[Slot], slot: Slot, values: torch.Tensor) -> torch.Tensor:
+        start = slots.index(slot) * self.frames
+        return values[start : start + self.frames]
+
+    def _negatives(
+        self, slots: Sequence[Slot], asked: Sequence[Slot], prediction: torch.Tensor, rows: Rows
+    ) -> list[torch.Tensor | None]:
+        predicted = dict(zip(asked, self._split(prediction), strict=False))
+        estimates = {
+            s: self._of(slots, s, rows.clean_latents) * s.latents + self._of(slots, s, rows.clean_prediction) * p
+            for s, p in predicted.items()
+        }
+        return [s.negative_estimate(estimates.get(s)) for s in slots]
+
+    def _guide(
+        self,
+        slots: Sequence[Slot],
+        clean: torch.Tensor,
+        negatives: Sequence[torch.Tensor | None],
+        latents: torch.Tensor,
+        alpha: torch.Tensor,
+    ) -> torch.Tensor:
+        guided, start = [], 0
+        for guidance, group in groupby(zip(slots, negatives, strict=True), key=lambda pair: pair[0].settings.guidance):
+            known = [n for _, n in group]
+            end = start + len(known) * self.frames
+            estimates = [n for n in known if n is not None]
+            negative = torch.cat(estimates) if estimates else None
+            guided.append(guidance.combine(clean[start:end], negative, latents[start:end], alpha[start:end]))
+            start = end
+        return guided[0] if len(guided) == 1 else torch.cat(guided)

@@ -1,0 +1,167 @@
+"""What a stream is asked to do: one frozen, validated configuration; `StreamEngine.update` replaces it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, get_args
+
+from diffaccel.guidance import Guidance, NoGuidance
+from diffaccel.similarity import SimilarityFilter
+from diffaccel.stream.coefficients import indices_for
+from diffaccel.stream.conditioning import Blend
+from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.samplers import Sampler
+
+Prompt = str | Mapping[str, float] | Sequence[tuple[str, float]]
+
+SIZES = frozenset({"height", "width", "frame_buffer"})
+"""Fields that size the buffers; all others can change while frames are in flight."""
+
+
+def weighted(prompt: Prompt) -> tuple[tuple[str, float], ...]:
+    """A prompt in its one form: pairs of text and weight.
+
+    Raises:
+        TypeError: where the prompt is neither text, a mapping, nor pairs.
+        ValueError: for weights that are negative or sum to 0.
+    """
+    if isinstance(prompt, str):
+        return ((prompt, 1.0),)
+    try:
+        pairs = (
+            tuple(prompt.items()) if isinstance(prompt, Mapping) else tuple((text, weight) for text, weight in prompt)
+        )
+        result = tuple((text, float(weight)) for text, weight in pairs)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"a prompt is text, a mapping of text to weight, or (text, weight) pairs, not {prompt!r}"
+        ) from None
+    if not result or not all(isinstance(text, str) for text, _ in result):
+        raise TypeError(f"a prompt is text, a mapping of text to weight, or (text, weight) pairs, not {prompt!r}")
+    if not all(weight >= 0 for _, weight in result) or not sum(weight for _, weight in result) > 0:
+        raise ValueError(
+            f"prompt weights must not be negative and must sum to more than 0, not {[w for _, w in result]}"
+        )
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Settings of a stream; see `StreamEngine` for their meaning.
+
+    Raises:
+        TypeError, ValueError: on construction, naming the value and what is valid.
+    """
+
+    prompt: Prompt
+    negative_prompt: Prompt = ""
+    timestep_indices: Sequence[int] | None = None
+    strength: float | None = None
+    num_steps: int | None = None
+    num_inference_steps: int = 50
+    guidance: Guidance = field(default_factory=NoGuidance)
+    height: int
+    width: int
+    frame_buffer: int = 1
+    add_noise: bool = True
+    seed: int = 0
+    similarity: SimilarityFilter | None = None
+    cache: Any = None
+    output_type: OutputType = "pil"
+    fit: Fit = "crop"
+    blend: Blend = "linear"
+    sampler: Sampler | None = None
+    stream_batch: bool = True
+    embedded_guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        weighted(self.prompt)
+        weighted(self.negative_prompt)
+        self._check_choices()
+        self._check_numbers()
+        self._check_types()
+        _ = self.indices
+
+    def _check_choices(self) -> None:
+        for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Blend)):
+            value, choices = getattr(self, name), get_args(allowed)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("height", "width", "frame_buffer", "num_inference_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must be a 64-bit integer, not {self.seed!r}")
+
+    def _check_types(self) -> None:
+        for name, kind in (("guidance", Guidance), ("similarity", SimilarityFilter), ("sampler", Sampler)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (value is None and name != "guidance"):
+                raise TypeError(f"{name} must be a {kind.__name__} object, not {value!r}")
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Positions of the stages in the grid of ``num_inference_steps`` timesteps.
+
+        Raises:
+            ValueError: where they do not ascend within the grid, or where both or neither way of giving them is used.
+        """
+        if self.timestep_indices is None:
+            if self.strength is None or self.num_steps is None:
+                raise ValueError("give timestep_indices=(...), or strength= and num_steps=")
+            return indices_for(self.strength, self.num_steps, self.num_inference_steps)
+        if self.strength is not None or self.num_steps is not None:
+            raise ValueError("give either timestep_indices, or strength and num_steps, not both")
+        indices = tuple(self.timestep_indices)
+        if not indices or any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
+            raise ValueError(
+                f"timestep_indices must be a non-empty sequence of integers, not {self.timestep_indices!r}"
+            )
+        if any(b <= a for a, b in pairwise(indices)):
+            raise ValueError(f"timestep_indices must ascend, so that timesteps descend, not {indices}")
+        if indices[0] < 0 or indices[-1] >= self.num_inference_steps:
+            raise ValueError(f"timestep_indices must lie in 0 to {self.num_inference_steps - 1}, not {indices}")
+        return indices
+
+    def updated(self, changes: Mapping[str, Any]) -> StreamConfig:
+        """This configuration with ``changes``; ``scale`` and ``delta`` change values of the guidance.
+
+        New timestep indices replace strength and number of steps, and the other way round.
+
+        Raises:
+            TypeError: for unknown fields, and fields that size the buffers.
+        """
+        values = dict(changes)
+        live = {f.name for f in fields(self)} - SIZES | {"scale", "delta"}
+        unknown = sorted(set(values) - live)
+        if unknown:
+            raise TypeError(f"cannot update {', '.join(unknown)}: live fields are {', '.join(sorted(live))}")
+        if values.get("timestep_indices") is not None:
+            values = {"strength": None, "num_steps": None, **values}
+        elif values.get("strength") is not None or values.get("num_steps") is not None:
+            values = {"timestep_indices": None, "num_steps": len(self.indices), "strength": self._strength(), **values}
+        inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
+        if inner:
+            values["guidance"] = _with_values(values.get("guidance", self.guidance), inner)
+        return replace(self, **values)
+
+    def _strength(self) -> float:
+        if self.strength is not None:
+            return self.strength
+        return 1 - self.indices[0] / self.num_inference_steps
+
+
+def _with_values(guidance: Guidance, values: Mapping[str, float]) -> Guidance:
+    known = {f.name for f in fields(guidance)}
+    for name in values:
+        if name not in known:
+            raise TypeError(
+                f"{type(guidance).__name__} has no {name}: pass guidance=SelfNegative(scale=..., delta=...) with it"
+            )
+    return replace(guidance, **values)

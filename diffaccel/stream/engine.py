@@ -1,0 +1,329 @@
+"""StreamEngine: frames go in at one end, finished pictures come out at the other (StreamDiffusion, 2312.12491)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+
+from diffaccel.guidance import Guidance
+from diffaccel.similarity import SimilarityFilter
+from diffaccel.stream.batch import Call, Slot
+from diffaccel.stream.conditioning import Blend
+from diffaccel.stream.config import Prompt, StreamConfig
+from diffaccel.stream.images import Codec, Fit, OutputType, Picture, finish
+from diffaccel.stream.intake import accept, latent_shape
+from diffaccel.stream.networks import network_for
+from diffaccel.stream.report import StreamOutput, StreamReport
+from diffaccel.stream.samplers import Sampler
+from diffaccel.stream.settings import At, SettingsBuilder, Transition
+from diffaccel.stream.state import Frame, StreamState
+
+logger = logging.getLogger(__name__)
+
+
+class StreamEngine:
+    """Stream batch over N stages with residual guidance, a similarity filter and slot caches.
+
+    A frame pushed at tick j is finished at tick ``j + N - 1``; until then `push` returns nothing for it. Several
+    engines may use
+    one pipeline: nothing on it is changed, and its scheduler is only read.
+
+    Args:
+        pipe: a loaded diffusers text-to-image or image-to-image pipeline (SD, SDXL, LCM, Turbo, SD3, FLUX, Sana,
+            PixArt, Z-Image).
+        prompt: text, or several with weights (mapping, or pairs), blended as ``blend`` says.
+        negative_prompt: likewise; only read by guidance that asks for it.
+        timestep_indices: ascending positions of the N stages in the grid of ``num_inference_steps`` timesteps; or
+        strength, num_steps: N stages over the last ``strength`` of the grid, in (0, 1].
+        num_inference_steps: length of the grid.
+        guidance: NoGuidance (default), FullGuidance, SelfNegative or OneTimeNegative.
+        height, width: picture size in pixels; other sizes are fitted as ``fit`` says ("crop", "pad" or "stretch").
+        frame_buffer: frames that enter together; a tick happens when so many were pushed.
+        add_noise: whether LCM, TCD and ancestral samplers add noise between stages.
+        seed: seed of the per-stage noise, one CPU draw ``randn(N * frame_buffer, C, h, w)``, and of text-to-image
+            frames.
+        similarity: a SimilarityFilter, or None.
+        cache: a DeepCache or a SlotCache for reuse between frames, or None.
+        vae: an autoencoder to use instead of the pipeline's (AutoencoderTiny, ...).
+        output_type: "pil", "np" (H, W, 3), "pt" (3, H, W), both in [0, 1], or "latent" (C, h, w).
+        blend: "linear" or "slerp".
+        sampler: LCM, TCD, Euler, DDIM, EulerAncestral or FlowMatching; None for the pipeline's own. Multistep
+            schedulers (PNDM, DPM-Solver++, ...) cannot step row by row and are replaced by LCM; `report` names the
+            sampler.
+        stream_batch: False for the sequential mode, in which a frame runs through all stages before the next one
+            enters.
+        embedded_guidance_scale: scale that guidance-distilled networks are told (LCM 8.5, FLUX-dev 3.5).
+
+    Raises:
+        TypeError: for a pipeline that cannot stream, and arguments of a wrong type.
+        ValueError: for values out of range; the message names the valid ones.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        prompt: Prompt,
+        negative_prompt: Prompt = "",
+        timestep_indices: Sequence[int] | None = None,
+        strength: float | None = None,
+        num_steps: int | None = None,
+        num_inference_steps: int = 50,
+        guidance: Guidance | None = None,
+        height: int,
+        width: int,
+        frame_buffer: int = 1,
+        add_noise: bool = True,
+        seed: int = 0,
+        similarity: SimilarityFilter | None = None,
+        cache: Any = None,
+        vae: Any = None,
+        output_type: OutputType = "pil",
+        fit: Fit = "crop",
+        blend: Blend = "linear",
+        sampler: Sampler | None = None,
+        stream_batch: bool = True,
+        embedded_guidance_scale: float | None = None,
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae") and v is not None}
+        self.pipe = pipe
+        self.config = StreamConfig(**given)
+        self._network = network_for(pipe, height, width)
+        self._codec = Codec(pipe.vae if vae is None else vae)
+        self._builder = SettingsBuilder(self._network, latent_shape(self.config, self._network, self._codec))
+        self._settings = self._builder.build(self.config)
+        self._transition: Transition | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self._state = self._new_state()
+
+    def _new_state(self) -> StreamState:
+        return StreamState(self.config, self._network.device)
+
+    @property
+    def latency(self) -> int:
+        """Ticks between the one a frame enters and the one that finishes it: ``N - 1``, or 0 in sequential mode."""
+        return len(self._settings.stages) - 1 if self.config.stream_batch else 0
+
+    def push(
+        self, image: Picture | None = None, latents: torch.Tensor | None = None, *, frame_id: int | None = None
+    ) -> list[StreamOutput]:
+        """Put in one frame (or a batch, frame by frame) and get what is finished.
+
+        Args:
+            image: PIL image, array ``(H, W, 3)`` or tensor ``(3, H, W)`` in [0, 1] (or uint8), with or without a
+                leading dimension of frames; None for text-to-image.
+            latents: initial noise ``(C, h, w)`` or ``(frames, C, h, w)``; None for the seeded one.
+            frame_id: number of the (first) frame; None counts on. Numbers must rise.
+
+        Raises:
+            RuntimeError: after `close`.
+            TypeError, ValueError: for an unusable frame; the stream goes on without it.
+        """
+        with self._lock:
+            self._check_open()
+            with self._state.clock.stage("preprocess"):
+                inputs = accept(image, latents, self.config, self._builder.latent_shape)
+            first = self._state.take_ids(len(inputs), frame_id)
+            now = time.perf_counter()
+            outputs: list[StreamOutput] = []
+            for k, (pixels, noise) in enumerate(inputs):
+                try:
+                    outputs += self._push(Frame(first + k, now, pixels, noise))
+                except BaseException:
+                    self._state.drop(len(inputs) - k - 1)
+                    raise
+            return outputs
+
+    def flush(self) -> list[StreamOutput]:
+        """Finish every frame in flight, and return their pictures."""
+        with self._lock:
+            self._check_open()
+            outputs = self._tick(self._group()) if self._state.pending else []
+            while self._state.batch.slots:
+                outputs += self._tick(None)
+            return outputs
+
+    def stream(self, frames: Iterable[Picture | None]) -> Iterator[StreamOutput]:
+        """Push every frame of ``frames`` (None: text-to-image), yield what is finished, and flush at the end."""
+        for frame in frames:
+            yield from self.push(frame)
+        yield from self.flush()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this StreamEngine is closed: build a new one")
+
+    def _push(self, frame: Frame) -> list[StreamOutput]:
+        state = self._state
+        if frame.pixels is not None and state.skips(frame.pixels):
+            drained = self._tick(self._group() if state.pending else None) if state.pending or state.batch.slots else []
+            return [*drained, state.repeat(frame)]
+        state.pending.append(frame)
+        if len(state.pending) < self.config.frame_buffer:
+            return []
+        outputs = self._tick(self._group())
+        while not self.config.stream_batch and state.batch.slots:
+            outputs += self._tick(None)
+        return outputs
+
+    def _group(self) -> list[Frame]:
+        group, self._state.pending = self._state.pending, []
+        return group
+
+    def _tick(self, group: list[Frame] | None) -> list[StreamOutput]:
+        state = self._state
+        try:
+            entering = None if group is None else self._enter(group)
+            with state.clock.stage("denoise"):
+                finished = state.batch.tick(self._predict, entering)
+        except BaseException:
+            state.counts.frames_dropped += 0 if group is None else len(group)
+            state.clock.finish(waited=True)
+            raise
+        return self._deliver(finished)
+
+    def _enter(self, group: list[Frame]) -> Slot:
+        """The slot of frames that enter together, noised to the first stage; missing frames repeat the last one."""
+        self._step_transition()
+        padded = group + group[-1:] * (self.config.frame_buffer - len(group))
+        stages, device = self._settings.stages, self._network.device
+        source = self._encode(padded)
+        ids, entered = tuple(f.frame_id for f in group), tuple(f.entered for f in group)
+        if source is None:
+            noise = torch.cat([self._state.noise(f, self._builder.latent_shape) for f in padded])
+            return Slot(ids, self._settings, stages.entry_scale * noise.to(device, torch.float32), entered=entered)
+        noise = stages.noise_of(0)
+        if any(f.noise is not None for f in padded):
+            noise = torch.cat(
+                [noise[k : k + 1] if f.noise is None else f.noise.to(noise) for k, f in enumerate(padded)]
+            )
+        level = stages.levels[0]
+        return Slot(ids, self._settings, level.alpha * source + level.sigma * noise, source, entered=entered)
+
+    def _encode(self, group: list[Frame]) -> torch.Tensor | None:
+        pixels = [f.pixels for f in group if f.pixels is not None]
+        if not pixels:
+            return None
+        if len(pixels) < len(group):
+            raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
+        with self._state.clock.stage("encode"):
+            return self._codec.encode(torch.cat(pixels).to(self._network.device, non_blocking=True))
+
+    def _predict(self, call: Call) -> torch.Tensor:
+        self._state.network_calls += 1
+        self._state.network_rows += len(call.latents)
+        return self._network.predict(call.latents.to(self._network.dtype), call.timesteps, call.inputs)
+
+    def _deliver(self, finished: list[Slot]) -> list[StreamOutput]:
+        """Decode what is finished, withhold what overtook an older frame, and drop what is not finite."""
+        state = self._state
+        images: list[Any] = []
+        try:
+            if finished:
+                latents = torch.cat([s.latents[: len(s.frame_ids)] for s in finished])
+                with state.clock.stage("decode"):
+                    decoded = latents if self.config.output_type == "latent" else self._codec.decode(latents)
+                with state.clock.stage("post"):
+                    images = finish(decoded, self.config.output_type)
+        except BaseException:
+            state.counts.frames_dropped += sum(len(s.frame_ids) for s in finished)
+            raise
+        finally:
+            timings = state.clock.finish(waited=bool(finished))
+        return state.release(finished, images, timings)
+
+    def update(
+        self, *, at: At = "all", transition: int = 0, lora_scale: Mapping[str, float] | None = None, **changes: Any
+    ) -> None:
+        """Change settings while frames are in flight; any combination, all or nothing.
+
+        Args:
+            at: "all" (default) also changes frames in flight, from their next stage on; "new" only frames that enter
+                from now on. Frames in flight join new stages at the first one below the noise level they have
+                reached.
+            transition: number of entering frames over which prompts, scale and delta move from the old to the new
+                values.
+            lora_scale: scale by adapter name, passed to ``pipe.set_adapters``; this reaches every engine on the
+                pipeline.
+            changes: fields of the constructor (but sizes and frame_buffer), and ``scale`` or ``delta`` of the guidance.
+
+        Raises:
+            TypeError, ValueError: for unknown fields and invalid values; nothing has changed then.
+        """
+        with self._lock:
+            self._check_open()
+            if at not in ("all", "new"):
+                raise ValueError(f"at must be 'all' or 'new', not {at!r}")
+            if isinstance(transition, bool) or not isinstance(transition, int) or transition < 0:
+                raise ValueError(f"transition must be a number of frames, not {transition!r}")
+            config = self.config.updated(changes)
+            target = self._builder.build(config)
+            self._state.check_guidance(target.guidance, at)
+            if lora_scale:
+                self.pipe.set_adapters(list(lora_scale), list(lora_scale.values()))
+                self._builder.forget()
+                target = self._builder.build(config)
+            self._state.reconfigure(self.config, config)
+            self.config = config
+            self._transition = Transition(self._settings, target, transition, at)
+            if transition == 0:
+                self._step_transition()
+
+    def _step_transition(self) -> None:
+        if self._transition is None:
+            return
+        self._settings = self._transition.step(self.config.blend)
+        if self._transition.at == "all":
+            self._state.adopt(self._settings)
+        if self._transition.over:
+            self._transition = None
+
+    def reset(self) -> None:
+        """Forget every frame: in flight, counted, cached. Settings stay; the next frame is number 0."""
+        with self._lock:
+            self._check_open()
+            if self._transition is not None:
+                self._settings, self._transition = self._transition.end, None
+            self._state = self._new_state()
+
+    def warmup(self) -> None:
+        """Run the autoencoder and the network once for every number of rows, so that the first frame is not slow.
+
+        Frames, counts and generators are not touched.
+        """
+        with self._lock:
+            self._check_open()
+            state, self._state = self._state, self._new_state()
+            transition, self._transition = self._transition, None
+            try:
+                black = torch.zeros(1, 3, self.config.height, self.config.width)
+                for _ in range(self.latency + 1):
+                    self._tick([Frame(0, 0.0, black, None)])
+                while self._state.batch.slots:
+                    self._tick(None)
+            finally:
+                self._state, self._transition = state, transition
+
+    def report(self) -> StreamReport:
+        """Account of frames and times since the engine was built or reset."""
+        with self._lock:
+            return self._state.report(self.latency, type(self._settings.stages.sampler).__name__)
+
+    def close(self) -> None:
+        """Let go of the frames in flight; pushing raises from now on. Closing twice is harmless."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._state.drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,146 @@
+"""Pictures in and out: checked and fitted frames, VAE encoding and decoding, finished pictures."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+Fit = Literal["crop", "pad", "stretch"]
+OutputType = Literal["pil", "np", "pt", "latent"]
+Picture = Image.Image | np.ndarray | torch.Tensor
+
+_PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+
+
+def to_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
+    """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [-1, 1], a copy.
+
+    Args:
+        image: PIL image; array ``(H, W, 3)`` or ``(frames, H, W, 3)``; tensor ``(3, H, W)`` or ``(frames, 3, H, W)``.
+            Numbers are uint8, or floating point in [0, 1].
+        height, width: target size in pixels.
+        fit: "crop" the longer side, "pad" the shorter one with black, or "stretch".
+
+    Raises:
+        TypeError: for another type or dtype.
+        ValueError: for another mode or shape, an empty picture, or values outside [0, 1] (NaN included).
+    """
+    pixels = _unit_range(_channels_first(image))
+    if pixels.shape[-2:] != (height, width):
+        pixels = fit_to(pixels, height, width, fit)
+    return pixels * 2 - 1
+
+
+def _channels_first(image: Picture) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        if image.mode not in _PIL_MODES:
+            raise ValueError(f"image mode {image.mode!r} is not a colour picture: convert it with image.convert('RGB')")
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise ValueError(f"arrays must have the shape (H, W, 3) or (frames, H, W, 3), not {image.shape}")
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
+    elif isinstance(image, torch.Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3] != 3:
+            raise ValueError(f"tensors must have the shape (3, H, W) or (frames, 3, H, W), not {tuple(image.shape)}")
+        tensor = image
+    else:
+        raise TypeError(f"a frame must be a PIL image, a numpy array or a tensor, not {type(image).__name__}")
+    if tensor.numel() == 0:
+        raise ValueError(f"the frame is empty: shape {tuple(tensor.shape)}")
+    return tensor if tensor.ndim == 4 else tensor[None]
+
+
+def _unit_range(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if not tensor.is_floating_point():
+        raise TypeError(f"frames must be uint8 or floating point in [0, 1], not {tensor.dtype}")
+    tensor = tensor.float()
+    if tensor.device.type == "cpu":  # elsewhere this would wait for the device; outputs are checked in any case
+        low, high = (float(v) for v in tensor.aminmax())
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"frame values must lie in [0, 1], found {low} to {high}: pass uint8, or divide by 255")
+    return tensor
+
+
+def fit_to(pixels: torch.Tensor, height: int, width: int, fit: Fit) -> torch.Tensor:
+    """Resize ``(frames, 3, H, W)`` with antialiasing: crop the middle, pad with black around, or stretch."""
+    h, w = pixels.shape[-2:]
+    choose = {"crop": max, "pad": min}.get(fit)
+    if choose is not None:
+        ratio = choose(height / h, width / w)
+        h, w = max(1, round(h * ratio)), max(1, round(w * ratio))
+    else:
+        h, w = height, width
+    resized = F.interpolate(pixels, (h, w), mode="bilinear", antialias=True).clamp(0, 1)
+    top, left = (height - h) // 2, (width - w) // 2
+    return F.pad(resized, (left, width - w - left, top, height - h - top))  # negative padding crops
+
+
+class Codec:
+    """A VAE as two functions between pictures in [-1, 1] and latents of unit scale, and its downsampling factor.
+
+    Encoding takes the mode of the posterior: sampling it would make a still picture flicker.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        config = vae.config
+        self.vae = vae
+        blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+        if blocks is None or not hasattr(vae, "decode"):
+            raise TypeError(f"{type(vae).__name__} is not an image autoencoder that StreamEngine knows")
+        self.factor = 2 ** (len(blocks) - 1)
+        self.scale = float(config.get("scaling_factor") or 1.0)
+        self.offset = float(config.get("shift_factor") or 0.0)
+        if config.get("force_upcast") and vae.dtype == torch.float16:
+            raise ValueError(
+                f"{type(vae).__name__} overflows in float16 (force_upcast): "
+                "call pipe.vae.to(torch.float32), or pass an AutoencoderTiny as vae="
+            )
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents ``(frames, C, h, w)`` in float32 of ``(frames, 3, H, W)``."""
+        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        for name in ("latents", "latent"):
+            if hasattr(encoded, name):
+                latents = getattr(encoded, name)
+                break
+        else:
+            latents = encoded.latent_dist.mode()
+        result: torch.Tensor = (latents.float() - self.offset) * self.scale
+        return result
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
+        unscaled = (latents / self.scale + self.offset).to(self.vae.dtype)
+        result: torch.Tensor = self.vae.decode(unscaled, return_dict=False)[0]
+        return result.float()
+
+
+def finish(images: torch.Tensor, output_type: OutputType) -> list[Any]:
+    """Finished pictures, one per frame; None where a value is NaN or infinite.
+
+    ``images`` is ``(frames, 3, H, W)`` in [-1, 1], or the latents. Gives PIL images, arrays ``(H, W, 3)`` in [0, 1],
+    tensors ``(3, H, W)`` in [0, 1], or latents ``(C, h, w)``. This is where the host waits for the device, once.
+    """
+    finite = images.isfinite().flatten(1).all(1)
+    if output_type == "latent":
+        return _keep(images, finite)
+    unit = (images / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return _keep(unit, finite)
+    if output_type == "np":
+        return _keep(unit.movedim(1, -1).cpu().numpy(), finite)
+    pixels = _keep((unit * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy(), finite)
+    return [None if p is None else Image.fromarray(p) for p in pixels]
+
+
+def _keep(values: Any, finite: torch.Tensor) -> list[Any]:
+    return [value if ok else None for value, ok in zip(values, finite.tolist(), strict=True)]

@@ -1,0 +1,81 @@
+"""What a stream returns: outputs, and an account of every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, eq=False)
+class StreamOutput:
+    """One finished frame.
+
+    Attributes:
+        image: the picture, in the engine's ``output_type``.
+        frame_id: number of the input frame it belongs to, counted from 0.
+        skipped: whether the similarity filter skipped the frame; ``image`` is then the last picture again.
+        timings: milliseconds of the tick by stage, and ``latency`` from push to output.
+    """
+
+    image: Any
+    frame_id: int
+    skipped: bool = False
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Counts:
+    """Where the frames went; ``frames_in`` is the sum of the others and of the frames in flight."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    frames_skipped: int = 0
+    frames_dropped: int = 0
+    frames_not_finite: int = 0
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """Account of a stream since it was built or reset.
+
+    Attributes:
+        frames_in, frames_out, frames_skipped, frames_dropped, frames_not_finite, frames_in_flight: the first is the
+            sum of the others.
+        latency_frames: ticks between a frame's own and the one that finishes it.
+        latency_ms: milliseconds from push to output.
+        tick_ms: milliseconds per tick, by stage and in total.
+        ticks: ticks timed.
+        network_calls, network_rows: calls of the network, and rows in them.
+        computed_ticks, replayed_ticks: calls that computed every block, and calls that reused cached features.
+        sampler: name of the sampler.
+    """
+
+    frames_in: int
+    frames_out: int
+    frames_skipped: int
+    frames_dropped: int
+    frames_not_finite: int
+    frames_in_flight: int
+    latency_frames: int
+    latency_ms: Mapping[str, float]
+    tick_ms: Mapping[str, Mapping[str, float]]
+    ticks: int
+    network_calls: int
+    network_rows: int
+    computed_ticks: int
+    replayed_ticks: int
+    sampler: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        frames = (
+            f"{self.frames_in} frames in, {self.frames_out} out, {self.frames_skipped} skipped, "
+            f"{self.frames_dropped} dropped, "
+            f"{self.frames_not_finite} not finite, {self.frames_in_flight} in flight"
+        )
+        times = ", ".join(f"{name} {value['median']:.1f}" for name, value in self.tick_ms.items())
+        return f"{frames}; {self.sampler}, latency {self.latency_frames} frames; median ms: {times or 'no tick yet'}"

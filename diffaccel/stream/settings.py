@@ -1,0 +1,132 @@
+"""From a configuration to the tensors frames are denoised with, and from one such setting to the next."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+import torch
+
+from diffaccel.guidance import Guidance
+from diffaccel.stream.batch import Settings
+from diffaccel.stream.coefficients import Stages, build_stages
+from diffaccel.stream.conditioning import Blend, Conditioning, blend
+from diffaccel.stream.config import Prompt, StreamConfig, weighted
+from diffaccel.stream.networks import Network
+from diffaccel.stream.samplers import sampler_for
+
+At = Literal["all", "new"]
+
+
+class SettingsBuilder:
+    """Builds settings; what did not change between two configurations is the same object in both.
+
+    Args:
+        network: the denoiser.
+        latent_shape: ``(C, h, w)``.
+    """
+
+    def __init__(self, network: Network, latent_shape: tuple[int, int, int]) -> None:
+        self.network, self.latent_shape = network, latent_shape
+        self._prompts: dict[object, Conditioning] = {}
+        self._stages: tuple[object, Stages] | None = None
+
+    def forget(self) -> None:
+        """Encode prompts anew from now on, because the text encoder or its adapters changed."""
+        self._prompts.clear()
+
+    def build(self, config: StreamConfig) -> Settings:
+        """Settings of ``config``."""
+        stages = self._build_stages(config)
+        config.guidance.check(stages.alphas)
+        asks = config.guidance.negative_source in ("predicted", "first")
+        positive = self._encode(config.prompt, config, negative=False)
+        negative = self._encode(config.negative_prompt, config, negative=True) if asks else None
+        self._trim()
+        return Settings(stages, positive, negative, config.guidance)
+
+    def _build_stages(self, config: StreamConfig) -> Stages:
+        scheduler = self.network.pipe.scheduler
+        sampler = config.sampler or sampler_for(scheduler)
+        key = (sampler, config.indices, config.num_inference_steps, config.add_noise, config.seed, config.frame_buffer)
+        if self._stages is None or self._stages[0] != key:
+            self._stages = (
+                key,
+                build_stages(
+                    scheduler,
+                    sampler,
+                    config.indices,
+                    config.num_inference_steps,
+                    self._noise(config),
+                    self.lay_out,
+                    add_noise=config.add_noise,
+                ),
+            )
+        return self._stages[1]
+
+    def lay_out(self, grid: Any, num_inference_steps: int) -> None:
+        """Set the timesteps of a flow-matching scheduler as the stock pipeline does."""
+        _, h, w = self.latent_shape
+        self.network.lay_out(grid, num_inference_steps, h * w // self.network.patch**2)
+
+    def _noise(self, config: StreamConfig) -> torch.Tensor:
+        """Per-stage noise, one draw on the CPU: ``(N * frame_buffer, C, h, w)``."""
+        generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.randn(len(config.indices) * config.frame_buffer, *self.latent_shape, generator=generator)
+        return noise.to(self.network.device)
+
+    @torch.no_grad()
+    def _encode(self, prompt: Prompt, config: StreamConfig, *, negative: bool) -> Conditioning:
+        key = (weighted(prompt), config.blend, negative, config.embedded_guidance_scale)
+        if key not in self._prompts:
+            scale, encode = config.embedded_guidance_scale, self.network.encode
+            parts = [
+                (encode(text, negative=negative, embedded_scale=scale), weight) for text, weight in weighted(prompt)
+            ]
+            self._prompts[key] = parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
+        return self._prompts[key]
+
+    def _trim(self, most: int = 32) -> None:
+        while len(self._prompts) > most:
+            self._prompts.pop(next(iter(self._prompts)))
+
+
+class Transition:
+    """The way from one setting to another over a number of entering frames; over none, in one step."""
+
+    def __init__(self, start: Settings, end: Settings, frames: int, at: At) -> None:
+        self.start, self.end, self.frames, self.at = start, end, frames, at
+        self._done = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the end is reached."""
+        return self._done >= max(1, self.frames)
+
+    def step(self, how: Blend) -> Settings:
+        """Settings of the next frame."""
+        self._done += 1
+        if self.over:
+            return self.end
+        weight = self._done / self.frames
+        start, end = self.start, self.end
+        return Settings(
+            end.stages,
+            _between(start.positive, end.positive, weight, how),
+            end.negative
+            if start.negative is None or end.negative is None
+            else _between(start.negative, end.negative, weight, how),
+            _between_guidances(start.guidance, end.guidance, weight),
+        )
+
+
+def _between(start: Conditioning, end: Conditioning, weight: float, how: Blend) -> Conditioning:
+    return end if start is end else blend([(start, 1 - weight), (end, weight)], how)
+
+
+def _between_guidances(start: Guidance, end: Guidance, weight: float) -> Guidance:
+    """Move scale and delta where both guidances are of one kind; else the new guidance counts at once."""
+    if type(start) is not type(end):
+        return end
+    moved = {f.name: (1 - weight) * getattr(start, f.name) + weight * getattr(end, f.name) for f in fields(start)}
+    return replace(end, **moved)

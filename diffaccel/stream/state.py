@@ -1,0 +1,154 @@
+"""What a running stream remembers; `StreamEngine.reset` builds it anew, so that no field is forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffaccel.guidance import Guidance
+from diffaccel.similarity import SimilarityState
+from diffaccel.stream.batch import Settings, Slot, StreamBatch
+from diffaccel.stream.clock import Clock
+from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.report import Counts, StreamOutput, StreamReport
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """An accepted input: pixels ``(1, 3, H, W)`` in [-1, 1] or None, own noise ``(1, C, h, w)`` or None."""
+
+    frame_id: int
+    entered: float
+    pixels: torch.Tensor | None
+    noise: torch.Tensor | None
+
+
+class StreamState:
+    """Frames waiting and in flight, generators, counts, times, the last picture."""
+
+    def __init__(self, config: StreamConfig, device: torch.device) -> None:
+        self.batch = StreamBatch(config.frame_buffer, device)
+        self.pending: list[Frame] = []
+        self.counts = Counts()
+        self.clock = Clock(device)
+        self.network_calls = self.network_rows = 0
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._filter = None if config.similarity is None else SimilarityState(config.similarity)
+        self._next_id = 0
+        self._withheld: list[tuple[Slot, list[Any]]] = []
+        self._last_image: Any = None
+
+    def take_ids(self, count: int, first: int | None) -> int:
+        """Number ``count`` frames that were accepted; gives the first number.
+
+        Raises:
+            ValueError: where ``first`` is not above every earlier number.
+        """
+        start = self._next_id if first is None else first
+        if start < self._next_id:
+            raise ValueError(f"frame_id must rise: {start} is below {self._next_id}")
+        self._next_id = start + count
+        self.counts.frames_in += count
+        return start
+
+    def noise(self, frame: Frame, shape: tuple[int, int, int]) -> torch.Tensor:
+        """The initial noise of a text-to-image frame, ``(1, C, h, w)``: its own, or a draw."""
+        return torch.randn(1, *shape, generator=self._generator) if frame.noise is None else frame.noise
+
+    def skips(self, pixels: torch.Tensor) -> bool:
+        """Whether the similarity filter skips this frame; never before there is a picture to show instead."""
+        if self._filter is None:
+            return False
+        if self._last_image is None:
+            self._filter.accept(pixels)
+            return False
+        return self._filter.skips(pixels)
+
+    def repeat(self, frame: Frame) -> StreamOutput:
+        """The last picture again, for a skipped frame."""
+        self.counts.frames_skipped += 1
+        latency = (time.perf_counter() - frame.entered) * 1000
+        return StreamOutput(self._last_image, frame.frame_id, skipped=True, timings={"latency": latency})
+
+    def release(self, finished: Sequence[Slot], images: Sequence[Any], timings: dict[str, float]) -> list[StreamOutput]:
+        """Outputs in the order of their inputs: frames that overtook an older one wait for it."""
+        start = 0
+        for slot in finished:
+            end = start + len(slot.frame_ids)
+            self._withheld.append((slot, list(images[start:end])))
+            start = end
+        oldest = min((s.frame_ids[0] for s in self.batch.slots), default=None)
+        self._withheld.sort(key=lambda pair: pair[0].frame_ids)
+        outputs: list[StreamOutput] = []
+        while self._withheld and (oldest is None or self._withheld[0][0].frame_ids[0] < oldest):
+            outputs += self._outputs(*self._withheld.pop(0), timings)
+        return outputs
+
+    def _outputs(self, slot: Slot, images: list[Any], timings: dict[str, float]) -> list[StreamOutput]:
+        outputs = []
+        for frame_id, entered, image in zip(slot.frame_ids, slot.entered, images, strict=True):
+            if image is None:
+                self.counts.frames_not_finite += 1
+                continue
+            latency = (time.perf_counter() - entered) * 1000
+            self.clock.latency(latency)
+            self.counts.frames_out += 1
+            self._last_image = image
+            outputs.append(StreamOutput(image, frame_id, timings={**timings, "latency": latency}))
+        return outputs
+
+    def check_guidance(self, guidance: Guidance, at: str) -> None:
+        """Raise ValueError where frames in flight have no picture that new guidance would need."""
+        if at == "all" and guidance.negative_source == "input" and any(s.source is None for s in self.batch.slots):
+            raise ValueError(
+                "SelfNegative needs input pictures, and text-to-image frames are in flight: flush, or use at='new'"
+            )
+
+    def reconfigure(self, old: StreamConfig, new: StreamConfig) -> None:
+        """Follow a change of the filter, the seed, or the kind of picture."""
+        if new.similarity != old.similarity:
+            self._filter = None if new.similarity is None else SimilarityState(new.similarity)
+        if new.seed != old.seed:
+            self._generator = torch.Generator().manual_seed(new.seed)
+        if new.output_type != old.output_type:
+            self._last_image = None
+
+    def adopt(self, settings: Settings) -> None:
+        """Let frames in flight go on under new settings."""
+        for slot in self.batch.slots:
+            slot.adopt(settings)
+
+    def drop(self, frames: int | None = None) -> None:
+        """Count ``frames`` as dropped; None drops every frame that is waiting or in flight."""
+        if frames is None:
+            frames = self.in_flight
+            self.pending, self.batch.slots, self._withheld = [], [], []
+        self.counts.frames_dropped += frames
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that were accepted and have not come out."""
+        slots = [*self.batch.slots, *(slot for slot, _ in self._withheld)]
+        return len(self.pending) + sum(len(s.frame_ids) for s in slots)
+
+    def report(self, latency: int, sampler: str) -> StreamReport:
+        """Account of this stream."""
+        summary = self.clock.summary()
+        latency_ms = summary.pop("latency", {})
+        return StreamReport(
+            **vars(self.counts),
+            frames_in_flight=self.in_flight,
+            latency_frames=latency,
+            latency_ms=latency_ms,
+            tick_ms=summary,
+            ticks=self.clock.ticks,
+            network_calls=self.network_calls,
+            network_rows=self.network_rows,
+            computed_ticks=self.network_calls,
+            replayed_ticks=0,
+            sampler=sampler,
+        )
