@@ -10,13 +10,43 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from .accelerate import Handle, accelerate
+    from .families import UnsupportedModelError
+    from .forecast import Taylor
+    from .methods import DeepCache
+    from .report import Report
+    from .schedule import Always, Quadratic, Steps, Threshold, Uniform
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "Always",
+    "DeepCache",
+    "Handle",
+    "Quadratic",
+    "Report",
+    "Steps",
+    "Taylor",
+    "Threshold",
+    "Uniform",
+    "UnsupportedModelError",
+    "__version__",
+    "accelerate",
+]
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "Always": ".schedule",
+    "DeepCache": ".methods",
+    "Handle": ".accelerate",
+    "Quadratic": ".schedule",
+    "Report": ".report",
+    "Steps": ".schedule",
+    "Taylor": ".forecast",
+    "Threshold": ".schedule",
+    "Uniform": ".schedule",
+    "UnsupportedModelError": ".families",
+    "accelerate": ".accelerate",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,133 @@
+"""accelerate(pipe, *methods): put methods on the denoisers of a pipeline, and take them off again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from diffaccel._diffusers import hooks_of
+from diffaccel.clock import RunClock
+from diffaccel.cost import CostModel
+from diffaccel.families import UnsupportedModelError, supported, supports
+from diffaccel.hooks import HOOK, Attachment
+from diffaccel.methods import Method
+from diffaccel.plan import Plan, plan
+from diffaccel.report import Report, summarize
+from diffaccel.session import Forced
+
+
+def accelerate(pipe_or_model: Any, *methods: Method) -> "Handle":
+    """Reuse features between the network calls of a diffusers pipeline.
+
+        with accelerate(pipe, DeepCache(interval=3, branch=0)) as handle:
+            image = pipe("a red heart").images[0]
+        print(handle.report())
+
+    Every denoiser of the pipeline is accelerated, and each run of the pipeline starts afresh. A bare network notices a
+    new run when its timesteps are the elements of one tensor, as in `for t in scheduler.timesteps`, or numbers that
+    turn direction; otherwise call `Handle.reset` before a run.
+
+    Args:
+        pipe_or_model: a pipeline, or a denoiser such as `pipe.unet`.
+        methods: what to reuse, and when; see `diffaccel.methods`.
+
+    Raises:
+        UnsupportedModelError: if there is no denoiser of a known kind, or a method does not work on it.
+        ValueError: if a setting does not fit the network, or two methods claim the same module.
+        RuntimeError: if a denoiser is accelerated already, or compiled in a way that hooks cannot enter.
+    """
+    if not methods:
+        raise ValueError("accelerate needs at least one method, such as DeepCache(interval=3)")
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"{method!r} is not a method; methods are {', '.join(Method.names())}")
+    bare = isinstance(pipe_or_model, torch.nn.Module)
+    models = [pipe_or_model] if bare else _denoisers(pipe_or_model)
+    for model in models:
+        _require_free(model)
+    return Handle([(model, plan(model, methods)) for model in models], None if bare else pipe_or_model)
+
+
+class Handle:
+    """An accelerated pipeline, from `accelerate`. Usable with `with`, which detaches at the end."""
+
+    def __init__(self, plans: Sequence[tuple[torch.nn.Module, Plan]], pipe: Any) -> None:
+        self._costs = [CostModel(model, planned) for model, planned in plans]
+        self._attachments: list[Attachment] = []
+        try:
+            for model, planned in plans:
+                self._attachments.append(Attachment(model, planned.session(model, RunClock(pipe))))
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Take all hooks off: the pipeline is as it was before `accelerate`. Doing so twice is harmless.
+
+        Raises:
+            RuntimeError: if something was put on top of our hooks since; the message says what to remove first.
+        """
+        for attachment in reversed(self._attachments):
+            attachment.remove()
+
+    def reset(self) -> None:
+        """Forget all features, so that the next network call starts a run. The report's totals stay."""
+        for attachment in self._attachments:
+            attachment.session.reset()
+
+    @contextmanager
+    def forced(self, compute: Forced, context: str | None = None) -> Iterator[None]:
+        """Network calls within compute (True) or reuse (False), whatever the schedules say.
+
+        For callers that drive the network themselves, such as a stream whose rows are slots with a timestep each.
+        Runs are not looked for meanwhile: `reset` says that one starts. The first call of a context computes.
+
+        Args:
+            compute: True or False for all, one of them per reusable part, or None to let the schedules decide.
+            context: keeps the features of these calls apart from those of other contexts.
+        """
+        with ExitStack() as stack:
+            for attachment in self._attachments:
+                stack.enter_context(attachment.session.forced(compute, context))
+            yield
+
+    def report(self) -> Report:
+        """What was computed, replayed and saved since `accelerate`."""
+        return summarize(self._costs, [attachment.session for attachment in self._attachments])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+
+def _denoisers(pipe: Any) -> list[torch.nn.Module]:
+    """The denoisers among a pipeline's components."""
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise TypeError(f"accelerate takes a diffusers pipeline or a denoiser; got {type(pipe).__name__}")
+    found = [component for component in components.values() if supports(getattr(component, "_orig_mod", component))]
+    if not found:
+        modules = sorted(type(c).__name__ for c in components.values() if isinstance(c, torch.nn.Module))
+        raise UnsupportedModelError(
+            f"{type(pipe).__name__} has no supported denoiser among {', '.join(modules)}; "
+            f"supported are {', '.join(supported())}"
+        )
+    return found
+
+
+def _require_free(model: torch.nn.Module) -> None:
+    """Refuse a denoiser that is accelerated already, or whose hooks would be compiled."""
+    if HOOK in hooks_of(model):
+        raise RuntimeError(f"this {type(model).__name__} is accelerated already: call detach() on its handle first")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise RuntimeError(
+            "the denoiser was compiled as a whole, so hooks cannot decide outside of the compiled code; compile its "
+            "forward instead, before accelerate(): unet.forward = torch.compile(unet.forward, fullgraph=True), "
+            "or use unet.compile_repeated_blocks(fullgraph=True)"
+        )

@@ -1,0 +1,139 @@
+"""Configurations are frozen dataclasses that travel as dictionaries and as short strings.
+
+A dictionary serves manifests and tuned profiles, `{"type": "deepcache", "interval": 3}`; a string serves the command
+line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by its lower-case class name.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Self
+
+
+class Config:
+    """Base of every configuration: subclasses are frozen dataclasses and register themselves by name."""
+
+    _known: ClassVar[dict[str, type["Config"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Config._known[cls.__name__.lower()] = cls
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the concrete configurations of this kind, sorted."""
+        return sorted(name for name, known in Config._known.items() if issubclass(known, cls) and _is_concrete(known))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_dict` turns back into an equal configuration."""
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"type": type(self).__name__.lower(), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ValueError: if the type is unknown or not of this kind, or a field is unknown or invalid.
+        """
+        rest = dict(values)
+        return cls._build(str(rest.pop("type", cls.__name__)), (), {k: _revive(v) for k, v in rest.items()})
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The configuration written as `name` or `name:field=value,...`; a value may be another one, as `name(...)`.
+
+        Raises:
+            ValueError: if the text does not follow this form, naming what is wrong and what is valid.
+        """
+        name, _, arguments = text.strip().partition(":")
+        try:
+            call = ast.parse(f"f({arguments})", mode="eval").body
+        except SyntaxError as error:
+            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value") from error
+        if not isinstance(call, ast.Call):
+            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value")
+        return cls._build(name.strip(), *_arguments(call))
+
+    @classmethod
+    def _build(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """An instance of the configuration called `name`, which must be of kind `cls`."""
+        if name.lower() not in cls.names():
+            raise ValueError(f"unknown {cls.__name__.lower()} {name!r}: choose from {', '.join(cls.names())}")
+        known = Config._known[name.lower()]
+        valid = [field.name for field in fields(known)]  # type: ignore[arg-type]
+        if unknown := sorted(set(kwargs) - set(valid)):
+            raise ValueError(f"{name} has no field {unknown[0]!r}: its fields are {', '.join(valid) or 'none'}")
+        if len(valid) == 1 and len(args) > 1:
+            args = (args,)
+        try:
+            built = known(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"cannot build {name}: {error}; its fields are {', '.join(valid)}") from error
+        assert isinstance(built, cls)
+        return built
+
+
+def _is_concrete(cls: type[Config]) -> bool:
+    """Whether `cls` can be instantiated: not a base class of a kind."""
+    return not getattr(cls, "__abstractmethods__", None) and hasattr(cls, "__dataclass_fields__")
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types."""
+    if isinstance(value, Config):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _revive(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, Mapping):
+        return Config.from_dict(value)
+    return tuple(_revive(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _arguments(call: ast.Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a parsed call."""
+    keywords = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+    if None in keywords:
+        raise ValueError("** is not allowed in a configuration")
+    return tuple(_value(arg) for arg in call.args), {str(name): value for name, value in keywords.items()}
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal, a bare word (a string), or a nested configuration."""
+    if isinstance(node, ast.Name):
+        return Config._build(node.id, (), {}) if node.id.lower() in Config.names() else node.id
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return Config._build(node.func.id, *_arguments(node))
+    try:
+        value = ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"cannot read the value {ast.unparse(node)!r}: use a number, a word or name(...)") from error
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check(condition: bool, problem: str) -> None:
+    """Raise `ValueError(problem)` unless `condition` holds."""
+    if not condition:
+        raise ValueError(problem)
+
+
+def kind(name: str, value: object, cls: type[Config]) -> None:
+    """Check that `value` is None or a configuration of kind `cls`."""
+    fits = value is None or isinstance(value, cls)
+    check(fits, f"{name} must be a {cls.__name__.lower()} ({', '.join(cls.names())}); got {value!r}")
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check that `value` is an integer in [low, high]."""
+    limits = f">= {low}" if high is None else f"in {low}..{high}"
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    check(fits, f"{name} must be an integer {limits}; got {value!r}")
+
+
+def number(name: str, value: object, low: float, high: float = float("inf")) -> None:
+    """Check that `value` is a number in [low, high], which NaN never is."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    check(fits, f"{name} must be a number in [{low}, {high}]; got {value!r}")

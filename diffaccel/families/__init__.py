@@ -1,0 +1,53 @@
+"""Network families: a family is a function from a network to the names of its reusable parts.
+
+No method is named in a family and no family in a method: a method asks a `Layout` for the parts it needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from diffaccel.families import unet2d
+from diffaccel.families.layout import Layout, UnsupportedModelError
+
+__all__ = ["FAMILIES", "Family", "Layout", "UnsupportedModelError", "layout_of", "supported", "supports"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks laid out alike: the classes it is tested with, and the function that reads a network's layout."""
+
+    classes: tuple[str, ...]
+    layout: Callable[[torch.nn.Module], Layout]
+
+    def matches(self, model: object) -> bool:
+        """Whether `model` is of one of the classes, or of a subclass."""
+        return any(cls.__name__ in self.classes for cls in type(model).__mro__)
+
+
+FAMILIES: tuple[Family, ...] = (Family(("UNet2DConditionModel",), unet2d.layout),)
+
+
+def supports(model: object) -> bool:
+    """Whether `model` is a denoiser of a known family."""
+    return any(family.matches(model) for family in FAMILIES)
+
+
+def supported() -> list[str]:
+    """Class names of all known denoisers."""
+    return sorted(name for family in FAMILIES for name in family.classes)
+
+
+def layout_of(model: torch.nn.Module) -> Layout:
+    """The named parts of `model`.
+
+    Raises:
+        UnsupportedModelError: if it belongs to no known family, or is built in an unknown way.
+    """
+    for family in FAMILIES:
+        if family.matches(model):
+            return family.layout(model)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} is not a supported denoiser; supported are {', '.join(supported())}"
+    )

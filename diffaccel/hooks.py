@@ -1,0 +1,165 @@
+"""The two hooks that carry every method, and how they are put on and taken off.
+
+`ScheduleHook` sits on the denoiser and decides, `ReplayHook` sits on a module of a branch and obeys. Each module
+carries at most one of ours, registered last and removed first, because diffusers' registry cannot take a hook out of
+the middle of a chain.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE, ContextName, Hook, hooks_of, registry_of
+from diffaccel.session import Session
+from diffaccel.state import ActivePart, copied, placeholder
+
+HOOK = "diffaccel"
+
+
+class ScheduleHook(Hook):
+    """Sits on the denoiser: hands each call to the session, which decides what computes."""
+
+    _is_stateful = True
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self.context = ContextName()
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """Run one network call; a call that raises ends the run."""
+        try:
+            return self.session.call(args, kwargs, self.original, self.context.name)
+        except BaseException:
+            self.session.reset()
+            raise
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Forget the run: diffusers calls this at the end of a pipeline."""
+        self.session.reset()
+        return module
+
+
+class ReplayHook(Hook):
+    """Sits on one module of a branch: runs it and records, or returns what was recorded.
+
+    Args:
+        active: the part that the module belongs to.
+        index: the module's place in the part's branch.
+        keep: whether its output is stored (a replayed module) or only its shape (a skipped one).
+    """
+
+    def __init__(self, active: ActivePart, index: int, keep: bool) -> None:
+        super().__init__()
+        self.active = active
+        self.index = index
+        self.keep = keep
+        self.forecast = active.part.forecast if keep else None
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """The module's output, computed or recalled. What was never recorded is computed."""
+        state = self.active.state
+        if state.compute or state.entries[self.index] is None:
+            output = self.original(*args, **kwargs)
+            self._record(output)
+            return output
+        entry = state.entries[self.index]
+        if self.forecast is not None:
+            return self.forecast.predict(entry, state.step)
+        return copied(entry) if state.writable else entry
+
+    def _record(self, output: Any) -> None:
+        """Store what a later call needs of `output`."""
+        state = self.active.state
+        if not self.keep:
+            state.entries[self.index] = placeholder(output)
+            return
+        feature = copied(output) if state.writable else output
+        if self.forecast is not None:
+            feature = self.forecast.update(state.entries[self.index], feature, state.step)
+        state.entries[self.index] = feature
+
+
+@dataclass(frozen=True)
+class _Attached:
+    """One module that carries our hook, and what it had before."""
+
+    name: str
+    module: torch.nn.Module
+    hook: Hook
+    had_forward: bool
+    had_registry: bool
+
+    def remove(self) -> None:
+        """Take the hook off and leave the module's attributes as they were."""
+        registry_of(self.module).remove_hook(HOOK, recurse=False)
+        if not self.had_forward:
+            self.module.__dict__.pop("forward", None)
+        if not self.had_registry and not hooks_of(self.module):
+            self.module.__dict__.pop(REGISTRY_ATTRIBUTE, None)
+
+
+class Attachment:
+    """All hooks of one session on one denoiser."""
+
+    def __init__(self, model: torch.nn.Module, session: Session) -> None:
+        self.model = model
+        self.session = session
+        self._attached: list[_Attached] = []
+        self._forwards: dict[str, Any] = {}
+        try:
+            self._attach_all()
+        except BaseException:
+            self.remove()
+            raise
+        if not hasattr(model, RESET_ATTRIBUTE):
+            model.__dict__[RESET_ATTRIBUTE] = session.reset
+
+    def remove(self) -> None:
+        """Take everything off. Safe to call twice.
+
+        Raises:
+            RuntimeError: if something was put on top of our hooks since; nothing is changed then.
+        """
+        for item in self._attached:
+            self._require_top(item)
+        while self._attached:
+            self._attached.pop().remove()
+        self.model.__dict__.pop(RESET_ATTRIBUTE, None)
+        self._refresh()
+        self.session.reset()
+
+    def _attach_all(self) -> None:
+        """Put one hook on each module of each part, and the schedule's on the denoiser last."""
+        for active in self.session.active:
+            branch = active.part.branch
+            for index, name in enumerate(branch.modules):
+                self._attach(name, ReplayHook(active, index, keep=index >= len(branch.skipped)))
+        self._attach("", ScheduleHook(self.session))
+        self._refresh()
+
+    def _attach(self, name: str, hook: Hook) -> None:
+        """Put `hook` on the module called `name`."""
+        module = self.model.get_submodule(name)
+        item = _Attached(name, module, hook, "forward" in module.__dict__, REGISTRY_ATTRIBUTE in module.__dict__)
+        registry_of(module).register_hook(hook, HOOK)
+        self._forwards[name] = module.forward
+        self._attached.append(item)
+
+    def _require_top(self, item: _Attached) -> None:
+        """Check that our hook is the outermost thing on the module's forward."""
+        where = f"module {item.name!r}" if item.name else "the denoiser"
+        above = hooks_of(item.module)[hooks_of(item.module).index(HOOK) + 1 :]
+        if above:
+            raise RuntimeError(f"cannot detach: hook {above[-1]!r} was put on {where} afterwards; remove it first")
+        if item.module.forward is not self._forwards[item.name]:
+            raise RuntimeError(
+                f"cannot detach: the forward of {where} was replaced after accelerate(), for instance by torch.compile "
+                "or CPU offload; undo that first, or apply it before accelerate()"
+            )
+
+    def _refresh(self) -> None:
+        """Let diffusers find the changed set of hooks."""
+        if REGISTRY_ATTRIBUTE in self.model.__dict__:
+            registry_of(self.model).invalidate_child_registries_cache()

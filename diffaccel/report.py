@@ -1,0 +1,103 @@
+"""What acceleration did: calls computed and replayed, multiply-accumulates done and saved."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from diffaccel.cost import CostModel
+from diffaccel.session import Session
+
+
+@dataclass(frozen=True)
+class Report:
+    """Totals since `accelerate`, over all denoisers.
+
+    Multiply-accumulates are counted when first asked for: each kind of network call that occurred is run once on
+    tensors without storage, under torch's FlopCounterMode, which takes a second or so.
+
+    Attributes:
+        computed: network calls that ran in full.
+        replayed: network calls that reused something.
+        methods: for each method, how many calls it computed and how many it replayed.
+        cache_bytes: storage that features take at the moment, zero after the end of a pipeline's run.
+    """
+
+    computed: int
+    replayed: int
+    methods: Mapping[str, tuple[int, int]]
+    cache_bytes: int
+    _count: Callable[[], tuple[int, int]] = field(repr=False, compare=False)
+
+    @cached_property
+    def _counted(self) -> tuple[int, int]:
+        return self._count()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all network calls."""
+        return self._counted[0]
+
+    @property
+    def macs_plain(self) -> int:
+        """Multiply-accumulates that the same calls would have taken, had each computed everything."""
+        return self._counted[1]
+
+    @property
+    def macs_saved(self) -> float:
+        """Fraction of the multiply-accumulates that was saved, 0..1."""
+        return 1 - self.macs / self.macs_plain if self.macs_plain else 0.0
+
+    @property
+    def ceiling(self) -> float:
+        """Speed-up of the denoisers if time followed multiply-accumulates."""
+        return self.macs_plain / self.macs if self.macs else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-ready."""
+        names = ("computed", "replayed", "macs", "macs_plain", "macs_saved", "ceiling", "cache_bytes")
+        methods = {
+            name: {"computed": computed, "replayed": reused} for name, (computed, reused) in self.methods.items()
+        }
+        return {name: getattr(self, name) for name in names} | {"methods": methods}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.computed + self.replayed} network calls: {self.computed} computed, {self.replayed} replayed",
+            f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
+            f"at most {self.ceiling:.2f}x as fast",
+        ]
+        lines += [
+            f"{name}: {computed} computed, {reused} replayed" for name, (computed, reused) in self.methods.items()
+        ]
+        return "\n".join(lines)
+
+
+def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report:
+    """The report on some denoisers, each given by the cost of its calls and by its session."""
+    calls = Counter[bool]()
+    methods: dict[str, Counter[bool]] = {}
+    for cost, session in zip(costs, sessions, strict=True):
+        for kind, count in session.tally.calls.items():
+            calls[all(kind.computes)] += count
+            for owner, computes in _by_owner(cost.plan.owners, kind.computes).items():
+                methods.setdefault(owner, Counter())[computes] += count
+    tallies = [session.tally.copy() for session in sessions]
+    return Report(
+        computed=calls[True],
+        replayed=calls[False],
+        methods={owner: (count[True], count[False]) for owner, count in methods.items()},
+        cache_bytes=sum(session.nbytes() for session in sessions),
+        _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
+    )
+
+
+def _total(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Sums of the first and of the second numbers."""
+    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
+
+
+def _by_owner(owners: Sequence[str], computes: Sequence[bool]) -> dict[str, bool]:
+    """Whether each method computed all of its parts."""
+    return {owner: all(c for o, c in zip(owners, computes, strict=True) if o == owner) for owner in owners}

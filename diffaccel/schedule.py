@@ -1,0 +1,202 @@
+"""When to compute: one decision per network call of a run.
+
+Static schedules know their decisions from host integers alone, so they never wait for the device. DeepCache
+(arXiv 2312.00858) uses `Uniform` and, as its non-uniform 1:N strategy, `Quadratic`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar
+
+from diffaccel.config import Config, check, number, whole
+
+
+def _unmeasured() -> float:
+    raise RuntimeError("this schedule needs the change of the network's input, which was not given")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One network call of a run.
+
+    Attributes:
+        index: position in the run, from 0; a second-order sampler makes several calls per sampling step.
+        total: network calls in the whole run, or None where that is unknown.
+        change: measures mean|x - x_ref| / mean|x_ref| of the network's input x, where x_ref is the input of the last
+            computed call. Calling it waits for the device.
+        age: replayed calls since the last computed one.
+    """
+
+    index: int
+    total: int | None = None
+    change: Callable[[], float] = _unmeasured
+    age: int = 0
+
+
+class Schedule(Config, ABC):
+    """Decides call by call whether to compute. Call 0 of a run always computes, whatever a schedule says.
+
+    A schedule that reads `Call.change` sets `measures`, so that the input of each computed call is kept.
+    """
+
+    measures: ClassVar[bool] = False
+
+    @abstractmethod
+    def should_compute(self, call: Call) -> bool:
+        """Whether this call computes; otherwise it reuses the stored features."""
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if this schedule does not fit a run of `total` network calls (None: unknown)."""
+
+    def computed(self, total: int) -> list[int]:
+        """Indices of the computed calls in a run of `total` calls, for schedules that depend on nothing else."""
+        self.validate(total)
+        return [i for i in range(total) if i == 0 or self.should_compute(Call(i, total))]
+
+
+@dataclass(frozen=True)
+class Always(Schedule):
+    """Compute every call."""
+
+    def should_compute(self, call: Call) -> bool:  # noqa: ARG002
+        """Always true."""
+        return True
+
+
+@dataclass(frozen=True)
+class Uniform(Schedule):
+    """Compute every `interval`-th call, as DeepCache's uniform 1:N strategy."""
+
+    interval: int
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+
+    def should_compute(self, call: Call) -> bool:
+        """True for calls 0, interval, 2 * interval, ..."""
+        return call.index % self.interval == 0
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """Compute exactly the listed calls, ascending, the first of them 0."""
+
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        steps = (self.steps,) if isinstance(self.steps, int) else tuple(self.steps)
+        object.__setattr__(self, "steps", steps)
+        check(len(steps) > 0, "steps must list at least one call; got ()")
+        for step in steps:
+            whole("each of steps", step, 0)
+        check(steps[0] == 0, f"steps must start with 0, as there is nothing to reuse before it; got {steps}")
+        check(all(a < b for a, b in pairwise(steps)), f"steps must be ascending; got {steps}")
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the listed calls."""
+        return call.index in self.steps
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the list goes beyond the run."""
+        fits = total is None or self.steps[-1] < total
+        check(fits, f"steps lists call {self.steps[-1]}, but the run has {total} network calls (0..{(total or 0) - 1})")
+
+
+@dataclass(frozen=True)
+class Quadratic(Schedule):
+    """DeepCache's non-uniform 1:N strategy: computed calls lie close to `center` and thin out away from it.
+
+    With n = ceil(T / interval) computed calls of T, spaced evenly on the scale s(v) = v ** (1 / power) around `center`
+    (arXiv 2312.00858, appendix; the paper uses center 15, power 1.4 for T = 50, interval 5).
+
+    Args:
+        interval: one call in `interval` computes, on average; >= 1.
+        center: the call around which they are dense.
+        power: > 1 concentrates them around the center.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    interval: int
+    center: int = 15
+    power: float = 1.4
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        whole("center", self.center, 0)
+        number("power", self.power, 0.1, 10.0)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the calls that `quadratic_steps` lists."""
+        return call.index in quadratic_steps(self._calls(call.total), self.interval, self.center, self.power)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        quadratic_steps(self._calls(total), self.interval, self.center, self.power)
+
+    def _calls(self, total: int | None) -> int:
+        """Network calls of the run."""
+        known = self.total if self.total is not None else total
+        if known is None:
+            raise ValueError(
+                "Quadratic needs the number of network calls of a run, which a bare network does not tell: "
+                "give Quadratic(..., total=50), or pass the pipeline to accelerate()"
+            )
+        return known
+
+
+@dataclass(frozen=True)
+class Threshold(Schedule):
+    """Compute when the network's input has changed by more than `threshold` since the last computed call.
+
+    The change is relative: mean|x - x_ref| / mean|x_ref|. Reading it waits for the device once per call.
+
+    Args:
+        threshold: relative change above which a call computes; 0 computes whenever anything changed.
+        max_reuse: at most this many reused calls in a row; None sets no limit.
+    """
+
+    measures: ClassVar[bool] = True
+
+    threshold: float
+    max_reuse: int | None = None
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, 0.0)
+        if self.max_reuse is not None:
+            whole("max_reuse", self.max_reuse, 0)
+
+    def should_compute(self, call: Call) -> bool:
+        """True when the input has moved far enough, or enough calls were reused in a row."""
+        if self.max_reuse is not None and call.age >= self.max_reuse:
+            return True
+        return call.change() > self.threshold
+
+
+@lru_cache(maxsize=64)
+def quadratic_steps(total: int, interval: int, center: int, power: float) -> tuple[int, ...]:
+    """Calls that `Quadratic` computes in a run of `total`.
+
+    The power is lowered in steps of 0.02 until rounding leaves exactly ceil(total / interval) distinct calls.
+    """
+    wanted = math.ceil(total / interval)
+    if wanted == total:
+        return tuple(range(total))
+    while power > 0:
+        steps = {0, *(center + int(offset) for offset in _spaced(wanted, -center, total - center, power))}
+        if len(steps) == wanted and min(steps) >= 0 and max(steps) < total:
+            return tuple(sorted(steps))
+        power -= 0.02
+    raise ValueError(f"no quadratic schedule of {wanted} calls in {total} around center {center}: move the center")
+
+
+def _spaced(count: int, low: int, high: int, power: float) -> list[float]:
+    """`count - 1` points strictly between low and high, evenly spaced after v -> v ** (1 / power)."""
+    start, end = complex(low) ** (1 / power), complex(high) ** (1 / power)
+    return [((start + (end - start) * i / count) ** power).real for i in range(1, count)]

@@ -1,0 +1,76 @@
+"""How a denoiser names its inputs, so that a timestep is found whether it was given by position or by keyword."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+TIMESTEPS = ("timestep", "timesteps", "t")
+CONDITIONINGS = ("encoder_hidden_states", "cap_feats", "class_labels")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of one network call by name.
+
+    Attributes:
+        values: every argument given.
+        names: names of the sample, the timestep and the conditioning among them.
+    """
+
+    values: Mapping[str, Any]
+    names: tuple[str, str | None, str | None]
+
+    @property
+    def sample(self) -> Any:
+        """What is denoised: a tensor whose first dimension is the rows, or whatever the network takes for it."""
+        return self.values[self.names[0]]
+
+    @property
+    def timestep(self) -> Any:
+        """The timestep, None if the network takes none."""
+        return self._named(1)
+
+    @property
+    def conditioning(self) -> Any:
+        """The prompt embeddings or class labels, None if the network takes none."""
+        return self._named(2)
+
+    def replace(self, **values: Any) -> "Inputs":
+        """These inputs with some values changed."""
+        return replace(self, values={**self.values, **values})
+
+    def _named(self, index: int) -> Any:
+        name = self.names[index]
+        return None if name is None else self.values.get(name)
+
+
+class Signature:
+    """Names of a denoiser's inputs, read from its class once.
+
+    Args:
+        model: the denoiser. Its first input is the sample.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.parameters = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self.names = self.parameters[0], self._first(TIMESTEPS), self._first(CONDITIONINGS)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+        """Name the inputs of one call.
+
+        Raises:
+            TypeError: if the sample is missing, or more inputs are given than the network takes.
+        """
+        values = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        if len(args) > len(self.parameters) or self.names[0] not in values:
+            raise TypeError(
+                f"the network takes {', '.join(self.parameters)}; got {len(args)} inputs and {list(kwargs)}"
+            )
+        return Inputs(values, self.names)
+
+    def _first(self, candidates: tuple[str, ...]) -> str | None:
+        """The first of `candidates` that the network takes."""
+        return next((name for name in candidates if name in self.parameters), None)

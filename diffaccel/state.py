@@ -1,0 +1,81 @@
+"""What is remembered between network calls: one `CacheState` for each part of each context.
+
+A context is one sequence of calls that may share features: the conditional calls of a run, its unconditional calls, the
+slots of a stream. State is reset by building it anew, so that no field can be forgotten.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffaccel.branch import Part
+
+
+class CacheState:
+    """Outputs remembered for one part, one entry per module of its branch, and the decision for the current call.
+
+    Attributes:
+        compute: whether the modules run in the current call.
+        step: index of the current call within the run.
+        age: replayed calls since the last computed one.
+        writable: whether the network writes into outputs in place, so that entries must be copied.
+        entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
+        reference: the network's input at the last computed call, kept only for schedules that measure its change.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.compute = True
+        self.step = 0
+        self.age = 0
+        self.writable = False
+        self.entries: list[Any] = [None] * len(part.branch.modules)
+        self.reference: torch.Tensor | None = None
+
+    def nbytes(self) -> int:
+        """Bytes of the storage that the entries hold."""
+        storages: dict[int, int] = {}
+        for leaf in tree_leaves(self.entries):
+            if isinstance(leaf, torch.Tensor):
+                storages[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage().nbytes()
+        return sum(storages.values())
+
+
+class ActivePart:
+    """A part at work: its hooks read `state`, which the denoiser's hook points at the context of the current call."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.state = CacheState(part)
+
+
+@dataclass
+class Context:
+    """One sequence of calls that may share features: its count of calls, and one `CacheState` per part.
+
+    Attributes:
+        key: shape, dtype and device of the network's input; features of another key are of no use.
+        states: one per part.
+        step: network calls so far.
+    """
+
+    key: tuple[Any, ...]
+    states: list[CacheState]
+    step: int = 0
+
+
+def placeholder(output: Any) -> Any:
+    """`output` with every tensor replaced by one zero, expanded to the tensor's shape: it takes no storage."""
+    return map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
+
+
+def copied(output: Any) -> Any:
+    """`output` with every tensor cloned."""
+    return map_tensors(torch.clone, output)
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """`tree` with `function` applied to its tensors."""
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -1,0 +1,66 @@
+"""Configurations survive the way through dictionaries and strings, and bad ones say what is valid."""
+
+import json
+
+import pytest
+
+from diffaccel.forecast import Taylor
+from diffaccel.methods import DeepCache, Method, parse
+from diffaccel.schedule import Quadratic, Schedule, Steps
+
+METHODS = [
+    DeepCache(),
+    DeepCache(5, 2, Steps((0, 3, 9)), Taylor(2)),
+    DeepCache(schedule=Quadratic(5, 15, 1.4)),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_dictionaries(method: Method) -> None:
+    assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("deepcache", DeepCache()),
+        ("DeepCache:interval=2", DeepCache(2)),
+        ("deepcache: interval=5, branch=1", DeepCache(5, 1)),
+        ("deepcache:schedule=steps(0,3,9)", DeepCache(schedule=Steps((0, 3, 9)))),
+        (
+            "deepcache:schedule=quadratic(5,center=15),forecast=taylor(1)",
+            DeepCache(schedule=Quadratic(5), forecast=Taylor()),
+        ),
+        ("deepcache:forecast=taylor", DeepCache(forecast=Taylor())),
+    ],
+)
+def test_strings(text: str, method: Method) -> None:
+    assert parse(text) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("deepcash", r"unknown method 'deepcash': choose from .*deepcache"),
+        ("deepcache:intervall=3", r"no field 'intervall': its fields are interval, branch"),
+        ("deepcache:interval=", "cannot read 'deepcache:interval='"),
+        ("deepcache:interval=0", r"interval must be an integer >= 1; got 0"),
+        ("deepcache:interval=many", r"interval must be an integer >= 1; got 'many'"),
+        ("deepcache:schedule=often(3)", r"unknown config 'often'"),
+        ("deepcache:schedule=steps(3,1)", "must start with 0"),
+        ("deepcache:schedule=7", r"schedule must be a schedule .*quadratic.*got 7"),
+        ("deepcache:interval=1+1", r"cannot read the value '1 \+ 1'"),
+        ("deepcache:**x", r"\*\* is not allowed"),
+        ("uniform:3", "unknown method 'uniform'"),
+    ],
+)
+def test_bad_strings(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_kinds_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="unknown schedule 'deepcache'"):
+        Schedule.from_dict(DeepCache().to_dict())
+    assert "steps" in Schedule.names()
+    assert "schedule" not in Schedule.names()

@@ -1,0 +1,61 @@
+"""Schedules decide as published, and refuse what makes no sense."""
+
+import pytest
+
+from diffaccel.schedule import Always, Call, Quadratic, Steps, Threshold, Uniform
+
+
+def test_static_schedules() -> None:
+    assert Always().computed(3) == [0, 1, 2]
+    assert Uniform(3).computed(8) == [0, 3, 6]
+    assert Steps((0, 3, 7)).computed(8) == [0, 3, 7]
+
+
+def test_quadratic_is_the_papers() -> None:
+    assert Quadratic(5, center=15, power=1.4).computed(50) == [0, 5, 9, 13, 17, 21, 26, 31, 37, 43]
+
+
+@pytest.mark.parametrize("total", [1, 4, 10, 28, 100])
+@pytest.mark.parametrize("interval", [1, 2, 5])
+@pytest.mark.parametrize("center", [0, 15])
+def test_quadratic_computes_one_in_interval(total: int, interval: int, center: int) -> None:
+    steps = Quadratic(interval, center).computed(total)
+    assert len(steps) == -(-total // interval)
+    assert steps == sorted(set(steps))
+
+
+def test_quadratic_needs_the_number_of_calls() -> None:
+    assert Quadratic(5, total=50).should_compute(Call(5))
+    with pytest.raises(ValueError, match=r"total=50"):
+        Quadratic(5).validate(None)
+
+
+def test_threshold_computes_on_change_or_age() -> None:
+    schedule = Threshold(0.1, max_reuse=2)
+    assert not schedule.should_compute(Call(1, change=lambda: 0.1))
+    assert schedule.should_compute(Call(1, change=lambda: 0.11))
+    assert schedule.should_compute(Call(3, change=lambda: 0.0, age=2))
+
+
+def test_steps_longer_than_the_run() -> None:
+    with pytest.raises(ValueError, match=r"call 9, but the run has 8 network calls \(0\.\.7\)"):
+        Steps((0, 9)).computed(8)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Uniform(0), "interval must be an integer >= 1; got 0"),
+        (lambda: Uniform(2.5), "interval must be an integer >= 1; got 2.5"),
+        (lambda: Steps(()), r"at least one call; got \(\)"),
+        (lambda: Steps((1, 2)), r"must start with 0.*got \(1, 2\)"),
+        (lambda: Steps((0, 5, 3)), r"must be ascending; got \(0, 5, 3\)"),
+        (lambda: Threshold(float("nan")), r"threshold must be a number in \[0.0, inf\]; got nan"),
+        (lambda: Threshold(-1), "got -1"),
+        (lambda: Quadratic(0), "interval must be"),
+        (lambda: Quadratic(2, power=0), "power must be"),
+    ],
+)
+def test_bad_values(build: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()  # type: ignore[operator]

@@ -1,0 +1,78 @@
+"""Tiny denoisers with random weights, in the shapes of published models, and pipelines around them without encoders."""
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+
+TEXT = 16  # features of a prompt embedding
+
+
+def sd_unet(**changes: Any) -> UNet2DConditionModel:
+    """Stable Diffusion 1.5: four levels, two layers each, cross-attention in all but the lowest."""
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 16,
+        "block_out_channels": (8, 16, 16, 16),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+        "cross_attention_dim": TEXT,
+        "attention_head_dim": 2,
+    }
+    return UNet2DConditionModel(**{**config, **changes}).eval()
+
+
+def sdxl_unet(**changes: Any) -> UNet2DConditionModel:
+    """Stable Diffusion XL: three levels, several transformer blocks a layer, pooled embeddings and time ids."""
+    config = {
+        "block_out_channels": (8, 16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 2, 4),
+        "transformer_layers_per_block": (1, 1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + TEXT,
+    }
+    return sd_unet(**{**config, **changes})
+
+
+def unet_inputs(unet: UNet2DConditionModel, rows: int = 2, size: int = 16, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random inputs of a UNet, without the timestep."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs: dict[str, Any] = {
+        "sample": torch.randn(rows, unet.config.in_channels, size, size, generator=generator),
+        "encoder_hidden_states": torch.randn(rows, 7, TEXT, generator=generator),
+    }
+    if unet.config.addition_embed_type == "text_time":
+        pooled = torch.randn(rows, TEXT, generator=generator)
+        inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.ones(rows, 6)}
+    return inputs
+
+
+def pipeline(unet: UNet2DConditionModel, scheduler: Any = None) -> Any:
+    """A stock text-to-image pipeline around `unet`, for prompt embeddings in and latents out."""
+    scheduler = scheduler or DDIMScheduler(steps_offset=1, clip_sample=False)
+    parts = {"vae": None, "text_encoder": None, "tokenizer": None, "unet": unet, "scheduler": scheduler}
+    if unet.config.addition_embed_type == "text_time":
+        pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, add_watermarker=False)
+    else:
+        off = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = StableDiffusionPipeline(**parts, **off)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe: Any, steps: int = 6, seed: int = 0, **options: Any) -> torch.Tensor:
+    """Latents that `pipe` makes of random prompt embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {f"{kind}prompt_embeds": torch.randn(1, 7, TEXT, generator=generator) for kind in ("", "negative_")}
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        pooled = {kind: torch.randn(1, TEXT, generator=generator) for kind in ("", "negative_")}
+        inputs |= {f"{kind}pooled_prompt_embeds": value for kind, value in pooled.items()}
+    size = {} if "image" in options else {"height": 128, "width": 128}
+    settings = {"num_inference_steps": steps, "output_type": "latent", "generator": generator, **size, **inputs}
+    return pipe(**{**settings, **options}).images
