@@ -6,17 +6,21 @@ print(models.figures("emoji-sd"))
 """
 
 from .catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
-from .loader import load, load_lora
+from .loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora
 from .source import ModelError, ModelSource, resolve
 
 __all__ = [
     "BUNDLED",
+    "DTYPES",
     "Bundled",
     "Defaults",
     "ModelError",
     "ModelSource",
+    "choose_device",
+    "choose_dtype",
     "defaults",
     "figures",
+    "find_lora",
     "load",
     "load_lora",
     "names",

@@ -56,12 +56,13 @@ def load(
 def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
     """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one."""
     name = os.fspath(lora)
-    file = _lora_file(name)
+    file = find_lora(name)
     check_header(file)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
 
 
-def _lora_file(name: str) -> Path:
+def find_lora(name: str) -> Path:
+    """The `.safetensors` file of a LoRA. Raises `ModelError` where there is not exactly one."""
     place = BUNDLED[name].folder if name in names("lora") else Path(name).expanduser()
     candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
@@ -73,13 +74,20 @@ def _lora_file(name: str) -> Path:
 
 
 def choose_device(device: "str | torch.device | None" = None) -> "torch.device":
-    """The device asked for, else the accelerator that torch sees, else the CPU."""
+    """The device asked for, else the accelerator, else the CPU. Raises `ModelError` for a device that is not there."""
     import torch
 
-    if device is not None:
-        return torch.device(device)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
+    if device is None:
+        return accelerator or torch.device("cpu")
+    there = ["cpu", *([accelerator.type] if accelerator else [])]
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; this machine has {' and '.join(there)}") from error
+    if chosen.type not in there:
+        raise ModelError(f"no device {device!r} here; this machine has {' and '.join(there)}")
+    return chosen
 
 
 def choose_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":

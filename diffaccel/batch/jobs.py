@@ -1,0 +1,131 @@
+"""From rows to jobs: one job is one picture, with every setting decided, a name and a fingerprint."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from typing import Any
+
+from ..models import defaults
+from .readers import BadRow
+from .settings import Row, Settings
+
+MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
+_PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to render. A setting that is `None` is left to the pipeline.
+
+    Attributes:
+        id: name of the picture's file, without its suffix; unique within an output folder.
+        seed: seeds this picture's own generator, so that the picture does not depend on its place in a batch.
+        model: what the pipeline was loaded from; `dtype` is that of its weights.
+        width, height: in pixels.
+        cache: a method as `diffaccel.methods.parse` reads it, or `"none"`.
+        init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    model: str
+    dtype: str
+    negative_prompt: str = ""
+    steps: int | None = None
+    guidance_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str = "default"
+    cache: str = "none"
+    lora: str | None = None
+    init_image: str | None = None
+    strength: float | None = None
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What jobs must share to be rendered in one batch."""
+        values = tuple(getattr(self, field.name) for field in fields(self) if field.name not in _PER_ROW)
+        return (*values, self.init_image is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the picture depends on: the same fingerprint means the same picture."""
+        return _digest({key: value for key, value in asdict(self).items() if key != "id"})[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do: jobs in the order of their rows, rows that cannot be used, and how many were repeated."""
+
+    jobs: tuple[Job, ...]
+    bad: tuple[BadRow, ...]
+    duplicates: int
+
+
+def plan_jobs(
+    rows: Iterable[Row | BadRow], options: Settings, *, model: str, dtype: str, cache: str = "none", num_images: int = 1
+) -> Plan:
+    """Decide every setting of every picture.
+
+    Args:
+        options: the command line's settings, for what a row leaves open.
+        cache: the caching that neither a row, the options, a LoRA nor the bundled model names.
+        num_images: pictures per row; the seed counts up from the row's.
+    """
+    jobs: dict[str, Job] = {}
+    bad: list[BadRow] = []
+    duplicates = 0
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        for job in _expand(row, options, model, dtype, cache, num_images):
+            known = jobs.setdefault(job.id.casefold(), job)
+            if known == job and known is not job:
+                duplicates += 1
+            elif known != job:
+                bad.append(BadRow(job.id, "custom_id: two different rows have this id"))
+    return Plan(tuple(jobs.values()), tuple(bad), duplicates)
+
+
+def _expand(row: Row, options: Settings, model: str, dtype: str, cache: str, num_images: int) -> Iterable[Job]:
+    given = options.given() | row.given()
+    settings = {"cache": cache, **defaults(model), **defaults(given.get("lora", "")), **given}
+    if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
+        settings["cache"] = "none"
+    identifier = settings.pop("custom_id", None) or row_id(row)
+    seed = settings.pop("seed", None)
+    first = seed if seed is not None else int(_digest(identifier)[:8], 16)
+    for index in range(num_images):
+        name = identifier if index == 0 else f"{identifier}-{index + 1}"
+        yield Job(id=name, seed=first + index, model=model, dtype=dtype, **settings)
+
+
+def row_id(row: Row) -> str:
+    """A readable and unique name: the prompt's first words and a hash of all that the row says."""
+    words = re.sub(r"[^a-z0-9]+", "-", row.prompt.lower()).strip("-")[:40].rstrip("-")
+    return f"{words or 'image'}-{_digest(row.given())[:10]}"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def shard(jobs: Sequence[Job], index: int, count: int) -> tuple[Job, ...]:
+    """The `index`-th (from 1) of `count` parts; a job's part depends on its id alone, never on the other rows."""
+    return tuple(job for job in jobs if int(_digest(job.id)[:8], 16) % count == index - 1)
+
+
+def batches(jobs: Iterable[Job], size: int) -> Iterable[tuple[Job, ...]]:
+    """Full batches of jobs that share their settings; groups come in the order in which they first appear."""
+    jobs = tuple(jobs)
+    order = {group: place for place, group in enumerate(dict.fromkeys(job.group for job in jobs))}
+    ordered = sorted(jobs, key=lambda job: order[job.group])
+    for _, group in groupby(ordered, key=lambda job: job.group):
+        members = tuple(group)
+        for start in range(0, len(members), size):
+            yield members[start : start + size]

@@ -1,0 +1,104 @@
+"""The settings inside the picture: the `parameters` text that image tools know, and a `diffaccel` JSON chunk.
+
+Nothing that changes from run to run (a date, a duration) is stored, so equal settings give equal files.
+"""
+
+import json
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from .. import __version__
+from .jobs import Job
+from .readers import InputError
+
+SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+_EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+_SAMPLERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpm++": "DPM++ 2M",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "pndm": "PLMS",
+    "tcd": "TCD",
+    "unipc": "UniPC",
+}
+
+
+def parameters(job: Job, size: tuple[int, int]) -> str:
+    """The settings as AUTOMATIC1111's web UI writes them, readable by the tools that read its pictures."""
+    values = {
+        "Steps": job.steps,
+        "Sampler": _SAMPLERS.get(job.scheduler),
+        "CFG scale": job.guidance_scale,
+        "Seed": job.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": job.model,
+        "Denoising strength": job.strength,
+        "Lora": job.lora,
+        "Cache": job.cache,
+        "Version": f"diffaccel {__version__}",
+    }
+    listed = ", ".join(f"{name}: {_quote(value)}" for name, value in values.items() if value is not None)
+    negative = [f"Negative prompt: {job.negative_prompt}"] if job.negative_prompt else []
+    return "\n".join([job.prompt, *negative, listed])
+
+
+def _quote(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text) if any(char in text for char in ',:\n"') else text
+
+
+def encode(image: Image.Image, job: Job, suffix: str = "png") -> bytes:
+    """The picture as file contents, with its settings inside.
+
+    PNG uses compression level 1: four times as fast as level 6 and hardly larger on photographs.
+    """
+    text, chunk = parameters(job, image.size), json.dumps({"version": __version__, **asdict(job)})
+    buffer = BytesIO()
+    if suffix == "png":
+        info = PngInfo()
+        info.add_itxt("parameters", text)
+        info.add_itxt("diffaccel", chunk)
+        image.save(buffer, "PNG", pnginfo=info, compress_level=1)
+    else:
+        exif = Image.Exif()
+        exif[_IMAGE_DESCRIPTION] = chunk
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        image.save(buffer, SUFFIXES[suffix], exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def read_job(path: Path) -> Job:
+    """The job that rendered the picture at `path`. Raises `InputError` where there is none in it."""
+    values = _read_chunk(path)
+    values.pop("version", None)
+    try:
+        return Job(**values)
+    except TypeError as error:
+        raise InputError(f"the settings in {path} are not those of this version: {error}") from error
+
+
+def _read_chunk(path: Path) -> dict[str, Any]:
+    try:
+        with Image.open(path, formats=list(SUFFIXES.values())) as image:
+            image.load()
+            chunk = image.info.get("diffaccel") or image.getexif().get(_IMAGE_DESCRIPTION)
+    except FileNotFoundError as error:
+        raise InputError(f"no such picture: {path}") from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    try:
+        values = json.loads(chunk or "")
+    except ValueError as error:
+        raise InputError(f"{path} holds no diffaccel settings") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no diffaccel settings")
+    return values

@@ -1,0 +1,164 @@
+"""Rows out of prompts, text, CSV, JSON lines, Parquet, YAML grids and standard input.
+
+A row that cannot be used is yielded as a `BadRow`, so that one bad line never costs the other nine thousand.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from pydantic import ValidationError
+
+from .settings import Row
+
+COMMAND_LINE = "command line"
+
+
+class InputError(ValueError):
+    """Input that cannot be used at all; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be rendered: where it came from (`prompts.jsonl:17`) and why."""
+
+    where: str
+    error: str
+
+
+Rows = Iterator[Row | BadRow]
+
+
+def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
+    """Rows of all arguments in order: prompt files by their suffix, `-` for standard input, everything else a prompt.
+
+    Raises `InputError` for a file that is missing, unreadable or not of the kind its suffix says.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            yield from _lines(stdin, "-")
+        elif path.suffix.lower() in _READERS:
+            yield from _file(path)
+        else:
+            yield _row({"prompt": argument}, COMMAND_LINE)
+
+
+def _file(path: Path) -> Rows:
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except FileNotFoundError as error:
+        raise InputError(f"no such prompt file: {path}") from error
+    except (OSError, csv.Error, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _row(values: Any, where: str) -> Row | BadRow:
+    """A checked row; columns that are empty count as absent, as they must in a CSV file."""
+    if not isinstance(values, Mapping):
+        return BadRow(where, "not an object with a prompt")
+    try:
+        return Row.model_validate({key: value for key, value in values.items() if value not in (None, "")})
+    except ValidationError as error:
+        return BadRow(where, "; ".join(_explain(problem) for problem in error.errors()))
+    except TypeError as error:
+        return BadRow(where, str(error))
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "row"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    shown = repr(problem["input"])
+    return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")
+
+
+def _open(path: Path) -> TextIO:
+    """Text whose undecodable bytes survive as lone surrogates, which a row's check then refuses by name."""
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _text(path: Path) -> Rows:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield _row({"prompt": line}, f"{path}:{number}")
+
+
+def _lines(stream: TextIO, name: str) -> Rows:
+    """Standard input: a line that begins with a brace is a JSON row, any other a prompt."""
+    for number, line in enumerate(stream, 1):
+        where = f"{name}:{number}"
+        if line.lstrip().startswith("{"):
+            yield _json_row(line, where)
+        elif line.strip():
+            yield _row({"prompt": line}, where)
+
+
+def _json_lines(path: Path) -> Rows:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield _json_row(line, f"{path}:{number}")
+
+
+def _json_row(line: str, where: str) -> Row | BadRow:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow(where, f"not JSON: {error}")
+    return _row(values, where)
+
+
+def _csv(path: Path) -> Rows:
+    with _open(path) as stream:
+        reader = csv.DictReader(stream, restkey="columns beyond the header", strict=True)
+        if "prompt" not in (reader.fieldnames or ()):
+            raise InputError(
+                f"{path} has no column named prompt; columns: {', '.join(reader.fieldnames or ()) or 'none'}"
+            )
+        for values in reader:
+            yield _row(values, f"{path}:{reader.line_num}")
+
+
+def _parquet(path: Path) -> Rows:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"reading {path} needs pyarrow: pip install 'diffaccel[parquet]'") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    numbers = itertools.count(1)
+    for batch in file.iter_batches():
+        for values in batch.to_pylist():
+            yield _row(values, f"{path}:{next(numbers)}")
+
+
+def _yaml_grid(path: Path) -> Rows:
+    """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
+    grids = yaml.safe_load(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    numbers = itertools.count(1)
+    for grid in grids if isinstance(grids, list) else [grids]:
+        if not isinstance(grid, dict) or "prompt" not in grid:
+            raise InputError(
+                f"{path} is not a grid: need a mapping with the key prompt, each value one setting or a list"
+            )
+        axes = [value if isinstance(value, list) else [value] for value in grid.values()]
+        for values in itertools.product(*axes):
+            yield _row(dict(zip(grid, values, strict=True)), f"{path}:{next(numbers)}")
+
+
+_READERS: Mapping[str, Callable[[Path], Rows]] = {
+    ".txt": _text,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+    ".yaml": _yaml_grid,
+    ".yml": _yaml_grid,
+}

@@ -1,0 +1,169 @@
+"""Jobs in, pictures out: one loaded pipeline that is set up anew only where the next batch asks for it."""
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..accelerate import Handle, accelerate
+from ..models import load_lora
+from ..models.quiet import quiet_loading
+from .jobs import Job
+from .settings import SCHEDULERS, parse_cache
+from .summary import Calls
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+_CALL_NAMES = {"steps": "num_inference_steps"}
+
+
+class RenderError(RuntimeError):
+    """A picture that cannot be rendered as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Pictures of one batch in the order of its jobs, whose open settings are filled in, and the seconds it took."""
+
+    jobs: tuple[Job, ...]
+    images: tuple[Image.Image, ...]
+    seconds: float
+
+
+class Renderer:
+    """Renders batches of jobs on one pipeline; use it with `with`, which takes the caching off at the end.
+
+    Attributes:
+        calls: network calls of all batches under caching, complete once the renderer is closed.
+    """
+
+    def __init__(self, pipe: "DiffusionPipeline") -> None:
+        pipe.set_progress_bar_config(disable=True)
+        self.calls = Calls()
+        self._pipe = pipe
+        self._scheduler = pipe.scheduler
+        self._lora: str | None = None
+        self._cache = "none"
+        self._handle: Handle | None = None
+        self._cached_pipe = pipe
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._detach()
+
+    def render(self, jobs: Sequence[Job]) -> Rendered:
+        """Render one batch. All jobs must have the same `Job.group`.
+
+        Raises:
+            RenderError: a setting that this pipeline cannot take, or pictures that are not finite.
+            torch.OutOfMemoryError: the batch is too large for the device.
+        """
+        first = jobs[0]
+        pipe = self._image_pipe if first.init_image else self._pipe
+        self._set_lora(first.lora)
+        self._set_cache(pipe, first.cache)
+        pipe.scheduler = self._new_scheduler(first.scheduler)
+        arguments, start = _arguments(pipe, jobs), time.perf_counter()
+        with torch.inference_mode():
+            pixels = pipe(**arguments).images
+        images = tuple(_to_image(picture) for picture in pixels)
+        return Rendered(tuple(_complete(job, pipe) for job in jobs), images, time.perf_counter() - start)
+
+    @cached_property
+    def _image_pipe(self) -> "DiffusionPipeline":
+        with quiet_loading():
+            from diffusers import AutoPipelineForImage2Image
+
+            pipe = AutoPipelineForImage2Image.from_pipe(self._pipe)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _new_scheduler(self, name: str) -> Any:
+        """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
+        import diffusers
+
+        chosen = type(self._scheduler) if name == "default" else getattr(diffusers, SCHEDULERS[name])
+        return chosen.from_config(self._scheduler.config)
+
+    def _set_lora(self, lora: str | None) -> None:
+        if lora == self._lora:
+            return
+        self._detach()
+        if self._lora is not None:
+            self._pipe.unload_lora_weights()
+            self._lora = None
+        if lora is not None:
+            load_lora(self._pipe, lora)
+            self._lora = lora
+
+    def _set_cache(self, pipe: "DiffusionPipeline", spec: str) -> None:
+        if spec == self._cache and pipe is self._cached_pipe:
+            return
+        self._detach()
+        method = parse_cache(spec)
+        self._handle = None if method is None else accelerate(pipe, method)
+        self._cache, self._cached_pipe = spec, pipe
+
+    def _detach(self) -> None:
+        if self._handle is not None:
+            self._handle.detach()
+            report = self._handle.report()
+            self.calls += Calls(report.computed, report.replayed, report.macs, report.macs_plain)
+        self._handle, self._cache = None, "none"
+
+
+def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]:
+    """The pipeline call's arguments. Raises `RenderError` for a setting that the pipeline does not know."""
+    first, accepted = jobs[0], inspect.signature(pipe.__call__).parameters
+    values: dict[str, Any] = {
+        _CALL_NAMES.get(name, name): getattr(first, name)
+        for name in ("steps", "guidance_scale", "width", "height", "strength")
+        if getattr(first, name) is not None
+    }
+    if first.init_image:
+        size = (values.pop("width", None), values.pop("height", None))
+        values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
+    if any(job.negative_prompt for job in jobs):
+        values["negative_prompt"] = [job.negative_prompt for job in jobs]
+    unknown = [name for name in values if name not in accepted]
+    if unknown:
+        raise RenderError(f"{type(pipe).__name__} has no setting {', '.join(unknown)}")
+    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+    return {**values, "prompt": [job.prompt for job in jobs], "generator": generators, "output_type": "np"}
+
+
+def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:
+    """The picture to start from, as RGB, resized to the asked size if there is one."""
+    try:
+        with Image.open(Path(path).expanduser(), formats=["PNG", "JPEG", "WEBP"]) as image:
+            picture = image.convert("RGB")
+    except OSError as error:
+        raise RenderError(f"init_image: cannot read {path}: {error}") from error
+    width, height = size
+    return picture.resize((width, height), Image.Resampling.LANCZOS) if width and height else picture
+
+
+def _complete(job: Job, pipe: "DiffusionPipeline") -> Job:
+    """The job with the pipeline's own defaults in place of what it left open, for the picture's metadata."""
+    defaults = inspect.signature(pipe.__call__).parameters
+    names = {name: _CALL_NAMES.get(name, name) for name in ("steps", "guidance_scale", "strength")}
+    known = {name: defaults[call].default for name, call in names.items() if call in defaults}
+    return replace(job, **{name: value for name, value in known.items() if getattr(job, name) is None})
+
+
+def _to_image(pixels: NDArray[np.floating[Any]]) -> Image.Image:
+    """A picture from values in [0, 1], shape `(height, width, 3)`. Raises `RenderError` where one is not finite."""
+    if not np.isfinite(pixels).all():
+        raise RenderError("the picture has values that are not finite; try --dtype float32")
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))

@@ -1,0 +1,109 @@
+"""What can be asked of a picture: the settings that a row or the command line may give, checked once."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+MAX_PROMPT_CHARACTERS = 10_000
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "lcm": "LCMScheduler",
+        "pndm": "PNDMScheduler",
+        "tcd": "TCDScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+)
+
+Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}$")]
+
+
+class Settings(BaseModel):
+    """Settings of one picture; `None` leaves a setting to the next in line.
+
+    A row's settings come first, then the command line's, the LoRA's, the bundled model's, and the pipeline's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    negative_prompt: Text | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    width: Pixels | None = None
+    height: Pixels | None = None
+    scheduler: str | None = None
+    cache: str | None = None
+    lora: str | None = None
+    init_image: str | None = None
+    strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_size(cls, values: Any) -> Any:
+        """Accept `size` ("128", "128x96" or 128) in place of width and height."""
+        if isinstance(values, dict) and values.get("size") is not None:
+            values = dict(values)
+            width, height = parse_size(str(values.pop("size")))
+            values.update(width=width, height=height)
+        return values
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, name: str | None) -> str | None:
+        if name is not None and name not in (*SCHEDULERS, "default"):
+            raise ValueError(f"unknown scheduler {name!r}; one of default, {', '.join(SCHEDULERS)}")
+        return name
+
+    @field_validator("cache")
+    @classmethod
+    def _known_cache(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            parse_cache(spec)
+        return spec
+
+    @field_validator("negative_prompt", "prompt", check_fields=False)
+    @classmethod
+    def _readable(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:
+            raise ValueError("holds a NUL character")
+        return text
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, without those left open."""
+        return self.model_dump(exclude_none=True)
+
+
+class Row(Settings):
+    """One row of a prompt file."""
+
+    prompt: Annotated[Text, Field(min_length=1)]
+    custom_id: Identifier | None = None
+
+
+@lru_cache
+def parse_cache(spec: str) -> Any:
+    """The caching method that `spec` names, or `None` for `"none"`. Raises `ValueError` that names the valid ones."""
+    if spec == "none":
+        return None
+    from .. import methods
+
+    return methods.parse(spec)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels from `"128"` or `"128x96"`. Raises `ValueError` for anything else."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"size {text!r} is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96")
+    return int(parts[0]), int(parts[-1])

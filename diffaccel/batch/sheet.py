@@ -1,0 +1,98 @@
+"""`index.html`: every picture of an output folder on one page that needs no other file and no network.
+
+Thumbnails are embedded, so that the page can be mailed as it is; a click opens the full picture beside it. Prompts are
+strangers' text, and jinja2 escapes every one of them.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from .store import Record, write_atomically
+
+MAX_PICTURES = 1000
+THUMBNAIL = 384
+_QUIET = ("prompt", "seed", "init_image")
+
+
+def write_sheet(folder: Path, records: Iterable[Record]) -> Path:
+    """Write the contact sheet of `records`, whose pictures lie in `folder`, and return its path."""
+    records = [record for record in records if record.error or _exists(folder, record)]
+    shown = records[:MAX_PICTURES]
+    common = _common([record.settings for record in shown if not record.error])
+    page = _template().render(
+        title=_title(records),
+        common=" · ".join(_label(key, value) for key, value in common.items()),
+        cards=[_card(folder, record, common) for record in shown],
+        column=420 if any(record.compare for record in shown) else 200,
+        footer=f"The first {MAX_PICTURES:,} of {len(records):,} pictures." if len(records) > MAX_PICTURES else "",
+    )
+    path = folder / "index.html"
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("sheet.html")
+
+
+def _exists(folder: Path, record: Record) -> bool:
+    return record.file_name is not None and (folder / record.file_name).is_file()
+
+
+def _title(records: Sequence[Record]) -> str:
+    failed = sum(record.error is not None for record in records)
+    done = len(records) - failed
+    title = "1 picture" if done == 1 else f"{done:,} pictures"
+    return f"{title}, {failed:,} failed" if failed else title
+
+
+def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all pictures share: said once at the top, not under every picture."""
+    first = settings[0] if settings else {}
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in settings)}
+    return {key: value for key, value in shared.items() if key not in _QUIET}
+
+
+def _label(key: str, value: Any) -> str:
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{key.replace('_', ' ')} {shown}"
+
+
+def _card(folder: Path, record: Record, common: dict[str, Any]) -> dict[str, Any]:
+    settings = record.settings
+    card = {"id": record.id, "prompt": settings.get("prompt", ""), "error": record.error}
+    if record.error:
+        return card
+    compare = record.compare or {}
+    large = str(compare.get("file_name", record.file_name))
+    thumbnail, size = _thumbnail(folder / large)
+    own = {key: value for key, value in settings.items() if key not in common and key != "prompt"}
+    figures = [f"PSNR {compare['psnr']:.1f} dB"] if compare else []
+    return card | {
+        "file": record.file_name,
+        "large": large,
+        "thumbnail": thumbnail,
+        "width": size[0],
+        "height": size[1],
+        "chips": figures + [_label(key, value) for key, value in own.items()],
+        "details": "\n".join(_label(key, value) for key, value in settings.items() if key != "prompt"),
+    }
+
+
+def _thumbnail(path: Path) -> tuple[str, tuple[int, int]]:
+    """A small WebP of the picture as a data URI, and its size in pixels."""
+    with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((3 * THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), picture.size

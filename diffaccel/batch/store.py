@@ -1,0 +1,188 @@
+"""The output folder: pictures that are whole or absent, and an append-only manifest of what was done.
+
+A picture is written under a temporary name, synced and renamed, and only then is its line appended to the manifest. So
+a run that is killed leaves at most a picture without a line, which the next run renders again to the same bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from .jobs import Job
+
+Status = Literal["done", "failed"]
+
+
+class StoreError(OSError):
+    """An output folder that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the manifest: what became of one job.
+
+    Attributes:
+        file_name: of the picture, and `bytes` its length, by which a truncated file is noticed.
+        seconds: the job's share of its batch's time.
+        compare: file, PSNR in dB and seconds of the uncached picture, where one was rendered for comparison.
+    """
+
+    id: str
+    status: Status
+    fingerprint: str = ""
+    file_name: str | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    compare: dict[str, Any] | None = None
+
+    def line(self) -> str:
+        """The record as one line of JSON, without what is absent."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {})})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class OutputFolder:
+    """An output folder that one run holds; use it with `with`.
+
+    Args:
+        path: created where it does not exist.
+        shard: `(index, count)` where several runs share the folder, each with its own part of the jobs.
+
+    Raises:
+        StoreError: the folder cannot be created or written, or another run holds it.
+    """
+
+    def __init__(self, path: Path, shard: tuple[int, int] | None = None) -> None:
+        self.path = path
+        self._shard = shard
+        name = f"-{shard[0]}-of-{shard[1]}" if shard else ""
+        self._manifest_path = path / f"manifest{name}.jsonl"
+        self._lock_path = path / f".lock{name}"
+        self._stack = ExitStack()
+        self._manifest: IO[bytes] | None = None
+
+    def __enter__(self) -> "OutputFolder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(_only_run(self._lock_path))
+            self._manifest = self._stack.enter_context(self._manifest_path.open("ab"))
+            _end_torn_line(self._manifest_path, self._manifest)
+            if self._shard is None:
+                _remove_leftovers(self.path)
+        except StoreError:
+            raise
+        except OSError as error:
+            self._stack.close()
+            raise StoreError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def append(self, record: Record) -> None:
+        """Add one record to the manifest, on disk before this returns."""
+        assert self._manifest is not None, "the folder is not open: use it with `with`"
+        self._manifest.write(record.line().encode() + b"\n")
+        self._manifest.flush()
+        os.fsync(self._manifest.fileno())
+
+    def write(self, file_name: str, data: bytes) -> None:
+        """Write one file of the folder atomically."""
+        target = self.path / file_name
+        target.parent.mkdir(exist_ok=True)
+        write_atomically(target, data)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of runs that were killed."""
+    for leftover in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        leftover.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `StoreError` where `folder` cannot be created or written, without creating anything."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise StoreError(f"cannot write to {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StoreError(f"cannot write to {folder}: no permission to write in {existing}")
+
+
+@contextmanager
+def _only_run(lock_path: Path) -> Iterator[None]:
+    """Hold the run's lock. A run over the whole folder excludes every other; shards only exclude themselves and it."""
+    whole = lock_path.with_name(".lock")
+    rivals = lock_path.parent.glob(".lock-*") if lock_path == whole else [whole]
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(lock_path, timeout=0))
+            for rival in rivals:
+                with FileLock(rival, timeout=0):
+                    pass
+        except Timeout as error:
+            raise StoreError(f"another run holds {lock_path.parent}: wait for it, or use another folder") from error
+        yield
+
+
+def _end_torn_line(path: Path, manifest: IO[bytes]) -> None:
+    """Close a last line that was cut short, so that the next record starts a line of its own."""
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\n":
+            manifest.write(b"\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Record]:
+    """The latest record of every job in `folder`, of all shards; lines that were cut short are passed over."""
+    records: dict[str, Record] = {}
+    for path in sorted(folder.glob("manifest*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            try:
+                record = Record(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            records.pop(record.id, None)
+            records[record.id] = record
+    return records
+
+
+def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
+    """Whether the job's picture exists, whole, with the settings that the job asks for."""
+    name = f"{job.id}.{suffix}"
+    if record is None or (record.status, record.file_name, record.fingerprint) != ("done", name, job.fingerprint):
+        return False
+    try:
+        return (folder / name).stat().st_size == record.bytes
+    except FileNotFoundError:
+        return False
+
+
+def to_render(
+    jobs: Iterable[Job], folder: Path, *, suffix: str = "png", overwrite: bool = False, retry_failed: bool = False
+) -> tuple[Job, ...]:
+    """The jobs that `folder` has no whole picture of in this format; all of them; or those that failed before."""
+    records = {} if overwrite else read_manifest(folder)
+    missing = tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))
+    failed = {record.id for record in records.values() if record.status == "failed"}
+    return tuple(job for job in missing if job.id in failed) if retry_failed else missing

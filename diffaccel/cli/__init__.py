@@ -1,0 +1,46 @@
+"""The `diffaccel` command: parses, calls the library and prints. Nothing else in the package prints."""
+
+from typing import Any
+
+import click
+
+from .. import __version__
+from .generate import generate
+from .inspect import inspect
+from .models import models
+
+
+class BadInput(click.ClickException):
+    """Input that the user has to change, as one sentence."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """Turns the library's errors into one sentence and an exit code: 2 for bad usage, 1 for anything fatal."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an interrupt ends with code 130, as shells expect."""
+        from ..batch.readers import InputError
+        from ..batch.store import StoreError
+        from ..models import ModelError
+
+        try:
+            return super().invoke(ctx)
+        except (InputError, ModelError) as error:
+            raise BadInput(str(error)) from error
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted; the same command goes on where this one stopped.", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="diffaccel")
+def main() -> None:
+    """Faster diffusers pipelines, with the price in quality measured."""
+
+
+for command in (generate, inspect, models):
+    main.add_command(command)

@@ -1,0 +1,209 @@
+"""`diffaccel generate`: prompts in, a finished folder of pictures out."""
+
+import logging
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Request, with_options
+from .summary import Work, print_plan, print_summary
+
+if TYPE_CHECKING:
+    from ..batch.jobs import Plan
+    from ..batch.readers import BadRow
+    from ..batch.settings import Row, Settings
+    from ..batch.store import OutputFolder, Record
+    from ..batch.summary import Calls, Summary
+
+DEFAULT_MODEL = "emoji-sd"
+DEFAULT_CACHE = "deepcache:interval=3,branch=0"
+
+
+@click.command("generate", short_help="Render prompts into a folder of pictures.")
+@with_options
+def generate(request: Request) -> None:
+    """Render PROMPTS into a folder of pictures with a contact sheet.
+
+    PROMPTS are texts, or files of them: .txt (one a line), .csv, .jsonl, .parquet (a column named prompt, and columns
+    named like the options below for settings of single rows), .yaml (lists of settings, of which every combination is
+    rendered), or - for standard input. The same command again goes on where it was stopped.
+    """
+    from ..batch.store import check_writable
+
+    logging.basicConfig(format="%(message)s")
+    check_writable(request.output)
+    work = _plan(request)
+    if request.dry_run:
+        print_plan(request, work)
+        return
+    with _interruptible():
+        summary, calls = _render(request, work)
+    print_summary(request, work, summary, calls)
+    if summary.failed:
+        raise click.exceptions.Exit(3)
+
+
+def _plan(request: Request) -> Work:
+    """Read and check everything that can be checked without loading the model."""
+    from .. import models
+    from ..batch.jobs import plan_jobs, shard
+    from ..batch.store import to_render
+
+    rows, request = _rows(request)
+    options = _settings(request)
+    source = models.resolve(request.model or DEFAULT_MODEL)
+    if options.lora:
+        models.find_lora(options.lora)
+    plan = plan_jobs(
+        rows,
+        options,
+        model=source.name,
+        dtype=str(models.choose_dtype(request.dtype, models.choose_device(request.device))).removeprefix("torch."),
+        cache=DEFAULT_CACHE if source.denoiser == "unet" else "none",
+        num_images=request.num_images,
+    )
+    _require_prompts(plan, request)
+    jobs = (shard(plan.jobs, *request.shard) if request.shard else plan.jobs)[: request.limit]
+    todo = to_render(
+        jobs,
+        request.output,
+        suffix=request.suffix,
+        overwrite=request.overwrite or request.compare,
+        retry_failed=request.retry_failed,
+    )
+    return Work(plan, jobs, todo, source)
+
+
+def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
+    """The rows of all arguments; with `--from`, the picture's own row, and its model and dtype where none is given."""
+    from ..batch.metadata import read_job
+    from ..batch.readers import InputError, read_rows
+    from ..batch.settings import Row
+
+    rows = read_rows(request.prompts, sys.stdin)
+    if request.source_picture is None:
+        return rows, request
+    if request.prompts:
+        raise InputError("give either prompts or --from PICTURE, not both")
+    values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
+    model, dtype, identifier = values.pop("model"), values.pop("dtype"), values.pop("id")
+    row = Row(**{**values, "custom_id": identifier, **request.settings})
+    return [row], replace(request, model=request.model or model, dtype=request.dtype or dtype)
+
+
+def _settings(request: Request) -> "Settings":
+    """The command line's settings, checked. Raises `click.UsageError` that names the option."""
+    from pydantic import ValidationError
+
+    from ..batch.settings import Settings
+
+    try:
+        return Settings(**request.settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "--" + str(problem["loc"][0] if problem["loc"] else "size").replace("_", "-")
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        raise click.UsageError(f"{name}: {message} (got {problem['input']!r})") from error
+
+
+def _require_prompts(plan: "Plan", request: Request) -> None:
+    """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
+    from ..batch.readers import COMMAND_LINE, InputError
+
+    for bad in plan.bad:
+        if bad.where == COMMAND_LINE or not plan.jobs:
+            raise InputError(f"{bad.where}: {bad.error}")
+    if not plan.jobs:
+        asked = ", ".join(request.prompts)
+        raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
+
+
+def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
+    """Render what is left to do, and write the contact sheet, also when interrupted."""
+    from ..batch.store import OutputFolder
+    from ..batch.summary import Calls, Summary
+
+    pipe = _load(request, work) if work.todo else None
+    with OutputFolder(request.output, request.shard) as folder:
+        bad = _record_bad_rows(folder, work.plan)
+        try:
+            summary, calls = (Summary(), Calls()) if pipe is None else _run(request, work, pipe, folder)
+        finally:
+            _write_sheet(request, work, bad)
+    summary.failed += len(bad)
+    summary.first_error = summary.first_error or (f"{bad[0].id}: {bad[0].error}" if bad else None)
+    return summary, calls
+
+
+def _run(request: Request, work: Work, pipe: Any, folder: "OutputFolder") -> "tuple[Summary, Calls]":
+    from ..batch.render import Renderer
+    from ..batch.run import Run
+
+    with Renderer(pipe) as renderer, _progress(request, work) as bar:
+        run = Run(
+            renderer,
+            folder,
+            batch_size=request.batch_size,
+            suffix=request.suffix,
+            compare=request.compare,
+            fail_fast=request.fail_fast,
+            on_record=lambda record: _show(bar, record),
+        )
+        summary = run(work.todo)
+    return summary, renderer.calls
+
+
+def _load(request: Request, work: Work) -> Any:
+    from .. import models
+
+    return models.load(work.source, dtype=work.todo[0].dtype, device=request.device)
+
+
+def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
+    from ..batch.store import Record
+
+    records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
+    for record in records:
+        folder.append(record)
+    return records
+
+
+def _write_sheet(request: Request, work: Work, bad: "list[Record]") -> None:
+    """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
+    from ..batch.sheet import write_sheet
+    from ..batch.store import read_manifest
+
+    asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
+    records = read_manifest(request.output).values()
+    write_sheet(request.output, [record for record in records if record.status == "done" or record.id in asked])
+
+
+def _progress(request: Request, work: Work) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=len(work.todo), unit="img", disable=True if request.quiet else None, smoothing=0.1)
+
+
+def _show(bar: Any, record: "Record") -> None:
+    if record.error:
+        bar.write(f"{record.id}: {record.error}", file=sys.stderr)
+    bar.update()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: pictures under way are finished on disk, then exit 130."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

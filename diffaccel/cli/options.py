@@ -1,0 +1,114 @@
+"""The options of `diffaccel generate`, and the parsed command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+SETTINGS = (
+    "lora",
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "seed",
+    "size",
+    "scheduler",
+    "cache",
+    "init_image",
+    "strength",
+)
+
+
+def _parse_shard(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise click.BadParameter(f"{text!r} is not I/N with 1 <= I <= N, as in 2/8")
+    return int(index), int(count)
+
+
+def _path(*names: str, **attributes: Any) -> Callable[..., Any]:
+    return click.option(*names, type=click.Path(path_type=Path), **attributes)
+
+
+def _number(*names: str, least: int, help: str, **attributes: Any) -> Callable[..., Any]:
+    return click.option(*names, type=click.IntRange(least), help=help, show_default=True, **attributes)
+
+
+def _flag(*names: str, help: str) -> Callable[..., Any]:
+    return click.option(*names, is_flag=True, help=help)
+
+
+_OPTIONS = (
+    click.argument("prompts", nargs=-1),
+    _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
+    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
+    click.option("--lora", help="Bundled name, or a .safetensors file."),
+    click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
+    click.option("--negative-prompt", help="What the pictures should not show."),
+    click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
+    click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
+    click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
+    click.option("--cache", metavar="SPEC", help="Feature caching, or none.  [UNets: deepcache:interval=3,branch=0]"),
+    click.option("--init-image", metavar="PICTURE", help="Start from this picture instead of noise."),
+    click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
+    _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
+    _number("--batch-size", least=1, default=4, help="Pictures per network call."),
+    _flag("--compare", help="Render without caching too, and show both with their difference."),
+    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
+    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
+    click.option(
+        "--image-format", "suffix", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True
+    ),
+    _path("--from", "source_picture", metavar="PICTURE", help="Render the settings inside this picture again."),
+    _flag("--overwrite", help="Render again what is there already."),
+    _flag("--retry-failed", help="Render only what failed in an earlier run."),
+    click.option("--shard", callback=_parse_shard, metavar="I/N", help="Render part I of N, next to other machines."),
+    _number("--limit", least=1, help="Render at most this many pictures."),
+    _flag("--fail-fast", help="Stop at the first picture that fails."),
+    _flag("--dry-run", help="Check the input, say what would be done, and stop."),
+    click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="Of the summary."),
+    _flag("-q", "--quiet", help="Print errors only."),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, parsed; `settings` are those of its options that a row can override."""
+
+    prompts: tuple[str, ...]
+    settings: dict[str, Any]
+    output: Path
+    model: str | None
+    num_images: int
+    batch_size: int
+    compare: bool
+    dtype: str | None
+    device: str | None
+    suffix: str
+    source_picture: Path | None
+    overwrite: bool
+    retry_failed: bool
+    shard: tuple[int, int] | None
+    limit: int | None
+    fail_fast: bool
+    dry_run: bool
+    layout: str
+    quiet: bool
+
+
+def with_options(function: Callable[[Request], None]) -> Callable[..., None]:
+    """Give a command all options of `generate`; it receives them as one `Request`."""
+
+    def command(**values: Any) -> None:
+        given = {name: values.pop(name) for name in SETTINGS}
+        function(Request(settings={name: value for name, value in given.items() if value is not None}, **values))
+
+    command.__doc__ = function.__doc__
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

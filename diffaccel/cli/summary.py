@@ -1,0 +1,74 @@
+"""What `diffaccel generate` says at its end: one line for people, or one JSON object for programs."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Request
+
+if TYPE_CHECKING:
+    from ..batch.jobs import Job, Plan
+    from ..batch.summary import Calls, Summary
+    from ..models import ModelSource
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: all jobs of this shard, those of them that are not done yet, and the model."""
+
+    plan: "Plan"
+    jobs: "tuple[Job, ...]"
+    todo: "tuple[Job, ...]"
+    source: "ModelSource"
+
+
+def print_plan(request: Request, work: Work) -> None:
+    """Print what a run would do."""
+    counts = {
+        "jobs": len(work.jobs),
+        "todo": len(work.todo),
+        "bad": len(work.plan.bad),
+        "duplicates": work.plan.duplicates,
+    }
+    if request.layout == "json":
+        click.echo(json.dumps(counts))
+        return
+    click.echo("{jobs} pictures, {todo} to render; {bad} bad rows, {duplicates} repeated".format(**counts))
+    for bad in work.plan.bad[:20]:
+        click.echo(f"{bad.where}: {bad.error}")
+
+
+def print_summary(request: Request, work: Work, summary: "Summary", calls: "Calls") -> None:
+    """Print what a run did."""
+    skipped = len(work.jobs) - len(work.todo)
+    if request.layout == "json":
+        click.echo(json.dumps(_figures(work, summary, calls)))
+        return
+    if summary.failed:
+        click.echo(f"{summary.failed} failed, first: {summary.first_error}", err=True)
+    if request.quiet:
+        return
+    done = f"{summary.done} picture{'' if summary.done == 1 else 's'}"
+    parts = [f"{done} in {summary.seconds:.1f} s ({summary.images_per_second:.2f} images/s)"]
+    if skipped:
+        parts.append(f"{skipped} were there already")
+    if calls.replayed:
+        parts.append(f"{calls.computed} network calls computed, {calls.replayed} replayed")
+        parts.append(f"{calls.macs_saved:.0%} of MACs saved")
+    if summary.psnr:
+        speedup = summary.plain_seconds / summary.cached_seconds
+        parts.append(f"{speedup:.2f}x as fast as without caching, PSNR {sum(summary.psnr) / len(summary.psnr):.1f} dB")
+    click.echo(f"{'; '.join(parts)}. See {request.output / 'index.html'}")
+
+
+def _figures(work: Work, summary: "Summary", calls: "Calls") -> dict[str, Any]:
+    figures = {
+        **asdict(summary),
+        "skipped": len(work.jobs) - len(work.todo),
+        "duplicates": work.plan.duplicates,
+        "images_per_second": summary.images_per_second,
+        "calls": {**asdict(calls), "macs_saved": calls.macs_saved},
+    }
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}

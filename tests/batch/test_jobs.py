@@ -1,0 +1,97 @@
+"""Every setting is decided once, in a fixed order, and a job's name and seed depend on its row alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from diffaccel.batch.jobs import Job, Plan, batches, plan_jobs, row_id, shard
+from diffaccel.batch.readers import BadRow
+from diffaccel.batch.settings import Row, Settings
+
+
+def plan(
+    *rows: Row | BadRow, model: str = "some/model", num_images: int = 1, cache: str = "none", **options: object
+) -> Plan:
+    settings = Settings.model_validate(options)
+    return plan_jobs(rows, settings, model=model, dtype="float32", cache=cache, num_images=num_images)
+
+
+def test_row_comes_before_options_before_the_models_defaults() -> None:
+    first, second = plan(Row(prompt="a", steps=5), Row(prompt="b"), model="emoji-sd", steps=7, guidance_scale=3.0).jobs
+    assert (first.steps, second.steps) == (5, 7)
+    assert first.guidance_scale == 3.0
+    assert (first.scheduler, first.width, first.cache) == ("dpm++", 128, "none")
+
+
+def test_a_bundled_lora_brings_its_own_defaults() -> None:
+    (job,) = plan(Row(prompt="a"), model="emoji-sd", lora="emoji-lcm-lora").jobs
+    assert (job.steps, job.guidance_scale, job.scheduler, job.cache, job.width) == (4, 1.0, "lcm", "none", 128)
+
+
+def test_bundled_model_is_cached_by_default() -> None:
+    assert plan(Row(prompt="a"), model="emoji-sd").jobs[0].cache == "deepcache:interval=3,branch=0"
+
+
+@pytest.mark.parametrize(("steps", "cached"), [(None, True), (10, True), (9, False)])
+def test_few_steps_are_not_cached_unless_asked(steps: int | None, cached: bool) -> None:
+    rows = (Row(prompt="a", steps=steps), Row(prompt="b", steps=steps, cache="deepcache:interval=2"))
+    default, asked = plan(*rows, cache="deepcache").jobs
+    assert default.cache == ("deepcache" if cached else "none")
+    assert asked.cache == "deepcache:interval=2"
+
+
+def test_id_and_seed_depend_on_the_row_alone() -> None:
+    alone = plan(Row(prompt="A red  heart!")).jobs[0]
+    among = plan(Row(prompt="b"), Row(prompt="A red  heart!"), num_images=3, steps=9).jobs
+    assert alone.id == among[3].id == row_id(Row(prompt="A red  heart!"))
+    assert alone.id.startswith("a-red-heart-")
+    assert [job.seed - alone.seed for job in among[3:]] == [0, 1, 2]
+    assert [job.id.removeprefix(alone.id) for job in among[3:]] == ["", "-2", "-3"]
+
+
+def test_given_seed_counts_up() -> None:
+    assert [job.seed for job in plan(Row(prompt="a"), Row(prompt="b", seed=40), num_images=2, seed=7).jobs] == [
+        7,
+        8,
+        40,
+        41,
+    ]
+
+
+def test_id_of_a_prompt_without_latin_letters() -> None:
+    assert row_id(Row(prompt="心")).startswith("image-")
+
+
+def test_repeated_rows_are_counted_and_rendered_once() -> None:
+    result = plan(Row(prompt="a"), Row(prompt="a"), Row(prompt="a", seed=1), num_images=2)
+    assert len(result.jobs) == 4
+    assert result.duplicates == 2
+
+
+def test_one_id_for_two_rows_is_refused() -> None:
+    result = plan(Row(prompt="a", custom_id="One"), Row(prompt="b", custom_id="one"))
+    assert [job.prompt for job in result.jobs] == ["a"]
+    assert "two different rows" in result.bad[0].error
+
+
+def test_fingerprint_covers_everything_but_the_name() -> None:
+    job = Job(id="a", prompt="p", seed=1, model="m", dtype="float32")
+    assert replace(job, id="b").fingerprint == job.fingerprint
+    changes = {"prompt": "q", "seed": 2, "model": "n", "dtype": "float16", "negative_prompt": "n", "steps": 3}
+    changes |= {"guidance_scale": 1.0, "width": 8, "height": 8, "scheduler": "lcm", "cache": "c", "lora": "l"}
+    changes |= {"init_image": "i", "strength": 0.5}
+    assert len({replace(job, **{key: value}).fingerprint for key, value in changes.items()} | {job.fingerprint}) == 15
+
+
+def test_batches_are_full_and_share_their_settings() -> None:
+    rows = [Row(prompt=f"p{number}", steps=2 + number % 2) for number in range(7)]
+    sizes = [[job.steps for job in batch] for batch in batches(plan(*rows).jobs, 3)]
+    assert sizes == [[2, 2, 2], [2], [3, 3, 3]]
+
+
+def test_shards_are_disjoint_complete_and_stable() -> None:
+    jobs = plan(*(Row(prompt=f"p{number}") for number in range(40))).jobs
+    parts = [shard(jobs, index, 4) for index in (1, 2, 3, 4)]
+    assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
+    assert all(parts)
+    assert set(shard(jobs[:20], 1, 4)) <= set(parts[0])

@@ -1,0 +1,141 @@
+"""Rows out of every kind of input; what cannot be used is named and costs only itself."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from diffaccel.batch.readers import BadRow, InputError, read_rows
+from diffaccel.batch.settings import Row
+
+
+def read(*arguments: str | Path, stdin: str = "") -> list[Row | BadRow]:
+    return list(read_rows([str(argument) for argument in arguments], io.StringIO(stdin)))
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_arguments_are_prompts() -> None:
+    assert read("a red heart", " a panda ") == [Row(prompt="a red heart"), Row(prompt="a panda")]
+
+
+def test_text_file_has_one_prompt_a_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "prompts.txt", "\ufeffa red heart\r\n\n  a panda  \n")
+    assert read(file) == [Row(prompt="a red heart"), Row(prompt="a panda")]
+
+
+def test_csv_columns_are_settings_and_empty_ones_are_absent(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.csv", 'prompt,seed,size,custom_id\n"heart, red",7,64x32,one\npanda,,,\n')
+    assert read(file) == [Row(prompt="heart, red", seed=7, width=64, height=32, custom_id="one"), Row(prompt="panda")]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": "heart", "steps": 4, "guidance_scale": 1.5}, {"prompt": "panda", "cache": "none"}]
+    file = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
+    assert read(file) == [Row(prompt="heart", steps=4, guidance_scale=1.5), Row(prompt="panda", cache="none")]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": ["heart", "panda"], "seed": [1, None]}), tmp_path / "p.parquet"
+    )
+    assert read(tmp_path / "p.parquet") == [Row(prompt="heart", seed=1), Row(prompt="panda")]
+
+
+def test_yaml_grid_is_every_combination(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.yaml", "prompt: [heart, panda]\nseed: [1, 2, 3]\nsteps: 4\n")
+    rows = read(file)
+    assert len(rows) == 6
+    assert rows[1] == Row(prompt="heart", seed=2, steps=4)
+
+
+def test_several_grids(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.yml", "- {prompt: heart, cache: [none, 'deepcache:interval=2']}\n- {prompt: panda}\n")
+    assert [row.cache for row in read(file) if isinstance(row, Row)] == ["none", "deepcache:interval=2", None]
+
+
+def test_standard_input_takes_prompts_and_json() -> None:
+    assert read("-", stdin='heart\n\n{"prompt": "panda", "seed": 3}\n') == [
+        Row(prompt="heart"),
+        Row(prompt="panda", seed=3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "a"', "not JSON"),
+        (b"[1, 2]", "not an object"),
+        (b"[" * 100_000, "not JSON"),
+        (b"{}", "prompt: Field required"),
+        (b'{"prompt": "  "}', "at least 1 character"),
+        (b'{"prompt": 3}', "valid string"),
+        (b'{"prompt": "a\\u0000b"}', "NUL"),
+        (b'{"prompt": "\xff\xfe"}', "unicode"),
+        (b'{"prompt": "\\ud800"}', "unicode"),
+        (b'{"prompt": "a", "steps": 0}', "steps: Input should be greater than or equal to 1"),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale: Input should be a finite number"),
+        (b'{"prompt": "a", "guidance_scale": 1e999}', "finite"),
+        (b'{"prompt": "a", "size": "12y"}', "WIDTHxHEIGHT"),
+        (b'{"prompt": "a", "width": 12}', "multiple of 8"),
+        (b'{"prompt": "a", "scheduler": "magic"}', "unknown scheduler 'magic'; one of default, ddim"),
+        (b'{"prompt": "a", "cache": "magic"}', "unknown method 'magic'"),
+        (b'{"prompt": "a", "cache": "deepcache:interval=0"}', "interval must be an integer >= 1"),
+        (b'{"prompt": "a", "colour": "red"}', "colour: Extra inputs are not permitted"),
+        (b'{"prompt": "a", "custom_id": "../../etc/passwd"}', "custom_id"),
+        (b'{"prompt": "a", "custom_id": ".hidden"}', "custom_id"),
+        (b'{"prompt": "a", "custom_id": "a\\nb"}', "custom_id"),
+        (b'{"prompt": "' + b"x" * 100_000 + b'"}', "at most 10000 characters"),
+        (b'{"prompt": "a", "seed": -1}', "seed"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_bad_row_is_named_and_the_next_one_read(tmp_path: Path, line: bytes, reason: str) -> None:
+    file = write(tmp_path / "p.jsonl", line + b'\n{"prompt": "good"}\n')
+    bad, good = read(file)
+    assert isinstance(bad, BadRow)
+    assert reason in bad.error
+    assert len(bad.error) < 400
+    assert bad.where == f"{file}:1"
+    assert good == Row(prompt="good")
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    bad, good = read(write(tmp_path / "p.txt", b"\xff\xfe\n caf\xc3\xa9\n"))
+    assert isinstance(bad, BadRow)
+    assert good == Row(prompt="café")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "parquet", "yaml"])
+def test_missing_file(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InputError, match="no such prompt file"):
+        read(tmp_path / f"p.{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("p.csv", "text\nheart\n", "no column named prompt; columns: text"),
+        ("p.csv", "", "no column named prompt"),
+        ("p.csv", 'prompt\n"heart\n', "cannot read"),
+        ("p.parquet", "heart", "cannot read"),
+        ("p.yaml", "- heart", "not a grid"),
+        ("p.yaml", "prompt: [", "cannot read"),
+        ("p.yaml", "!!python/object/apply:os.system [ls]", "cannot read"),
+    ],
+)
+def test_file_of_another_kind(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read(write(tmp_path / name, text))
+
+
+def test_directory_is_not_a_prompt_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").mkdir()
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path / "p.txt")

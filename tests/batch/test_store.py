@@ -1,0 +1,120 @@
+"""The folder: whole files only, one run at a time, and a manifest that survives being cut short."""
+
+from pathlib import Path
+
+import pytest
+
+from diffaccel.batch import store
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.store import (
+    OutputFolder,
+    Record,
+    StoreError,
+    check_writable,
+    read_manifest,
+    to_render,
+    write_atomically,
+)
+
+JOB = Job(id="a", prompt="p", seed=1, model="m", dtype="float32")
+DONE = Record("a", "done", JOB.fingerprint, "a.png", 3, 0.5, settings={"prompt": "p"})
+
+
+def test_write_replaces_whole_files(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", b"one")
+    write_atomically(tmp_path / "a", b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"two")]
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "a", b"one")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "a", b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"one")]
+
+
+def test_manifest_keeps_the_latest_record_of_each_job(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "out") as folder:
+        folder.append(Record("a", "failed", error="no"))
+        folder.append(Record("b", "failed", error="no"))
+        folder.append(DONE)
+    assert list(read_manifest(tmp_path / "out").values()) == [Record("b", "failed", error="no"), DONE]
+
+
+def test_torn_line_is_passed_over_and_closed(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        folder.append(DONE)
+        folder.append(Record("b", "failed", error="no"))
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    with OutputFolder(tmp_path) as folder:
+        folder.append(Record("c", "failed", error="no"))
+    assert list(read_manifest(tmp_path)) == ["a", "c"]
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".a.png.123.tmp").touch()
+    with OutputFolder(tmp_path):
+        assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_second_run_is_refused(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path), pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path):
+        pass
+    with OutputFolder(tmp_path):
+        pass
+
+
+def test_shards_share_a_folder_but_not_with_a_whole_run(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path, (1, 2)) as first, OutputFolder(tmp_path, (2, 2)) as second:
+        first.append(DONE)
+        second.append(Record("b", "failed", error="no"))
+        with pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path):
+            pass
+        with pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path, (2, 2)):
+            pass
+    assert set(read_manifest(tmp_path)) == {"a", "b"}
+    with OutputFolder(tmp_path), pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path, (1, 2)):
+        pass
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for place in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(StoreError, match="out is a file"):
+            check_writable(place)
+        with pytest.raises(StoreError, match="cannot write to"), OutputFolder(place):
+            pass
+
+
+def test_check_creates_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deeper")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("record", "content", "done"),
+    [
+        (DONE, b"png", True),
+        (DONE, b"pn", False),
+        (DONE, None, False),
+        (Record("a", "done", "other", "a.png", 3), b"png", False),
+        (Record("a", "failed", JOB.fingerprint, error="no"), b"png", False),
+    ],
+)
+def test_only_whole_pictures_of_these_settings_count(
+    tmp_path: Path, record: Record, content: bytes | None, done: bool
+) -> None:
+    with OutputFolder(tmp_path) as folder:
+        folder.append(record)
+        if content is not None:
+            folder.write("a.png", content)
+    assert to_render([JOB], tmp_path) == (() if done else (JOB,))
+    assert to_render([JOB], tmp_path, suffix="jpg") == (JOB,)
+    assert to_render([JOB], tmp_path, overwrite=True) == (JOB,)
+    assert to_render([JOB], tmp_path, retry_failed=True) == ((JOB,) if record.status == "failed" else ())

@@ -1,0 +1,70 @@
+"""The command itself: quick to start, and the smaller commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from diffaccel import __version__, models
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.metadata import encode
+from diffaccel.cli import main
+from diffaccel.models import catalogue
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", [["--help"], ["generate", "--help"], ["models", "--help"], ["--version"]])
+def test_help_does_not_wait_for_torch(command: list[str]) -> None:
+    code = f"import sys; sys.argv = ['diffaccel', *{command}]\ntry:\n    from diffaccel.cli import main; main()\n"
+    code += "except SystemExit as end:\n    assert not end.code\n"
+    code += "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_version_is_the_packages() -> None:
+    assert invoke("--version") == f"diffaccel, version {__version__}\n"
+
+
+def test_module_runs_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "diffaccel", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"diffaccel, version {__version__}\n"
+
+
+def test_models_are_listed_with_their_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(catalogue, "_FOLDER", tmp_path)
+    (tmp_path / "emoji-sd").mkdir()
+    (tmp_path / "emoji-sd" / "figures.json").write_text('{"prompt_accuracy": {"top1": 0.5}, "steps": 20}')
+    output = invoke("models")
+    assert "emoji-sd  pipeline, 0.0 MB" in output
+    assert "prompt accuracy / top1: 0.5" in output
+    listed = json.loads(invoke("models", "--format", "json"))
+    assert [model["name"] for model in listed] == ["emoji-sd"]
+    assert listed[0]["figures"]["steps"] == 20
+
+
+def test_models_says_when_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(catalogue, "_FOLDER", tmp_path)
+    assert models.names() == ()
+    assert invoke("models") == "No bundled models in this installation.\n"
+
+
+def test_inspect_prints_the_settings(tmp_path: Path) -> None:
+    job = Job(id="a", prompt="a red heart", seed=7, model="m", dtype="float32")
+    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (8, 8)), job))
+    assert "  prompt: a red heart\n  seed: 7\n" in invoke("inspect", tmp_path / "a.png")
+    assert json.loads(invoke("inspect", tmp_path / "a.png", "--format", "json"))["seed"] == 7
+
+
+def test_inspect_of_something_else(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
+    assert result.exit_code == 2
+    assert "no such picture" in result.stderr

@@ -1,0 +1,215 @@
+"""`diffaccel generate` from end to end, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from diffaccel.batch.metadata import read_job
+from diffaccel.batch.store import OutputFolder, read_manifest
+from diffaccel.cli import main
+
+
+@pytest.fixture
+def generate(tiny_sd: Path, tmp_path: Path):
+    def call(*arguments: object, stdin: str | None = None, model: object = tiny_sd) -> Result:
+        command = ["generate", "--model", model, "--output", tmp_path / "out", "--steps", 4, *arguments]
+        return CliRunner().invoke(main, [str(argument) for argument in command], input=stdin)
+
+    return call
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_prompts_to_pictures(generate, tmp_path: Path) -> None:
+    result = generate("a red heart", "a panda", "--cache", "deepcache:interval=2,branch=0", "--seed", 7)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("2 pictures in ")
+    assert "; 2 network calls computed, 2 replayed; " in result.output
+    assert "% of MACs saved. See " in result.output
+    assert {name.rsplit("-", 1)[0] for name in pictures(tmp_path / "out")} == {"a-red-heart", "a-panda"}
+    path = next((tmp_path / "out").glob("a-red-heart*.png"))
+    job = read_job(path)
+    assert (job.prompt, job.seed, job.steps, job.cache) == ("a red heart", 7, 4, "deepcache:interval=2,branch=0")
+    assert Image.open(path).size == (32, 32)
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_caching_is_on_by_default_and_can_be_switched_off(generate) -> None:
+    assert "4 network calls computed, 8 replayed" in generate("p", "--steps", 12).output
+    assert "replayed" not in generate("q", "--steps", 12, "--cache", "none").output
+
+
+def test_settings_reach_the_picture(generate, tmp_path: Path, tiny_lora: Path) -> None:
+    options = ["--negative-prompt", "blue", "--guidance-scale", 3, "--scheduler", "lcm", "--size", "40x24"]
+    assert generate("p", *options, "--lora", tiny_lora, "--dtype", "bfloat16", "--num-images", 2).exit_code == 0
+    first, second = (read_job(path) for path in sorted((tmp_path / "out").glob("*.png")))
+    assert (first.negative_prompt, first.guidance_scale, first.scheduler) == ("blue", 3.0, "lcm")
+    assert (first.width, first.height, first.lora, first.dtype) == (40, 24, str(tiny_lora), "bfloat16")
+    assert {first.seed, second.seed} == {min(first.seed, second.seed), min(first.seed, second.seed) + 1}
+
+
+def test_same_command_again_does_nothing_and_other_settings_render_again(generate, tmp_path: Path) -> None:
+    generate("p", "q")
+    before = pictures(tmp_path / "out")
+    assert "0 pictures in 0.0 s (0.00 images/s); 2 were there already" in generate("p", "q").output
+    assert "1 picture in" in generate("p", "q", "r").output
+    assert "3 pictures in" in generate("p", "q", "r", "--guidance-scale", 3).output
+    generate("p", "q", "r", "--overwrite")
+    assert before.items() <= pictures(tmp_path / "out").items()
+
+
+def test_cut_picture_is_rendered_again(generate, tmp_path: Path) -> None:
+    generate("p", "q")
+    before = pictures(tmp_path / "out")
+    path = next((tmp_path / "out").glob("p-*.png"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert "1 picture in" in generate("p", "q").output
+    assert pictures(tmp_path / "out") == before
+
+
+def test_from_renders_the_same_picture_again(generate, tmp_path: Path) -> None:
+    generate("a red heart", "--seed", 3, "--cache", "deepcache:interval=2", "--guidance-scale", 2)
+    path = next((tmp_path / "out").glob("*.png"))
+    again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert pictures(tmp_path / "again") == pictures(tmp_path / "out")
+    other = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again"), "--seed", "4"])
+    assert other.exit_code == 0, other.output
+    assert pictures(tmp_path / "again") != pictures(tmp_path / "out")
+
+
+def test_compare_shows_both(generate, tmp_path: Path) -> None:
+    result = generate("p", "q", "--compare", "--cache", "deepcache:interval=2")
+    assert "x as fast as without caching, PSNR " in result.output
+    assert len(list((tmp_path / "out" / "compare").glob("*.png"))) == 2
+    assert "PSNR" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_prompt_file_with_bad_rows(generate, tmp_path: Path) -> None:
+    rows = ['{"prompt": "p", "custom_id": "one", "steps": 2}', "{", '{"prompt": "p", "custom_id": "../two"}']
+    (tmp_path / "p.jsonl").write_text("\n".join([*rows, rows[0]]))
+    result = generate(tmp_path / "p.jsonl")
+    assert result.exit_code == 3
+    assert "2 failed, first: " in result.stderr
+    assert list(pictures(tmp_path / "out")) == ["one.png"]
+    assert sorted(record.status for record in read_manifest(tmp_path / "out").values()) == ["done", "failed", "failed"]
+    assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
+
+
+def test_standard_input(generate, tmp_path: Path) -> None:
+    assert generate("-", stdin='p\n{"prompt": "q", "custom_id": "two"}\n').exit_code == 0
+    assert len(pictures(tmp_path / "out")) == 2
+    assert (tmp_path / "out" / "two.png").exists()
+
+
+def test_shards_make_the_same_set_as_one_run(generate, tmp_path: Path) -> None:
+    prompts = [f"p{number}" for number in range(6)]
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    assert generate(*prompts, "-o", one).exit_code == 0
+    for index in (1, 2, 3):
+        assert generate(*prompts, "-o", parts, "--shard", f"{index}/3", "--batch-size", 1).exit_code in (0, 2)
+    assert pictures(one).keys() == pictures(parts).keys()
+    assert "6 pictures" in (parts / "index.html").read_text()
+
+
+def test_limit_then_the_rest(generate) -> None:
+    assert "2 pictures in" in generate("a", "b", "c", "--limit", 2).output
+    assert "1 picture in" in generate("a", "b", "c").output
+
+
+def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\na\n")
+    result = generate(tmp_path / "p.txt", "--dry-run")
+    assert result.output == "2 pictures, 2 to render; 0 bad rows, 1 repeated\n"
+    counts = json.loads(generate(tmp_path / "p.txt", "--dry-run", "--format", "json").output)
+    assert counts == {"jobs": 2, "todo": 2, "bad": 0, "duplicates": 1}
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_summary(generate) -> None:
+    figures = json.loads(generate("p", "--cache", "deepcache:interval=2", "--format", "json").output)
+    assert (figures["done"], figures["failed"], figures["skipped"]) == (1, 0, 0)
+    assert (figures["calls"]["computed"], figures["calls"]["replayed"]) == (2, 2)
+
+
+def test_quiet_prints_nothing(generate) -> None:
+    assert generate("p", "--quiet").output == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no prompts; try: diffaccel generate 'a red heart'"),
+        ([" "], "command line: prompt: String should have at least 1 character"),
+        (["nowhere.txt"], "no such prompt file: nowhere.txt"),
+        (["p", "--model", "emoji-xl"], "unknown model 'emoji-xl'; bundled: "),
+        (["p", "--model", "someone/something"], "cannot reach the Hub for 'someone/something'"),
+        (["p", "--lora", "nowhere"], "no LoRA at 'nowhere'"),
+        (["p", "--steps", 0], "--steps: Input should be greater than or equal to 1 (got 0)"),
+        (["p", "--steps", "many"], "'many' is not a valid integer"),
+        (["p", "--guidance-scale", "nan"], "--guidance-scale: Input should be a finite number"),
+        (["p", "--seed", -1], "--seed: "),
+        (["p", "--size", 33], "--width: Input should be a multiple of 8"),
+        (["p", "--size", "wide"], "--size: size 'wide' is neither"),
+        (["p", "--scheduler", "magic"], "--scheduler: unknown scheduler 'magic'; one of default, ddim"),
+        (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
+        (["p", "--cache", "deepcache:interval=0"], "--cache: interval must be an integer >= 1"),
+        (["p", "--strength", 2], "--strength: "),
+        (["p", "--num-images", 0], "'--num-images'"),
+        (["p", "--batch-size", 0], "'--batch-size'"),
+        (["p", "--shard", "3/2"], "'3/2' is not I/N"),
+        (["p", "--device", "abacus"], "unknown device 'abacus'; this machine has cpu"),
+        (["p", "--device", "maia"], "no device 'maia' here; this machine has cpu"),
+        (["--from", "nowhere.png"], "no such picture: nowhere.png"),
+        (["p", "--from", "nowhere.png"], "either prompts or --from"),
+    ],
+)
+def test_bad_usage_is_one_sentence_and_writes_nothing(
+    generate, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    result = generate(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_folder(generate, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    result = generate("p")
+    assert result.exit_code == 1
+    assert "out is a file" in result.stderr
+
+
+def test_folder_in_use(generate, tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "out"):
+        result = generate("p")
+    assert result.exit_code == 1
+    assert "another run holds" in result.stderr
+
+
+def test_rows_that_fail_are_named_and_the_others_rendered(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,init_image\na,\nb,nowhere.png\n")
+    result = generate(tmp_path / "p.csv")
+    assert result.exit_code == 3
+    assert "init_image: cannot read nowhere.png" in result.stderr
+    assert len(pictures(tmp_path / "out")) == 1
+
+
+def test_real_process_is_quiet_and_self_contained(tiny_sd: Path, tmp_path: Path) -> None:
+    """Without a terminal, a home or a network: pictures, one line on stdout, nothing on stderr."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "diffaccel", "generate", "a red heart", "--model", tiny_sd, "-o", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 picture in ")
+    assert len(done.stdout.splitlines()) == 1
+    assert len(pictures(tmp_path / "out")) == 1
