@@ -1,6 +1,6 @@
 """`python -m diffaccel`."""
 
-from .cli import main
+from diffaccel.cli import main
 
 if __name__ == "__main__":
     main(prog_name="diffaccel")

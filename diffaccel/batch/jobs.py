@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any
 
-from ..models import defaults
-from .readers import BadRow
-from .settings import Row, Settings
+from diffaccel.batch.readers import BadRow
+from diffaccel.batch.settings import Row, Settings
+from diffaccel.models import defaults
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")

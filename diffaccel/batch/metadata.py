@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from .. import __version__
-from .jobs import Job
-from .readers import InputError
+from diffaccel import __version__
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.readers import InputError
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import yaml
 from pydantic import ValidationError
 
-from .settings import Row
+from diffaccel.batch.settings import Row
 
 COMMAND_LINE = "command line"
 

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..accelerate import Handle, accelerate
-from ..models import load_lora
-from ..models.quiet import quiet_loading
-from .jobs import Job
-from .settings import SCHEDULERS, parse_cache
-from .summary import Calls
+from diffaccel.accelerate import Handle, accelerate
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.settings import SCHEDULERS, parse_cache
+from diffaccel.batch.summary import Calls
+from diffaccel.models import load_lora
+from diffaccel.models.quiet import quiet_loading
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

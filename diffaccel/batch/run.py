@@ -16,12 +16,12 @@ from io import BytesIO
 
 import torch
 
-from .compare import Comparison, side_by_side
-from .jobs import Job, batches
-from .metadata import encode
-from .render import Rendered, Renderer
-from .store import OutputFolder, Record, StoreError
-from .summary import Summary
+from diffaccel.batch.compare import Comparison, side_by_side
+from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.metadata import encode
+from diffaccel.batch.render import Rendered, Renderer
+from diffaccel.batch.store import OutputFolder, Record, StoreError
+from diffaccel.batch.summary import Summary
 
 logger = logging.getLogger(__name__)
 WRITERS = 4

@@ -96,7 +96,7 @@ def parse_cache(spec: str) -> Any:
     """The caching method that `spec` names, or `None` for `"none"`. Raises `ValueError` that names the valid ones."""
     if spec == "none":
         return None
-    from .. import methods
+    from diffaccel import methods
 
     return methods.parse(spec)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from .store import Record, write_atomically
+from diffaccel.batch.store import Record, write_atomically
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384

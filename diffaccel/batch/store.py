@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from .jobs import Job
+from diffaccel.batch.jobs import Job
 
 Status = Literal["done", "failed"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from .store import Record
+from diffaccel.batch.store import Record
 
 
 @dataclass

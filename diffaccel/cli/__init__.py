@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from .. import __version__
-from .generate import generate
-from .inspect import inspect
-from .models import models
+from diffaccel import __version__
+from diffaccel.cli.generate import generate
+from diffaccel.cli.inspect import inspect
+from diffaccel.cli.models import models
 
 
 class BadInput(click.ClickException):
@@ -21,9 +21,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an interrupt ends with code 130, as shells expect."""
-        from ..batch.readers import InputError
-        from ..batch.store import StoreError
-        from ..models import ModelError
+        from diffaccel.batch.readers import InputError
+        from diffaccel.batch.store import StoreError
+        from diffaccel.models import ModelError
 
         try:
             return super().invoke(ctx)

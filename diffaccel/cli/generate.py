@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Request, with_options
-from .summary import Work, print_plan, print_summary
+from diffaccel.cli.options import Request, with_options
+from diffaccel.cli.summary import Work, print_plan, print_summary
 
 if TYPE_CHECKING:
-    from ..batch.jobs import Plan
-    from ..batch.readers import BadRow
-    from ..batch.settings import Row, Settings
-    from ..batch.store import OutputFolder, Record
-    from ..batch.summary import Calls, Summary
+    from diffaccel.batch.jobs import Plan
+    from diffaccel.batch.readers import BadRow
+    from diffaccel.batch.settings import Row, Settings
+    from diffaccel.batch.store import OutputFolder, Record
+    from diffaccel.batch.summary import Calls, Summary
 
 DEFAULT_MODEL = "emoji-sd"
 DEFAULT_CACHE = "deepcache:interval=3,branch=0"
@@ -33,7 +33,7 @@ def generate(request: Request) -> None:
     named like the options below for settings of single rows), .yaml (lists of settings, of which every combination is
     rendered), or - for standard input. The same command again goes on where it was stopped.
     """
-    from ..batch.store import check_writable
+    from diffaccel.batch.store import check_writable
 
     logging.basicConfig(format="%(message)s")
     check_writable(request.output)
@@ -50,9 +50,9 @@ def generate(request: Request) -> None:
 
 def _plan(request: Request) -> Work:
     """Read and check everything that can be checked without loading the model."""
-    from .. import models
-    from ..batch.jobs import plan_jobs, shard
-    from ..batch.store import to_render
+    from diffaccel import models
+    from diffaccel.batch.jobs import plan_jobs, shard
+    from diffaccel.batch.store import to_render
 
     rows, request = _rows(request)
     options = _settings(request)
@@ -81,9 +81,9 @@ def _plan(request: Request) -> Work:
 
 def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
     """The rows of all arguments; with `--from`, the picture's own row, and its model and dtype where none is given."""
-    from ..batch.metadata import read_job
-    from ..batch.readers import InputError, read_rows
-    from ..batch.settings import Row
+    from diffaccel.batch.metadata import read_job
+    from diffaccel.batch.readers import InputError, read_rows
+    from diffaccel.batch.settings import Row
 
     rows = read_rows(request.prompts, sys.stdin)
     if request.source_picture is None:
@@ -100,7 +100,7 @@ def _settings(request: Request) -> "Settings":
     """The command line's settings, checked. Raises `click.UsageError` that names the option."""
     from pydantic import ValidationError
 
-    from ..batch.settings import Settings
+    from diffaccel.batch.settings import Settings
 
     try:
         return Settings(**request.settings)
@@ -113,7 +113,7 @@ def _settings(request: Request) -> "Settings":
 
 def _require_prompts(plan: "Plan", request: Request) -> None:
     """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
-    from ..batch.readers import COMMAND_LINE, InputError
+    from diffaccel.batch.readers import COMMAND_LINE, InputError
 
     for bad in plan.bad:
         if bad.where == COMMAND_LINE or not plan.jobs:
@@ -125,8 +125,8 @@ def _require_prompts(plan: "Plan", request: Request) -> None:
 
 def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
     """Render what is left to do, and write the contact sheet, also when interrupted."""
-    from ..batch.store import OutputFolder
-    from ..batch.summary import Calls, Summary
+    from diffaccel.batch.store import OutputFolder
+    from diffaccel.batch.summary import Calls, Summary
 
     pipe = _load(request, work) if work.todo else None
     with OutputFolder(request.output, request.shard) as folder:
@@ -141,8 +141,8 @@ def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
 
 
 def _run(request: Request, work: Work, pipe: Any, folder: "OutputFolder") -> "tuple[Summary, Calls]":
-    from ..batch.render import Renderer
-    from ..batch.run import Run
+    from diffaccel.batch.render import Renderer
+    from diffaccel.batch.run import Run
 
     with Renderer(pipe) as renderer, _progress(request, work) as bar:
         run = Run(
@@ -159,13 +159,13 @@ def _run(request: Request, work: Work, pipe: Any, folder: "OutputFolder") -> "tu
 
 
 def _load(request: Request, work: Work) -> Any:
-    from .. import models
+    from diffaccel import models
 
     return models.load(work.source, dtype=work.todo[0].dtype, device=request.device)
 
 
 def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
-    from ..batch.store import Record
+    from diffaccel.batch.store import Record
 
     records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
     for record in records:
@@ -175,8 +175,8 @@ def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
 
 def _write_sheet(request: Request, work: Work, bad: "list[Record]") -> None:
     """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
-    from ..batch.sheet import write_sheet
-    from ..batch.store import read_manifest
+    from diffaccel.batch.sheet import write_sheet
+    from diffaccel.batch.store import read_manifest
 
     asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
     records = read_manifest(request.output).values()

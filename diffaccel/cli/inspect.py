@@ -12,7 +12,7 @@ import click
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 def inspect(pictures: tuple[Path, ...], layout: str) -> None:
     """Print the settings in pictures that `diffaccel generate` wrote."""
-    from ..batch.metadata import read_job
+    from diffaccel.batch.metadata import read_job
 
     for path in pictures:
         settings = {key: value for key, value in asdict(read_job(path)).items() if value not in (None, "")}

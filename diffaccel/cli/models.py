@@ -12,7 +12,7 @@ import click
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 def models(layout: str) -> None:
     """List the bundled models with their figures."""
-    from .. import models as library
+    from diffaccel import models as library
 
     rows = [(library.BUNDLED[name], library.figures(name)) for name in library.names()]
     if layout == "json":

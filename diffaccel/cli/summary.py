@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Request
+from diffaccel.cli.options import Request
 
 if TYPE_CHECKING:
-    from ..batch.jobs import Job, Plan
-    from ..batch.summary import Calls, Summary
-    from ..models import ModelSource
+    from diffaccel.batch.jobs import Job, Plan
+    from diffaccel.batch.summary import Calls, Summary
+    from diffaccel.models import ModelSource
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ pipe = models.load("emoji-sd")
 print(models.figures("emoji-sd"))
 """
 
-from .catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
-from .loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora
-from .source import ModelError, ModelSource, resolve
+from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
+from diffaccel.models.loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora
+from diffaccel.models.source import ModelError, ModelSource, resolve
 
 __all__ = [
     "BUNDLED",

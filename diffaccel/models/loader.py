@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import BUNDLED, names
-from .quiet import quiet_loading
-from .source import ModelError, ModelSource, check_header, resolve
+from diffaccel.models.catalogue import BUNDLED, names
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.models.source import ModelError, ModelSource, check_header, resolve
 
 if TYPE_CHECKING:
     import torch

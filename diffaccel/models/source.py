@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .catalogue import BUNDLED, names
+from diffaccel.models.catalogue import BUNDLED, names
 
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -1,0 +1,121 @@
+"""The shape of the package: imports point down, none go round in circles, and the public API is what it says."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import diffaccel
+
+ROOT = Path(diffaccel.__file__).parent
+# From the top down. A module may import its own layer and those below; one that is not named here is at the bottom.
+LAYERS = (
+    {"__main__", "cli"},
+    {"batch", "realtime"},
+    {"pipelines"},
+    {"accelerate", "measure", "models", "stream", "tune"},
+    {"cost", "families", "guidance", "hooks", "methods", "plan", "report", "similarity"},
+)
+
+
+def modules() -> dict[str, Path]:
+    files = {"diffaccel." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in files.items() if name != "diffaccel.__init__"}
+
+
+def imports(node: ast.AST, *, at_load: bool) -> Iterator[str]:
+    """Names under `diffaccel` that a module imports; with `at_load`, without those in functions and for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom) and child.module and child.module.split(".")[0] == "diffaccel":
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names if alias.name.startswith("diffaccel"))
+        elif not (at_load and (isinstance(child, ast.FunctionDef) or _is_type_checking(child))):
+            yield from imports(child, at_load=at_load)
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def layer(name: str) -> int:
+    top = name.split(".")[1]
+    return next((index for index, layer in enumerate(LAYERS) if top in layer), len(LAYERS))
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_down(name: str) -> None:
+    tree = ast.parse(modules()[name].read_text())
+    for imported in imports(tree, at_load=False):
+        if imported == "diffaccel.__version__":
+            continue
+        top = imported.split(".")[1]
+        assert (ROOT / top).is_dir() or (ROOT / f"{top}.py").exists(), f"{name}: import {imported} from its own module"
+        assert layer(imported) >= layer(name), f"{name} imports {imported}, which is in a higher layer"
+
+
+def test_imports_do_not_go_round() -> None:
+    files = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = set(imports(ast.parse(path.read_text()), at_load=True))
+        targets = {target if target in files else target.rpartition(".")[0] for target in found}
+        graph[name] = {target for target in targets if target in files and not name.startswith(f"{target}.")}
+    for package in [name for name, path in files.items() if path.name == "__init__.py"]:
+        graph[package] -= {name for name in graph[package] if package in graph[name]}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_no_relative_imports() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
+
+
+def test_only_the_command_line_prints_and_nothing_exits() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called not in ("exit", "quit", "sys.exit", "os._exit"), f"{name} calls {called}"
+            assert called != "print", f"{name} prints"
+            assert not called.startswith("click.echo") or name.startswith("diffaccel.cli"), f"{name} prints"
+
+
+def test_public_names_are_sorted_and_real() -> None:
+    assert diffaccel.__all__ == sorted(diffaccel.__all__)
+    assert set(diffaccel.__all__) == {*diffaccel._HOME, "__version__"}
+    assert set(diffaccel.__all__) <= set(dir(diffaccel))
+    for name, home in diffaccel._HOME.items():
+        assert getattr(diffaccel, name) is getattr(import_module(home, "diffaccel"), name)
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    block = next(node for node in tree.body if _is_type_checking(node))
+    seen = {
+        alias.name: "." + node.module
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert seen == diffaccel._HOME
+
+
+def test_a_module_does_not_shadow_the_function_of_its_name() -> None:
+    code = "import diffaccel.accelerate, diffaccel; assert callable(diffaccel.accelerate)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        diffaccel.nothing  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    code = "import diffaccel, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
