@@ -13,19 +13,34 @@ if TYPE_CHECKING:
     from .accelerate import Handle, accelerate
     from .families import UnsupportedModelError
     from .forecast import Taylor
+    from .guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
     from .methods import DeepCache
     from .report import Report
     from .schedule import Always, Quadratic, Steps, Threshold, Uniform
+    from .similarity import SimilarityFilter
+    from .stream.engine import StreamEngine
+    from .stream.report import StreamOutput, StreamReport
+    from .stream.worker import StreamClosed, StreamWorker
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Always",
     "DeepCache",
+    "FullGuidance",
     "Handle",
+    "NoGuidance",
+    "OneTimeNegative",
     "Quadratic",
     "Report",
+    "SelfNegative",
+    "SimilarityFilter",
     "Steps",
+    "StreamClosed",
+    "StreamEngine",
+    "StreamOutput",
+    "StreamReport",
+    "StreamWorker",
     "Taylor",
     "Threshold",
     "Uniform",
@@ -37,10 +52,20 @@ __all__ = [
 _HOME: dict[str, str] = {
     "Always": ".schedule",
     "DeepCache": ".methods",
+    "FullGuidance": ".guidance",
     "Handle": ".accelerate",
+    "NoGuidance": ".guidance",
+    "OneTimeNegative": ".guidance",
     "Quadratic": ".schedule",
     "Report": ".report",
+    "SelfNegative": ".guidance",
+    "SimilarityFilter": ".similarity",
     "Steps": ".schedule",
+    "StreamClosed": ".stream.worker",
+    "StreamEngine": ".stream.engine",
+    "StreamOutput": ".stream.report",
+    "StreamReport": ".stream.report",
+    "StreamWorker": ".stream.worker",
     "Taylor": ".forecast",
     "Threshold": ".schedule",
     "Uniform": ".schedule",

@@ -110,6 +110,16 @@ class StreamEngine:
         """Ticks between the one a frame enters and the one that finishes it: ``N - 1``, or 0 in sequential mode."""
         return len(self._settings.stages) - 1 if self.config.stream_batch else 0
 
+    @property
+    def next_frame_id(self) -> int:
+        """The number that the next frame gets."""
+        return self._state.next_id
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Frames that were accepted and have not come out."""
+        return self._state.in_flight
+
     def push(
         self, image: Picture | None = None, latents: torch.Tensor | None = None, *, frame_id: int | None = None
     ) -> list[StreamOutput]:
@@ -314,6 +324,12 @@ class StreamEngine:
         """Account of frames and times since the engine was built or reset."""
         with self._lock:
             return self._state.report(self.latency, type(self._settings.stages.sampler).__name__)
+
+    def discard(self, frames: int) -> None:
+        """Account for frames that a queue in front of the engine dropped."""
+        with self._lock:
+            self._state.counts.frames_in += frames
+            self._state.drop(frames)
 
     def close(self) -> None:
         """Let go of the frames in flight; pushing raises from now on. Closing twice is harmless."""

@@ -38,7 +38,7 @@ class StreamState:
         self.network_calls = self.network_rows = 0
         self._generator = torch.Generator().manual_seed(config.seed)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
-        self._next_id = 0
+        self.next_id = 0
         self._withheld: list[tuple[Slot, list[Any]]] = []
         self._last_image: Any = None
 
@@ -48,10 +48,10 @@ class StreamState:
         Raises:
             ValueError: where ``first`` is not above every earlier number.
         """
-        start = self._next_id if first is None else first
-        if start < self._next_id:
-            raise ValueError(f"frame_id must rise: {start} is below {self._next_id}")
-        self._next_id = start + count
+        start = self.next_id if first is None else first
+        if start < self.next_id:
+            raise ValueError(f"frame_id must rise: {start} is below {self.next_id}")
+        self.next_id = start + count
         self.counts.frames_in += count
         return start
 

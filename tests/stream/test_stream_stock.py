@@ -40,8 +40,8 @@ def stock(pipe: Any, latents: torch.Tensor, seed: int, **arguments: Any) -> torc
     if name in ("SanaPipeline", "PixArtAlphaPipeline"):
         arguments |= {"clean_caption": False, "use_resolution_binning": False}
     out = pipe(
-        "a red cat", latents=latents, generator=generator, num_inference_steps=STEPS, output_type="latent", height=32, width=32,
-        **arguments,
+        "a red cat", latents=latents, generator=generator, num_inference_steps=STEPS, output_type="latent", height=32,
+        width=32, **arguments,
     ).images  # fmt: skip
     return pipe._unpack_latents(out, 32, 32, pipe.vae_scale_factor) if name == "FluxPipeline" else out
 

@@ -1,0 +1,181 @@
+"""The stream batch equals one frame at a time, and an independent reference written from the papers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import stream_pipelines
+import stream_reference
+import torch
+
+from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.samplers import LCM, TCD, Euler, EulerAncestral
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+
+Build = Callable[..., StreamEngine]
+GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
+NAMES = {NoGuidance: "none", FullGuidance: "full", SelfNegative: "self", OneTimeNegative: "once"}
+STAGES = {1: (30,), 2: (20, 40), 3: (10, 25, 40), 4: (5, 15, 30, 45)}
+
+
+def run(engine: StreamEngine, frames: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Every finished frame by id."""
+    return {o.frame_id: o.image for o in engine.stream(frames)}
+
+
+def same(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for i in a:
+        close(a[i], b[i])
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("add_noise", [True, False])
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("frame_buffer", [1, 2, 3])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_equals_sequential_mode(
+    stages: int, frame_buffer: int, guidance: Guidance, add_noise: bool, engine: Build, frames: torch.Tensor
+) -> None:
+    settings = {
+        "timestep_indices": STAGES[stages],
+        "frame_buffer": frame_buffer,
+        "guidance": guidance,
+        "add_noise": add_noise,
+    }
+    same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("sampler", [LCM(), TCD(), TCD(0.0), Euler(), EulerAncestral()], ids=repr)
+def test_equals_sequential_mode_with_every_sampler(
+    sampler: Any, guidance: Guidance, engine: Build, frames: torch.Tensor
+) -> None:
+    settings = {"sampler": sampler, "guidance": guidance, "frame_buffer": 2}
+    same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "sana", "pixart", "z_image"])
+def test_equals_sequential_mode_on_every_family(name: str, engine: Build, frames: torch.Tensor) -> None:
+    pipe = getattr(stream_pipelines, name)()
+    settings = {"guidance": OneTimeNegative(1.6), "frame_buffer": 2, "prompt": "a red cat", "negative_prompt": "a dog"}
+    same(run(engine(pipe, **settings), frames[:5]), run(engine(pipe, stream_batch=False, **settings), frames[:5]))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("add_noise", [True, False])
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("stages", [1, 3])
+def test_equals_independent_reference(
+    stages: int, guidance: Guidance, add_noise: bool, prediction_type: str, engine: Build, frames: torch.Tensor
+) -> None:
+    pipe = stream_pipelines.sd(prediction_type=prediction_type)
+    settings = {"timestep_indices": STAGES[stages], "frame_buffer": 2, "guidance": guidance, "add_noise": add_noise}
+    outputs = run(engine(pipe, **settings), frames[:4])
+    noise = stream_reference.noises(2, stages, 2, (4, 4, 4))
+    with torch.no_grad():
+        clean = pipe.vae.encode(frames[:4] * 2 - 1).latents * pipe.vae.config.scaling_factor
+    timesteps = [999 - 20 * i for i in STAGES[stages]]
+    for i, output in outputs.items():
+        expected = stream_reference.lcm(
+            pipe,
+            clean[i],
+            timesteps,
+            noise[:, i % 2],
+            prompt=pipe.encode_prompt("a cat", "cpu", 1, False)[0],
+            negative=pipe.encode_prompt("blurry", "cpu", 1, False)[0],
+            guidance=NAMES[type(guidance)],
+            scale=getattr(guidance, "scale", 1.0),
+            delta=getattr(guidance, "delta", 1.0),
+            add_noise=add_noise,
+        )
+        close(output, expected)
+
+
+def test_one_time_negative_with_one_stage_equals_full_guidance(engine: Build, frames: torch.Tensor) -> None:
+    settings = {"timestep_indices": (30,)}
+    same(
+        run(engine(guidance=OneTimeNegative(1.7, 1.0), **settings), frames[:3]),
+        run(engine(guidance=FullGuidance(1.7), **settings), frames[:3]),
+    )
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+def test_a_row_of_a_batch_equals_that_row_alone(guidance: Guidance, engine: Build, frames: torch.Tensor) -> None:
+    batch = run(engine(guidance=guidance), frames[:6])
+    for i in range(6):
+        alone = engine(guidance=guidance)
+        close(batch[i], run(alone, frames[i : i + 1])[0])
+
+
+def test_same_seed_same_pictures_bit_for_bit(engine: Build, frames: torch.Tensor) -> None:
+    first, second = run(engine(), frames), run(engine(), frames)
+    assert all(torch.equal(first[i], second[i]) for i in first)
+    other = run(engine(seed=3), frames)
+    assert not torch.allclose(first[0], other[0], atol=1e-2)
+
+
+def test_a_changed_frame_changes_no_earlier_output(engine: Build, frames: torch.Tensor) -> None:
+    changed = frames.clone()
+    changed[4] = 1 - changed[4]
+    before, after = run(engine(), frames), run(engine(), changed)
+    for i in range(9):
+        if i < 4:
+            assert torch.equal(before[i], after[i])
+        elif i == 4:
+            assert not torch.allclose(before[i], after[i], atol=1e-2)
+        else:
+            close(after[i], before[i])
+
+
+def test_text_to_image_draws_are_seeded(engine: Build) -> None:
+    def draw(seed: int) -> list[torch.Tensor]:
+        return [o.image for o in engine(seed=seed).stream([None] * 4)]
+
+    first, again, other = draw(2), draw(2), draw(3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.allclose(first[0], other[0], atol=1e-2)
+    assert not torch.allclose(first[0], first[1], atol=1e-2)
+
+
+def test_own_noise_of_a_picture_replaces_the_first_stage_noise(engine: Build, frames: torch.Tensor) -> None:
+    fixed = stream_reference.noises(2, 3, 1, (4, 4, 4))[0, 0]
+    own = engine()
+    outputs = own.push(frames[0], latents=fixed) + own.push(frames[1], latents=-fixed) + own.flush()
+    plain = run(engine(), frames[:2])
+    close(outputs[0].image, plain[0])
+    assert not torch.allclose(outputs[1].image, plain[1], atol=1e-2)
+
+
+def test_engines_on_one_pipe_do_not_touch_each_other(engine: Build, frames: torch.Tensor) -> None:
+    settings = [{"seed": 1}, {"seed": 5, "guidance": OneTimeNegative(1.5), "timestep_indices": (20, 40)}]
+    alone = [run(engine(**s), frames) for s in settings]
+    engines = [engine(**s) for s in settings]
+    outputs: list[dict[int, torch.Tensor]] = [{}, {}]
+    for frame in frames:
+        for k, e in enumerate(engines):
+            outputs[k] |= {o.frame_id: o.image for o in e.push(frame)}
+    for k, e in enumerate(engines):
+        outputs[k] |= {o.frame_id: o.image for o in e.flush()}
+        assert all(torch.equal(alone[k][i], outputs[k][i]) for i in alone[k])
+
+
+@pytest.mark.parametrize(("guidance", "rows"), list(zip(GUIDANCES, (4, 8, 4, 5), strict=True)))
+def test_network_rows_per_frame(guidance: Guidance, rows: int, engine: Build, frames: torch.Tensor) -> None:
+    stream = engine(guidance=guidance, timestep_indices=STAGES[4])
+    for frame in frames:
+        stream.push(frame)
+    before = stream.report()
+    stream.push(frames[0])
+    after = stream.report()
+    assert (after.network_calls - before.network_calls, after.network_rows - before.network_rows) == (1, rows)
+
+
+def test_strength_and_number_of_steps(engine: Build) -> None:
+    assert engine(strength=1.0, num_steps=4)._settings.stages.timesteps == (999, 759, 499, 259)
+    assert engine(strength=0.5, num_steps=2)._settings.stages.timesteps == (499, 259)
