@@ -46,7 +46,8 @@ def test_every_picture_is_written_and_recorded_in_order(tmp_path: Path) -> None:
     assert (summary.done, summary.failed) == (10, 0)
     assert [record.id for record in seen] == [job.id for job in JOBS] == list(read_manifest(tmp_path))
     for job in JOBS:
-        assert np.asarray(Image.open(tmp_path / f"{job.id}.png")).max() == job.seed
+        with Image.open(tmp_path / f"{job.id}.png") as picture:
+            assert np.asarray(picture).max() == job.seed
     assert to_render(JOBS, tmp_path) == ()
 
 

@@ -38,7 +38,8 @@ def test_prompts_to_pictures(generate, tmp_path: Path) -> None:
     path = next((tmp_path / "out").glob("a-red-heart*.png"))
     job = read_job(path)
     assert (job.prompt, job.seed, job.steps, job.cache) == ("a red heart", 7, 4, "deepcache:interval=2,branch=0")
-    assert Image.open(path).size == (32, 32)
+    with Image.open(path) as picture:
+        assert picture.size == (32, 32)
     assert (tmp_path / "out" / "index.html").exists()
 
 
