@@ -8,17 +8,17 @@ from typing import Any, Self
 import torch
 
 from diffaccel._diffusers import hooks_of
-from diffaccel.clock import RunClock
 from diffaccel.cost import CostModel
-from diffaccel.families import UnsupportedModelError, supported, supports
+from diffaccel.families import UnsupportedModelError, is_companion, supported, supports
 from diffaccel.hooks import HOOK, Attachment
+from diffaccel.host import Host
 from diffaccel.methods import Method
-from diffaccel.plan import Plan, plan
+from diffaccel.plan import Plan, companion_plan, plan
 from diffaccel.report import Report, summarize
-from diffaccel.session import Forced
+from diffaccel.session import Forced, Session
 
 
-def accelerate(pipe_or_model: Any, *methods: Method) -> "Handle":
+def accelerate(pipe_or_model: Any, *methods: Method, guided: bool | None = None) -> "Handle":
     """Reuse features between the network calls of a diffusers pipeline.
 
         with accelerate(pipe, DeepCache(interval=3, branch=0)) as handle:
@@ -27,15 +27,18 @@ def accelerate(pipe_or_model: Any, *methods: Method) -> "Handle":
 
     Every denoiser of the pipeline is accelerated, and each run of the pipeline starts afresh. A bare network notices a
     new run when its timesteps are the elements of one tensor, as in `for t in scheduler.timesteps`, or numbers that
-    turn direction; otherwise call `Handle.reset` before a run.
+    turn direction; otherwise call `Handle.reset` before a run. A ControlNet of the pipeline computes only what the
+    denoiser will read.
 
     Args:
         pipe_or_model: a pipeline, or a denoiser such as `pipe.unet`.
         methods: what to reuse, and when; see `diffaccel.methods`.
+        guided: whether the rows of a network call are halves, negative prompts first; None asks the pipeline, and
+            takes a bare network to be unguided. Only methods that drop the negative half care.
 
     Raises:
         UnsupportedModelError: if there is no denoiser of a known kind, or a method does not work on it.
-        ValueError: if a setting does not fit the network, or two methods claim the same module.
+        ValueError: if a setting does not fit the network, or two methods cannot work together.
         RuntimeError: if a denoiser is accelerated already, or compiled in a way that hooks cannot enter.
     """
     if not methods:
@@ -45,23 +48,40 @@ def accelerate(pipe_or_model: Any, *methods: Method) -> "Handle":
             raise TypeError(f"{method!r} is not a method; methods are {', '.join(Method.names())}")
     bare = isinstance(pipe_or_model, torch.nn.Module)
     models = [pipe_or_model] if bare else _denoisers(pipe_or_model)
-    for model in models:
+    companions = [] if bare else _controlnets(pipe_or_model)
+    for model in [*models, *companions]:
         _require_free(model)
-    return Handle([(model, plan(model, methods)) for model in models], None if bare else pipe_or_model)
+    return Handle(models, companions, methods, Host(None if bare else pipe_or_model, guided))
 
 
 class Handle:
     """An accelerated pipeline, from `accelerate`. Usable with `with`, which detaches at the end."""
 
-    def __init__(self, plans: Sequence[tuple[torch.nn.Module, Plan]], pipe: Any) -> None:
-        self._costs = [CostModel(model, planned) for model, planned in plans]
+    def __init__(
+        self,
+        denoisers: Sequence[torch.nn.Module],
+        companions: Sequence[torch.nn.Module],
+        methods: Sequence[Method],
+        host: Host,
+    ) -> None:
+        self._costs: list[CostModel] = []
         self._attachments: list[Attachment] = []
+        plans = [(model, plan(model, methods)) for model in denoisers]
+        followers = [(model, companion_plan(model, denoisers[0], methods)) for model in companions]
         try:
             for model, planned in plans:
-                self._attachments.append(Attachment(model, planned.session(model, RunClock(pipe))))
+                self._attach(model, planned, planned.session(model, host))
+            for model, planned in followers:
+                if planned.parts:
+                    self._attach(model, planned, planned.session(model, host, self._attachments[0].session))
         except BaseException:
             self.detach()
             raise
+
+    def _attach(self, model: torch.nn.Module, planned: Plan, session: Session) -> None:
+        """Put a session on a network."""
+        self._attachments.append(Attachment(model, session))
+        self._costs.append(CostModel(model, planned))
 
     def detach(self) -> None:
         """Take all hooks off: the pipeline is as it was before `accelerate`. Doing so twice is harmless.
@@ -119,6 +139,13 @@ def _denoisers(pipe: Any) -> list[torch.nn.Module]:
             f"supported are {', '.join(supported())}"
         )
     return found
+
+
+def _controlnets(pipe: Any) -> list[torch.nn.Module]:
+    """The ControlNets that run before the denoiser in each step; several in a MultiControlNetModel."""
+    controlnet = pipe.components.get("controlnet")
+    nets = getattr(controlnet, "nets", [controlnet])
+    return [net for net in nets if is_companion(net)]
 
 
 def _require_free(model: torch.nn.Module) -> None:

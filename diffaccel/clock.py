@@ -6,37 +6,52 @@ table tells runs apart, even after one that raised; the offset of the view tells
 at one offset are the conditional and the unconditional one. Python numbers tell a new run by turning direction.
 """
 
-import weakref
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from diffaccel._diffusers import num_timesteps
+from diffaccel.host import Host
 
 
-@dataclass
+class Tick(NamedTuple):
+    """What the clock says of a network call: whether it starts a run, and its ordinal within its sampling step."""
+
+    starts: bool
+    ordinal: int
+
+
+@dataclass(frozen=True, eq=False)
 class _Run:
-    """What the clock remembers of the current run."""
+    """What the clock remembers of the current run, up to its last call.
+
+    Attributes:
+        table: the scheduler's timesteps.
+        last: timestep of the last call.
+        listed: whether timesteps were seen to be elements of one tensor.
+        direction: sign in which numbers move.
+        seen: conditionings of the calls at the position of the last one.
+    """
 
     table: torch.Tensor | None
     last: Any
     listed: bool = False
     direction: int = 0
-    position: tuple[int, int] | None = None
-    ordinal: int = 0
-    seen: list[Any] = field(default_factory=list)
+    seen: tuple[Any, ...] = ()
 
 
 class RunClock:
-    """Counts nothing: tells for each network call whether it starts a run, and its ordinal within its sampling step.
+    """Tells runs and sampling steps apart.
 
     Args:
-        pipe: the pipeline whose scheduler is watched, or None for a bare network. Only weakly referenced.
+        host: the pipeline whose scheduler is watched.
+
+    Attributes:
+        total: network calls of the current run, None if unknown.
     """
 
-    def __init__(self, pipe: Any = None) -> None:
-        self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._run: _Run | None = None
         self.total: int | None = None
 
@@ -44,59 +59,34 @@ class RunClock:
         """Make the next call the start of a run."""
         self._run = None
 
-    def starts_run(self, timestep: Any) -> bool:
-        """Whether a call with this timestep would start a run. Changes nothing."""
-        run, table = self._run, self._table()
-        if run is None or table is not run.table:
-            return True
-        if isinstance(timestep, torch.Tensor) and isinstance(run.last, torch.Tensor):
-            return run.listed and not _share_storage(timestep, run.last)
-        if isinstance(timestep, int | float) and isinstance(run.last, int | float):
-            return run.direction != 0 and _sign(timestep - run.last) == -run.direction
-        return False
+    def peek(self, timestep: Any, conditioning: Any = None) -> Tick:
+        """What `tick` would say, without taking note of the call."""
+        return self._next(timestep, conditioning)[0]
 
-    def tick(self, timestep: Any, conditioning: Any = None) -> tuple[bool, int]:
-        """Take note of a call: whether it starts a run, and how many calls of its sampling step went before it.
+    def tick(self, timestep: Any, conditioning: Any = None) -> Tick:
+        """Take note of a call.
 
         Args:
             timestep: the timestep given to the network: a tensor of any shape, or a number.
             conditioning: the object that tells repeated calls at one timestep apart, such as the prompt embeddings.
         """
-        table = self._table()
-        starts = self.starts_run(timestep)
-        if starts or self._run is None:
-            self._run = _Run(table, timestep)
-            self.total = self._remaining(timestep, table)
-        self._follow(self._run, timestep)
-        return starts, self._ordinal(self._run, timestep, conditioning)
+        tick, self._run = self._next(timestep, conditioning)
+        if tick.starts:
+            self.total = self._remaining(timestep, self._run.table)
+        return tick
 
-    def _table(self) -> torch.Tensor | None:
-        """The scheduler's current timesteps."""
-        table = getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None)
-        return table if isinstance(table, torch.Tensor) else None
-
-    def _follow(self, run: _Run, timestep: Any) -> None:
-        """Learn how timesteps move in this run."""
-        last = run.last
-        if isinstance(timestep, torch.Tensor) and isinstance(last, torch.Tensor):
-            moved = timestep.storage_offset() != last.storage_offset()
-            run.listed = run.listed or (moved and _share_storage(timestep, last))
-        elif isinstance(timestep, int | float) and isinstance(last, int | float) and timestep != last:
-            run.direction = _sign(timestep - last)
-        run.last = timestep
-
-    def _ordinal(self, run: _Run, timestep: Any, conditioning: Any) -> int:
-        """How many calls were made before at this position of the table; 0 where positions are unknown."""
-        position = _position(timestep, run.table)
-        repeated = position is not None and position == run.position
-        in_table = run.table is not None and position is not None and position[0] == _address(run.table)
-        if repeated and (in_table or all(conditioning is not other for other in run.seen)):
-            run.ordinal += 1
-        else:
-            run.ordinal, run.seen = 0, []
-        run.seen.append(conditioning)
-        run.position = position
-        return run.ordinal
+    def _next(self, timestep: Any, conditioning: Any) -> tuple[Tick, _Run]:
+        """What to say of the next call, and the run after it."""
+        run, table = self._run, self._host.table
+        if run is None or table is not run.table or _turns(run, timestep):
+            return Tick(True, 0), _Run(table, timestep, seen=(conditioning,))
+        listed, direction = run.listed, run.direction
+        if isinstance(timestep, torch.Tensor) and isinstance(run.last, torch.Tensor):
+            listed |= _share_storage(timestep, run.last) and timestep.storage_offset() != run.last.storage_offset()
+        elif isinstance(timestep, int | float) and isinstance(run.last, int | float):
+            direction = _sign(timestep - run.last) or direction
+        seen = run.seen if _same_step(run, timestep, conditioning) else ()
+        return Tick(False, len(seen)), _Run(table, timestep, listed, direction, (*seen, conditioning))
 
     def _remaining(self, timestep: Any, table: torch.Tensor | None) -> int | None:
         """Network calls of a run that starts with this timestep."""
@@ -104,10 +94,28 @@ class RunClock:
         if table is not None and position is not None and position[0] == _address(table):
             return table.numel() - position[1] + int(table.storage_offset())
         if table is not None:
-            return num_timesteps(self._pipe()) or table.numel()
+            return self._host.num_timesteps or table.numel()
         if position is not None and isinstance(timestep, torch.Tensor):
             return timestep.untyped_storage().nbytes() // timestep.element_size() - position[1]
         return None
+
+
+def _turns(run: _Run, timestep: Any) -> bool:
+    """Whether this timestep cannot belong to the run: it is of another table, or moves the other way."""
+    if isinstance(timestep, torch.Tensor) and isinstance(run.last, torch.Tensor):
+        return run.listed and not _share_storage(timestep, run.last)
+    if isinstance(timestep, int | float) and isinstance(run.last, int | float):
+        return run.direction != 0 and _sign(timestep - run.last) == -run.direction
+    return False
+
+
+def _same_step(run: _Run, timestep: Any, conditioning: Any) -> bool:
+    """Whether this is another call at the position of the last one; a bare repetition of a call is not."""
+    position = _position(timestep, run.table)
+    if position is None or position != _position(run.last, run.table):
+        return False
+    in_table = run.table is not None and position[0] == _address(run.table)
+    return in_table or all(conditioning is not other for other in run.seen)
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -65,9 +65,8 @@ class ReplayHook(Hook):
             self._record(output)
             return output
         entry = state.entries[self.index]
-        if self.forecast is not None:
-            return self.forecast.predict(entry, state.step)
-        return copied(entry) if state.writable else entry
+        output = entry if self.forecast is None else self.forecast.predict(entry, state.step)
+        return copied(output) if state.writable else output
 
     def _record(self, output: Any) -> None:
         """Store what a later call needs of `output`."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from diffaccel.branch import Part
-from diffaccel.clock import RunClock
 from diffaccel.config import check
 from diffaccel.families import layout_of
+from diffaccel.host import Host
 from diffaccel.methods.base import Method
 from diffaccel.session import Session
 from diffaccel.signature import Signature
@@ -16,33 +16,64 @@ from diffaccel.signature import Signature
 
 @dataclass(frozen=True)
 class Plan:
-    """All parts that methods reuse in one network.
+    """All that methods do to one network.
 
     Attributes:
-        parts: what is reused, and when.
+        methods: the methods.
+        parts: what they reuse, and when.
         owners: for each part, the name of its method.
+        follows: for each part, the part of the denoiser whose decision it shares; None decides by itself.
     """
 
+    methods: tuple[Method, ...]
     parts: tuple[Part, ...]
     owners: tuple[str, ...]
+    follows: tuple[int | None, ...]
 
-    def session(self, model: torch.nn.Module, clock: RunClock) -> Session:
-        """A new session of this plan on `model`."""
-        return Session(Signature(model), self.parts, clock, layout_of(model).writes)
+    def session(self, model: torch.nn.Module, host: Host, leader: Session | None = None) -> Session:
+        """A new session of this plan on `model`; a ControlNet has the denoiser's session for a `leader`."""
+        layout = layout_of(model)
+        made = [method.wrapper(layout, host) for method in self.methods] if leader is None else []
+        wrappers = [wrapper for wrapper in made if wrapper is not None]
+        return Session(Signature(model), self.parts, host, layout.writes, wrappers, leader, self.follows)
+
+    def without_wrappers(self) -> "Plan":
+        """The same parts alone, whose calls have the inputs that the network sees."""
+        return Plan((), self.parts, self.owners, (None,) * len(self.parts))
 
 
 def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
-    """The plan of `methods` on `model`.
+    """The plan of `methods` on a denoiser.
 
     Raises:
         UnsupportedModelError: if a method does not work on this kind of network.
-        ValueError: if a setting does not fit it, or two methods claim the same module.
+        ValueError: if a setting does not fit it, or two methods cannot work together.
     """
     layout = layout_of(model)
     owned = [(type(method).__name__, part) for method in methods for part in method.parts(layout)]
+    _require_disjoint(owned)
+    parts = tuple(part for _, part in owned)
+    return Plan(tuple(methods), parts, tuple(owner for owner, _ in owned), (None,) * len(parts))
+
+
+def companion_plan(companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method]) -> Plan:
+    """The plan of `methods` on a ControlNet that runs before `denoiser`; without parts if they change nothing there."""
+    layout, first = layout_of(companion), 0
+    parts, owners, follows = [], [], []
+    for method in methods:
+        for part, followed in method.companion_parts(layout):
+            parts.append(part)
+            owners.append(type(method).__name__)
+            follows.append(None if followed is None else first + followed)
+        first += len(method.parts(layout_of(denoiser)))
+    _require_disjoint(list(zip(owners, parts, strict=True)))
+    return Plan(tuple(methods), tuple(parts), tuple(owners), tuple(follows))
+
+
+def _require_disjoint(owned: Sequence[tuple[str, Part]]) -> None:
+    """Refuse two parts that replay or skip the same module."""
     claims: dict[str, str] = {}
     for owner, part in owned:
         for name in part.branch.modules:
             check(name not in claims, f"{owner} and {claims.get(name)} cannot work together: both claim {name!r}")
             claims[name] = owner
-    return Plan(tuple(part for _, part in owned), tuple(owner for owner, _ in owned))

@@ -1,7 +1,7 @@
 """What acceleration did: calls computed and replayed, multiply-accumulates done and saved."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,14 @@ class Report:
         computed: network calls that ran in full.
         replayed: network calls that reused something.
         methods: for each method, how many calls it computed and how many it replayed.
+        controlnet: ControlNet calls that ran in full, and that left out what the denoiser would not read.
         cache_bytes: storage that features take at the moment, zero after the end of a pipeline's run.
     """
 
     computed: int
     replayed: int
-    methods: Mapping[str, tuple[int, int]]
+    methods: dict[str, tuple[int, int]]
+    controlnet: tuple[int, int]
     cache_bytes: int
     _count: Callable[[], tuple[int, int]] = field(repr=False, compare=False)
 
@@ -57,10 +59,10 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""
         names = ("computed", "replayed", "macs", "macs_plain", "macs_saved", "ceiling", "cache_bytes")
-        methods = {
-            name: {"computed": computed, "replayed": reused} for name, (computed, reused) in self.methods.items()
-        }
-        return {name: getattr(self, name) for name in names} | {"methods": methods}
+        counts = self.methods | {"controlnet": self.controlnet}
+        pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
+        controlnet = pairs.pop("controlnet")
+        return {name: getattr(self, name) for name in names} | {"methods": pairs, "controlnet": controlnet}
 
     def __str__(self) -> str:
         lines = [
@@ -68,26 +70,28 @@ class Report:
             f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
             f"at most {self.ceiling:.2f}x as fast",
         ]
-        lines += [
-            f"{name}: {computed} computed, {reused} replayed" for name, (computed, reused) in self.methods.items()
-        ]
+        counts = self.methods | ({"ControlNet": self.controlnet} if any(self.controlnet) else {})
+        lines += [f"{name}: {computed} computed, {reused} replayed" for name, (computed, reused) in counts.items()]
         return "\n".join(lines)
 
 
 def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report:
-    """The report on some denoisers, each given by the cost of its calls and by its session."""
-    calls = Counter[bool]()
+    """The report on some networks, each given by the cost of its calls and by its session."""
+    asked, controlnet = Counter[bool](), Counter[bool]()
     methods: dict[str, Counter[bool]] = {}
     for cost, session in zip(costs, sessions, strict=True):
-        for kind, count in session.tally.calls.items():
-            calls[all(kind.computes)] += count
-            for owner, computes in _by_owner(cost.plan.owners, kind.computes).items():
-                methods.setdefault(owner, Counter())[computes] += count
+        for (_, computed), count in session.tally.asked.items():
+            (asked if session.leader is None else controlnet)[computed] += count
+        if session.leader is None:
+            for kind, count in session.tally.calls.items():
+                for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
+                    methods.setdefault(owner, Counter())[computed] += count
     tallies = [session.tally.copy() for session in sessions]
     return Report(
-        computed=calls[True],
-        replayed=calls[False],
+        computed=asked[True],
+        replayed=asked[False],
         methods={owner: (count[True], count[False]) for owner, count in methods.items()},
+        controlnet=(controlnet[True], controlnet[False]),
         cache_bytes=sum(session.nbytes() for session in sessions),
         _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
     )

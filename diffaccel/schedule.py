@@ -29,21 +29,26 @@ class Call:
         change: measures mean|x - x_ref| / mean|x_ref| of the network's input x, where x_ref is the input of the last
             computed call. Calling it waits for the device.
         age: replayed calls since the last computed one.
+        new_prompt: whether the conditioning is another object than in the last call, or was written to.
     """
 
     index: int
     total: int | None = None
     change: Callable[[], float] = _unmeasured
     age: int = 0
+    new_prompt: bool = False
 
 
 class Schedule(Config, ABC):
     """Decides call by call whether to compute. Call 0 of a run always computes, whatever a schedule says.
 
-    A schedule that reads `Call.change` sets `measures`, so that the input of each computed call is kept.
+    A schedule that reads `Call.change` sets `measures`, so that the input of each computed call is kept. One whose
+    computed calls make all stored features invalid sets `clears`: a module that did not run in such a call, because it
+    lies in a part that another method replayed, then computes when it next runs.
     """
 
     measures: ClassVar[bool] = False
+    clears: ClassVar[bool] = False
 
     @abstractmethod
     def should_compute(self, call: Call) -> bool:
@@ -65,6 +70,17 @@ class Always(Schedule):
     def should_compute(self, call: Call) -> bool:  # noqa: ARG002
         """Always true."""
         return True
+
+
+@dataclass(frozen=True)
+class WhilePromptLasts(Schedule):
+    """Compute when the conditioning changes. Lossless for what depends on the conditioning alone."""
+
+    clears: ClassVar[bool] = True
+
+    def should_compute(self, call: Call) -> bool:
+        """True when the conditioning is new."""
+        return call.new_prompt
 
 
 @dataclass(frozen=True)

@@ -2,72 +2,103 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from diffaccel.branch import Part
 from diffaccel.clock import RunClock
+from diffaccel.host import Host
 from diffaccel.schedule import Call
 from diffaccel.signature import Inputs, Signature
 from diffaccel.state import ActivePart, CacheState, Context
 from diffaccel.tally import Tally
+from diffaccel.wrapper import Wrapper
 
 Forced = bool | tuple[bool, ...] | None
 
 
 class Session:
-    """State of one accelerated denoiser.
+    """State of one accelerated network.
 
     Args:
-        signature: how the denoiser names its inputs.
+        signature: how the network names its inputs.
         parts: what may be reused, and when.
-        clock: tells where runs start.
+        host: the pipeline around it.
         writes: whether the network, given these inputs, writes into module outputs in place.
+        wrappers: what stands between the pipeline and the network, outermost last.
+        leader: the denoiser's session, for a ControlNet that runs before it.
+        follows: for each part, the leader's part whose decision it shares, or None.
     """
 
     def __init__(
-        self, signature: Signature, parts: Sequence[Part], clock: RunClock, writes: Callable[[Inputs], bool]
+        self,
+        signature: Signature,
+        parts: Sequence[Part],
+        host: Host,
+        writes: Callable[[Inputs], bool],
+        wrappers: Sequence[Wrapper] = (),
+        leader: "Session | None" = None,
+        follows: Sequence[int | None] = (),
     ) -> None:
         self.signature = signature
         self.active = [ActivePart(part) for part in parts]
-        self.clock = clock
+        self.clock = RunClock(host)
         self.writes = writes
+        self.wrappers = wrappers
+        self.leader = leader
+        self.follows = tuple(follows) or (None,) * len(self.active)
         self.contexts: dict[Hashable, Context] = {}
         self.tally = Tally()
         self._forced: Forced = None
         self._name: str | None = None
+        self._promised: tuple[bool, ...] | None = None
 
     def reset(self) -> None:
         """Forget all features: the next call starts a run. The tally stays."""
         self.contexts.clear()
         self.clock.reset()
+        self._promised = None
         for active in self.active:
             active.state = CacheState(active.part)
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any], name: str | None) -> Any:
-        """Run one network call, computing or reusing each part.
-
-        Args:
-            args, kwargs: inputs of the denoiser.
-            forward: the denoiser's own forward.
-            name: the context the pipeline is in, if it says so.
-        """
-        inputs = self.signature.bind(args, kwargs)
-        context = self._context(inputs, name)
-        writable = self.writes(inputs)
-        for index, active in enumerate(self.active):
-            active.state = context.states[index]
-            active.state.writable = writable
-            self._decide(active, context.step, inputs.sample, self._forced_at(index))
-        self.tally.add(inputs, tuple(active.state.compute for active in self.active))
-        output = forward(**inputs.values)
-        context.step += 1
-        return output
 
     def nbytes(self) -> int:
         """Bytes of the storage that features take at the moment."""
         return sum(state.nbytes() for context in self.contexts.values() for state in context.states)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any], name: str | None) -> Any:
+        """Run one call of the network as the pipeline makes it.
+
+        Args:
+            args, kwargs: inputs of the network.
+            forward: the network's own forward.
+            name: the context the pipeline is in, if it says so.
+        """
+        inputs = self.signature.bind(args, kwargs)
+        context = self._context(inputs, name)
+        decisions = None if self.leader is None else self.leader.promise(inputs, name)
+        run: Callable[[Inputs], Any] = partial(self._network, context, forward, decisions)
+        for wrapper in self.wrappers:
+            run = partial(wrapper.around, context, run)
+        with self.tally.outer(inputs):
+            output = run(inputs)
+        context.step += 1
+        self._promised = None
+        return output
+
+    def promise(self, inputs: Inputs, name: str | None) -> tuple[bool, ...]:
+        """What each part will do in the denoiser's next call, given inputs of a network that runs before it."""
+        tick = self.clock.peek(inputs.timestep, None)
+        place: Hashable = self._name or name
+        context = self.contexts.get(tick.ordinal if place is None else place)
+        if context is None or (tick.starts and self._forced is None):
+            self._promised = (True,) * len(self.active)
+        else:
+            sample = inputs.sample if _fingerprint(inputs.sample) == context.key else None
+            decide = partial(self._computes, context=context, sample=sample, new_prompt=False)
+            self._promised = tuple(decide(index) for index in range(len(self.active)))
+        return self._promised
 
     @contextmanager
     def forced(self, compute: Forced, name: str | None = None) -> Iterator[None]:
@@ -83,18 +114,14 @@ class Session:
         finally:
             self._forced, self._name = before
 
-    def _forced_at(self, index: int) -> bool | None:
-        """What was forced on the part at `index`."""
-        return self._forced[index] if isinstance(self._forced, tuple) else self._forced
-
     def _context(self, inputs: Inputs, name: str | None) -> Context:
         """The context of this call, new if a run starts or the shape of the input changed."""
         place: Hashable = self._name or name
         if self._forced is None:
-            starts, ordinal = self.clock.tick(inputs.timestep, inputs.conditioning)
-            if starts:
+            tick = self.clock.tick(inputs.timestep, inputs.conditioning)
+            if tick.starts:
                 self._start_run()
-            place = ordinal if place is None else place
+            place = tick.ordinal if place is None else place
         key = _fingerprint(inputs.sample)
         context = self.contexts.get(place)
         if context is None or context.key != key:
@@ -102,21 +129,77 @@ class Session:
         return context
 
     def _start_run(self) -> None:
-        """Forget the run before, and refuse schedules that do not fit this one before anything computes."""
+        """Forget the run before, and refuse what does not fit this one before anything computes."""
         self.contexts.clear()
         for active in self.active:
             active.part.schedule.validate(self.clock.total)
+        for wrapper in self.wrappers:
+            wrapper.start_run(self.clock.total)
 
-    def _decide(self, active: ActivePart, step: int, sample: Any, forced: bool | None) -> None:
-        """Decide whether a part computes in this call."""
-        state, schedule = active.state, active.part.schedule
-        if forced is None and step > 0:
-            forced = schedule.should_compute(Call(step, self.clock.total, lambda: _change(sample, state), state.age))
-        state.step = step
-        state.compute = step == 0 or bool(forced)
+    def _network(
+        self, context: Context, forward: Callable[..., Any], decisions: tuple[bool, ...] | None, inputs: Inputs
+    ) -> Any:
+        """Run the network itself, computing or reusing each part."""
+        self._fit_rows(context, inputs)
+        new_prompt = self._note_conditioning(context, inputs)
+        writable = self.writes(inputs)
+        for index, active in enumerate(self.active):
+            followed = self.follows[index]
+            decided = None if decisions is None or followed is None else decisions[followed]
+            self._decide(index, context, inputs.sample, decided, new_prompt)
+            active.state.writable = writable
+        self.tally.inner(inputs, tuple(active.state.compute for active in self.active))
+        return forward(**inputs.values)
+
+    def _decide(self, index: int, context: Context, sample: Any, decided: bool | None, new_prompt: bool) -> None:
+        """Decide whether a part computes in this call, and prepare its state."""
+        active = self.active[index]
+        state = active.state = context.states[index]
+        computes = self._computes(index, context, sample, new_prompt) if decided is None else decided
+        if computes and self._promised is not None and not self._promised[index]:
+            raise RuntimeError(
+                "the denoiser must compute, but a ControlNet before it did not run in full: the shapes of their inputs "
+                "changed at different times; call Handle.reset() between such calls"
+            )
+        state.compute = computes or not state.filled
+        state.step = context.step
         state.age = 0 if state.compute else state.age + 1
-        if state.compute and schedule.measures:
+        state.filled = True
+        if state.compute and active.part.schedule.clears:
+            state.clear()
+        if state.compute and active.part.schedule.measures:
             state.reference = sample.clone()
+
+    def _computes(self, index: int, context: Context, sample: Any, new_prompt: bool) -> bool:
+        """Whether a part computes in the next call of a context."""
+        state, schedule = context.states[index], self.active[index].part.schedule
+        forced = self._forced[index] if isinstance(self._forced, tuple) else self._forced
+        if not state.filled:
+            return True
+        if forced is not None and (isinstance(self._forced, tuple) or not schedule.clears):
+            return forced
+        change = partial(_change, sample, state.reference)
+        return schedule.should_compute(Call(context.step, self.clock.total, change, state.age, new_prompt))
+
+    def _fit_rows(self, context: Context, inputs: Inputs) -> None:
+        """Make what is stored fit the rows of this call: a wrapper may have dropped the negative half."""
+        rows = inputs.sample.shape[0] if isinstance(inputs.sample, torch.Tensor) else None
+        if rows is not None and context.rows is not None and rows != context.rows:
+            if rows * 2 == context.rows:
+                for state in context.states:
+                    state.keep_positive_half()
+            else:
+                context.states[:] = [CacheState(active.part) for active in self.active]
+        context.rows = rows
+
+    def _note_conditioning(self, context: Context, inputs: Inputs) -> bool:
+        """Whether the conditioning is new since the last call; asked only if it matters."""
+        if not any(active.part.schedule.clears for active in self.active):
+            return False
+        known = context.constants
+        context.constants = [(leaf, _version(leaf)) for leaf in inputs.constants]
+        pairs = zip(known, context.constants, strict=False)
+        return len(known) != len(context.constants) or not all(_same(old, new) for old, new in pairs)
 
 
 def _fingerprint(sample: Any) -> tuple[Any, ...]:
@@ -128,9 +211,20 @@ def _fingerprint(sample: Any) -> tuple[Any, ...]:
     return (type(sample),)
 
 
-def _change(sample: torch.Tensor, state: CacheState) -> float:
-    """mean|x - x_ref| / mean|x_ref|"""
-    reference = state.reference
-    if reference is None:
-        raise RuntimeError("no reference was stored: the schedule must set `measures`")
+def _version(value: Any) -> int:
+    """Counts in-place writes to a tensor; those to an inference tensor are not counted."""
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+
+
+def _same(old: tuple[Any, int], new: tuple[Any, int]) -> bool:
+    """Whether two inputs, each with its version, are the same: the same tensor, not written to, or equal otherwise."""
+    if isinstance(old[0], torch.Tensor) or isinstance(new[0], torch.Tensor):
+        return old[0] is new[0] and old[1] == new[1]
+    return bool(old[0] == new[0])
+
+
+def _change(sample: torch.Tensor | None, reference: torch.Tensor | None) -> float:
+    """mean|x - x_ref| / mean|x_ref|, infinite where they cannot be compared."""
+    if sample is None or reference is None:
+        return float("inf")
     return float((sample - reference).abs().mean() / reference.abs().mean())

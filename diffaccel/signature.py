@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 TIMESTEPS = ("timestep", "timesteps", "t")
-CONDITIONINGS = ("encoder_hidden_states", "cap_feats", "class_labels")
+CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "cap_feats", "class_labels")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Inputs:
     def conditioning(self) -> Any:
         """The prompt embeddings or class labels, None if the network takes none."""
         return self._named(2)
+
+    @property
+    def constants(self) -> list[Any]:
+        """What usually stays the same during a run: everything but sample, timestep and residuals of a ControlNet."""
+        changing = {self.names[0], self.names[1]}
+        return tree_leaves([v for name, v in self.values.items() if name not in changing and "residual" not in name])
 
     def replace(self, **values: Any) -> "Inputs":
         """These inputs with some values changed."""

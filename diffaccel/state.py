@@ -5,7 +5,7 @@ slots of a stream. State is reset by building it anew, so that no field can be f
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class CacheState:
         step: index of the current call within the run.
         age: replayed calls since the last computed one.
         writable: whether the network writes into outputs in place, so that entries must be copied.
+        filled: whether the part has computed once.
         entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
         reference: the network's input at the last computed call, kept only for schedules that measure its change.
     """
@@ -31,8 +32,18 @@ class CacheState:
         self.step = 0
         self.age = 0
         self.writable = False
+        self.filled = False
         self.entries: list[Any] = [None] * len(part.branch.modules)
         self.reference: torch.Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the entries."""
+        self.entries = [None] * len(self.entries)
+
+    def keep_positive_half(self) -> None:
+        """Keep the second half of the rows of everything stored."""
+        self.entries = map_tensors(lambda x: x[x.shape[0] // 2 :], self.entries)
+        self.reference = None if self.reference is None else self.reference[self.reference.shape[0] // 2 :]
 
     def nbytes(self) -> int:
         """Bytes of the storage that the entries hold."""
@@ -59,11 +70,17 @@ class Context:
         key: shape, dtype and device of the network's input; features of another key are of no use.
         states: one per part.
         step: network calls so far.
+        rows: rows of the last call, after wrappers.
+        constants: inputs of the last call, after wrappers, that usually stay the same, with their versions.
+        memory: what each wrapper remembers.
     """
 
     key: tuple[Any, ...]
     states: list[CacheState]
     step: int = 0
+    rows: int | None = None
+    constants: list[tuple[Any, int]] = field(default_factory=list)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
 
 def placeholder(output: Any) -> Any:

@@ -1,7 +1,8 @@
 """The count of network calls by kind, from which the report is made."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,34 +11,59 @@ import torch
 from diffaccel.signature import Inputs
 from diffaccel.state import map_tensors
 
+Shapes = tuple[Any, ...]
+
 
 @dataclass(frozen=True)
 class CallKind:
     """Calls that cost the same: equal shapes of sample and conditioning, equal decisions for every part."""
 
-    shapes: tuple[Any, ...]
+    shapes: Shapes
     computes: tuple[bool, ...]
 
 
 class Tally:
-    """Counts calls by kind, and keeps one set of inputs per shape, on the meta device, to measure costs with."""
+    """Counts of network calls.
+
+    Attributes:
+        asked: calls that the pipeline made, by shapes and by whether all was computed.
+        calls: calls that the network made.
+        examples: one set of inputs per shape, without storage, to measure costs with.
+    """
 
     def __init__(self) -> None:
+        self.asked: Counter[tuple[Shapes, bool]] = Counter()
         self.calls: Counter[CallKind] = Counter()
-        self.examples: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        self.examples: dict[Shapes, Mapping[str, Any]] = {}
+        self._current: list[CallKind] = []
 
     def copy(self) -> "Tally":
         """A tally that later calls do not change."""
         copy = Tally()
-        copy.calls, copy.examples = self.calls.copy(), dict(self.examples)
+        copy.asked, copy.calls, copy.examples = self.asked.copy(), self.calls.copy(), dict(self.examples)
         return copy
 
-    def add(self, inputs: Inputs, computes: tuple[bool, ...]) -> None:
-        """Count one call."""
+    @contextmanager
+    def outer(self, inputs: Inputs) -> Iterator[None]:
+        """Count a call that the pipeline makes; calls of the network within belong to it."""
+        shapes = self._shapes(inputs)
+        self._current.clear()
+        yield
+        computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
+        self.asked[shapes, computed] += 1
+
+    def inner(self, inputs: Inputs, computes: tuple[bool, ...]) -> None:
+        """Count a call of the network."""
+        kind = CallKind(self._shapes(inputs), computes)
+        self._current.append(kind)
+        self.calls[kind] += 1
+
+    def _shapes(self, inputs: Inputs) -> Shapes:
+        """The shapes of some inputs, of which an example is kept."""
         shapes = _shape(inputs.sample), _shape(inputs.conditioning)
-        self.calls[CallKind(shapes, computes)] += 1
         if shapes not in self.examples:
             self.examples[shapes] = map_tensors(_weightless, dict(inputs.values))
+        return shapes
 
 
 def _weightless(tensor: torch.Tensor) -> torch.Tensor:

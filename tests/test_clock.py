@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffaccel.clock import RunClock
+from diffaccel.host import Host
 
 
 class Pipe:
@@ -24,21 +25,21 @@ START = [(True, 0), (False, 0), (False, 0), (False, 0)]
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_tables_without_a_pipeline(mode: Any) -> None:
     with mode():
-        clock = RunClock()
+        clock = RunClock(Host())
         assert ticks(clock, torch.linspace(900, 1, 4)) == START
         assert ticks(clock, torch.linspace(900, 1, 4)) == START
         assert clock.total == 4
 
 
 def test_a_run_cut_short_is_noticed() -> None:
-    clock = RunClock()
+    clock = RunClock(Host())
     ticks(clock, torch.linspace(900, 1, 9)[:3])
     assert ticks(clock, torch.linspace(500, 1, 4)) == START
 
 
 @pytest.mark.parametrize("timesteps", [[900, 600, 300, 0], [0.1, 0.4, 0.7, 1.0]])
 def test_numbers_start_a_run_by_turning(timesteps: list[float]) -> None:
-    clock = RunClock()
+    clock = RunClock(Host())
     assert ticks(clock, timesteps) == START
     assert ticks(clock, timesteps) == START
 
@@ -47,7 +48,7 @@ def test_numbers_start_a_run_by_turning(timesteps: list[float]) -> None:
 def test_the_schedulers_table_tells_runs_apart(wrap: Any) -> None:
     scheduler = SimpleNamespace(timesteps=torch.linspace(900, 1, 4))
     pipe = Pipe(scheduler)
-    clock = RunClock(pipe)
+    clock = RunClock(Host(pipe))
     for _ in range(3):
         scheduler.timesteps = torch.linspace(900, 1, 4)
         assert ticks(clock, [wrap(t) for t in scheduler.timesteps[:2]]) == START[:2]
@@ -56,7 +57,7 @@ def test_the_schedulers_table_tells_runs_apart(wrap: Any) -> None:
 
 def test_the_scheduler_may_be_exchanged() -> None:
     pipe = Pipe(SimpleNamespace(timesteps=torch.linspace(900, 1, 4)))
-    clock = RunClock(pipe)
+    clock = RunClock(Host(pipe))
     ticks(clock, pipe.scheduler.timesteps[:2])
     pipe.scheduler = SimpleNamespace(timesteps=torch.linspace(900, 1, 4))
     assert ticks(clock, pipe.scheduler.timesteps) == START
@@ -64,25 +65,25 @@ def test_the_scheduler_may_be_exchanged() -> None:
 
 def test_calls_left_when_a_run_starts_in_the_middle() -> None:
     pipe = Pipe(SimpleNamespace(timesteps=torch.linspace(900, 1, 10)))
-    clock = RunClock(pipe)
+    clock = RunClock(Host(pipe))
     ticks(clock, pipe.scheduler.timesteps[4:])
     assert clock.total == 6
 
 
 def test_two_calls_at_one_timestep_are_two_contexts() -> None:
-    clock, cond, uncond = RunClock(), object(), object()
+    clock, cond, uncond = RunClock(Host()), object(), object()
     for t in torch.linspace(900, 1, 4):
         assert [clock.tick(t, prompt)[1] for prompt in (cond, uncond)] == [0, 1]
 
 
 def test_the_same_call_again_is_another_step() -> None:
-    clock, prompt = RunClock(), object()
+    clock, prompt = RunClock(Host()), object()
     t = torch.linspace(900, 1, 4)[2]
     assert ticks(clock, [t, t, t], prompt) == START[:3]
 
 
 def test_timesteps_that_tell_nothing() -> None:
-    clock = RunClock()
+    clock = RunClock(Host())
     assert ticks(clock, [torch.tensor([float(t)]) for t in (900, 600, 300, 0)]) == START
     assert clock.total is None
     clock.reset()

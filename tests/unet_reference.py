@@ -18,7 +18,7 @@ class ReferenceDeepCache:
         self.feature: torch.Tensor | None = None
 
     def __call__(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        unet, text = self.unet, {"encoder_hidden_states": encoder_hidden_states}
+        unet, text = self.unet, {"encoder_hidden_states": encoder_hidden_states, "return_dict": False}
         emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
         hidden = unet.conv_in(sample)
         skips = [hidden]
@@ -43,7 +43,7 @@ class ReferenceDeepCache:
                 continue
             break
         if full:
-            hidden = unet.mid_block(hidden, emb, **text)
+            hidden = unet.mid_block(hidden, emb, encoder_hidden_states=encoder_hidden_states)
 
         for u, block in enumerate(unet.up_blocks):
             from_end, layers = len(unet.up_blocks) - 1 - u, len(block.resnets)

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 
 import torch
 
-from diffaccel.families import unet2d
-from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.families import controlnet, unet
+from diffaccel.families.layout import Layout, Level, UnsupportedModelError
 
-__all__ = ["FAMILIES", "Family", "Layout", "UnsupportedModelError", "layout_of", "supported", "supports"]
+__all__ = [
+    "COMPANIONS",
+    "FAMILIES",
+    "Family",
+    "Layout",
+    "Level",
+    "UnsupportedModelError",
+    "is_companion",
+    "layout_of",
+    "supported",
+    "supports",
+]
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,18 @@ class Family:
         return any(cls.__name__ in self.classes for cls in type(model).__mro__)
 
 
-FAMILIES: tuple[Family, ...] = (Family(("UNet2DConditionModel",), unet2d.layout),)
+FAMILIES: tuple[Family, ...] = (Family(unet.CLASSES, unet.layout),)
+COMPANIONS: tuple[Family, ...] = (Family(controlnet.CLASSES, controlnet.layout),)
 
 
 def supports(model: object) -> bool:
     """Whether `model` is a denoiser of a known family."""
     return any(family.matches(model) for family in FAMILIES)
+
+
+def is_companion(model: object) -> bool:
+    """Whether `model` is a network that runs before the denoiser in each step and feeds it."""
+    return any(family.matches(model) for family in COMPANIONS)
 
 
 def supported() -> list[str]:
@@ -45,7 +62,7 @@ def layout_of(model: torch.nn.Module) -> Layout:
     Raises:
         UnsupportedModelError: if it belongs to no known family, or is built in an unknown way.
     """
-    for family in FAMILIES:
+    for family in (*FAMILIES, *COMPANIONS):
         if family.matches(model):
             return family.layout(model)
     raise UnsupportedModelError(

@@ -16,15 +16,41 @@ def _never(inputs: Inputs) -> bool:  # noqa: ARG001
 
 
 @dataclass(frozen=True)
+class Level:
+    """Parts of a network at one depth, coarse to fine; what is in a list may contain what is in the next.
+
+    Attributes:
+        blocks: whole blocks.
+        layers: residual layers and transformers.
+        units: attentions and feed-forward networks within transformers.
+    """
+
+    blocks: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Layout:
     """Names of a network's parts; empty where a network has none of a kind.
 
     Attributes:
         model: class name of the network, for messages.
-        depths: branches of a U-shaped network from the shallowest (skips the most) to the deepest.
+        depths: branches of a U-shaped network from the shallowest (skips the most) to the deepest. Those of a
+            ControlNet correspond one to one to those of its denoiser, and skip what that will not read.
+        levels: parts by depth, from the ones next to the output to the deepest.
+        encoder: all that runs before the decoder of a U-shaped network.
+        self_attention: attentions between positions of the sample.
+        cross_attention: attentions to the conditioning.
+        conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
         writes: whether the network, given these inputs, writes into the outputs of its modules in place.
     """
 
     model: str
     depths: tuple[Branch, ...] = ()
+    levels: tuple[Level, ...] = ()
+    encoder: Branch | None = None
+    self_attention: tuple[str, ...] = ()
+    cross_attention: tuple[str, ...] = ()
+    conditioning_only: tuple[str, ...] = ()
     writes: Callable[[Inputs], bool] = _never

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from diffaccel.branch import Part
 from diffaccel.config import Config
 from diffaccel.families.layout import Layout
+from diffaccel.host import Host
+from diffaccel.wrapper import Wrapper
 
 
 class Method(Config, ABC):
@@ -18,3 +20,15 @@ class Method(Config, ABC):
             UnsupportedModelError: if the network lacks what the method needs.
             ValueError: if a setting does not fit the network.
         """
+
+    def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:  # noqa: ARG002
+        """What is reused in a ControlNet that runs before the denoiser.
+
+        Each part comes with the index of the part of `parts` whose decision it shares, or with None if its own schedule
+        decides.
+        """
+        return []
+
+    def wrapper(self, layout: Layout, host: Host) -> Wrapper | None:  # noqa: ARG002
+        """What stands between the pipeline and the network, if anything."""
+        return None

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Part
+from diffaccel.branch import Branch, Part
 from diffaccel.config import kind, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Schedule, Uniform
+from diffaccel.schedule import Schedule, Uniform, WhilePromptLasts
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,15 @@ class DeepCache(Method):
         if not layout.depths:
             raise UnsupportedModelError(f"DeepCache needs a UNet with skip connections; {layout.model} has none")
         whole(f"branch of {layout.model}", self.branch, 0, len(layout.depths) - 1)
-        return [Part(layout.depths[self.branch], self.schedule or Uniform(self.interval), self.forecast)]
+        return [Part(layout.depths[self.branch], self._when, self.forecast)]
+
+    def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
+        """What the denoiser will not read, and the embedding of a control image that stays the same."""
+        skipped = (Part(layout.depths[self.branch], self._when), 0)
+        kept = (Part(Branch(layout.conditioning_only), WhilePromptLasts()), None)
+        return [skipped, kept]
+
+    @property
+    def _when(self) -> Schedule:
+        """The schedule in force."""
+        return self.schedule or Uniform(self.interval)

@@ -1,0 +1,26 @@
+"""Attentions of a network, found by diffusers' `Attention` class."""
+
+import torch
+
+
+def attentions(model: torch.nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the self-attentions and of the cross-attentions that lie within transformer blocks."""
+    kinds: dict[bool, list[str]] = {False: [], True: []}
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Attention" and name.rpartition(".")[2] in ("attn1", "attn2"):
+            kinds[_is_cross(module)].append(name)
+    return tuple(kinds[False]), tuple(kinds[True])
+
+
+def key_values(model: torch.nn.Module, cross_attention: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the projections of the conditioning to keys and values."""
+    names: list[str] = []
+    for name in cross_attention:
+        fused = getattr(model.get_submodule(name), "fused_projections", False)
+        names += [f"{name}.{projection}" for projection in (("to_kv",) if fused else ("to_k", "to_v"))]
+    return tuple(names)
+
+
+def _is_cross(module: torch.nn.Module) -> bool:
+    """Whether an attention reads the conditioning."""
+    return bool(getattr(module, "is_cross_attention", False))
