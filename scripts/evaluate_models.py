@@ -1,0 +1,194 @@
+"""Measure the bundled models against their bars, print the table, and write each model's figures.json.
+
+Prompt accuracy: the share of generated pictures whose caption is, for `emoji-clip`, the nearest of all captions
+(top-1) or among the five nearest (top-5). The autoencoder and emoji-clip are judged on drawings and augmentations
+held out from training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, LCMScheduler
+from emoji_data import HELD_OUT_BASE, HELD_OUT_COLOURED, Emojis, compose, contact_sheet, place
+from train_autoencoder import psnr, split
+from train_clip import tokenize
+from transformers import CLIPModel, CLIPTokenizer
+
+import diffaccel.models
+
+BARS = {
+    "autoencoder psnr": 27.0,
+    "clip top1": 0.95,
+    "sd top1": 0.85,
+    "sd top5": 0.95,
+    "lcm top1": 0.80,
+    "dit top1": 0.80,
+    "sd seconds": 3.0,
+}
+PAIRS = (
+    "red heart and blue circle",
+    "dog and cat",
+    "green circle and yellow star",
+    "car and tree",
+    "panda and red apple",
+    "blue fish and orange square",
+    "rocket and star",
+    "burger and fries",
+    "purple circle and green heart",
+    "sun and cloud",
+    "yellow duck and blue drop",
+    "house and tree",
+)
+
+
+class Judge:
+    """Ranks captions by their similarity to a picture."""
+
+    def __init__(self, captions: list[str]) -> None:
+        folder = diffaccel.models.path("emoji-clip")
+        self.model = CLIPModel.from_pretrained(folder).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        self.captions = captions
+        with torch.no_grad():
+            text = self.model.text_model(input_ids=tokenize(self.tokenizer, captions)).pooler_output
+            self.text = F.normalize(self.model.text_projection(text), dim=-1)
+
+    @torch.no_grad()
+    def ranks(self, pictures: torch.Tensor, truth: list[str]) -> torch.Tensor:
+        """Place of the true caption, 0 is the nearest; pictures (n, 3, 128, 128) in [-1, 1]."""
+        image = torch.cat([self.model.vision_model(pixel_values=p).pooler_output for p in pictures.split(64)])
+        scores = F.normalize(self.model.visual_projection(image), dim=-1) @ self.text.T
+        own = scores.gather(1, torch.tensor([self.captions.index(c) for c in truth])[:, None])
+        return (scores > own).sum(1)
+
+
+def accuracy(judge: Judge, pictures: torch.Tensor, truth: list[str]) -> dict[str, float]:
+    """Top-1 and top-5."""
+    ranks = judge.ranks(pictures, truth)
+    return {"top1": (ranks < 1).float().mean().item(), "top5": (ranks < 5).float().mean().item()}
+
+
+def generate(pipe: DiffusionPipeline, prompts: list[str], seeds: int, steps: int, scale: float) -> torch.Tensor:
+    """Pictures of every prompt at seeds 0 .. seeds - 1, seed-major, (n, 3, 128, 128) in [-1, 1]."""
+    extra = {"use_resolution_binning": False} if hasattr(pipe, "transformer") else {}
+    pipe.set_progress_bar_config(disable=True)
+    result = []
+    for seed in range(seeds):
+        for start in range(0, len(prompts), 16):
+            chunk = prompts[start : start + 16]
+            generators = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i in range(len(chunk))]
+            result.append(
+                pipe(
+                    chunk,
+                    num_inference_steps=steps,
+                    guidance_scale=scale,
+                    generator=generators,
+                    output_type="pt",
+                    **extra,
+                ).images
+            )
+    return torch.cat(result).cpu().float() * 2 - 1
+
+
+def evaluate_autoencoder(args: argparse.Namespace) -> dict[str, float]:
+    """PSNR on held-out drawings, in both styles, on white."""
+    _, test = split(args.data)
+    pictures = compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], np.ones(3, np.float32)) for rgba in test])
+    vae = diffaccel.models.load("emoji-sd").vae
+    return {"psnr": psnr(vae, pictures).item(), "drawings": float(len(test))}
+
+
+def evaluate_clip(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
+    """Top-1 and top-5 on held-out augmentations of the drawings, without diffusion."""
+    emojis = Emojis(args.data, ("fluent", "noto"), seed=1, p_colour=0, p_pair=0, p_background=0)
+    truth, pictures = emojis.batch(range(HELD_OUT_BASE, HELD_OUT_BASE + 1024))
+    return accuracy(
+        judge, pictures, [t.removeprefix("a drawing of ").removeprefix("a ").removeprefix("an ") for t in truth]
+    )
+
+
+def evaluate_text_to_image(
+    args: argparse.Namespace, judge: Judge, pipe: DiffusionPipeline, name: str, steps: int, scale: float
+) -> dict[str, float]:
+    """Accuracy over all captions and seeds, over held-out colourings and over pairs; seconds a picture."""
+    pictures = generate(pipe, judge.captions, args.seeds, steps, scale)
+    result = accuracy(judge, pictures, judge.captions * args.seeds)
+    args.sheets.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures[: len(judge.captions)], 20).save(args.sheets / f"{name}.png")
+    coloured = Judge(list(dict.fromkeys([*judge.captions, *HELD_OUT_COLOURED])))
+    unseen = generate(pipe, list(HELD_OUT_COLOURED), args.seeds, steps, scale)
+    result["unseen_colourings_top1"] = accuracy(coloured, unseen, list(HELD_OUT_COLOURED) * args.seeds)["top1"]
+    pairs = generate(pipe, list(PAIRS), args.seeds, steps, scale)
+    both = Judge([*judge.captions, *PAIRS, *(" and ".join(reversed(p.split(" and "))) for p in PAIRS)])
+    result["pairs_top1"] = accuracy(both, pairs, list(PAIRS) * args.seeds)["top1"]
+    contact_sheet(torch.cat([unseen[:21], pairs[:12]]), 11).save(args.sheets / f"{name}-composed.png")
+    generate(pipe, ["red heart"], 1, steps, scale)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        generate(pipe, ["red heart"], 1, steps, scale)
+        times.append(time.perf_counter() - start)
+    return {**result, "seconds_per_picture": sorted(times)[2], "steps": float(steps), "guidance_scale": scale}
+
+
+def write_figures(model: str, figures: dict[str, float]) -> None:
+    """figures.json of a bundled model, replaced at once."""
+    file = diffaccel.models.path(model) / "figures.json"
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n")
+    temporary.replace(file)
+
+
+def main() -> None:
+    """Evaluate, print, write; exit 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument(
+        "--sheets", type=Path, default=Path("runs/sheets"), help="where contact sheets of the pictures go"
+    )
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--only", nargs="*", choices=("autoencoder", "clip", "sd", "lcm", "dit"))
+    args = parser.parse_args()
+    judge = Judge(Emojis(args.data).captions)
+
+    def lcm() -> DiffusionPipeline:
+        pipe = diffaccel.models.load("emoji-sd")
+        pipe.load_lora_weights(diffaccel.models.path("emoji-lcm-lora"))
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        return pipe
+
+    load = diffaccel.models.load
+    jobs: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
+        "autoencoder": ("", lambda: evaluate_autoencoder(args)),
+        "clip": ("emoji-clip", lambda: evaluate_clip(args, judge)),
+        "sd": ("emoji-sd", lambda: evaluate_text_to_image(args, judge, load("emoji-sd"), "sd", 20, 2.0)),
+        "lcm": ("emoji-lcm-lora", lambda: evaluate_text_to_image(args, judge, lcm(), "lcm", 4, 1.0)),
+        "dit": ("emoji-dit", lambda: evaluate_text_to_image(args, judge, load("emoji-dit"), "dit", 20, 2.0)),
+    }
+    missed = []
+    for name, (model, job) in jobs.items():
+        if args.only and name not in args.only:
+            continue
+        figures = job()
+        print(name, json.dumps({k: round(v, 4) for k, v in figures.items()}), flush=True)
+        if model:
+            write_figures(model, figures)
+        for key, value in {**figures, "seconds": figures.get("seconds_per_picture", 0.0)}.items():
+            bar = BARS.get(f"{name} {key}")
+            if bar is not None:
+                held = value <= bar if key == "seconds" else value >= bar
+                print(f"  {name} {key}: {value:.4g}, bar {bar:g}: {'holds' if held else 'MISSED'}", flush=True)
+                missed += [] if held else [name]
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
