@@ -1,6 +1,7 @@
 """Independent reference: one frame at a time, in noise space, straight from the papers; no code of the engine."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,50 +13,66 @@ def noises(seed: int, stages: int, frames: int, shape: Sequence[int]) -> torch.T
     return draw.view(stages, frames, *shape)
 
 
-def lcm(
-    pipe: Any,
-    clean: torch.Tensor,
-    timesteps: Sequence[int],
-    noise: torch.Tensor,
-    *,
-    prompt: torch.Tensor,
-    negative: torch.Tensor,
-    guidance: str = "none",
-    scale: float = 1.0,
-    delta: float = 1.0,
-    add_noise: bool = True,
-) -> torch.Tensor:
-    """Finished latents of one frame, ``(C, h, w)``, by LCM steps with guidance in noise space (Eq. 5 and 6).
+@dataclass(frozen=True)
+class Step:
+    """One network step of a frame: its timestep, the fixed noise of its stage, its text and its guidance."""
 
-    ``clean`` is its input latent, ``noise`` one tensor per stage.
-    """
+    timestep: int
+    noise: torch.Tensor
+    prompt: torch.Tensor
+    negative: torch.Tensor | None = None
+    guidance: str = "none"
+    scale: float = 1.0
+    delta: float = 1.0
+    new_anchor: bool = False
+
+
+def clean_latents(pipe: Any, frames: torch.Tensor) -> torch.Tensor:
+    """Latents of pictures ``(frames, 3, H, W)`` in [0, 1]."""
+    with torch.no_grad():
+        return pipe.vae.encode(frames * 2 - 1).latents * pipe.vae.config.scaling_factor
+
+
+def text(pipe: Any, prompt: str) -> torch.Tensor:
+    """Text embeddings, ``(1, tokens, features)``."""
+    with torch.no_grad():
+        return pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+
+
+def lcm(pipe: Any, clean: torch.Tensor, steps: Sequence[Step], *, add_noise: bool = True) -> torch.Tensor:
+    """Finished latents ``(C, h, w)`` of the frame with input latents ``clean``: LCM steps, guidance by Eq. 5 and 6."""
     acp = pipe.scheduler.alphas_cumprod.double()
     kind = pipe.scheduler.config.prediction_type
-    levels = [(acp[t].sqrt().item(), (1 - acp[t]).sqrt().item()) for t in timesteps]
+    levels = [(acp[s.timestep].sqrt().item(), (1 - acp[s.timestep]).sqrt().item()) for s in steps]
 
-    def eps(x: torch.Tensor, i: int, text: torch.Tensor) -> torch.Tensor:
+    def eps(x: torch.Tensor, i: int, prompt: torch.Tensor | None) -> torch.Tensor:
         a, b = levels[i]
         with torch.no_grad():
-            out = pipe.unet(x[None], timesteps[i], encoder_hidden_states=text, return_dict=False)[0][0]
+            out = pipe.unet(x[None], steps[i].timestep, encoder_hidden_states=prompt, return_dict=False)[0][0]
         return {"epsilon": out, "v_prediction": a * out + b * x, "sample": (x - a * out) / b}[kind]
 
     a, b = levels[0]
-    x = a * clean + b * noise[0]
-    anchor = clean
-    for i, (t, (a, b)) in enumerate(zip(timesteps, levels, strict=True)):
-        cond = eps(x, i, prompt)
-        if guidance == "full":
-            uncond = eps(x, i, negative)
-            cond = uncond + scale * (cond - uncond)
-        elif guidance in ("self", "once"):
-            if guidance == "once" and i == 0:
-                anchor = (x - b * eps(x, i, negative)) / a
-            virtual = (x - a * anchor) / b  # Eq. 5
-            cond = delta * virtual + scale * (cond - delta * virtual)  # Eq. 6
-        s = 10.0 * t
+    x = a * clean + b * steps[0].noise
+    anchor = None
+    for i, (step, (a, b)) in enumerate(zip(steps, levels, strict=True)):
+        cond = eps(x, i, step.prompt)
+        if step.guidance == "full":
+            uncond = eps(x, i, step.negative)
+            cond = uncond + step.scale * (cond - uncond)
+        elif step.guidance == "self":
+            cond = residual(cond, (x - a * clean) / b, step)
+        elif step.guidance == "once":
+            if anchor is None or step.new_anchor:
+                anchor = (x - b * eps(x, i, step.negative)) / a
+            cond = residual(cond, (x - a * anchor) / b, step)
+        s = 10.0 * step.timestep
         out = s / (s * s + 0.25) ** 0.5 * (x - b * cond) / a + 0.25 / (s * s + 0.25) * x
-        if i + 1 == len(timesteps):
-            return out
-        a, b = levels[i + 1]
-        x = a * out + (b * noise[i + 1] if add_noise else 0)
-    raise AssertionError("no stage")
+        if i + 1 < len(steps):
+            a, b = levels[i + 1]
+            x = a * out + (b * steps[i + 1].noise if add_noise else 0)
+    return out
+
+
+def residual(cond: torch.Tensor, virtual: torch.Tensor, step: Step) -> torch.Tensor:
+    """Eq. 6."""
+    return step.delta * virtual + step.scale * (cond - step.delta * virtual)

@@ -78,23 +78,17 @@ def test_equals_independent_reference(
     settings = {"timestep_indices": STAGES[stages], "frame_buffer": 2, "guidance": guidance, "add_noise": add_noise}
     outputs = run(engine(pipe, **settings), frames[:4])
     noise = stream_reference.noises(2, stages, 2, (4, 4, 4))
-    with torch.no_grad():
-        clean = pipe.vae.encode(frames[:4] * 2 - 1).latents * pipe.vae.config.scaling_factor
-    timesteps = [999 - 20 * i for i in STAGES[stages]]
+    clean = stream_reference.clean_latents(pipe, frames[:4])
+    prompt, negative = stream_reference.text(pipe, "a cat"), stream_reference.text(pipe, "blurry")
+    scale, delta = getattr(guidance, "scale", 1.0), getattr(guidance, "delta", 1.0)
     for i, output in outputs.items():
-        expected = stream_reference.lcm(
-            pipe,
-            clean[i],
-            timesteps,
-            noise[:, i % 2],
-            prompt=pipe.encode_prompt("a cat", "cpu", 1, False)[0],
-            negative=pipe.encode_prompt("blurry", "cpu", 1, False)[0],
-            guidance=NAMES[type(guidance)],
-            scale=getattr(guidance, "scale", 1.0),
-            delta=getattr(guidance, "delta", 1.0),
-            add_noise=add_noise,
-        )
-        close(output, expected)
+        steps = [
+            stream_reference.Step(
+                999 - 20 * index, noise[k, i % 2], prompt, negative, NAMES[type(guidance)], scale, delta
+            )
+            for k, index in enumerate(STAGES[stages])
+        ]
+        close(output, stream_reference.lcm(pipe, clean[i], steps, add_noise=add_noise))
 
 
 def test_one_time_negative_with_one_stage_equals_full_guidance(engine: Build, frames: torch.Tensor) -> None:

@@ -1,0 +1,303 @@
+"""Live changes: what frames in flight and new frames are made with, checked against the independent reference."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import stream_pipelines
+import torch
+from peft import LoraConfig
+from stream_reference import Step, clean_latents, lcm, noises, text
+
+from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.similarity import SimilarityFilter
+from diffaccel.stream.conditioning import slerp
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.samplers import TCD, Euler
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+
+Build = Callable[..., StreamEngine]
+CHANGE = 4  # the frame that enters right after the update
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
+
+
+def run(engine: StreamEngine, frames: torch.Tensor, **update: Any) -> dict[int, torch.Tensor]:
+    """Every finished frame by id; ``update`` happens before frame CHANGE is pushed. Outputs come in order."""
+    outputs = []
+    for i, frame in enumerate(frames):
+        if i == CHANGE and update:
+            engine.update(**update)
+        outputs += engine.push(frame)
+    outputs += engine.flush()
+    assert [o.frame_id for o in outputs] == list(range(len(frames)))
+    return {o.frame_id: o.image for o in outputs}
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"prompt": "a dog"},
+    {"prompt": {"a cat": 1.0, "a dog": 2.0}},
+    {"negative_prompt": "a dog"},
+    {"guidance": NoGuidance()},
+    {"guidance": FullGuidance(2.0)},
+    {"guidance": SelfNegative(1.3, 0.4)},
+    {"scale": 2.0, "delta": 0.3},
+    {"delta": 0.2},
+    {"timestep_indices": (15, 20, 45)},
+    {"timestep_indices": (5, 15, 30, 45)},
+    {"timestep_indices": (30,)},
+    {"strength": 0.6, "num_steps": 2},
+    {"seed": 9},
+    {"add_noise": False},
+    {"sampler": Euler()},
+    {"sampler": TCD()},
+    {"prompt": "a dog", "guidance": OneTimeNegative(1.1), "timestep_indices": (20, 40), "seed": 4},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: "+".join(c))
+def test_new_reaches_only_new_frames(change: dict[str, Any], engine: Build, frames: torch.Tensor) -> None:
+    settings: dict[str, Any] = {"guidance": OneTimeNegative(1.6, 0.7)}
+    outputs = run(engine(**settings), frames, at="new", **change)
+    before = run(engine(**settings), frames)
+    after_engine = engine(**settings)
+    after_engine.update(**change)
+    after = run(after_engine, frames)
+    for i in range(9):
+        close(outputs[i], before[i] if i < CHANGE else after[i])
+        assert (outputs[i] - (after[i] if i < CHANGE else before[i])).abs().max() > 1e-3
+
+
+STEPS = [799, 499, 199]
+
+
+def steps_of(sd: Any, **before: Any) -> list[Step]:
+    """Steps of a frame of the default engine."""
+    noise = noises(2, 3, 1, (4, 4, 4))
+    return [Step(t, noise[k, 0], text(sd, "a cat"), text(sd, "blurry"), **before) for k, t in enumerate(STEPS)]
+
+
+def updated(frame: int, steps: list[Step], **changes: Any) -> list[Step]:
+    """Stage s of frame f runs in tick f + s; ticks from CHANGE on see the new settings."""
+    return [replace(step, **changes) if frame + s >= CHANGE else step for s, step in enumerate(steps)]
+
+
+def test_all_changes_the_prompt_of_frames_in_flight(engine: Build, sd: Any, frames: torch.Tensor) -> None:
+    outputs = run(engine(), frames, prompt="a dog")
+    clean = clean_latents(sd, frames)
+    for i in range(9):
+        close(outputs[i], lcm(sd, clean[i], updated(i, steps_of(sd), prompt=text(sd, "a dog"))))
+
+
+GUIDANCES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "none": (NoGuidance(), {"guidance": "none"}),
+    "full": (FullGuidance(1.9), {"guidance": "full", "scale": 1.9}),
+    "self": (SelfNegative(1.3, 0.6), {"guidance": "self", "scale": 1.3, "delta": 0.6}),
+    "once": (OneTimeNegative(1.5, 1.0), {"guidance": "once", "scale": 1.5, "delta": 1.0}),
+    "once again": (OneTimeNegative(2.0, 0.5), {"guidance": "once", "scale": 2.0, "delta": 0.5}),
+}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("none", "full"), ("full", "self"), ("self", "once"), ("once", "once again"), ("once", "none")]
+)
+def test_all_changes_the_guidance_of_frames_in_flight(
+    old: str, new: str, engine: Build, sd: Any, frames: torch.Tensor
+) -> None:
+    outputs = run(engine(guidance=GUIDANCES[old][0]), frames, guidance=GUIDANCES[new][0])
+    clean = clean_latents(sd, frames)
+    for i in range(9):
+        steps = updated(i, steps_of(sd, **GUIDANCES[old][1]), **GUIDANCES[new][1])
+        close(outputs[i], lcm(sd, clean[i], steps))
+
+
+def test_a_new_negative_prompt_is_asked_again_for_frames_in_flight(
+    engine: Build, sd: Any, frames: torch.Tensor
+) -> None:
+    outputs = run(engine(guidance=OneTimeNegative(1.5)), frames, negative_prompt="a dog")
+    clean = clean_latents(sd, frames)
+    for i in range(9):
+        steps = updated(i, steps_of(sd, guidance="once", scale=1.5), negative=text(sd, "a dog"))
+        first = next((s for s in range(3) if i + s == CHANGE), None)
+        if first is not None:
+            steps[first] = replace(steps[first], new_anchor=True)
+        close(outputs[i], lcm(sd, clean[i], steps))
+
+
+@pytest.mark.parametrize(
+    "indices", [(10, 20, 45), (15, 20, 45), (5, 20, 35, 45), (0, 5, 15, 25, 35, 48), (20, 40), (30,), (5,)], ids=str
+)
+def test_all_lets_frames_in_flight_join_new_stages(
+    indices: tuple[int, ...], engine: Build, sd: Any, frames: torch.Tensor
+) -> None:
+    outputs = run(engine(), frames, timestep_indices=indices)
+    clean, new = clean_latents(sd, frames), noises(2, len(indices), 1, (4, 4, 4))
+    grid = [999 - 20 * index for index in indices]
+    prompt = text(sd, "a cat")
+    for i in range(9):
+        done = max(0, min(3, CHANGE - i))
+        steps = steps_of(sd)[:done]
+        if done < 3:
+            reached = steps[-1].timestep if steps else 1000
+            steps += [Step(t, new[k, 0], prompt) for k, t in enumerate(grid) if t < reached]
+        close(outputs[i], lcm(sd, clean[i], steps))
+
+
+def test_all_renoises_frames_in_flight_with_a_new_seed(engine: Build, sd: Any, frames: torch.Tensor) -> None:
+    outputs = run(engine(), frames, seed=9)
+    clean, new = clean_latents(sd, frames), noises(9, 3, 1, (4, 4, 4))
+    for i in range(9):
+        steps = [replace(step, noise=new[s, 0]) if i + s >= CHANGE else step for s, step in enumerate(steps_of(sd))]
+        close(outputs[i], lcm(sd, clean[i], steps))
+
+
+def test_many_updates_in_flight_account_for_every_frame(engine: Build, frames: torch.Tensor) -> None:
+    stream = engine()
+    outputs = []
+    for i in range(24):
+        stream.update(
+            at="new" if i % 2 else "all",
+            **CHANGES[i % len(CHANGES)] if "delta" not in CHANGES[i % len(CHANGES)] else {},
+        )
+        outputs += stream.push(frames[i % 9])
+    outputs += stream.flush()
+    assert [o.frame_id for o in outputs] == list(range(24))
+    assert all(o.image.isfinite().all() for o in outputs)
+
+
+@pytest.mark.parametrize("at", ["new", "all"])
+def test_transition_over_frames(at: str, engine: Build, sd: Any, frames: torch.Tensor) -> None:
+    outputs = run(engine(guidance=SelfNegative(1.0)), frames, at=at, transition=4, prompt="a dog", scale=2.0)
+    clean, cat, dog = clean_latents(sd, frames), text(sd, "a cat"), text(sd, "a dog")
+
+    def weight(tick: int) -> float:
+        return min(1.0, max(0, tick - CHANGE + 1) / 4)
+
+    for i in range(9):
+        steps = []
+        for s, step in enumerate(steps_of(sd, guidance="self")):
+            tick = min(i + s, 8) if at == "all" else i  # flushing moves no transition on
+            w = weight(tick)
+            steps.append(replace(step, prompt=torch.lerp(cat, dog, w), scale=1 + w))
+        close(outputs[i], lcm(sd, clean[i], steps))
+
+
+@pytest.mark.parametrize("blend", ["linear", "slerp"])
+def test_weighted_prompts(blend: str, engine: Build, sd: Any, frames: torch.Tensor) -> None:
+    outputs = run(engine(prompt=[("a cat", 1), ("a dog", 3)], blend=blend), frames[:2])
+    cat, dog = text(sd, "a cat"), text(sd, "a dog")
+    prompt = 0.25 * cat + 0.75 * dog
+    if blend == "slerp":
+        angle = torch.acos((cat * dog).sum(-1) / cat.norm(dim=-1) / dog.norm(dim=-1)).unsqueeze(-1)
+        unit = (torch.sin(0.25 * angle) * cat / cat.norm(dim=-1, keepdim=True)
+                + torch.sin(0.75 * angle) * dog / dog.norm(dim=-1, keepdim=True)) / torch.sin(angle)  # fmt: skip
+        length = 0.25 * cat.norm(dim=-1, keepdim=True) + 0.75 * dog.norm(dim=-1, keepdim=True)
+        prompt = torch.where(angle > 1e-3, unit * length, prompt)
+    clean = clean_latents(sd, frames)
+    for i in range(2):
+        close(outputs[i], lcm(sd, clean[i], [replace(s, prompt=prompt) for s in steps_of(sd)]))
+
+
+def test_slerp_ends_and_parallel_vectors() -> None:
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b)
+    torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([[2.5, 2.5]]) / 2**0.5)
+    torch.testing.assert_close(slerp(a, 3 * a, 0.5), 2 * a)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"nonsense": 1}, TypeError, "cannot update nonsense: live fields are .*prompt"),
+        ({"height": 64}, TypeError, "cannot update height"),
+        ({"at": "later"}, ValueError, "at must be 'all' or 'new', not 'later'"),
+        ({"transition": -1}, ValueError, "transition must be a number of frames, not -1"),
+        ({"timestep_indices": (40, 10)}, ValueError, r"must ascend.*\(40, 10\)"),
+        ({"timestep_indices": (10, 60)}, ValueError, r"must lie in 0 to 49, not \(10, 60\)"),
+        ({"strength": 1.5}, ValueError, r"strength must be in \(0, 1\], not 1.5"),
+        ({"strength": 0.02, "num_steps": 4}, ValueError, "num_steps=4 does not fit"),
+        ({"delta": 0.5}, TypeError, "NoGuidance has no delta"),
+        ({"guidance": SelfNegative(), "delta": float("nan")}, ValueError, "delta must be a finite number, not nan"),
+        ({"guidance": "self"}, TypeError, "guidance must be a Guidance object, not 'self'"),
+        ({"prompt": 3}, TypeError, "a prompt is text"),
+        ({"prompt": {"a": -1.0}}, ValueError, "prompt weights must not be negative"),
+        ({"seed": 1.5}, ValueError, "seed must be a 64-bit integer, not 1.5"),
+        ({"similarity": 0.9}, TypeError, "similarity must be a SimilarityFilter object, not 0.9"),
+        ({"output_type": "jpeg"}, ValueError, "output_type must be one of pil, np, pt, latent, not 'jpeg'"),
+    ],
+)
+def test_a_refused_update_changes_nothing(
+    change: dict[str, Any], error: type[Exception], match: str, engine: Build, frames: torch.Tensor
+) -> None:
+    stream, plain = engine(), run(engine(), frames)
+    config = stream.config
+    outputs = []
+    for i, frame in enumerate(frames):
+        if i == CHANGE:
+            with pytest.raises(error, match=match):
+                stream.update(prompt=change.pop("prompt", "a dog"), **change)
+        outputs += stream.push(frame)
+    outputs += stream.flush()
+    assert stream.config == config
+    assert all(torch.equal(o.image, plain[o.frame_id]) for o in outputs)
+
+
+def test_self_negative_refuses_text_to_image(engine: Build) -> None:
+    stream = engine()
+    stream.push()
+    with pytest.raises(ValueError, match="text-to-image frames are in flight: flush, or use at='new'"):
+        stream.update(guidance=SelfNegative())
+    stream.update(guidance=SelfNegative(), at="new")
+    with pytest.raises(ValueError, match="SelfNegative needs an input picture"):
+        stream.push()
+    assert [o.frame_id for o in stream.flush()] == [0]
+
+
+def test_filter_and_output_type_change_live(engine: Build, frames: torch.Tensor) -> None:
+    stream = engine(timestep_indices=(30,))
+    assert isinstance(stream.push(frames[0])[0].image, torch.Tensor)
+    stream.update(similarity=SimilarityFilter(0.5, max_skip=100), output_type="pil")
+    assert stream.push(frames[0])[0].image.size == (32, 32)  # nothing of this kind to show yet: it is not skipped
+    assert stream.push(frames[0])[0].skipped
+    stream.update(similarity=None)
+    assert not stream.push(frames[0])[0].skipped
+
+
+def lora(pipe: Any) -> Any:
+    """The pipeline with a LoRA that changes its pictures."""
+    config = LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(config, adapter_name="style")
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 3
+    return pipe
+
+
+def test_lora_loaded_scaled_and_fused_while_the_stream_runs(engine: Build, frames: torch.Tensor) -> None:
+    plain = run(engine(), frames)
+    pipe = stream_pipelines.sd()
+    stream = engine(pipe)
+    first = stream.push(frames[0]) + stream.flush()
+    close(first[0].image, plain[0])
+    lora(pipe)
+    stream.reset()
+    styled = run(stream, frames)
+    assert (styled[0] - plain[0]).abs().max() > 1e-2
+    again = run(engine(pipe, stream_batch=False), frames)
+    for i in range(9):
+        close(styled[i], again[i])
+    stream.update(lora_scale={"style": 0.0})
+    stream.reset()
+    unscaled = run(stream, frames)
+    close(unscaled[8], plain[8])
+    stream.update(lora_scale={"style": 1.0})
+    pipe.fuse_lora(adapter_names=["style"])
+    stream.reset()
+    close(run(stream, frames)[8], styled[8])
