@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline, LCMScheduler
 from emoji_data import HELD_OUT_BASE, HELD_OUT_COLOURED, Emojis, compose, contact_sheet, place
 from train_autoencoder import psnr, split
-from train_clip import tokenize
+from train_clip import thing, tokenize
 from transformers import CLIPModel, CLIPTokenizer
 
 import diffaccel.models
@@ -110,9 +110,7 @@ def evaluate_clip(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
     """Top-1 and top-5 on held-out augmentations of the drawings, without diffusion."""
     emojis = Emojis(args.data, ("fluent", "noto"), seed=1, p_colour=0, p_pair=0, p_background=0)
     truth, pictures = emojis.batch(range(HELD_OUT_BASE, HELD_OUT_BASE + 1024))
-    return accuracy(
-        judge, pictures, [t.removeprefix("a drawing of ").removeprefix("a ").removeprefix("an ") for t in truth]
-    )
+    return accuracy(judge, pictures, [thing(t) for t in truth])
 
 
 def evaluate_text_to_image(

@@ -70,6 +70,11 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
+def thing(caption: str) -> str:
+    """The caption without "a drawing of" and its article."""
+    return caption.removeprefix("a drawing of ").removeprefix("a ").removeprefix("an ")
+
+
 def wrong_caption(caption: str, rng: np.random.Generator) -> str | None:
     """The caption with its sides or one colour exchanged; None where there is neither."""
     words = caption.split(" ")
@@ -118,6 +123,13 @@ def top1(
     return (scores.argmax(1) == target).float().mean().item()
 
 
+def start(data: Path, emojis: Emojis) -> tuple[CLIPTokenizer, CLIPModel]:
+    """A new tokenizer, trained on captions and on the names of all drawings, and a new model."""
+    names = [name.replace("-", " ") for drawings in render_all(data).values() for name in drawings]
+    tokenizer = train_tokenizer([emojis.describe(i)[0] for i in range(20000)] + names, merges=1100)
+    return tokenizer, build(len(tokenizer), tokenizer.eos_token_id)
+
+
 def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,26 +141,39 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--image-only",
+        type=Path,
+        metavar="CLIP",
+        help="freeze the text encoder of this folder, go on with its image tower",
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     emojis = Emojis(args.data, ("fluent", "noto"), seed=args.seed + 1)
     plain = Emojis(args.data, ("fluent", "noto"), seed=args.seed + 1, p_colour=0, p_pair=0, p_background=0)
-    names = [name.replace("-", " ") for drawings in render_all(args.data).values() for name in drawings]
-    tokenizer = train_tokenizer([emojis.describe(i)[0] for i in range(20000)] + names, merges=1100)
-    tokenizer.save_pretrained(args.output)
-    model = build(len(tokenizer), tokenizer.eos_token_id).to(device)
     bf16 = has_fast_bf16(device)
+    if args.image_only:
+        tokenizer, model = CLIPTokenizer.from_pretrained(args.image_only), CLIPModel.from_pretrained(args.image_only)
+        model.text_model.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+    else:
+        tokenizer, model = start(args.data, emojis)
+    model.to(device)
+    tokenizer.save_pretrained(args.output)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng((args.seed, step))
         captions, pictures = emojis.batch(range(step * args.batch, (step + 1) * args.batch))
-        wrong = [w for c in captions if (w := wrong_caption(c, rng)) and w not in captions]
+        things = [thing(c) for c in captions]
+        wrong = [w for c in captions if (w := wrong_caption(c, rng)) and thing(w) not in things]
+        if args.image_only:  # judge against every plain caption, as prompt accuracy does
+            wrong += [c for c in plain.captions if c not in things]
         ids = tokenize(tokenizer, captions + wrong).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             cosine = similarities(model, roughen(pictures, rng).to(device), ids)
         logits = cosine.float() * model.logit_scale.exp().clamp(max=100)
-        same = torch.tensor([[a == b for b in captions] for a in captions], device=device).float()
+        same = torch.tensor([[a == b for b in things] for a in things], device=device).float()
         target = F.normalize(same, p=1, dim=1)
         by_image = F.cross_entropy(logits, F.pad(target, (0, len(wrong))))
         by_text = F.cross_entropy(logits[:, : len(captions)].T, target)
@@ -156,8 +181,7 @@ def main() -> None:
 
     def evaluate(step: int) -> None:
         truth, pictures = plain.batch(range(HELD_OUT_BASE, HELD_OUT_BASE + 512))
-        truth = [t.removeprefix("a drawing of ").removeprefix("a ").removeprefix("an ") for t in truth]
-        run.log(step=step, top1=top1(run.ema, tokenizer, pictures, truth, plain.captions))
+        run.log(step=step, top1=top1(run.ema, tokenizer, pictures, [thing(t) for t in truth], plain.captions))
 
     run = Run(
         args.run,
