@@ -59,8 +59,8 @@ class Renderer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._detach()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._detach(count=kind is None)
 
     def render(self, jobs: Sequence[Job]) -> Rendered:
         """Render one batch. All jobs must have the same `Job.group`.
@@ -115,9 +115,11 @@ class Renderer:
         self._handle = None if method is None else accelerate(pipe, method)
         self._cache, self._cached_pipe = spec, pipe
 
-    def _detach(self) -> None:
+    def _detach(self, count: bool = True) -> None:
+        """Take the caching off; counting what it saved takes a moment, which an interrupted run does not have."""
         if self._handle is not None:
             self._handle.detach()
+        if self._handle is not None and count:
             report = self._handle.report()
             self.calls += Calls(report.computed, report.replayed, report.macs, report.macs_plain)
         self._handle, self._cache = None, "none"

@@ -25,7 +25,7 @@ from diffaccel.batch.summary import Summary
 
 logger = logging.getLogger(__name__)
 WRITERS = 4
-MAX_PENDING = 64
+MAX_PENDING = 16
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,16 @@ class Run:
 
     def _record(self, keep: int) -> None:
         """Record what is written, and wait for the writers until at most `keep` pictures are under way."""
+        records = []
         while self._writing and (self._writing[0].done() or len(self._writing) > keep):
             try:
-                record = self._writing.popleft().result()
-                self._folder.append(record)
-            except OSError as error:
+                records.append(self._writing.popleft().result())
+            except StoreError:
                 self._writing.clear()
-                reason = error.strerror or str(error)
-                message = f"cannot write to {self._folder.path}: {reason}; repeat the command once that is mended"
-                raise StoreError(message) from error
+                raise
+        if records:
+            self._folder.append(records)
+        for record in records:
             self.summary.add(record)
             if self._on_record:
                 self._on_record(record)

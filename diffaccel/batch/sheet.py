@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from diffaccel.batch.store import Record, write_atomically
+from diffaccel.batch.store import Record, explained, write_atomically
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384
@@ -21,7 +21,10 @@ _QUIET = ("prompt", "seed", "init_image")
 
 
 def write_sheet(folder: Path, records: Iterable[Record]) -> Path:
-    """Write the contact sheet of `records`, whose pictures lie in `folder`, and return its path."""
+    """Write the contact sheet of `records`, whose pictures lie in `folder`, and return its path.
+
+    Raises `StoreError` where it cannot be written.
+    """
     records = [record for record in records if record.error or _exists(folder, record)]
     shown = records[:MAX_PICTURES]
     common = _common([record.settings for record in shown if not record.error])
@@ -33,7 +36,8 @@ def write_sheet(folder: Path, records: Iterable[Record]) -> Path:
         footer=f"The first {MAX_PICTURES:,} of {len(records):,} pictures." if len(records) > MAX_PICTURES else "",
     )
     path = folder / "index.html"
-    write_atomically(path, page.encode("utf-8", "replace"))
+    with explained(folder):
+        write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 

@@ -6,7 +6,7 @@ a run that is killed leaves at most a picture without a line, which the next run
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +49,18 @@ class Record:
         return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {})})
 
 
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into a `StoreError` that says where, why, and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"cannot write to {folder}: {reason}; repeat the command once that is mended") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either all of it or what it held before, whatever happens meanwhile."""
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.tmp")
@@ -69,14 +81,15 @@ class OutputFolder:
     Args:
         path: created where it does not exist.
         shard: `(index, count)` where several runs share the folder, each with its own part of the jobs.
+        guarded: keep other runs out; a process that works for a run which holds the folder does not.
 
     Raises:
         StoreError: the folder cannot be created or written, or another run holds it.
     """
 
-    def __init__(self, path: Path, shard: tuple[int, int] | None = None) -> None:
+    def __init__(self, path: Path, shard: tuple[int, int] | None = None, *, guarded: bool = True) -> None:
         self.path = path
-        self._shard = shard
+        self._shard, self._guarded = shard, guarded
         name = f"-{shard[0]}-of-{shard[1]}" if shard else ""
         self._manifest_path = path / f"manifest{name}.jsonl"
         self._lock_path = path / f".lock{name}"
@@ -84,35 +97,34 @@ class OutputFolder:
         self._manifest: IO[bytes] | None = None
 
     def __enter__(self) -> "OutputFolder":
-        try:
+        with ExitStack() as opened, explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(_only_run(self._lock_path))
-            self._manifest = self._stack.enter_context(self._manifest_path.open("ab"))
+            if self._guarded:
+                opened.enter_context(_only_run(self._lock_path))
+            self._manifest = opened.enter_context(self._manifest_path.open("ab"))
             _end_torn_line(self._manifest_path, self._manifest)
             if self._shard is None:
                 _remove_leftovers(self.path)
-        except StoreError:
-            raise
-        except OSError as error:
-            self._stack.close()
-            raise StoreError(f"cannot write to {self.path}: {error.strerror or error}") from error
+            self._stack = opened.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def append(self, record: Record) -> None:
-        """Add one record to the manifest, on disk before this returns."""
+    def append(self, records: Sequence[Record]) -> None:
+        """Add records to the manifest, on disk before this returns. Raises `StoreError` where they cannot be."""
         assert self._manifest is not None, "the folder is not open: use it with `with`"
-        self._manifest.write(record.line().encode() + b"\n")
-        self._manifest.flush()
-        os.fsync(self._manifest.fileno())
+        with explained(self.path):
+            self._manifest.write(b"".join(record.line().encode() + b"\n" for record in records))
+            self._manifest.flush()
+            os.fsync(self._manifest.fileno())
 
     def write(self, file_name: str, data: bytes) -> None:
-        """Write one file of the folder atomically."""
+        """Write one file of the folder atomically. Raises `StoreError` where it cannot be written."""
         target = self.path / file_name
-        target.parent.mkdir(exist_ok=True)
-        write_atomically(target, data)
+        with explained(self.path):
+            target.parent.mkdir(exist_ok=True)
+            write_atomically(target, data)
 
 
 def _remove_leftovers(folder: Path) -> None:

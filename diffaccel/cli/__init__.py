@@ -21,6 +21,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an interrupt ends with code 130, as shells expect."""
+        from diffaccel.batch.distribute import WorkerError
         from diffaccel.batch.readers import InputError
         from diffaccel.batch.store import StoreError
         from diffaccel.models import ModelError
@@ -29,7 +30,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (InputError, ModelError) as error:
             raise BadInput(str(error)) from error
-        except StoreError as error:
+        except (StoreError, WorkerError) as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted; the same command goes on where this one stopped.", err=True)

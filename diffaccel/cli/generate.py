@@ -4,8 +4,9 @@ import logging
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,6 +37,7 @@ def generate(request: Request) -> None:
     from diffaccel.batch.store import check_writable
 
     logging.basicConfig(format="%(message)s")
+    request = _ranked(request)
     check_writable(request.output)
     work = _plan(request)
     if request.dry_run:
@@ -46,6 +48,19 @@ def generate(request: Request) -> None:
     print_summary(request, work, summary, calls)
     if summary.failed:
         raise click.exceptions.Exit(3)
+
+
+def _ranked(request: Request) -> Request:
+    """Under `accelerate launch` or torchrun, this rank's shard and device."""
+    from diffaccel.batch.distribute import rank
+
+    place = rank()
+    if place is None:
+        return request
+    if request.shard or request.processes > 1 or "-" in request.prompts:
+        raise click.UsageError("a launcher's ranks share the work already: no --shard, --processes or standard input")
+    shard, device = place
+    return replace(request, shard=shard, device=request.device or device)
 
 
 def _plan(request: Request) -> Work:
@@ -125,51 +140,48 @@ def _require_prompts(plan: "Plan", request: Request) -> None:
 
 def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
     """Render what is left to do, and write the contact sheet, also when interrupted."""
-    from diffaccel.batch.store import OutputFolder
-    from diffaccel.batch.summary import Calls, Summary
+    from diffaccel.batch.store import OutputFolder, StoreError
 
-    pipe = _load(request, work) if work.todo else None
     with OutputFolder(request.output, request.shard) as folder:
         bad = _record_bad_rows(folder, work.plan)
         try:
-            summary, calls = (Summary(), Calls()) if pipe is None else _run(request, work, pipe, folder)
-        finally:
-            _write_sheet(request, work, bad)
+            summary, calls = _run(request, work, folder)
+        except BaseException:
+            with suppress(StoreError):
+                _write_sheet(request, work, bad)
+            raise
+        _write_sheet(request, work, bad)
     summary.failed += len(bad)
     summary.first_error = summary.first_error or (f"{bad[0].id}: {bad[0].error}" if bad else None)
     return summary, calls
 
 
-def _run(request: Request, work: Work, pipe: Any, folder: "OutputFolder") -> "tuple[Summary, Calls]":
-    from diffaccel.batch.render import Renderer
-    from diffaccel.batch.run import Run
+def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary, Calls]":
+    from diffaccel.batch.distribute import Part, Processes, render_part
+    from diffaccel.batch.summary import Calls, Summary
 
-    with Renderer(pipe) as renderer, _progress(request, work) as bar:
-        run = Run(
-            renderer,
-            folder,
-            batch_size=request.batch_size,
-            suffix=request.suffix,
-            compare=request.compare,
-            fail_fast=request.fail_fast,
-            on_record=lambda record: _show(bar, record),
-        )
-        summary = run(work.todo)
-    return summary, renderer.calls
-
-
-def _load(request: Request, work: Work) -> Any:
-    from diffaccel import models
-
-    return models.load(work.source, dtype=work.todo[0].dtype, device=request.device)
+    if not work.todo:
+        return Summary(), Calls()
+    part = Part(
+        work.todo,
+        work.source,
+        device=request.device,
+        batch_size=request.batch_size,
+        suffix=request.suffix,
+        compare=request.compare,
+        fail_fast=request.fail_fast,
+    )
+    with _progress(request, work) as bar:
+        if request.processes > 1:
+            return Processes(folder, partial(_show, bar))(part, request.processes)
+        return render_part(part, folder, partial(_show, bar))
 
 
 def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
     from diffaccel.batch.store import Record
 
     records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
-    for record in records:
-        folder.append(record)
+    folder.append(records)
     return records
 
 

@@ -68,6 +68,7 @@ _OPTIONS = (
     _flag("--overwrite", help="Render again what is there already."),
     _flag("--retry-failed", help="Render only what failed in an earlier run."),
     click.option("--shard", callback=_parse_shard, metavar="I/N", help="Render part I of N, next to other machines."),
+    _number("--processes", least=1, default=1, help="Processes on this machine, one for each accelerator."),
     _number("--limit", least=1, help="Render at most this many pictures."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
@@ -94,6 +95,7 @@ class Request:
     overwrite: bool
     retry_failed: bool
     shard: tuple[int, int] | None
+    processes: int
     limit: int | None
     fail_fast: bool
     dry_run: bool

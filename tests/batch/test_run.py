@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffaccel.batch import store
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.render import Rendered
 from diffaccel.batch.run import Run, is_out_of_memory
@@ -93,15 +94,15 @@ def test_interrupt_leaves_what_was_rendered(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_fatal_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = OutputFolder.write
+    write = store.write_atomically
 
-    def full(self: OutputFolder, name: str, data: bytes) -> None:
-        if name == "j5.png":
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "j5.png":
             raise OSError(28, "No space left on device")
-        write(self, name, data)
+        write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OutputFolder, "write", full)
+        patch.setattr(store, "write_atomically", full)
         with pytest.raises(StoreError, match="No space left on device; repeat the command"):
             run(tmp_path, FakeRenderer(), batch_size=2)
     assert run(tmp_path, FakeRenderer(), to_render(JOBS, tmp_path)).failed == 0

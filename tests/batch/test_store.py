@@ -40,20 +40,20 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
 
 def test_manifest_keeps_the_latest_record_of_each_job(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out") as folder:
-        folder.append(Record("a", "failed", error="no"))
-        folder.append(Record("b", "failed", error="no"))
-        folder.append(DONE)
+        folder.append([Record("a", "failed", error="no")])
+        folder.append([Record("b", "failed", error="no")])
+        folder.append([DONE])
     assert list(read_manifest(tmp_path / "out").values()) == [Record("b", "failed", error="no"), DONE]
 
 
 def test_torn_line_is_passed_over_and_closed(tmp_path: Path) -> None:
     with OutputFolder(tmp_path) as folder:
-        folder.append(DONE)
-        folder.append(Record("b", "failed", error="no"))
+        folder.append([DONE])
+        folder.append([Record("b", "failed", error="no")])
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_bytes(manifest.read_bytes()[:-9])
     with OutputFolder(tmp_path) as folder:
-        folder.append(Record("c", "failed", error="no"))
+        folder.append([Record("c", "failed", error="no")])
     assert list(read_manifest(tmp_path)) == ["a", "c"]
 
 
@@ -72,8 +72,8 @@ def test_second_run_is_refused(tmp_path: Path) -> None:
 
 def test_shards_share_a_folder_but_not_with_a_whole_run(tmp_path: Path) -> None:
     with OutputFolder(tmp_path, (1, 2)) as first, OutputFolder(tmp_path, (2, 2)) as second:
-        first.append(DONE)
-        second.append(Record("b", "failed", error="no"))
+        first.append([DONE])
+        second.append([Record("b", "failed", error="no")])
         with pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path):
             pass
         with pytest.raises(StoreError, match="another run holds"), OutputFolder(tmp_path, (2, 2)):
@@ -111,7 +111,7 @@ def test_only_whole_pictures_of_these_settings_count(
     tmp_path: Path, record: Record, content: bytes | None, done: bool
 ) -> None:
     with OutputFolder(tmp_path) as folder:
-        folder.append(record)
+        folder.append([record])
         if content is not None:
             folder.write("a.png", content)
     assert to_render([JOB], tmp_path) == (() if done else (JOB,))

@@ -1,0 +1,216 @@
+"""The same run in this process, in several processes on one machine, or in one of the ranks that a launcher started.
+
+Every part of a run writes its own pictures and its own manifest into the one folder, so a part that dies loses at most
+the batch it was at: what it left is seen in the folder, and the rest is given to a fresh process.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.store import OutputFolder, Record, StoreError, is_done, read_manifest
+from diffaccel.batch.summary import Calls, Summary
+from diffaccel.models import ModelError, ModelSource, load
+
+MAX_STARTS = 3
+OnRecord = Callable[[Record], None]
+
+
+class WorkerError(RuntimeError):
+    """A process that died again and again; the message says how."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Jobs to render, and everything that rendering them takes; it travels to other processes as it is."""
+
+    jobs: tuple[Job, ...]
+    source: ModelSource
+    device: str | None = None
+    batch_size: int = 4
+    suffix: str = "png"
+    compare: bool = False
+    fail_fast: bool = False
+
+
+def render_part(part: Part, folder: OutputFolder, on_record: OnRecord) -> tuple[Summary, Calls]:
+    """Render `part` in this process, on one device, into an open folder."""
+    from diffaccel.batch.render import Renderer
+    from diffaccel.batch.run import Run
+
+    pipe = load(part.source, dtype=part.jobs[0].dtype, device=part.device)
+    with Renderer(pipe) as renderer:
+        run = Run(
+            renderer,
+            folder,
+            batch_size=part.batch_size,
+            suffix=part.suffix,
+            compare=part.compare,
+            fail_fast=part.fail_fast,
+            on_record=on_record,
+        )
+        summary = run(part.jobs)
+    return summary, renderer.calls
+
+
+def split(part: Part, count: int) -> list[Part]:
+    """Parts for `count` processes: full batches dealt out in turn, and devices in turn where there are several."""
+    dealt = list(batches(part.jobs, part.batch_size))
+    hands = [tuple(job for batch in dealt[index::count] for job in batch) for index in range(count)]
+    return [
+        replace(part, jobs=jobs, device=part.device or device)
+        for jobs, device in zip(hands, _devices(count), strict=True)
+        if jobs
+    ]
+
+
+def _devices(count: int) -> list[str | None]:
+    """One device for each process, all accelerators in turn; `None`, the default, where there is at most one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    number = torch.accelerator.device_count() if accelerator else 0
+    return [f"{accelerator.type}:{index % number}" if accelerator and number > 1 else None for index in range(count)]
+
+
+def rank() -> tuple[tuple[int, int], str | None] | None:
+    """Shard and device of a process that `accelerate launch` or torchrun started, or `None` for any other."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        return None
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return (int(os.environ["RANK"]) + 1, ranks), _devices(local + 1)[local]
+
+
+@dataclass
+class _Worker:
+    """One process at work on one part, and the end of the pipe on which its records arrive."""
+
+    part: Part
+    name: tuple[int, int]
+    starts: int = 0
+    process: SpawnProcess = field(init=False)
+    receiver: Connection = field(init=False)
+
+    def start(self, folder: OutputFolder) -> None:
+        """Start a fresh process on the part."""
+        context = multiprocessing.get_context("spawn")
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=self.arguments(folder, sender))
+        self.starts += 1
+        self.process.start()
+        sender.close()
+
+    def arguments(self, folder: OutputFolder, sender: Connection) -> tuple[Any, ...]:
+        """What `_work` is called with."""
+        return self.part, folder.path, self.name, sender
+
+
+class Processes:
+    """Renders a part in several processes; a process that dies is replaced and goes on where it stopped.
+
+    Args:
+        folder: open, held by this process for all of them.
+        on_record: called in this process for every record.
+    """
+
+    def __init__(self, folder: OutputFolder, on_record: OnRecord) -> None:
+        self._folder, self._on_record = folder, on_record
+        self._summary, self._calls = Summary(), Calls()
+        self._seen: set[str] = set()
+
+    def __call__(self, part: Part, count: int) -> tuple[Summary, Calls]:
+        """Render `part` in `count` processes.
+
+        Raises:
+            WorkerError: a process died `MAX_STARTS` times.
+            StoreError, ModelError: as in one process.
+        """
+        start = perf_counter()
+        parts = split(part, count)
+        workers = [_Worker(each, (index, len(parts))) for index, each in enumerate(parts, 1)]
+        with _reaped(workers):
+            for worker in workers:
+                worker.start(self._folder)
+            while workers:
+                ready = wait([worker.receiver for worker in workers])
+                for worker in [worker for worker in workers if worker.receiver in ready]:
+                    if not self._receive(worker):
+                        workers.remove(worker)
+        self._summary.seconds = perf_counter() - start
+        return self._summary, self._calls
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Take one message of a worker, or notice its end; whether it is still at work."""
+        try:
+            message = worker.receiver.recv()
+        except EOFError:
+            return self._ended(worker)
+        if isinstance(message, Exception):
+            raise message
+        if isinstance(message, Calls):
+            self._calls += message
+        else:
+            self._take(message)
+        return True
+
+    def _take(self, record: Record) -> None:
+        self._seen.add(record.id)
+        self._summary.add(record)
+        self._on_record(record)
+
+    def _ended(self, worker: _Worker) -> bool:
+        """Start a worker that died once more on what it left undone; whether it is still at work."""
+        worker.process.join()
+        if worker.process.exitcode == 0:
+            return False
+        records = read_manifest(self._folder.path)
+        for job in worker.part.jobs:
+            record = records.get(job.id)
+            if record and job.id not in self._seen and is_done(job, record, self._folder.path, worker.part.suffix):
+                self._take(record)
+        left = tuple(job for job in worker.part.jobs if job.id not in self._seen)
+        if not left:
+            return False
+        if worker.starts == MAX_STARTS:
+            code = worker.process.exitcode
+            raise WorkerError(f"a process died {MAX_STARTS} times (exit code {code}), {len(left)} pictures are left")
+        worker.part = replace(worker.part, jobs=left)
+        worker.start(self._folder)
+        return True
+
+
+@contextmanager
+def _reaped(workers: list[_Worker]) -> Iterator[None]:
+    """Whatever happens, no process outlives the run; one may be stopped at any moment without harm to the folder."""
+    try:
+        yield
+    finally:
+        started = [worker.process for worker in workers if worker.starts]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+
+
+def _work(part: Part, folder: Path, name: tuple[int, int], sender: Connection) -> None:
+    """What a process does: its part, with a manifest of its own, telling of each record."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // name[1]))
+    try:
+        with OutputFolder(folder, name, guarded=False) as opened:
+            _, calls = render_part(part, opened, sender.send)
+            sender.send(calls)
+    except (StoreError, ModelError) as error:
+        sender.send(type(error)(str(error)))
+    except KeyboardInterrupt:
+        pass

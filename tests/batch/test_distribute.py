@@ -1,0 +1,79 @@
+"""Several processes make the same set of files as one, also when one of them is killed on the way."""
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from diffaccel import models
+from diffaccel.batch.distribute import Part, Processes, WorkerError, rank, render_part, split
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.store import OutputFolder, Record, read_manifest
+
+JOBS = tuple(
+    Job(id=f"j{number}", prompt=f"p{number}", seed=number, model="m", dtype="float32", steps=2 + number % 2)
+    for number in range(14)
+)
+
+
+def part(tiny_sd: Path, **options: object) -> Part:
+    return Part(JOBS, models.resolve(tiny_sd), batch_size=2, **options)  # type: ignore[arg-type]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_split_deals_full_batches(tiny_sd: Path, count: int) -> None:
+    parts = split(part(tiny_sd), count)
+    assert Counter(job for each in parts for job in each.jobs) == Counter(JOBS)
+    sizes = [len(each.jobs) for each in parts]
+    assert max(sizes) - min(sizes) <= 2
+    assert len(parts) == min(count, 8)
+    assert all(each.device is None for each in parts)
+
+
+def test_rank_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rank() is None
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert rank() == ((3, 4), None)
+
+
+def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: Path) -> None:
+    with OutputFolder(tmp_path / "one") as folder:
+        render_part(part(tiny_sd), folder, lambda record: None)
+    seen: list[Record] = []
+
+    def kill_at_the_third(record: Record) -> None:
+        seen.append(record)
+        if len(seen) == 3:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with OutputFolder(tmp_path / "two") as folder:
+        summary, _ = Processes(folder, kill_at_the_third)(part(tiny_sd), 2)
+    assert (summary.done, summary.failed) == (len(JOBS), 0)
+    assert Counter(record.id for record in seen) == Counter(job.id for job in JOBS)
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+    assert set(read_manifest(tmp_path / "two")) == {job.id for job in JOBS}
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_always_dies_is_fatal(tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffaccel.batch.distribute._work", os._exit)
+    monkeypatch.setattr("diffaccel.batch.distribute._Worker.arguments", lambda self, folder, sender: (3,))
+    with (
+        OutputFolder(tmp_path) as folder,
+        pytest.raises(WorkerError, match=r"died 3 times \(exit code 3\), 14 pictures"),
+    ):
+        Processes(folder, lambda record: None)(part(tiny_sd), 1)
+
+
+def test_model_error_of_a_process_is_the_runs(tmp_path: Path, tiny_sd: Path) -> None:
+    with OutputFolder(tmp_path) as folder, pytest.raises(models.ModelError, match="no device 'cuda'"):
+        Processes(folder, lambda record: None)(part(tiny_sd, device="cuda"), 1)
+    assert not multiprocessing.active_children()

@@ -1,0 +1,64 @@
+"""A run that is killed, again and again, loses nothing, tears nothing, and ends with the files of an unbroken run."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.render import Rendered
+from diffaccel.batch.run import Run
+from diffaccel.batch.store import OutputFolder, read_manifest, to_render
+
+JOBS = [Job(id=f"j{number:03}", prompt=f"p{number}", seed=number, model="m", dtype="float32") for number in range(60)]
+KILLS = 25
+
+
+class SlowRenderer:
+    """Paints noise from the job's seed, a batch every few milliseconds."""
+
+    def render(self, jobs: Sequence[Job]) -> Rendered:
+        time.sleep(0.004)
+        return Rendered(tuple(jobs), tuple(paint(job.seed) for job in jobs), 0.004)
+
+
+def paint(seed: int) -> Image.Image:
+    return Image.frombytes("RGB", (96, 96), random.Random(seed).randbytes(96 * 96 * 3))
+
+
+def render_the_rest(folder: Path) -> None:
+    with OutputFolder(folder) as opened:
+        Run(SlowRenderer(), opened, batch_size=2)(to_render(JOBS, folder))  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_runs_add_up_to_an_unbroken_one(tmp_path: Path) -> None:
+    render_the_rest(tmp_path / "unbroken")
+    broken, chance, killed = tmp_path / "broken", random.Random(0), 0
+    for _ in range(KILLS):
+        process = multiprocessing.get_context("fork").Process(target=render_the_rest, args=(broken,))
+        process.start()
+        time.sleep(chance.uniform(0.005, 0.05))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        for path in broken.glob("*.png"):
+            with Image.open(path) as picture:
+                picture.load()
+    assert killed > KILLS // 2
+    render_the_rest(broken)
+    assert contents(broken) == contents(tmp_path / "unbroken")
+    assert len(contents(broken)) == len(JOBS)
+    assert set(read_manifest(broken)) == {job.id for job in JOBS}
+    assert not list(broken.glob(".*.tmp"))
+    assert to_render(JOBS, broken) == ()
