@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .similarity import SimilarityFilter
     from .stream.engine import StreamEngine
     from .stream.report import StreamOutput, StreamReport
+    from .stream.slot_cache import SlotCache
     from .stream.worker import StreamClosed, StreamWorker
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "SelfNegative",
     "SimilarityFilter",
+    "SlotCache",
     "Steps",
     "StreamClosed",
     "StreamEngine",
@@ -60,6 +62,7 @@ _HOME: dict[str, str] = {
     "Report": ".report",
     "SelfNegative": ".guidance",
     "SimilarityFilter": ".similarity",
+    "SlotCache": ".stream.slot_cache",
     "Steps": ".schedule",
     "StreamClosed": ".stream.worker",
     "StreamEngine": ".stream.engine",

@@ -9,11 +9,13 @@ from numbers import Integral
 from typing import Any, get_args
 
 from diffaccel.guidance import Guidance, NoGuidance
+from diffaccel.methods.base import Method
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.coefficients import indices_for
 from diffaccel.stream.conditioning import Blend
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.samplers import Sampler
+from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
 
 Prompt = str | Mapping[str, float] | Sequence[tuple[str, float]]
 
@@ -69,7 +71,7 @@ class StreamConfig:
     add_noise: bool = True
     seed: int = 0
     similarity: SimilarityFilter | None = None
-    cache: Any = None
+    cache: Method | SlotCache | None = None
     output_type: OutputType = "pil"
     fit: Fit = "crop"
     blend: Blend = "linear"
@@ -78,6 +80,7 @@ class StreamConfig:
     embedded_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", as_slot_cache(self.cache))
         weighted(self.prompt)
         weighted(self.negative_prompt)
         self._check_choices()

@@ -11,16 +11,19 @@ from typing import Any, Self
 import torch
 
 from diffaccel.guidance import Guidance
+from diffaccel.methods.base import Method
 from diffaccel.similarity import SimilarityFilter
-from diffaccel.stream.batch import Call, Slot
+from diffaccel.stream.batch import Slot
 from diffaccel.stream.conditioning import Blend
 from diffaccel.stream.config import Prompt, StreamConfig
+from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, Fit, OutputType, Picture, finish
 from diffaccel.stream.intake import accept, latent_shape
 from diffaccel.stream.networks import network_for
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.samplers import Sampler
 from diffaccel.stream.settings import At, SettingsBuilder, Transition
+from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,7 @@ class StreamEngine:
         add_noise: bool = True,
         seed: int = 0,
         similarity: SimilarityFilter | None = None,
-        cache: Any = None,
+        cache: Method | SlotCache | None = None,
         vae: Any = None,
         output_type: OutputType = "pil",
         fit: Fit = "crop",
@@ -97,6 +100,7 @@ class StreamEngine:
         self._codec = Codec(pipe.vae if vae is None else vae)
         self._builder = SettingsBuilder(self._network, latent_shape(self.config, self._network, self._codec))
         self._settings = self._builder.build(self.config)
+        self._denoiser = Denoiser(self._network, self.config)
         self._transition: Transition | None = None
         self._lock = threading.RLock()
         self._closed = False
@@ -191,7 +195,7 @@ class StreamEngine:
         try:
             entering = None if group is None else self._enter(group)
             with state.clock.stage("denoise"):
-                finished = state.batch.tick(self._predict, entering)
+                finished = state.batch.tick(self._denoiser.predict, entering)
         except BaseException:
             state.counts.frames_dropped += 0 if group is None else len(group)
             state.clock.finish(waited=True)
@@ -204,6 +208,7 @@ class StreamEngine:
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
         stages, device = self._settings.stages, self._network.device
         source = self._encode(padded)
+        self._denoiser.enter(None if source is None else torch.cat([f.pixels for f in padded if f.pixels is not None]))
         ids, entered = tuple(f.frame_id for f in group), tuple(f.entered for f in group)
         if source is None:
             noise = torch.cat([self._state.noise(f, self._builder.latent_shape) for f in padded])
@@ -224,11 +229,6 @@ class StreamEngine:
             raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
         with self._state.clock.stage("encode"):
             return self._codec.encode(torch.cat(pixels).to(self._network.device, non_blocking=True))
-
-    def _predict(self, call: Call) -> torch.Tensor:
-        self._state.network_calls += 1
-        self._state.network_rows += len(call.latents)
-        return self._network.predict(call.latents.to(self._network.dtype), call.timesteps, call.inputs)
 
     def _deliver(self, finished: list[Slot]) -> list[StreamOutput]:
         """Decode what is finished, withhold what overtook an older frame, and drop what is not finite."""
@@ -275,15 +275,23 @@ class StreamEngine:
             config = self.config.updated(changes)
             target = self._builder.build(config)
             self._state.check_guidance(target.guidance, at)
+            denoiser = self._denoiser.configured(config)
             if lora_scale:
-                self.pipe.set_adapters(list(lora_scale), list(lora_scale.values()))
-                self._builder.forget()
+                self._scale_lora(lora_scale)
                 target = self._builder.build(config)
+            if denoiser is not self._denoiser:
+                self._denoiser.close()
+                self._denoiser = denoiser
             self._state.reconfigure(self.config, config)
             self.config = config
             self._transition = Transition(self._settings, target, transition, at)
             if transition == 0:
                 self._step_transition()
+
+    def _scale_lora(self, scales: Mapping[str, float]) -> None:
+        self.pipe.set_adapters(list(scales), list(scales.values()))
+        self._builder.forget()
+        self._denoiser.forget()
 
     def _step_transition(self) -> None:
         if self._transition is None:
@@ -300,6 +308,8 @@ class StreamEngine:
             self._check_open()
             if self._transition is not None:
                 self._settings, self._transition = self._transition.end, None
+            self._denoiser.close()
+            self._denoiser = Denoiser(self._network, self.config)
             self._state = self._new_state()
 
     def warmup(self) -> None:
@@ -311,6 +321,7 @@ class StreamEngine:
             self._check_open()
             state, self._state = self._state, self._new_state()
             transition, self._transition = self._transition, None
+            counts = self._denoiser.calls, self._denoiser.rows
             try:
                 black = torch.zeros(1, 3, self.config.height, self.config.width)
                 for _ in range(self.latency + 1):
@@ -319,11 +330,14 @@ class StreamEngine:
                     self._tick(None)
             finally:
                 self._state, self._transition = state, transition
+                self._denoiser.forget()
+                self._denoiser.calls, self._denoiser.rows = counts
 
     def report(self) -> StreamReport:
         """Account of frames and times since the engine was built or reset."""
         with self._lock:
-            return self._state.report(self.latency, type(self._settings.stages.sampler).__name__)
+            sampler = type(self._settings.stages.sampler).__name__
+            return self._state.report(self._denoiser, self.latency, sampler)
 
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""
@@ -337,6 +351,7 @@ class StreamEngine:
             if not self._closed:
                 self._closed = True
                 self._state.drop()
+                self._denoiser.close()
 
     def __enter__(self) -> Self:
         return self

@@ -91,13 +91,14 @@ class Codec:
     def __init__(self, vae: Any) -> None:
         config = vae.config
         self.vae = vae
+        self.dtype = vae.dtype
         blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         if blocks is None or not hasattr(vae, "decode"):
             raise TypeError(f"{type(vae).__name__} is not an image autoencoder that StreamEngine knows")
         self.factor = 2 ** (len(blocks) - 1)
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.offset = float(config.get("shift_factor") or 0.0)
-        if config.get("force_upcast") and vae.dtype == torch.float16:
+        if config.get("force_upcast") and self.dtype == torch.float16:
             raise ValueError(
                 f"{type(vae).__name__} overflows in float16 (force_upcast): "
                 "call pipe.vae.to(torch.float32), or pass an AutoencoderTiny as vae="
@@ -106,7 +107,7 @@ class Codec:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents ``(frames, C, h, w)`` in float32 of ``(frames, 3, H, W)``."""
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        encoded = self.vae.encode(pixels.to(self.dtype))
         for name in ("latents", "latent"):
             if hasattr(encoded, name):
                 latents = getattr(encoded, name)
@@ -119,7 +120,7 @@ class Codec:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
-        unscaled = (latents / self.scale + self.offset).to(self.vae.dtype)
+        unscaled = (latents / self.scale + self.offset).to(self.dtype)
         result: torch.Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return result.float()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -39,14 +40,14 @@ class Network(ABC):
         """The denoiser, as it is on the pipeline now."""
         return getattr(self.pipe, self.component)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where the pipeline runs."""
+        """Where the pipeline runs; asked once, because diffusers searches all modules for the answer."""
         return torch.device(self.pipe._execution_device)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """Type of the network's weights."""
+        """Type of the network's weights, asked once."""
         dtype = self.model.dtype
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 

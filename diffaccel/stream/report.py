@@ -47,7 +47,7 @@ class StreamReport:
         tick_ms: milliseconds per tick, by stage and in total.
         ticks: ticks timed.
         network_calls, network_rows: calls of the network, and rows in them.
-        computed_ticks, replayed_ticks: calls that computed every block, and calls that reused cached features.
+        computed_rows, replayed_rows: rows that computed every block, and rows that reused features.
         sampler: name of the sampler.
     """
 
@@ -63,8 +63,8 @@ class StreamReport:
     ticks: int
     network_calls: int
     network_rows: int
-    computed_ticks: int
-    replayed_ticks: int
+    computed_rows: int
+    replayed_rows: int
     sampler: str
 
     def to_dict(self) -> dict[str, Any]:

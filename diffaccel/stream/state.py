@@ -14,6 +14,7 @@ from diffaccel.similarity import SimilarityState
 from diffaccel.stream.batch import Settings, Slot, StreamBatch
 from diffaccel.stream.clock import Clock
 from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
 
 
@@ -35,7 +36,6 @@ class StreamState:
         self.pending: list[Frame] = []
         self.counts = Counts()
         self.clock = Clock(device)
-        self.network_calls = self.network_rows = 0
         self._generator = torch.Generator().manual_seed(config.seed)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
         self.next_id = 0
@@ -135,7 +135,7 @@ class StreamState:
         slots = [*self.batch.slots, *(slot for slot, _ in self._withheld)]
         return len(self.pending) + sum(len(s.frame_ids) for s in slots)
 
-    def report(self, latency: int, sampler: str) -> StreamReport:
+    def report(self, denoiser: Denoiser, latency: int, sampler: str) -> StreamReport:
         """Account of this stream."""
         summary = self.clock.summary()
         latency_ms = summary.pop("latency", {})
@@ -146,9 +146,9 @@ class StreamState:
             latency_ms=latency_ms,
             tick_ms=summary,
             ticks=self.clock.ticks,
-            network_calls=self.network_calls,
-            network_rows=self.network_rows,
-            computed_ticks=self.network_calls,
-            replayed_ticks=0,
+            network_calls=denoiser.calls,
+            network_rows=denoiser.rows,
+            computed_rows=denoiser.rows - denoiser.replayed_rows,
+            replayed_rows=denoiser.replayed_rows,
             sampler=sampler,
         )

@@ -398,7 +398,7 @@ def test_overhead_around_the_network_is_small(engine: Build, monkeypatch: pytest
     frame = np.zeros((32, 32, 3), np.uint8)
     times = []
     for _ in range(60):
-        start = time.perf_counter()
+        start = time.thread_time()
         stream.push(frame)
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[30] < 0.01  # 1 ms on a quiet machine: scripts/bench.py measures it
+        times.append(time.thread_time() - start)
+    assert sorted(times)[30] < 0.003  # about 1 ms on a quiet machine, which scripts/bench.py measures

@@ -1,0 +1,70 @@
+"""The network of one engine: called on rows, with or without a slot cache, and counted."""
+
+from __future__ import annotations
+
+import torch
+
+from diffaccel.stream.batch import Call
+from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.networks import Network
+from diffaccel.stream.slot_cache import FeatureReuse, as_slot_cache
+
+
+class Denoiser:
+    """Runs network calls.
+
+    Args:
+        network: what is called.
+        config: whose cache is used.
+    """
+
+    def __init__(self, network: Network, config: StreamConfig) -> None:
+        self.network = network
+        self._config = config
+        self._reuse = self._build(config)
+        self.calls = self.rows = 0
+
+    def _build(self, config: StreamConfig) -> FeatureReuse | None:
+        cache = as_slot_cache(config.cache)
+        return None if cache is None else cache.build(self.network.model)
+
+    @property
+    def replayed_rows(self) -> int:
+        """Rows that reused features."""
+        return 0 if self._reuse is None else self._reuse.replayed
+
+    def enter(self, pixels: torch.Tensor | None) -> None:
+        """Note the pictures that enter with the next call, ``(frames, 3, H, W)``; None for text-to-image."""
+        if self._reuse is not None:
+            self._reuse.enter(pixels)
+
+    def predict(self, call: Call) -> torch.Tensor:
+        """Prediction for the rows of ``call``, ``(rows, C, h, w)``."""
+        return self._run(call) if self._reuse is None else self._reuse.predict(self._run, call)
+
+    def _run(self, call: Call) -> torch.Tensor:
+        self.calls += 1
+        self.rows += len(call.latents)
+        return self.network.predict(call.latents.to(self.network.dtype), call.timesteps, call.inputs)
+
+    def configured(self, config: StreamConfig) -> Denoiser:
+        """The denoiser for a new configuration: this one, or another one where the cache changed; counts go on.
+
+        Raises:
+            UnsupportedModelError, ValueError, RuntimeError: where the cache does not fit; this one goes on then.
+        """
+        if config.cache == self._config.cache:
+            return self
+        other = Denoiser(self.network, config)
+        other.calls, other.rows = self.calls, self.rows
+        return other
+
+    def forget(self) -> None:
+        """Reuse nothing that was stored so far."""
+        if self._reuse is not None:
+            self._reuse.forget()
+
+    def close(self) -> None:
+        """Take the cache's hooks off the network."""
+        if self._reuse is not None:
+            self._reuse.close()
