@@ -5,7 +5,10 @@ reads no more than that, and a *replayed* module returns its stored output. Deep
 and replays the boundary alone; an inheritance of features skips nothing and replays in place.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 
 from diffaccel.forecast import Forecast
 from diffaccel.schedule import Schedule
@@ -29,10 +32,29 @@ class Branch:
         return self.skipped + self.replayed
 
 
+def positive_half(feature: torch.Tensor) -> torch.Tensor:
+    """The second half of the rows, (2 * rows, ...) -> (rows, ...)."""
+    return feature[feature.shape[0] // 2 :]
+
+
+def mean_of_halves(feature: torch.Tensor) -> torch.Tensor:
+    """The mean of negative and positive rows, (2 * rows, ...) -> (rows, ...)."""
+    negative, positive = feature.chunk(2)
+    return (negative + positive) / 2
+
+
 @dataclass(frozen=True)
 class Part:
-    """A branch, when it computes, and how its stored features are carried to later calls (None: unchanged)."""
+    """A branch that is reused, and when.
+
+    Attributes:
+        branch: what is reused.
+        schedule: when it computes.
+        forecast: how stored features are carried to later calls; None leaves them unchanged.
+        halve: what remains of a stored tensor when the negative half of the rows is dropped in the middle of a run.
+    """
 
     branch: Branch
     schedule: Schedule
-    forecast: Forecast | None = field(default=None)
+    forecast: Forecast | None = None
+    halve: Callable[[torch.Tensor], torch.Tensor] = positive_half

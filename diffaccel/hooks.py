@@ -5,12 +5,16 @@ carries at most one of ours, registered last and removed first, because diffuser
 the middle of a chain.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE, ContextName, Hook, hooks_of, registry_of
+from diffaccel.residual import Residual
+from diffaccel.residual_hooks import residual_hooks
+from diffaccel.row_state import rows_of
 from diffaccel.session import Session
 from diffaccel.state import ActivePart, copied, placeholder
 
@@ -62,10 +66,13 @@ class ReplayHook(Hook):
         state = self.active.state
         if state.compute or state.entries[self.index] is None:
             output = self.original(*args, **kwargs)
-            self._record(output)
+            if state.selected is None:
+                self._record(output)
             return output
         entry = state.entries[self.index]
         output = entry if self.forecast is None else self.forecast.predict(entry, state.step)
+        if state.selected is not None and state.count is not None:
+            return rows_of(output, state.selected, state.count)
         return copied(output) if state.writable else output
 
     def _record(self, output: Any) -> None:
@@ -132,9 +139,8 @@ class Attachment:
     def _attach_all(self) -> None:
         """Put one hook on each module of each part, and the schedule's on the denoiser last."""
         for active in self.session.active:
-            branch = active.part.branch
-            for index, name in enumerate(branch.modules):
-                self._attach(name, ReplayHook(active, index, keep=index >= len(branch.skipped)))
+            for name, hook in _hooks(active, self.model):
+                self._attach(name, hook)
         self._attach("", ScheduleHook(self.session))
         self._refresh()
 
@@ -162,3 +168,13 @@ class Attachment:
         """Let diffusers find the changed set of hooks."""
         if REGISTRY_ATTRIBUTE in self.model.__dict__:
             registry_of(self.model).invalidate_child_registries_cache()
+
+
+def _hooks(active: ActivePart, model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:
+    """The hooks of a part, each with the name of its module."""
+    branch = active.part.branch
+    if isinstance(branch, Residual):
+        yield from residual_hooks(active, model)
+        return
+    for index, name in enumerate(branch.modules):
+        yield name, ReplayHook(active, index, keep=index >= len(branch.skipped))

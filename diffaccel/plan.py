@@ -34,7 +34,7 @@ class Plan:
         """A new session of this plan on `model`; a ControlNet has the denoiser's session for a `leader`."""
         layout = layout_of(model)
         made = [method.wrapper(layout, host) for method in self.methods] if leader is None else []
-        wrappers = [wrapper for wrapper in made if wrapper is not None]
+        wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
         return Session(Signature(model), self.parts, host, layout.writes, wrappers, leader, self.follows)
 
     def without_wrappers(self) -> "Plan":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from diffaccel.branch import Part
 from diffaccel.clock import RunClock
 from diffaccel.host import Host
+from diffaccel.row_state import new_state
+from diffaccel.rows import with_late_rows
 from diffaccel.schedule import Call
 from diffaccel.signature import Inputs, Signature
-from diffaccel.state import ActivePart, CacheState, Context
+from diffaccel.state import ActivePart, Context
 from diffaccel.tally import Tally
 from diffaccel.wrapper import Wrapper
 
@@ -43,7 +46,8 @@ class Session:
         follows: Sequence[int | None] = (),
     ) -> None:
         self.signature = signature
-        self.active = [ActivePart(part) for part in parts]
+        self.active = [ActivePart(part, new_state(part)) for part in parts]
+        self.host = host
         self.clock = RunClock(host)
         self.writes = writes
         self.wrappers = wrappers
@@ -61,7 +65,7 @@ class Session:
         self.clock.reset()
         self._promised = None
         for active in self.active:
-            active.state = CacheState(active.part)
+            active.state = new_state(active.part)
 
     def nbytes(self) -> int:
         """Bytes of the storage that features take at the moment."""
@@ -77,8 +81,11 @@ class Session:
         """
         inputs = self.signature.bind(args, kwargs)
         context = self._context(inputs, name)
+        if self.wrappers:
+            inputs = replace(inputs, guided=self.host.guided)
         decisions = None if self.leader is None else self.leader.promise(inputs, name)
         run: Callable[[Inputs], Any] = partial(self._network, context, forward, decisions)
+        run = partial(with_late_rows, context, run)
         for wrapper in self.wrappers:
             run = partial(wrapper.around, context, run)
         with self.tally.outer(inputs):
@@ -125,7 +132,7 @@ class Session:
         key = _fingerprint(inputs.sample)
         context = self.contexts.get(place)
         if context is None or context.key != key:
-            context = self.contexts[place] = Context(key, [CacheState(active.part) for active in self.active])
+            context = self.contexts[place] = Context(key, [new_state(active.part) for active in self.active])
         return context
 
     def _start_run(self) -> None:
@@ -134,12 +141,22 @@ class Session:
         for active in self.active:
             active.part.schedule.validate(self.clock.total)
         for wrapper in self.wrappers:
-            wrapper.start_run(self.clock.total)
+            wrapper.start_run(self.clock)
 
     def _network(
         self, context: Context, forward: Callable[..., Any], decisions: tuple[bool, ...] | None, inputs: Inputs
     ) -> Any:
         """Run the network itself, computing or reusing each part."""
+        if inputs.rows is None:
+            self._decide_all(context, decisions, inputs)
+        for active in self.active:
+            active.state.begin(context.rows, inputs.rows, self._forced is not None, self.clock.total)
+        output = forward(**inputs.values)
+        self.tally.inner(inputs, tuple(active.state.compute for active in self.active))
+        return output
+
+    def _decide_all(self, context: Context, decisions: tuple[bool, ...] | None, inputs: Inputs) -> None:
+        """Decide for each part whether it computes in a call with all rows."""
         self._fit_rows(context, inputs)
         new_prompt = self._note_conditioning(context, inputs)
         writable = self.writes(inputs)
@@ -148,8 +165,6 @@ class Session:
             decided = None if decisions is None or followed is None else decisions[followed]
             self._decide(index, context, inputs.sample, decided, new_prompt)
             active.state.writable = writable
-        self.tally.inner(inputs, tuple(active.state.compute for active in self.active))
-        return forward(**inputs.values)
 
     def _decide(self, index: int, context: Context, sample: Any, decided: bool | None, new_prompt: bool) -> None:
         """Decide whether a part computes in this call, and prepare its state."""
@@ -187,9 +202,9 @@ class Session:
         if rows is not None and context.rows is not None and rows != context.rows:
             if rows * 2 == context.rows:
                 for state in context.states:
-                    state.keep_positive_half()
+                    state.halve()
             else:
-                context.states[:] = [CacheState(active.part) for active in self.active]
+                context.states[:] = [new_state(active.part) for active in self.active]
         context.rows = rows
 
     def _note_conditioning(self, context: Context, inputs: Inputs) -> bool:

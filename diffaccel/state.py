@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from diffaccel.branch import Part
+from diffaccel.branch import Part, positive_half
 
 
 class CacheState:
@@ -23,27 +23,43 @@ class CacheState:
         age: replayed calls since the last computed one.
         writable: whether the network writes into outputs in place, so that entries must be copied.
         filled: whether the part has computed once.
+        count: rows of the current call as the pipeline makes it, None where the network takes no tensor.
+        selected: places of the rows at hand, None for all of them.
         entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
         reference: the network's input at the last computed call, kept only for schedules that measure its change.
     """
 
     def __init__(self, part: Part) -> None:
+        self.part = part
         self.compute = True
         self.step = 0
         self.age = 0
         self.writable = False
         self.filled = False
+        self.count: int | None = None
+        self.selected: tuple[int, ...] | None = None
         self.entries: list[Any] = [None] * len(part.branch.modules)
         self.reference: torch.Tensor | None = None
+
+    def begin(self, count: int | None, selected: tuple[int, ...] | None, decided: bool, total: int | None) -> None:  # noqa: ARG002
+        """Prepare for a network call.
+
+        Args:
+            count: rows of the call as the pipeline makes it.
+            selected: places of the rows at hand, None for all of them.
+            decided: whether the caller, not the schedule, says what computes.
+            total: network calls of the run, None if unknown.
+        """
+        self.count, self.selected = count, selected
 
     def clear(self) -> None:
         """Forget the entries."""
         self.entries = [None] * len(self.entries)
 
-    def keep_positive_half(self) -> None:
-        """Keep the second half of the rows of everything stored."""
-        self.entries = map_tensors(lambda x: x[x.shape[0] // 2 :], self.entries)
-        self.reference = None if self.reference is None else self.reference[self.reference.shape[0] // 2 :]
+    def halve(self) -> None:
+        """Make everything stored fit the positive half of the rows."""
+        self.entries = map_tensors(self.part.halve, self.entries)
+        self.reference = None if self.reference is None else positive_half(self.reference)
 
     def nbytes(self) -> int:
         """Bytes of the storage that the entries hold."""
@@ -57,9 +73,9 @@ class CacheState:
 class ActivePart:
     """A part at work: its hooks read `state`, which the denoiser's hook points at the context of the current call."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, state: CacheState | None = None) -> None:
         self.part = part
-        self.state = CacheState(part)
+        self.state = state or CacheState(part)
 
 
 @dataclass

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 
+from diffaccel.clock import RunClock
 from diffaccel.signature import Inputs
 from diffaccel.state import Context, map_tensors
 
@@ -13,10 +15,16 @@ Network = Callable[[Inputs], Any]
 
 
 class Wrapper(ABC):
-    """Stands between the pipeline and the denoiser. What it remembers of a run it keeps in `Context.memory`."""
+    """Stands between the pipeline and the denoiser. What it remembers of a run it keeps in `Context.memory`.
 
-    def start_run(self, total: int | None) -> None:  # noqa: B027
-        """Raise ValueError if a run of `total` network calls (None: unknown) cannot be wrapped."""
+    Attributes:
+        order: wrappers of higher order are further out.
+    """
+
+    order: ClassVar[int] = 0
+
+    def start_run(self, clock: RunClock) -> None:  # noqa: B027
+        """Raise ValueError if the run that starts cannot be wrapped."""
 
     @abstractmethod
     def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
@@ -33,9 +41,10 @@ class PositiveHalf:
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, inputs: Inputs) -> Inputs:
-        """The inputs' positive rows. A tensor has rows if its first dimension is that of the sample."""
+        """The positive rows of guided inputs. A tensor has rows if its first dimension is that of the sample."""
         rows = inputs.sample.shape[0]
-        return inputs.replace(**map_tensors(lambda x: self._select(x, rows), dict(inputs.values)))
+        values = map_tensors(lambda x: self._select(x, rows), dict(inputs.values))
+        return replace(inputs, values=values, guided=False)
 
     def _select(self, tensor: torch.Tensor, rows: int) -> torch.Tensor:
         """The positive rows of one input."""

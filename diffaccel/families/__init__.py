@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from diffaccel.families import controlnet, unet
-from diffaccel.families.layout import Layout, Level, UnsupportedModelError
+from diffaccel.families import controlnet, dit, unet
+from diffaccel.families.layout import Layout, Level, Unit, UnsupportedModelError
 
 __all__ = [
     "COMPANIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "Family",
     "Layout",
     "Level",
+    "Unit",
     "UnsupportedModelError",
     "is_companion",
     "layout_of",
@@ -25,19 +26,30 @@ __all__ = [
 ]
 
 
+def _none(model: object) -> bool:  # noqa: ARG001
+    return False
+
+
 @dataclass(frozen=True)
 class Family:
-    """Networks laid out alike: the classes it is tested with, and the function that reads a network's layout."""
+    """Networks laid out alike.
+
+    Attributes:
+        classes: names of the classes that are known.
+        layout: reads a network's layout.
+        discovers: whether a network of another class is laid out like these.
+    """
 
     classes: tuple[str, ...]
     layout: Callable[[torch.nn.Module], Layout]
+    discovers: Callable[[object], bool] = _none
 
     def matches(self, model: object) -> bool:
-        """Whether `model` is of one of the classes, or of a subclass."""
-        return any(cls.__name__ in self.classes for cls in type(model).__mro__)
+        """Whether `model` is of one of the classes, of a subclass, or laid out like them."""
+        return any(cls.__name__ in self.classes for cls in type(model).__mro__) or self.discovers(model)
 
 
-FAMILIES: tuple[Family, ...] = (Family(unet.CLASSES, unet.layout),)
+FAMILIES: tuple[Family, ...] = (Family(unet.CLASSES, unet.layout), Family(dit.CLASSES, dit.layout, dit.discovers))
 COMPANIONS: tuple[Family, ...] = (Family(controlnet.CLASSES, controlnet.layout),)
 
 
@@ -52,8 +64,8 @@ def is_companion(model: object) -> bool:
 
 
 def supported() -> list[str]:
-    """Class names of all known denoisers."""
-    return sorted(name for family in FAMILIES for name in family.classes)
+    """Class names of all known denoisers, and what else is found."""
+    return [*sorted(name for family in FAMILIES for name in family.classes), dit.OTHERS]
 
 
 def layout_of(model: torch.nn.Module) -> Layout:

@@ -7,6 +7,7 @@ the ControlNet's layers above the same branch alone. At the deepest branch it re
 import torch
 
 from diffaccel.branch import Branch
+from diffaccel.families.attention import attentions, key_values
 from diffaccel.families.layout import Layout
 from diffaccel.families.unet import Block, below, blocks_of
 
@@ -24,7 +25,8 @@ def layout(model: torch.nn.Module) -> Layout:
         model=type(model).__name__,
         depths=_depths(down, outputs),
         encoder=Branch(replayed=(*outputs, "controlnet_mid_block"), skipped=inner),
-        conditioning_only=("controlnet_cond_embedding",),
+        conditioning_only=key_values(model, attentions(model)[1]),
+        control=("controlnet_cond_embedding",),
     )
 
 

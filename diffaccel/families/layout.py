@@ -31,6 +31,19 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """An attention or a feed-forward network within a transformer block.
+
+    Attributes:
+        kind: "self_attention", "cross_attention", "feed_forward", or "parallel" for both behind one projection.
+        branch: the module whose output leaves the unit, and those that nothing else reads.
+    """
+
+    kind: str
+    branch: Branch
+
+
+@dataclass(frozen=True)
 class Layout:
     """Names of a network's parts; empty where a network has none of a kind.
 
@@ -42,7 +55,12 @@ class Layout:
         encoder: all that runs before the decoder of a U-shaped network.
         self_attention: attentions between positions of the sample.
         cross_attention: attentions to the conditioning.
+        control: modules whose outputs depend on a control image and on nothing else.
         conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
+        blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
+        rows_apart: whether rows of the input stay apart in the blocks, so that some can run without the others.
+        units: attentions and feed-forward networks of a stack of transformer blocks.
+        fingerprint: tells networks of other classes or configurations apart.
         writes: whether the network, given these inputs, writes into the outputs of its modules in place.
     """
 
@@ -53,4 +71,9 @@ class Layout:
     self_attention: tuple[str, ...] = ()
     cross_attention: tuple[str, ...] = ()
     conditioning_only: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    rows_apart: bool = True
+    units: tuple[Unit, ...] = ()
+    fingerprint: str = ""
     writes: Callable[[Inputs], bool] = _never

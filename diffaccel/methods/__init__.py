@@ -1,9 +1,23 @@
 """Published methods, one file each: a method is a choice of what to reuse, and when."""
 
 from diffaccel.methods.base import Method
+from diffaccel.methods.block_cache import BlockCache
+from diffaccel.methods.calibrated_cache import CalibratedCache, KindSteps, Profile
 from diffaccel.methods.deepcache import DeepCache
+from diffaccel.methods.delta_cache import DeltaCache
+from diffaccel.methods.interval_cache import IntervalCache
 
-__all__ = ["DeepCache", "Method", "parse"]
+__all__ = [
+    "BlockCache",
+    "CalibratedCache",
+    "DeepCache",
+    "DeltaCache",
+    "IntervalCache",
+    "KindSteps",
+    "Method",
+    "Profile",
+    "parse",
+]
 
 
 def parse(text: str) -> Method:

@@ -45,9 +45,9 @@ class DeepCache(Method):
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """What the denoiser will not read, and the embedding of a control image that stays the same."""
-        skipped = (Part(layout.depths[self.branch], self._when), 0)
-        kept = (Part(Branch(layout.conditioning_only), WhilePromptLasts()), None)
-        return [skipped, kept]
+        kept = (Part(Branch(layout.control), WhilePromptLasts()), None)
+        unread = layout.depths[self.branch]
+        return [(Part(unread, self._when), 0), kept] if unread.modules else [kept]
 
     @property
     def _when(self) -> Schedule:

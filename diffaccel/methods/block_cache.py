@@ -1,0 +1,78 @@
+"""First-block and dual-block caches: if the first blocks add what they added before, so will the others."""
+
+from dataclasses import dataclass
+
+from diffaccel.branch import Part
+from diffaccel.config import kind, number, whole
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.residual import RowSchedule, residual
+from diffaccel.schedule import Call
+
+
+@dataclass(frozen=True)
+class BlockCache(Method):
+    """Run the first and the last blocks of a transformer always, and the ones between only where something changed.
+
+    With r the residual of the front blocks, r = front(h) - h, a row of the batch reuses the residual of the middle
+    blocks iff mean|r - r_prev| <= threshold * mean|r_prev|, where r_prev is from the row's last computed call. `back=0`
+    is the first-block cache (ParaAttention), `back > 0` the dual-block cache (cache-dit); both build on TeaCache (arXiv
+    2411.19108). In networks whose rows do not stay apart, all rows are measured together, and all compute or none. The
+    decision waits for the device once per call. Stores two residuals of hidden states per row, of which one is the
+    front's.
+
+    Args:
+        front: first blocks, which always run and are measured; at most the length of the first list of blocks.
+        back: last blocks, which always run.
+        threshold: relative change up to which a row reuses; 0.05 to 0.2 is usual, 0 reuses only what did not change.
+        warmup: the first calls of a run compute all rows, >= 1.
+        max_consecutive: at most this many reused calls of a row between two computed ones; None sets no limit.
+        forecast: carries the stored residual forward, such as `Taylor(1)`; None adds it unchanged.
+    """
+
+    front: int = 1
+    back: int = 0
+    threshold: float = 0.08
+    warmup: int = 1
+    max_consecutive: int | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        whole("front", self.front, 1)
+        whole("back", self.back, 0)
+        number("threshold", self.threshold, 0.0)
+        whole("warmup", self.warmup, 1)
+        if self.max_consecutive is not None:
+            whole("max_consecutive", self.max_consecutive, 0)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: the middle blocks, measured by the front ones."""
+        blocks = layout.blocks
+        if not blocks:
+            raise UnsupportedModelError(f"BlockCache needs a list of transformer blocks; {layout.model} has none")
+        first = sum(name.rpartition(".")[0] == blocks[0].rpartition(".")[0] for name in blocks)
+        whole(f"front of {layout.model}", self.front, 1, min(first, len(blocks) - 1))
+        whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)
+        middle = blocks[self.front : len(blocks) - self.back]
+        branch = residual([middle], front=blocks[: self.front], rows_apart=layout.rows_apart)
+        return [Part(branch, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
+
+
+@dataclass(frozen=True)
+class _Change(RowSchedule):
+    """A row computes where the front residual moved too far, or after enough reused calls."""
+
+    threshold: float
+    warmup: int
+    max_consecutive: int | None
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the first calls of a run."""
+        return call.index < self.warmup
+
+    def row_computes(self, change: float, age: int) -> bool:
+        """True where the change is large, or not a number."""
+        enough = self.max_consecutive is not None and age >= self.max_consecutive
+        return enough or not change <= self.threshold

@@ -1,0 +1,147 @@
+"""SmoothCache (arXiv 2411.10510): a profile, measured once per model, says when each kind of layer may be reused."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffaccel.branch import Branch, Part
+from diffaccel.config import Config, check, kind, number, whole
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.schedule import Call, Schedule, Steps
+
+
+@dataclass(frozen=True)
+class KindSteps(Config):
+    """When one kind of layer computes.
+
+    Args:
+        kind: "self_attention", "cross_attention", "feed_forward" or "parallel".
+        steps: network calls that compute, ascending, the first of them 0.
+    """
+
+    kind: str
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", Steps(self.steps).steps)
+
+
+@dataclass(frozen=True)
+class Profile(Config):
+    """What `diffaccel.calibrate` measured. Made for one class and configuration of network, and one number of calls.
+
+    Args:
+        model: class name of the network.
+        fingerprint: hash of its configuration.
+        total: network calls of a run.
+        alpha: relative L1 error up to which an output may be reused.
+        kinds: the computed calls of each kind of layer.
+    """
+
+    model: str
+    fingerprint: str
+    total: int
+    alpha: float
+    kinds: tuple[KindSteps, ...]
+
+    def __post_init__(self) -> None:
+        whole("total", self.total, 1)
+        number("alpha", self.alpha, 0.0)
+        check(bool(self.kinds), "a profile needs at least one kind of layer")
+        for item in self.kinds:
+            check(isinstance(item, KindSteps), f"kinds of a profile must be KindSteps; got {item!r}")
+            check(item.steps[-1] < self.total, f"{item.kind} computes call {item.steps[-1]} of {self.total}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Profile":
+        """Read a profile that `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a profile; the message names the file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a profile written by diffaccel.calibrate: {error}") from error
+
+
+@dataclass(frozen=True)
+class CalibratedCache(Method):
+    """Reuse the outputs of attentions and feed-forward networks, each kind when its own errors allow.
+
+    Args:
+        profile: a profile, or the path of one that `diffaccel.calibrate` wrote.
+        forecast: carries the stored outputs forward, such as `Taylor(1)`; None replays them unchanged.
+    """
+
+    profile: str | Profile
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.profile, Path):
+            object.__setattr__(self, "profile", str(self.profile))
+        check(isinstance(self.profile, str | Profile), f"profile must be a path or a Profile; got {self.profile!r}")
+        check(self.profile != "", "profile must be a path or a Profile; got ''")
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part for each kind of layer."""
+        if not layout.units:
+            raise UnsupportedModelError(
+                f"CalibratedCache needs transformer blocks with attentions and feed-forward networks; {layout.model} "
+                "has none that are known by name"
+            )
+        profile = self.profile if isinstance(self.profile, Profile) else Profile.load(self.profile)
+        _require_made_for(profile, layout)
+        return [
+            Part(of_kind(layout, item.kind), _Calibrated(item.steps, profile.total), self.forecast)
+            for item in profile.kinds
+        ]
+
+
+@dataclass(frozen=True)
+class _Calibrated(Schedule):
+    """Compute the listed calls of a run of exactly `total`."""
+
+    steps: tuple[int, ...]
+    total: int
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the listed calls."""
+        return call.index in self.steps
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the run has another number of calls."""
+        check(
+            total in (None, self.total),
+            f"the profile was calibrated for {self.total} network calls, and this run has {total}: calibrate again "
+            "with these settings",
+        )
+
+
+def of_kind(layout: Layout, kind: str) -> Branch:
+    """All units of one kind."""
+    branches = [unit.branch for unit in layout.units if unit.kind == kind]
+    skipped = tuple(name for branch in branches for name in branch.skipped)
+    return Branch(tuple(name for branch in branches for name in branch.replayed), skipped)
+
+
+def _require_made_for(profile: Profile, layout: Layout) -> None:
+    """Refuse a profile of another network."""
+    if (profile.model, profile.fingerprint) != (layout.model, layout.fingerprint):
+        raise ValueError(
+            f"this profile was calibrated on {profile.model} with configuration {profile.fingerprint}, and the network "
+            f"is {layout.model} with configuration {layout.fingerprint}: run diffaccel.calibrate on it"
+        )
+    known = {unit.kind for unit in layout.units}
+    for item in profile.kinds:
+        check(item.kind in known, f"the profile names {item.kind!r}; {layout.model} has {', '.join(sorted(known))}")

@@ -1,0 +1,65 @@
+"""Delta-DiT (arXiv 2406.01125): rear blocks add detail and front blocks outlines; skip those that are not at work."""
+
+from dataclasses import dataclass
+
+from diffaccel.branch import Part
+from diffaccel.config import kind, whole
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.residual import gate_of, residual
+from diffaccel.schedule import Call, Schedule
+
+
+@dataclass(frozen=True)
+class DeltaCache(Method):
+    """Skip a range of blocks, and add what it added in the last computed call: rear blocks early, front blocks late.
+
+    Outlines form early in a run and details late, so the rear blocks are skipped before the gate and the front blocks
+    from it on (section 4 of the paper). The offset h_out - h_in over the range is stored, not h_out, so that the input
+    of the call still reaches the output. Stores one offset of the hidden states.
+
+    Args:
+        interval: every `interval`-th call computes, and the one at the gate; 1 reuses nothing.
+        blocks: blocks in the range; None is half of them.
+        gate: first call in which front blocks are skipped, >= 1; None is the middle of the run.
+        forecast: carries the stored offset forward, such as `Taylor(1)`; None adds it unchanged.
+    """
+
+    interval: int = 2
+    blocks: int | None = None
+    gate: int | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        for name, value in (("blocks", self.blocks), ("gate", self.gate)):
+            if value is not None:
+                whole(name, value, 1)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: the two ranges."""
+        names = layout.blocks
+        if not names:
+            raise UnsupportedModelError(f"DeltaCache needs a list of transformer blocks; {layout.model} has none")
+        count = max(1, len(names) // 2) if self.blocks is None else self.blocks
+        whole(f"blocks of {layout.model}", count, 1, len(names))
+        branch = residual([names[-count:], names[:count]], gate=self.gate, rows_apart=layout.rows_apart)
+        return [Part(branch, _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
+
+
+@dataclass(frozen=True)
+class _AtIntervalsAndGate(Schedule):
+    """Compute every `interval`-th call, and the one from which another range is skipped."""
+
+    interval: int
+    gate: int | None
+
+    def should_compute(self, call: Call) -> bool:
+        """True at the intervals and at the gate."""
+        return call.index % self.interval == 0 or call.index == gate_of(self.gate, call.total)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the gate is unknown, or beyond the run."""
+        gate_of(self.gate, total)

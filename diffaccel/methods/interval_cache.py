@@ -1,0 +1,73 @@
+"""FORA (arXiv 2407.01425): attentions and feed-forward networks of a transformer change slowly; reuse their outputs."""
+
+from dataclasses import dataclass
+
+from diffaccel.branch import Branch, Part
+from diffaccel.config import kind, whole
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.schedule import Call, Schedule
+
+
+@dataclass(frozen=True)
+class IntervalCache(Method):
+    """Compute the attention and the feed-forward network of every layer now and then, and replay them otherwise.
+
+    Norms, modulations and gates run in every call, so the timestep acts on replayed features, too. Computes call i iff
+    i mod interval = 0, or it is the last one (section 3.2 of the paper). Stores the output of each attention and each
+    feed-forward network.
+
+    Args:
+        interval: compute in every `interval`-th call, unless `schedule` says otherwise; 1 reuses nothing.
+        total: network calls of a run, to know the last one; None takes it from the pipeline.
+        schedule: when to compute, instead of every `interval`-th call and the last one.
+        forecast: carries the stored outputs forward, such as `Taylor(1)`; None replays them unchanged.
+    """
+
+    interval: int = 3
+    total: int | None = None
+    schedule: Schedule | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        if self.total is not None:
+            whole("total", self.total, 1)
+        kind("schedule", self.schedule, Schedule)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: all attentions and feed-forward networks."""
+        if not layout.units:
+            raise UnsupportedModelError(
+                f"IntervalCache needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
+                "none that are known by name"
+            )
+        branches = [unit.branch for unit in layout.units]
+        replayed = tuple(name for branch in branches for name in branch.replayed)
+        skipped = tuple(name for branch in branches for name in branch.skipped)
+        when = self.schedule or _AtIntervalsAndLast(self.interval, self.total)
+        return [Part(Branch(replayed, skipped), when, self.forecast)]
+
+
+@dataclass(frozen=True)
+class _AtIntervalsAndLast(Schedule):
+    """Compute every `interval`-th call, and the last one."""
+
+    interval: int
+    total: int | None
+
+    def should_compute(self, call: Call) -> bool:
+        """True for calls 0, interval, 2 * interval, ..., and the last."""
+        total = self.total if self.total is not None else call.total
+        return call.index % self.interval == 0 or (total is not None and call.index == total - 1)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the last call is not known."""
+        if total is None and self.total is None:
+            raise ValueError(
+                "IntervalCache computes the last call of a run, and a bare network does not tell how many there are: "
+                "give IntervalCache(..., total=50), or schedule=Uniform(3) to do without, or pass the pipeline to "
+                "accelerate()"
+            )
