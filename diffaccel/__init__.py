@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .families import UnsupportedModelError
     from .forecast import Taylor
     from .guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
-    from .methods import DeepCache
+    from .methods import DeepCache, EncoderPropagation, FeatureInheritance, ResidualGuidance, TextKVCache, TGate
     from .report import Report
-    from .schedule import Always, Quadratic, Steps, Threshold, Uniform
+    from .schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
     from .similarity import SimilarityFilter
     from .stream.engine import StreamEngine
     from .stream.report import StreamOutput, StreamReport
@@ -27,13 +27,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Always",
+    "BackLoaded",
     "DeepCache",
+    "EncoderPropagation",
+    "FeatureInheritance",
+    "FrontLoaded",
     "FullGuidance",
     "Handle",
     "NoGuidance",
     "OneTimeNegative",
     "Quadratic",
     "Report",
+    "ResidualGuidance",
+    "ScaledSteps",
     "SelfNegative",
     "SimilarityFilter",
     "SlotCache",
@@ -43,7 +49,9 @@ __all__ = [
     "StreamOutput",
     "StreamReport",
     "StreamWorker",
+    "TGate",
     "Taylor",
+    "TextKVCache",
     "Threshold",
     "Uniform",
     "UnsupportedModelError",
@@ -53,13 +61,19 @@ __all__ = [
 
 _HOME: dict[str, str] = {
     "Always": ".schedule",
+    "BackLoaded": ".schedule",
     "DeepCache": ".methods",
+    "EncoderPropagation": ".methods",
+    "FeatureInheritance": ".methods",
+    "FrontLoaded": ".schedule",
     "FullGuidance": ".guidance",
     "Handle": ".accelerate",
     "NoGuidance": ".guidance",
     "OneTimeNegative": ".guidance",
     "Quadratic": ".schedule",
     "Report": ".report",
+    "ResidualGuidance": ".methods",
+    "ScaledSteps": ".schedule",
     "SelfNegative": ".guidance",
     "SimilarityFilter": ".similarity",
     "SlotCache": ".stream.slot_cache",
@@ -69,7 +83,9 @@ _HOME: dict[str, str] = {
     "StreamOutput": ".stream.report",
     "StreamReport": ".stream.report",
     "StreamWorker": ".stream.worker",
+    "TGate": ".methods",
     "Taylor": ".forecast",
+    "TextKVCache": ".methods",
     "Threshold": ".schedule",
     "Uniform": ".schedule",
     "UnsupportedModelError": ".families",

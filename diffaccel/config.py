@@ -75,8 +75,9 @@ class Config:
 
 
 def _is_concrete(cls: type[Config]) -> bool:
-    """Whether `cls` can be instantiated: not a base class of a kind."""
-    return not getattr(cls, "__abstractmethods__", None) and hasattr(cls, "__dataclass_fields__")
+    """Whether `cls` is offered by name: neither a base class of a kind, nor private."""
+    concrete = hasattr(cls, "__dataclass_fields__") and not getattr(cls, "__abstractmethods__", None)
+    return concrete and not cls.__name__.startswith("_")
 
 
 def _plain(value: Any) -> Any:

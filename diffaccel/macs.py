@@ -22,7 +22,7 @@ def skeleton(model: torch.nn.Module) -> torch.nn.Module:
     with torch.device("meta"):
         clone = type(model).from_config(dict(model.config))  # type: ignore[attr-defined, arg-type]
     assert isinstance(clone, torch.nn.Module)
-    return clone.eval()
+    return clone.to("meta").eval()
 
 
 def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -80,12 +80,14 @@ def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report
     asked, controlnet = Counter[bool](), Counter[bool]()
     methods: dict[str, Counter[bool]] = {}
     for cost, session in zip(costs, sessions, strict=True):
+        if session.leader is not None:
+            controlnet.update(_in_full(session))
+            continue
         for (_, computed), count in session.tally.asked.items():
-            (asked if session.leader is None else controlnet)[computed] += count
-        if session.leader is None:
-            for kind, count in session.tally.calls.items():
-                for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
-                    methods.setdefault(owner, Counter())[computed] += count
+            asked[computed] += count
+        for kind, count in session.tally.calls.items():
+            for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
+                methods.setdefault(owner, Counter())[computed] += count
     tallies = [session.tally.copy() for session in sessions]
     return Report(
         computed=asked[True],
@@ -95,6 +97,15 @@ def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report
         cache_bytes=sum(session.nbytes() for session in sessions),
         _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
     )
+
+
+def _in_full(session: Session) -> Counter[bool]:
+    """Calls of a ControlNet by whether all ran that follows the denoiser."""
+    counts = Counter[bool]()
+    for kind, count in session.tally.calls.items():
+        pairs = zip(kind.computes, session.follows, strict=True)
+        counts[all(computes for computes, followed in pairs if followed is not None)] += count
+    return counts
 
 
 def _total(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -123,6 +123,76 @@ class Steps(Schedule):
 
 
 @dataclass(frozen=True)
+class ScaledSteps(Schedule):
+    """Compute the listed calls of a run of `of` calls, stretched to the run at hand.
+
+    Args:
+        steps: calls that compute, ascending, the first of them 0.
+        of: number of calls that the list is made for.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    steps: tuple[int, ...]
+    of: int
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", Steps(self.steps).steps)
+        whole("of", self.of, self.steps[-1] + 1)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the stretched list."""
+        total = _known_total(self, call.total)
+        return any(step * total // self.of == call.index for step in self.steps)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        _known_total(self, total)
+
+
+@dataclass(frozen=True)
+class FrontLoaded(Schedule):
+    """Compute often at the start of a run and ever more rarely later: call T (k / n) ** power for k = 0 .. n - 1.
+
+    Args:
+        interval: one call in `interval` computes, on average, n = ceil(T / interval); >= 1.
+        power: how much the start is favoured; 1 is uniform.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    interval: int
+    power: float = 1.5
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        number("power", self.power, 1.0, 10.0)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: Call) -> bool:
+        """True for the calls that `front_loaded_steps` lists."""
+        return call.index in front_loaded_steps(_known_total(self, call.total), self.interval, self.power)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        _known_total(self, total)
+
+
+@dataclass(frozen=True)
+class BackLoaded(FrontLoaded):
+    """Compute rarely at the start of a run and ever more often later: `FrontLoaded` with time reversed."""
+
+    def should_compute(self, call: Call) -> bool:
+        """True where the reversed gaps of `front_loaded_steps` lead."""
+        total = _known_total(self, call.total)
+        steps = front_loaded_steps(total, self.interval, self.power)
+        return call.index == 0 or total - call.index in steps
+
+
+@dataclass(frozen=True)
 class Quadratic(Schedule):
     """DeepCache's non-uniform 1:N strategy: computed calls lie close to `center` and thin out away from it.
 
@@ -150,21 +220,11 @@ class Quadratic(Schedule):
 
     def should_compute(self, call: Call) -> bool:
         """True for the calls that `quadratic_steps` lists."""
-        return call.index in quadratic_steps(self._calls(call.total), self.interval, self.center, self.power)
+        return call.index in quadratic_steps(_known_total(self, call.total), self.interval, self.center, self.power)
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if the number of calls is unknown."""
-        quadratic_steps(self._calls(total), self.interval, self.center, self.power)
-
-    def _calls(self, total: int | None) -> int:
-        """Network calls of the run."""
-        known = self.total if self.total is not None else total
-        if known is None:
-            raise ValueError(
-                "Quadratic needs the number of network calls of a run, which a bare network does not tell: "
-                "give Quadratic(..., total=50), or pass the pipeline to accelerate()"
-            )
-        return known
+        quadratic_steps(_known_total(self, total), self.interval, self.center, self.power)
 
 
 @dataclass(frozen=True)
@@ -193,6 +253,28 @@ class Threshold(Schedule):
         if self.max_reuse is not None and call.age >= self.max_reuse:
             return True
         return call.change() > self.threshold
+
+
+def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | None) -> int:
+    """Network calls of the run, as the schedule or the pipeline tells."""
+    known = schedule.total if schedule.total is not None else total
+    if known is None:
+        name = type(schedule).__name__
+        raise ValueError(
+            f"{name} needs the number of network calls of a run, which a bare network does not tell: "
+            f"give {name}(..., total=50), or pass the pipeline to accelerate()"
+        )
+    return known
+
+
+@lru_cache(maxsize=64)
+def front_loaded_steps(total: int, interval: int, power: float) -> tuple[int, ...]:
+    """Calls that `FrontLoaded` computes in a run of `total`: ceil(total / interval) distinct ones."""
+    count = math.ceil(total / interval)
+    steps: list[int] = []
+    for k in range(count):
+        steps.append(max(int(total * (k / count) ** power), steps[-1] + 1 if steps else 0))
+    return tuple(steps)
 
 
 @lru_cache(maxsize=64)

@@ -5,17 +5,27 @@ from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.calibrated_cache import CalibratedCache, KindSteps, Profile
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
+from diffaccel.methods.encoder_propagation import EncoderPropagation
+from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.interval_cache import IntervalCache
+from diffaccel.methods.residual_guidance import ResidualGuidance
+from diffaccel.methods.text_kv_cache import TextKVCache
+from diffaccel.methods.tgate import TGate
 
 __all__ = [
     "BlockCache",
     "CalibratedCache",
     "DeepCache",
     "DeltaCache",
+    "EncoderPropagation",
+    "FeatureInheritance",
     "IntervalCache",
     "KindSteps",
     "Method",
     "Profile",
+    "ResidualGuidance",
+    "TGate",
+    "TextKVCache",
     "parse",
 ]
 

@@ -1,0 +1,42 @@
+"""Encoder propagation (Faster Diffusion, arXiv 2312.09608): the encoder of a UNet changes less than its decoder."""
+
+from dataclasses import dataclass
+
+from diffaccel.branch import Part
+from diffaccel.config import kind
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.schedule import ScaledSteps, Schedule
+
+KEY_STEPS = ScaledSteps((0, 1, 2, 3, 5, 10, 15, 25, 35), of=50)
+
+
+@dataclass(frozen=True)
+class EncoderPropagation(Method):
+    """Run the encoder at key steps only, and the decoder on its stored skip features at all others.
+
+    Between key steps the network no longer sees its input: its output changes with the timestep alone (section 3.2 of
+    the paper). A ControlNet, whose residuals enter with the skip features, runs at key steps only, too.
+
+    Args:
+        schedule: the key steps; None takes the paper's, 0 1 2 3 5 10 15 25 35 of 50, stretched to the run.
+        forecast: carries the stored features forward; None replays them unchanged.
+    """
+
+    schedule: Schedule | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        kind("schedule", self.schedule, Schedule)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: the encoder."""
+        if layout.encoder is None:
+            raise UnsupportedModelError(f"EncoderPropagation needs an encoder and a decoder; {layout.model} has none")
+        return [Part(layout.encoder, self.schedule or KEY_STEPS, self.forecast)]
+
+    def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
+        """The residuals of a ControlNet."""
+        return [] if layout.encoder is None else [(Part(layout.encoder, self.schedule or KEY_STEPS, self.forecast), 0)]

@@ -1,0 +1,53 @@
+"""Feature inheritance (A-SDM, arXiv 2406.00210): each part of a network inherits its feature from an earlier step."""
+
+from dataclasses import dataclass
+
+from diffaccel.branch import Branch, Part
+from diffaccel.config import check, kind, whole
+from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.forecast import Forecast
+from diffaccel.methods.base import Method
+from diffaccel.schedule import Schedule, Uniform
+
+LEVELS = ("block", "layer", "unit")
+
+
+@dataclass(frozen=True)
+class FeatureInheritance(Method):
+    """Replay the outputs of blocks, layers or units in place, while all that lies between them runs.
+
+    The paper inherits features at three levels, block, layer and unit, with several ways to sample the time steps that
+    compute. Its abstract alone was at hand: which modules make up a level, the depth from which they inherit, and the
+    samplings (`Uniform`, `FrontLoaded`, `BackLoaded`, `Quadratic`, or `Steps` as an explicit mask) are our reading.
+
+    Args:
+        level: "block" (whole down, middle and up blocks), "layer" (residual layers and transformers) or "unit"
+            (attentions and feed-forward networks within transformers).
+        depth: modules at levels shallower than this, counted from the output, always run.
+        interval: compute in every `interval`-th network call, unless `schedule` says otherwise.
+        schedule: when to compute.
+        forecast: carries the stored features forward; None replays them unchanged.
+    """
+
+    level: str = "layer"
+    depth: int = 1
+    interval: int = 2
+    schedule: Schedule | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        check(self.level in LEVELS, f"level must be one of {', '.join(LEVELS)}; got {self.level!r}")
+        whole("depth", self.depth, 0)
+        whole("interval", self.interval, 1)
+        kind("schedule", self.schedule, Schedule)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: all modules of the level that are deep enough."""
+        whole(f"depth of {layout.model}", self.depth, 0, max(0, len(layout.levels) - 1))
+        names = [name for level in layout.levels[self.depth :] for name in getattr(level, f"{self.level}s")]
+        if not names:
+            raise UnsupportedModelError(
+                f"{layout.model} has no {self.level}s to inherit at depth {self.depth} or below"
+            )
+        return [Part(Branch(tuple(names)), self.schedule or Uniform(self.interval), self.forecast)]

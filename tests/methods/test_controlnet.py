@@ -1,0 +1,108 @@
+"""A ControlNet computes what the denoiser reads and nothing else, without any change to the pictures."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionControlNetPipeline
+from tiny_networks import generate, pipeline, sd_unet
+
+from diffaccel.accelerate import accelerate
+from diffaccel.methods import DeepCache, EncoderPropagation, TextKVCache
+from diffaccel.schedule import Steps, Threshold
+
+IMAGE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(9))
+
+
+def controlnet(unet: Any, seed: int) -> ControlNetModel:
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8, 8, 8))
+    for zero in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(zero.weight, std=0.3)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return build(1)
+
+
+def build(nets: int) -> Any:
+    unet = sd_unet()
+    parts = pipeline(unet).components | {"requires_safety_checker": False}
+    controlnets = [controlnet(unet, seed) for seed in range(nets)]
+    chosen = controlnets[0] if nets == 1 else MultiControlNetModel(controlnets)
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=chosen)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_controlnet_matters(pipe: Any) -> None:
+    strong, weak = (generate(pipe, image=IMAGE, controlnet_conditioning_scale=scale) for scale in (1.0, 0.5))
+    assert (strong - weak).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("branch", [0, 1, 2, 3, 5, 10, 11])
+def test_leaving_out_what_is_not_read_changes_nothing(pipe: Any, branch: int) -> None:
+    method = DeepCache(interval=3, branch=branch)
+    with accelerate(pipe.unet, method):
+        in_full = generate(pipe, image=IMAGE)
+    with accelerate(pipe, method) as handle:
+        first, again = generate(pipe, image=IMAGE), generate(pipe, image=IMAGE)
+        assert (handle.report().computed, handle.report().replayed) == (4, 8)
+        assert sum(handle.report().controlnet) == 12
+        assert handle.report().controlnet[0] == (4 if branch < 11 else 12)
+    assert torch.equal(first, in_full)
+    assert torch.equal(again, in_full)
+
+
+@pytest.mark.parametrize("options", [{"guess_mode": True}, {"guidance_scale": 1.0}, {"control_guidance_end": 0.5}])
+def test_ways_to_run_it(pipe: Any, options: dict[str, Any]) -> None:
+    method = DeepCache(schedule=Threshold(0.3, max_reuse=2))
+    with accelerate(pipe.unet, method):
+        in_full = generate(pipe, image=IMAGE, **options)
+    with accelerate(pipe, method) as handle:
+        assert torch.equal(generate(pipe, image=IMAGE, **options), in_full)
+        assert handle.report().replayed > 0
+
+
+def test_several_controlnets() -> None:
+    pipe, images = build(2), [IMAGE, 1 - IMAGE]
+    options = {"image": images, "controlnet_conditioning_scale": [1.0, 0.7]}
+    with accelerate(pipe.unet, DeepCache(interval=3)):
+        in_full = generate(pipe, **options)
+    with accelerate(pipe, DeepCache(interval=3)) as handle:
+        assert torch.equal(generate(pipe, **options), in_full)
+        assert handle.report().controlnet == (4, 8)
+
+
+def test_macs_of_the_controlnet_are_saved_and_counted(pipe: Any) -> None:
+    with accelerate(pipe.unet, DeepCache(interval=3)) as handle:
+        generate(pipe, image=IMAGE)
+        alone = handle.report()
+    with accelerate(pipe, DeepCache(interval=3)) as handle:
+        generate(pipe, image=IMAGE)
+        both = handle.report()
+    assert both.macs_plain > 1.2 * alone.macs_plain
+    assert both.macs_saved > alone.macs_saved
+    assert "ControlNet: 2 computed, 4 replayed" in str(both)
+
+
+def test_encoder_propagation_runs_it_at_key_steps_only(pipe: Any) -> None:
+    with accelerate(pipe, EncoderPropagation(Steps((0, 1, 4)))) as handle:
+        pictures = [generate(pipe, image=IMAGE) for _ in range(2)]
+        assert handle.report().controlnet == (6, 6)
+    assert torch.equal(*pictures)
+
+
+def test_prompt_projections_of_the_controlnet_are_kept(pipe: Any) -> None:
+    plain = generate(pipe, image=IMAGE)
+    with accelerate(pipe, DeepCache(interval=1), TextKVCache()) as handle:
+        assert torch.equal(generate(pipe, image=IMAGE), plain)
+        assert handle.report().controlnet == (6, 0)
+
+
+def test_detaching_leaves_nothing(pipe: Any) -> None:
+    before = [list(module.__dict__) for module in pipe.controlnet.modules()]
+    accelerate(pipe, DeepCache(), TextKVCache()).detach()
+    assert [list(module.__dict__) for module in pipe.controlnet.modules()] == before

@@ -1,0 +1,116 @@
+"""Residual guidance in ordinary sampling, against equation 5 written out step by step."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
+from tiny_networks import TEXT, generate, pipeline, sd_unet
+
+from diffaccel.accelerate import accelerate
+from diffaccel.methods import ResidualGuidance
+from diffaccel.noise import NoiseLevels
+
+SCALE = 1.3
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("negative", ["one-time", "self"])
+@pytest.mark.parametrize("delta", [1.0, 0.8])
+def test_equals_equation_five(prediction: str, negative: str, delta: float) -> None:
+    unet = sd_unet()
+    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=prediction)
+    pipe = pipeline(unet, scheduler)
+    with accelerate(pipe, ResidualGuidance(negative, delta)):
+        ours = generate(pipe, guidance_scale=SCALE)
+
+    generator = torch.Generator().manual_seed(0)
+    text, empty = (torch.randn(1, 7, TEXT, generator=generator) for _ in range(2))
+    x, z = torch.randn(1, 4, 16, 16, generator=generator), torch.zeros(1, 4, 16, 16)
+    scheduler.set_timesteps(6)
+    for i, t in enumerate(scheduler.timesteps):
+        a, b = scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()
+
+        def to_noise(output: torch.Tensor, x: torch.Tensor = x, a: Any = a, b: Any = b) -> torch.Tensor:
+            if prediction == "epsilon":
+                return output
+            return a * output + b * x if prediction == "v_prediction" else (x - a * output) / b
+
+        with torch.no_grad():
+            cond = to_noise(unet(x, t, text).sample)
+            if negative == "one-time" and i == 0:
+                noise = to_noise(unet(x, t, empty).sample)
+                z, e_neg = (x - b * noise) / a, noise
+            else:
+                e_neg = delta * (x - a * z) / b
+        guided = e_neg + SCALE * (cond - e_neg)
+        clean = (x - b * guided) / a
+        output = {"epsilon": guided, "v_prediction": a * guided - b * clean, "sample": clean}[prediction]
+        x = scheduler.step(output, t, x).prev_sample
+    torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("negative", "expected"), [("one-time", [2, 1, 1, 1, 1, 1]), ("self", [1] * 6)])
+def test_rows(negative: str, expected: list[int]) -> None:
+    pipe = pipeline(sd_unet())
+    rows: list[int] = []
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
+    with accelerate(pipe, ResidualGuidance(negative)) as handle:
+        pictures = [generate(pipe, guidance_scale=SCALE) for _ in range(2)]
+        saved = handle.report().macs_saved
+    assert rows == 2 * expected
+    assert torch.equal(*pictures)
+    assert saved == pytest.approx(1 - sum(expected) / 12)
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_noise_levels_are_the_schedulers(kind: Any) -> None:
+    scheduler = kind(steps_offset=1)
+    scheduler.set_timesteps(7)
+    levels = NoiseLevels(scheduler)
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        alpha, noise = levels.at(t, torch.zeros(1, 4, 2, 2, dtype=torch.float64))
+        assert (noise / alpha).item() == pytest.approx(sigma.item(), rel=2e-3)
+        assert (alpha**2 + noise**2).item() == pytest.approx(1)
+
+
+def test_noise_levels_of_flow_matching() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(5)
+    levels = NoiseLevels(scheduler)
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        alpha, noise = levels.at(t, torch.zeros(1, 4, 2, 2))
+        assert (alpha.item(), noise.item()) == (pytest.approx(1 - sigma.item()), pytest.approx(sigma.item()))
+    x, clean, noise = torch.randn(3, 1, 4, 2, 2).unbind(0)
+    for kind in (levels, NoiseLevels(DDIMScheduler()), NoiseLevels(DDIMScheduler(prediction_type="v_prediction"))):
+        alpha, sigma = kind.at(500, x)
+        x = alpha * clean + sigma * noise
+        torch.testing.assert_close(kind.clean(kind.predict(noise, clean, alpha, sigma), x, alpha, sigma), clean)
+
+
+def test_what_cannot_work_is_refused() -> None:
+    unet = sd_unet()
+    pipe = pipeline(unet)
+    with accelerate(pipe, ResidualGuidance()), pytest.raises(ValueError, match="guidance_scale > 1"):
+        generate(pipe, guidance_scale=1.0)
+    with accelerate(unet, ResidualGuidance()), pytest.raises(ValueError, match="pass the pipeline"):
+        unet(torch.randn(2, 4, 16, 16), 500, torch.randn(2, 7, TEXT))
+    pipe.scheduler = EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1)
+    with accelerate(pipe, ResidualGuidance()), pytest.raises(ValueError, match="noise levels of EulerDiscrete"):
+        generate(pipe)
+
+
+def test_self_negative_from_a_picture_is_refused() -> None:
+    pipe = Img2Img(**pipeline(sd_unet()).components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.randn(1, 4, 16, 16)
+    with accelerate(pipe, ResidualGuidance("self")), pytest.raises(ValueError, match="negative='one-time'"):
+        generate(pipe, image=image, strength=0.5)
+    with accelerate(pipe, ResidualGuidance()):
+        assert torch.isfinite(generate(pipe, image=image, strength=0.5, guidance_scale=SCALE)).all()
