@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffaccel.schedule import Always, Call, Quadratic, Steps, Threshold, Uniform
+from diffaccel.schedule import Always, BackLoaded, Call, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
 
 
 def test_static_schedules() -> None:
@@ -59,3 +59,25 @@ def test_steps_longer_than_the_run() -> None:
 def test_bad_values(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("schedule", [FrontLoaded, BackLoaded])
+@pytest.mark.parametrize("total", [1, 5, 20, 50])
+@pytest.mark.parametrize("interval", [1, 2, 5])
+def test_loaded_schedules_compute_one_in_interval(schedule: type[FrontLoaded], total: int, interval: int) -> None:
+    steps = schedule(interval).computed(total)
+    assert len(steps) == -(-total // interval)
+    assert steps[0] == 0
+
+
+def test_loaded_schedules_favour_one_end() -> None:
+    assert FrontLoaded(4, power=2).computed(40) == [0, 1, 2, 3, 6, 10, 14, 19, 25, 32]
+    assert BackLoaded(4, power=2).computed(40) == [0, 8, 15, 21, 26, 30, 34, 37, 38, 39]
+
+
+def test_scaled_steps_stretch_to_the_run() -> None:
+    keys = ScaledSteps((0, 1, 2, 3, 5, 10, 15, 25, 35), of=50)
+    assert keys.computed(50) == [0, 1, 2, 3, 5, 10, 15, 25, 35]
+    assert keys.computed(20) == [0, 1, 2, 4, 6, 10, 14]
+    with pytest.raises(ValueError, match="of must be an integer >= 36; got 30"):
+        ScaledSteps((0, 35), of=30)
