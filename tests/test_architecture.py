@@ -18,7 +18,7 @@ LAYERS = (
     {"__main__", "cli"},
     {"batch", "realtime"},
     {"pipelines"},
-    {"accelerate", "measure", "models", "stream", "tune"},
+    {"accelerate", "calibrate", "measure", "models", "stream", "tune"},
     {"cost", "families", "guidance", "hooks", "methods", "plan", "report", "similarity"},
 )
 

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from diffaccel.batch.jobs import Job, batches
-from diffaccel.batch.store import OutputFolder, Record, StoreError, is_done, read_manifest
+from diffaccel.batch.store import OutputFolder, Record, Sink, StoreError, is_done, read_manifest
 from diffaccel.batch.summary import Calls, Summary
 from diffaccel.models import ModelError, ModelSource, load
 
@@ -41,7 +41,7 @@ class Part:
     fail_fast: bool = False
 
 
-def render_part(part: Part, folder: OutputFolder, on_record: OnRecord) -> tuple[Summary, Calls]:
+def render_part(part: Part, folder: Sink, on_record: OnRecord) -> tuple[Summary, Calls]:
     """Render `part` in this process, on one device, into an open folder."""
     from diffaccel.batch.render import Renderer
     from diffaccel.batch.run import Run

@@ -111,8 +111,8 @@ class Renderer:
         if spec == self._cache and pipe is self._cached_pipe:
             return
         self._detach()
-        method = parse_cache(spec)
-        self._handle = None if method is None else accelerate(pipe, method)
+        methods = parse_cache(spec)
+        self._handle = accelerate(pipe, *methods) if methods else None
         self._cache, self._cached_pipe = spec, pipe
 
     def _detach(self, count: bool = True) -> None:

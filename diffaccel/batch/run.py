@@ -20,7 +20,7 @@ from diffaccel.batch.compare import Comparison, side_by_side
 from diffaccel.batch.jobs import Job, batches
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
-from diffaccel.batch.store import OutputFolder, Record, StoreError
+from diffaccel.batch.store import Record, Sink, StoreError
 from diffaccel.batch.summary import Summary
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Failure:
 
 
 class Run:
-    """Renders jobs into an open output folder.
+    """Renders jobs into an open output folder, or into what stands in for one.
 
     Args:
         on_record: called after each job's record is on disk, in the caller's thread.
@@ -49,7 +49,7 @@ class Run:
     def __init__(
         self,
         renderer: Renderer,
-        folder: OutputFolder,
+        folder: Sink,
         *,
         batch_size: int = 8,
         suffix: str = "png",

@@ -1,5 +1,6 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -92,13 +93,16 @@ class Row(Settings):
 
 
 @lru_cache
-def parse_cache(spec: str) -> Any:
-    """The caching method that `spec` names, or `None` for `"none"`. Raises `ValueError` that names the valid ones."""
+def parse_cache(spec: str) -> tuple[Any, ...]:
+    """The methods that `spec` names, joined by plus signs as in `"deepcache:interval=3 + tgate"`; none for `"none"`.
+
+    Raises `ValueError` that names the valid ones.
+    """
     if spec == "none":
-        return None
+        return ()
     from diffaccel import methods
 
-    return methods.parse(spec)
+    return tuple(methods.parse(part) for part in re.split(r"\+(?=\s*[a-z])", spec))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -73,6 +73,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class Sink(Protocol):
+    """What a run writes to: an output folder, or whatever stands in for one."""
+
+    def write(self, file_name: str, data: bytes) -> None:
+        """Keep one file."""
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Keep the records of jobs that have ended."""
 
 
 class OutputFolder:

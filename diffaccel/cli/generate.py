@@ -172,6 +172,10 @@ def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary
         fail_fast=request.fail_fast,
     )
     with _progress(request, work) as bar:
+        if request.engine == "ray":
+            from diffaccel.batch.ray_engine import render_on_ray
+
+            return render_on_ray(part, folder, partial(_show, bar), actors=request.processes, address=request.address)
         if request.processes > 1:
             return Processes(folder, partial(_show, bar))(part, request.processes)
         return render_part(part, folder, partial(_show, bar))

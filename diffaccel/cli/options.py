@@ -53,7 +53,7 @@ _OPTIONS = (
     click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
-    click.option("--cache", metavar="SPEC", help="Feature caching, or none.  [UNets: deepcache:interval=3,branch=0]"),
+    click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [deepcache:interval=3,branch=0]"),
     click.option("--init-image", metavar="PICTURE", help="Start from this picture instead of noise."),
     click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
     _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
@@ -68,7 +68,9 @@ _OPTIONS = (
     _flag("--overwrite", help="Render again what is there already."),
     _flag("--retry-failed", help="Render only what failed in an earlier run."),
     click.option("--shard", callback=_parse_shard, metavar="I/N", help="Render part I of N, next to other machines."),
-    _number("--processes", least=1, default=1, help="Processes on this machine, one for each accelerator."),
+    _number("--processes", least=1, default=1, help="Processes here, or actors of the Ray cluster."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: over a Ray cluster."),
+    click.option("--address", help="Of the Ray cluster.  [default: one on this machine]"),
     _number("--limit", least=1, help="Render at most this many pictures."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
@@ -96,6 +98,8 @@ class Request:
     retry_failed: bool
     shard: tuple[int, int] | None
     processes: int
+    engine: str
+    address: str | None
     limit: int | None
     fail_fast: bool
     dry_run: bool

@@ -81,6 +81,11 @@ def test_calls_are_counted_under_caching_only(tiny_sd: Path) -> None:
     assert 0 < renderer.calls.macs_saved < 1
 
 
+def test_methods_compose(renderer: Renderer) -> None:
+    both = renderer.render([replace(CACHED, cache="deepcache:interval=3,branch=0 + textkvcache")]).images[0]
+    assert np.array_equal(pixels(both), pixels(renderer.render([CACHED]).images[0]))
+
+
 def test_nothing_stays_attached(tiny_sd: Path) -> None:
     pipe = models.load(tiny_sd)
     with Renderer(pipe) as renderer:

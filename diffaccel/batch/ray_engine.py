@@ -1,0 +1,111 @@
+"""The same run on a Ray cluster: many machines, each with a pipeline of its own, pictures gathered in one folder.
+
+Ray Data deals full batches of jobs to a pool of actors. An actor that dies is replaced by Ray and its batch rendered
+again; a job that fails comes back as a record that says why, never as an exception. Only this process writes, so the
+folder is as trustworthy as that of a run on one machine.
+"""
+
+import logging
+import pickle
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from diffaccel.batch.distribute import OnRecord, Part
+from diffaccel.batch.jobs import batches
+from diffaccel.batch.readers import InputError
+from diffaccel.batch.store import OutputFolder, Record
+from diffaccel.batch.summary import Calls, Summary
+
+
+def render_on_ray(
+    part: Part, folder: OutputFolder, on_record: OnRecord, *, actors: int = 1, address: str | None = None
+) -> tuple[Summary, Calls]:
+    """Render `part` with `actors` pipelines on the Ray cluster at `address`, or on one started on this machine.
+
+    Raises `InputError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written.
+    """
+    ray = _start(address, actors)
+    start, summary, calls = perf_counter(), Summary(), Calls()
+    rows = [{"jobs": pickle.dumps(batch)} for batch in batches(part.jobs, part.batch_size)]
+    rendered = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        RenderActor,
+        fn_constructor_args=(part,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+        num_gpus=int("GPU" in ray.cluster_resources()),
+    )
+    try:
+        for row in rendered.iter_rows():
+            files, records, counted = pickle.loads(row["result"])
+            for name, data in files.items():
+                folder.write(name, data)
+            folder.append(records)
+            calls += counted
+            for record in records:
+                summary.add(record)
+                on_record(record)
+    finally:
+        ray.shutdown()
+    summary.seconds = perf_counter() - start
+    return summary, calls
+
+
+def _start(address: str | None, actors: int) -> Any:
+    """Ray, connected and quiet, on a cluster with room for the actors, which Ray would otherwise await for ever."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install 'diffaccel[ray]'") from error
+    try:
+        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False)
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster at {address}: {error}") from error
+    room = int(ray.cluster_resources().get("GPU", ray.cluster_resources().get("CPU", 0)))
+    if actors > room:
+        ray.shutdown()
+        raise InputError(f"--processes {actors} is more than the Ray cluster has room for: {room}")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+class _Parcel:
+    """Stands in for the output folder on an actor: keeps files and records for the journey home."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.records: list[Record] = []
+
+    def write(self, file_name: str, data: bytes) -> None:
+        """Keep one file."""
+        self.files[file_name] = data
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Keep records."""
+        self.records += records
+
+
+class RenderActor:
+    """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
+
+    def __init__(self, part: Part) -> None:
+        from diffaccel.models import load
+
+        self._part = part
+        self._pipe = load(part.source, dtype=part.jobs[0].dtype, device=part.device)
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Render the batch; `rows` is a column of one."""
+        from diffaccel.batch.render import Renderer
+        from diffaccel.batch.run import Run
+
+        parcel, part = _Parcel(), self._part
+        with Renderer(self._pipe) as renderer:
+            run = Run(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
+            run(pickle.loads(rows["jobs"][0]))
+        return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}
