@@ -10,6 +10,7 @@ from diffaccel.config import check
 from diffaccel.families import layout_of
 from diffaccel.host import Host
 from diffaccel.methods.base import Method
+from diffaccel.residual import Residual
 from diffaccel.session import Session
 from diffaccel.signature import Signature
 
@@ -77,3 +78,18 @@ def _require_disjoint(owned: Sequence[tuple[str, Part]]) -> None:
         for name in part.branch.modules:
             check(name not in claims, f"{owner} and {claims.get(name)} cannot work together: both claim {name!r}")
             claims[name] = owner
+    for owner, part in owned:
+        if isinstance(part.branch, Residual):
+            _require_measurable(owner, part.branch.front, owned)
+
+
+def _require_measurable(owner: str, front: Sequence[str], owned: Sequence[tuple[str, Part]]) -> None:
+    """Refuse to measure the change of blocks within which another method replays outputs of earlier calls."""
+    for other, part in owned:
+        for name in () if part.schedule.clears else part.branch.modules:
+            inside = next((block for block in front if name.startswith(f"{block}.")), None)
+            check(
+                inside is None,
+                f"{owner} and {other} cannot work together: {owner} measures how much {inside!r} changed, and {other} "
+                f"replays {name!r} within it",
+            )

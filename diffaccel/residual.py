@@ -6,7 +6,7 @@ own, because rows are independent: those whose front blocks changed too much com
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,17 +25,28 @@ class Residual(Branch):
         gate: first call in which the second range is in force; None is the middle of the run.
         front: blocks before the range, whose own residual tells how much has changed.
         rows_apart: whether rows of the input stay apart in the blocks, so that each can be decided on its own.
+        each: whether a residual is stored for every block, as outputs of blocks are also read further on.
     """
 
     ranges: tuple[tuple[str, ...], ...] = ()
     gate: int | None = None
     front: tuple[str, ...] = ()
     rows_apart: bool = True
+    each: bool = False
 
     @property
     def modules(self) -> tuple[str, ...]:
         """All modules that carry a hook."""
         return self.front + self.replayed
+
+    def segments(self, index: int) -> list[tuple[str, ...]]:
+        """A range cut where one list of blocks ends and another begins, as networks reshape hidden states there."""
+        cut: list[list[str]] = []
+        for name in self.ranges[index]:
+            if not cut or self.each or cut[-1][-1].rpartition(".")[0] != name.rpartition(".")[0]:
+                cut.append([])
+            cut[-1].append(name)
+        return [tuple(names) for names in cut]
 
     def in_force(self, step: int, total: int | None) -> int:
         """Index of the range in force at a call of a run."""
@@ -45,11 +56,16 @@ class Residual(Branch):
 
 
 def residual(
-    ranges: Sequence[tuple[str, ...]], gate: int | None = None, front: tuple[str, ...] = (), rows_apart: bool = True
+    ranges: Sequence[tuple[str, ...]],
+    *,
+    rows_apart: bool,
+    each: bool,
+    gate: int | None = None,
+    front: tuple[str, ...] = (),
 ) -> Residual:
     """The branch that skips some ranges of blocks."""
     blocks = tuple(dict.fromkeys(name for names in ranges for name in names))
-    return Residual(replayed=blocks, ranges=tuple(ranges), gate=gate, front=front, rows_apart=rows_apart)
+    return Residual(blocks, (), tuple(ranges), gate, front, rows_apart, each)
 
 
 def gate_of(gate: int | None, total: int | None) -> int:
@@ -66,16 +82,6 @@ def gate_of(gate: int | None, total: int | None) -> int:
     if gate is not None and total is not None and gate > total:
         raise ValueError(f"gate must be in 1..{total}, the network calls of the run; got {gate}")
     return gate if gate is not None else max(1, (total or 0) // 2)
-
-
-def segments(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """A range cut where one list of blocks ends and another begins, as networks reshape hidden states there."""
-    cut: list[list[str]] = []
-    for name in names:
-        if not cut or cut[-1][-1].rpartition(".")[0] != name.rpartition(".")[0]:
-            cut.append([])
-        cut[-1].append(name)
-    return [tuple(names) for names in cut]
 
 
 def relative_changes(value: torch.Tensor, reference: torch.Tensor, rows: int) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from diffaccel._diffusers import Hook
-from diffaccel.residual import Residual, segments
+from diffaccel.residual import Residual
 from diffaccel.row_state import RowState
 from diffaccel.state import ActivePart, copied
 from diffaccel.streams import Streams
@@ -109,8 +109,8 @@ def residual_hooks(active: ActivePart, model: torch.nn.Module) -> Iterator[tuple
         streams = Streams(model.get_submodule(name))
         yield name, FrontHook(active, streams, name == branch.front[0], name == branch.front[-1])
     roles: dict[str, dict[int, Role]] = {name: {} for name in branch.replayed}
-    for index, names in enumerate(branch.ranges):
-        for number, segment in enumerate(segments(names)):
+    for index, _ in enumerate(branch.ranges):
+        for number, segment in enumerate(branch.segments(index)):
             for name in segment:
                 roles[name][index] = Role(number, name == segment[0], name == segment[-1])
     for name, places in roles.items():

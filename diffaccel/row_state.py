@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diffaccel.branch import Part
-from diffaccel.residual import Residual, RowSchedule, relative_changes, segments
+from diffaccel.residual import Residual, RowSchedule, relative_changes
 from diffaccel.state import CacheState
 
 Place = tuple[int, int]  # index of a range, and of a segment in it
@@ -44,7 +44,9 @@ class RowState(CacheState):
         super().__init__(part)
         assert isinstance(part.branch, Residual)
         self.branch = part.branch
-        self.places = [[(r, s) for s, _ in enumerate(segments(names))] for r, names in enumerate(part.branch.ranges)]
+        self.places = [
+            [(r, s) for s, _ in enumerate(self.branch.segments(r))] for r, _ in enumerate(self.branch.ranges)
+        ]
         self.rows: list[Row] = []
         self.range = 0
         self.open = False

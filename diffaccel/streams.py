@@ -7,7 +7,8 @@ inputs. Their return statements tell the order, so that no list of classes has t
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -75,12 +76,9 @@ class Streams:
 @lru_cache(maxsize=256)
 def _returned(function: Any) -> tuple[ast.expr, ...]:
     """The expressions that a function returns, without those of functions inside it."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError):  # no source code, as in a frozen application
-        return ()
+    tree = _tree(function)
     found: list[ast.expr] = []
-    todo: list[ast.AST] = [*ast.iter_child_nodes(tree.body[0])]
+    todo: list[ast.AST] = [] if tree is None else [*ast.iter_child_nodes(tree)]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Return) and node.value is not None:
@@ -91,9 +89,40 @@ def _returned(function: Any) -> tuple[ast.expr, ...]:
 
 
 @lru_cache(maxsize=256)
+def called_twice(function: Any) -> frozenset[str]:
+    """Names of modules that a `forward` calls in two places one after the other, as `self.name(...)`."""
+    counts = Counter(_called(_tree(function)))
+    return frozenset(name for name, count in counts.items() if count > 1)
+
+
+def _called(node: ast.AST | None) -> Iterator[str]:
+    """Names of modules that some code calls; of the two branches of a condition, the one that calls more."""
+    if node is None:
+        return
+    if isinstance(node, ast.If):
+        yield from _called(node.test)
+        branches = [list(_called(ast.Module(part, []))) for part in (node.body, node.orelse)]
+        yield from (Counter(branches[0]) | Counter(branches[1])).elements()
+        return
+    called = node.func if isinstance(node, ast.Call) else None
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self":
+        yield called.attr
+    for child in ast.iter_child_nodes(node):
+        yield from _called(child)
+
+
+@lru_cache(maxsize=256)
 def inputs_of(function: Any) -> tuple[str, ...]:
     """Names of the inputs of a `forward`, without `self`."""
     return tuple(inspect.signature(function).parameters)[1:]
+
+
+def _tree(function: Any) -> ast.stmt | None:
+    """The syntax tree of a function; None where there is no source code, as in a frozen application."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+    except (OSError, TypeError):
+        return None
 
 
 def _delegate(value: ast.expr, block: torch.nn.Module) -> torch.nn.Module | None:

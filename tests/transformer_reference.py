@@ -24,6 +24,7 @@ PROMPT_FIRST = {
     "OvisImageSingleTransformerBlock",
     "QwenImageTransformerBlock",
 }
+SHARED = {("CogView4TransformerBlock", "ff")}  # called once for the picture and once for the prompt
 UNITS = {
     "attn": "self_attention",
     "attn1": "self_attention",
@@ -153,8 +154,12 @@ class ReferenceUnits:
                 self.put(f"{block}.proj_out", "parallel")
                 continue
             for child in children:
-                if child in UNITS:
-                    self.put(f"{block}.{child}", "self_attention" if child == "attn2" and "attn" in children else UNITS[child])
+                shared = (type(self.model.get_submodule(block)).__name__, child) in SHARED
+                if child in UNITS and not shared:
+                    self.put(
+                        f"{block}.{child}",
+                        "self_attention" if child == "attn2" and "attn" in children else UNITS[child],
+                    )
 
     def put(self, name: str, kind: str) -> None:
         swap(self.model, name, lambda module, args, kwargs: self.unit(name, kind, module, args, kwargs))

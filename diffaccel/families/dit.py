@@ -48,6 +48,7 @@ OTHERS = "and other diffusers transformers made of lists of blocks"
 
 # Lists that take turns: one block of the first, one of the second, and so on.
 IN_TURNS = {"LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks")}
+LONG_SKIPS = ("HunyuanDiT2DModel",)
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
 ADDRESS = ("_class_name", "_diffusers_version", "_name_or_path")
@@ -68,6 +69,7 @@ def layout(model: torch.nn.Module) -> Layout:
         conditioning_only=conditioning_only(model, cross),
         blocks=names if known else (),
         rows_apart=_is_one_of(model, ROWS_APART),
+        long_skips=_is_one_of(model, LONG_SKIPS),
         units=units,
         fingerprint=fingerprint(model),
     )

@@ -6,6 +6,7 @@ import torch
 
 from diffaccel.branch import Branch
 from diffaccel.families.layout import Unit
+from diffaccel.streams import called_twice
 
 SELF_ATTENTION = ("attn", "attn1", "audio_attn1", "attention", "self_attn", "self_attention")
 CROSS_ATTENTION = (
@@ -45,15 +46,19 @@ CONSTANT_PROMPTS = (
 
 
 def units_of(model: torch.nn.Module, block: str) -> Iterator[Unit]:
-    """The units of one block, in no particular order; one whose module is absent or empty is left out."""
+    """The units of one block, in no particular order.
+
+    A module that the block calls twice, once for the picture and once for the prompt, is left out and always runs.
+    """
     children = dict(model.get_submodule(block).named_children())
     if "proj_mlp" in children and "proj_out" in children:
         attention = [name for name in children if name in SELF_ATTENTION]
         skipped = tuple(f"{block}.{name}" for name in (*attention, "proj_mlp"))
         yield Unit("parallel", Branch((f"{block}.proj_out",), skipped))
         return
+    shared = called_twice(type(model.get_submodule(block)).forward)
     for name in children:
-        if (kind := _kind(name, children)) is not None:
+        if (kind := _kind(name, children)) is not None and name not in shared:
             before = tuple(f"{block}.{other}" for other in WRITTEN_OUT.get(name, ()))
             yield Unit(kind, Branch((f"{block}.{name}",), before))
 

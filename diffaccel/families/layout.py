@@ -59,6 +59,7 @@ class Layout:
         conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
         blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
         rows_apart: whether rows of the input stay apart in the blocks, so that some can run without the others.
+        long_skips: whether outputs of blocks are also read by later blocks than the next.
         units: attentions and feed-forward networks of a stack of transformer blocks.
         fingerprint: tells networks of other classes or configurations apart.
         writes: whether the network, given these inputs, writes into the outputs of its modules in place.
@@ -74,6 +75,7 @@ class Layout:
     control: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     rows_apart: bool = True
+    long_skips: bool = False
     units: tuple[Unit, ...] = ()
     fingerprint: str = ""
     writes: Callable[[Inputs], bool] = _never

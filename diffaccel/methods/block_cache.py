@@ -56,7 +56,7 @@ class BlockCache(Method):
         whole(f"front of {layout.model}", self.front, 1, min(first, len(blocks) - 1))
         whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)
         middle = blocks[self.front : len(blocks) - self.back]
-        branch = residual([middle], front=blocks[: self.front], rows_apart=layout.rows_apart)
+        branch = residual([middle], front=blocks[: self.front], rows_apart=layout.rows_apart, each=layout.long_skips)
         return [Part(branch, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
 
 

