@@ -1,0 +1,205 @@
+"""The streaming engine: guidance, stream batch, slot caches, and what happens around the network."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from benchmarks.movies import SIZE, films, movie
+
+from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, SlotCache, StreamEngine
+from diffaccel.models import load
+
+GUIDANCES = {
+    "full": FullGuidance(1.4),
+    "self": SelfNegative(1.4, 0.5),
+    "one-time": OneTimeNegative(1.4, 0.5),
+    "none": NoGuidance(),
+}
+CACHES = {
+    f"{key}, interval {interval}, branch {branch}": SlotCache(DeepCache(interval=interval, branch=branch), key)
+    for key, interval, branch in (
+        ("stage", 2, 0),
+        ("stage", 2, 1),
+        ("stage", 2, 3),
+        ("stage", 3, 3),
+        ("frame", 2, 0),
+        ("frame", 2, 3),
+    )
+}
+STAGES = {1: (30,), 2: (25, 40), 4: (10, 20, 30, 40)}
+
+
+def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each piece of work, over rounds that run one after the other."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def engine(pipe: Any, size: int = SIZE, **settings: Any) -> StreamEngine:
+    """An engine on ``pipe`` that is full, so that every push is one steady tick."""
+    defaults = {"prompt": "a red heart", "negative_prompt": "blue", "height": size, "width": size, "output_type": "pt"}
+    return StreamEngine(pipe, **defaults | {"timestep_indices": STAGES[4]} | settings)
+
+
+def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
+    """A push of the next of ``frames``, again and again, on a full pipeline."""
+    position = iter(range(10**9))
+
+    def push() -> None:
+        stream.push(frames[next(position) % len(frames)])
+
+    for _ in range(2 * (stream.latency + 1)):
+        push()
+    return push
+
+
+def guidance(pipe: Any, rounds: int, size: int = SIZE) -> dict[str, Any]:
+    """Frame rates at four stages, relative to full guidance."""
+    frames = list(movie(2.0, 24))
+    work = {name: filled(engine(pipe, size, guidance=g), frames) for name, g in GUIDANCES.items()}
+    medians = interleaved(work, rounds)
+    return {name: {"ms": 1000 * t, "ratio": medians["full"] / t} for name, t in medians.items()}
+
+
+def batching(pipe: Any, rounds: int) -> dict[str, Any]:
+    """Stream batch against sequential mode, by number of stages."""
+    frames, result = list(movie(2.0, 24)), {}
+    for stages, indices in STAGES.items():
+        settings = {"timestep_indices": indices, "guidance": NoGuidance()}
+        both = {"batch": True, "sequential": False}
+        work = {name: filled(engine(pipe, stream_batch=b, **settings), frames) for name, b in both.items()}
+        medians = interleaved(work, rounds)
+        result[f"{stages} stages"] = {
+            **{f"{name} ms": 1000 * t for name, t in medians.items()},
+            "ratio": medians["sequential"] / medians["batch"],
+        }
+    return result
+
+
+def psnr(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """PSNR of the mean squared error over all frames, in dB; infinite where they are equal."""
+    error = float(torch.stack([(a - b).square().mean() for a, b in zip(ours, expected, strict=True)]).mean())
+    return float("inf") if error == 0 else float(-10 * torch.tensor(error).log10())
+
+
+def pictures(stream: StreamEngine, frames: list[Any]) -> list[torch.Tensor]:
+    """Finished pictures in the order of their frames."""
+    return [output.image for output in stream.stream(frames)]
+
+
+def held(plain: list[torch.Tensor], every: int) -> list[torch.Tensor]:
+    """What a viewer sees who is shown every n-th picture, and the last one again in between."""
+    return [plain[i - i % every] for i in range(len(plain))]
+
+
+def cache_quality(pipe: Any, length: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """PSNR to the stream without a cache, by motion; beside it, showing the last output again."""
+    result: dict[str, Any] = {}
+    for motion, frames in films(length).items():
+        plain = pictures(engine(pipe, **settings), frames)
+        row = {name: psnr(pictures(engine(pipe, cache=c, **settings), frames), plain) for name, c in CACHES.items()}
+        result[motion] = row | {f"last output again, {n}": psnr(held(plain, n), plain) for n in (2, 3)}
+    return result
+
+
+def cache_speed(pipe: Any, rounds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Frame rate against the plain stream batch: the whole frame, and the network alone."""
+    frames = list(movie(2.0, 24))
+    engines = {"plain": engine(pipe, **settings)} | {n: engine(pipe, cache=c, **settings) for n, c in CACHES.items()}
+    pushes = {name: filled(e, frames) for name, e in engines.items()}
+
+    def block(push: Callable[[], Any]) -> Callable[[], None]:
+        return lambda: [push() for _ in range(6)] and None  # a multiple of the intervals
+
+    medians = interleaved({name: block(push) for name, push in pushes.items()}, rounds)
+    network = {name: e.report().tick_ms["denoise"]["mean"] for name, e in engines.items()}
+    return {
+        name: {
+            "ms": 1000 * medians[name] / 6,
+            "ratio": medians["plain"] / medians[name],
+            "network ratio": network["plain"] / network[name],
+        }
+        for name in engines
+    }
+
+
+def overhead(pipe: Any, rounds: int) -> dict[str, float]:
+    """Milliseconds of a tick without encoding, network and decoding."""
+    stream = engine(pipe, guidance=GUIDANCES["self"], output_type="latent")
+    stream._network.predict = lambda latents, *_: latents  # type: ignore[method-assign]
+    clean = torch.zeros(1, *stream._builder.latent_shape)
+    stream._codec.encode = lambda _: clean  # type: ignore[method-assign]
+    return {"ms per tick": 1000 * interleaved({"tick": filled(stream, list(movie(2.0, 4)))}, rounds)["tick"]}
+
+
+def sd15(model: str) -> Any:
+    """A pipeline with the shape of Stable Diffusion 1.5 and random weights; its text embeddings are zeros."""
+    from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    bundled = load(model)
+    unet = UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    ).eval()  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderTiny().eval(), text_encoder=bundled.text_encoder, tokenizer=bundled.tokenizer, unet=unet,
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.encode_prompt = lambda *_, **__: (torch.zeros(1, 77, 768), None)
+    return pipe
+
+
+PARTS = ("guidance", "batch", "cache", "overhead", "sd15")
+
+
+@click.command()
+@click.option("--model", default="emoji-sd", show_default=True, help="Bundled model, local folder or Hub id.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only these; all but sd15 by default.")
+@click.option("--rounds", default=9, show_default=True, help="Interleaved rounds of each measurement.")
+@click.option("--frames", default=48, show_default=True, help="Length of the films that caches are measured on.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures to this file, too.")
+def command(model: str, parts: tuple[str, ...], rounds: int, frames: int, file: Path | None) -> None:
+    """Frame rates of the streaming engine as ratios, and what slot caches cost in quality."""
+    pipe = load(model)
+    two: dict[str, Any] = {"timestep_indices": STAGES[2], "guidance": GUIDANCES["none"]}
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "guidance": lambda: guidance(pipe, rounds),
+        "batch": lambda: batching(pipe, rounds),
+        "cache": lambda: {"speed": cache_speed(pipe, rounds, two), "psnr": cache_quality(pipe, frames, two)},
+        "overhead": lambda: overhead(pipe, 20 * rounds),
+        "sd15": lambda: guidance(sd15(model), max(3, rounds // 3), 64),
+    }
+    figures = {}
+    for part in parts or PARTS[:-1]:
+        figures[part] = measures[part]()
+        show(part, figures[part])
+    if file:
+        file.write_text(json.dumps(figures, indent=1))
+
+
+def show(title: str, values: Mapping[str, Any], indent: int = 0) -> None:
+    """Print figures as an indented table."""
+    click.echo(" " * indent + title)
+    for name, value in values.items():
+        if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
+            show(name, value, indent + 2)
+        elif isinstance(value, Mapping):
+            cells = ", ".join(f"{key} {number:.2f}" for key, number in value.items())
+            click.echo(" " * (indent + 2) + f"{name:28} {cells}")
+        else:
+            click.echo(" " * (indent + 2) + f"{name:20} {value:.3f}")
