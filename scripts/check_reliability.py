@@ -47,9 +47,9 @@ def pictures(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
-def wait_for(out: Path, count: int) -> None:
-    """Wait until the folder holds so many pictures."""
-    while len(list(out.glob("*.png"))) < count:
+def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Wait until the folder holds so many pictures, or the process has ended."""
+    while len(list(out.glob("*.png"))) < count and process.poll() is None:
         time.sleep(0.01)
 
 
@@ -66,7 +66,7 @@ def check_kills(model: str, place: Path, options: argparse.Namespace) -> str:
     expected, out, chance = unbroken(model, place), place / "killed", random.Random(0)
     for _ in range(options.kills):
         process = start(model, out)
-        wait_for(out, min(len(list(out.glob("*.png"))) + chance.randrange(1, 4), PICTURES))
+        wait_for(process, out, min(len(list(out.glob("*.png"))) + chance.randrange(1, 4), PICTURES))
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.communicate()
@@ -82,7 +82,7 @@ def check_interrupts(model: str, place: Path, _options: argparse.Namespace) -> s
     for number in (signal.SIGINT, signal.SIGTERM):
         out = place / f"interrupted-{number}"
         process = start(model, out)
-        wait_for(out, 3)
+        wait_for(process, out, 3)
         begin = time.monotonic()
         process.send_signal(number)
         process.communicate()
@@ -113,7 +113,7 @@ def check_second_run(model: str, place: Path, _options: argparse.Namespace) -> s
     """A second run into a folder in use is refused; the first goes on."""
     out = place / "shared"
     process = start(model, out)
-    wait_for(out, 1)
+    wait_for(process, out, 1)
     second = run(model, out)
     process.communicate()
     assert (process.returncode, second.returncode) == (0, 1)
@@ -141,8 +141,9 @@ def check_ray(model: str, place: Path, _options: argparse.Namespace) -> str:
     """A local Ray with two actors, one of which is killed: the files of an unbroken run."""
     out = place / "ray"
     process = start(model, out, "--engine", "ray", "--processes", "2")
-    wait_for(out, 3)
-    actors = [each for each in psutil.Process(process.pid).children(recursive=True) if "RenderActor" in " ".join(each.cmdline())]
+    wait_for(process, out, 3)
+    children = psutil.Process(process.pid).children(recursive=True)
+    actors = [each for each in children if "RenderActor" in " ".join(each.cmdline())]
     actors[0].kill()
     process.communicate()
     assert process.returncode == 0, process.returncode
