@@ -11,10 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accelerate import Handle, accelerate
+    from .calibrate import calibrate
     from .families import UnsupportedModelError
     from .forecast import Taylor
     from .guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
-    from .methods import DeepCache, EncoderPropagation, FeatureInheritance, ResidualGuidance, TextKVCache, TGate
+    from .methods import (
+        BlockCache,
+        CalibratedCache,
+        DeepCache,
+        DeltaCache,
+        EncoderPropagation,
+        FeatureInheritance,
+        IntervalCache,
+        Profile,
+        ResidualGuidance,
+        TextKVCache,
+        TGate,
+    )
     from .report import Report
     from .schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
     from .similarity import SimilarityFilter
@@ -28,14 +41,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Always",
     "BackLoaded",
+    "BlockCache",
+    "CalibratedCache",
     "DeepCache",
+    "DeltaCache",
     "EncoderPropagation",
     "FeatureInheritance",
     "FrontLoaded",
     "FullGuidance",
     "Handle",
+    "IntervalCache",
     "NoGuidance",
     "OneTimeNegative",
+    "Profile",
     "Quadratic",
     "Report",
     "ResidualGuidance",
@@ -57,19 +75,25 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "accelerate",
+    "calibrate",
 ]
 
 _HOME: dict[str, str] = {
     "Always": ".schedule",
     "BackLoaded": ".schedule",
+    "BlockCache": ".methods",
+    "CalibratedCache": ".methods",
     "DeepCache": ".methods",
+    "DeltaCache": ".methods",
     "EncoderPropagation": ".methods",
     "FeatureInheritance": ".methods",
     "FrontLoaded": ".schedule",
     "FullGuidance": ".guidance",
     "Handle": ".accelerate",
+    "IntervalCache": ".methods",
     "NoGuidance": ".guidance",
     "OneTimeNegative": ".guidance",
+    "Profile": ".methods",
     "Quadratic": ".schedule",
     "Report": ".report",
     "ResidualGuidance": ".methods",
@@ -90,6 +114,7 @@ _HOME: dict[str, str] = {
     "Uniform": ".schedule",
     "UnsupportedModelError": ".families",
     "accelerate": ".accelerate",
+    "calibrate": ".calibrate",
 }
 
 
