@@ -1,6 +1,6 @@
 """Run a video file through a stream: `python samples/stream_video.py --output out.mp4 --side-by-side`.
 
-Needs PyAV (`pip install av`). The output has as many frames as the input, in the same order.
+Needs PyAV (`pip install "diffaccel[video]"`). The output has as many frames as the input, in the same order.
 """
 
 from collections.abc import Iterator

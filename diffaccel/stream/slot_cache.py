@@ -38,6 +38,11 @@ Run = Callable[[Call], torch.Tensor]
 class SlotCache(Config):
     """Reuse of features between the rows of successive ticks.
 
+    A deeper branch skips less and keeps much more: on the bundled model, with two stages and interval 2, branch 3
+        stays about 20 dB closer to the uncached stream than branch 0 (`python scripts/bench.py stream --part cache`).
+        By stage, the
+    error grows with the motion of the picture; by frame, it hardly depends on it.
+
     Args:
         method: what is reused and when, such as ``DeepCache(interval=2, branch=0)``; its schedule counts ticks (by
             stage) or stages (by frame).

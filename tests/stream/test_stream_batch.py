@@ -35,13 +35,13 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
-@pytest.mark.parametrize("add_noise", [True, False])
 @pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
 @pytest.mark.parametrize("frame_buffer", [1, 2, 3])
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 def test_equals_sequential_mode(
-    stages: int, frame_buffer: int, guidance: Guidance, add_noise: bool, engine: Build, frames: torch.Tensor
+    stages: int, frame_buffer: int, guidance: Guidance, engine: Build, frames: torch.Tensor
 ) -> None:
+    add_noise = (stages + frame_buffer + GUIDANCES.index(guidance)) % 2 == 0  # each value with every other setting
     settings = {
         "timestep_indices": STAGES[stages],
         "frame_buffer": frame_buffer,
@@ -76,9 +76,9 @@ def test_equals_independent_reference(
 ) -> None:
     pipe = stream_pipelines.sd(prediction_type=prediction_type)
     settings = {"timestep_indices": STAGES[stages], "frame_buffer": 2, "guidance": guidance, "add_noise": add_noise}
-    outputs = run(engine(pipe, **settings), frames[:4])
+    outputs = run(engine(pipe, **settings), frames[:3])
     noise = stream_reference.noises(2, stages, 2, (4, 4, 4))
-    clean = stream_reference.clean_latents(pipe, frames[:4])
+    clean = stream_reference.clean_latents(pipe, frames[:3])
     prompt, negative = stream_reference.text(pipe, "a cat"), stream_reference.text(pipe, "blurry")
     scale, delta = getattr(guidance, "scale", 1.0), getattr(guidance, "delta", 1.0)
     for i, output in outputs.items():
