@@ -66,11 +66,22 @@ class LatentPool:
     """Encoded samples in shards on disk, each made when first asked for; equal for equal seed and autoencoder."""
 
     def __init__(
-        self, folder: Path, data: Path, vae: AutoencoderTiny, seed: int = 0, shards: int = 20, shard_size: int = 2048
+        self,
+        folder: Path,
+        data: Path,
+        vae: AutoencoderTiny,
+        seed: int = 0,
+        shards: int = 20,
+        shard_size: int = 2048,
+        centred: bool = False,
     ) -> None:
         self.folder, self.vae, self.shards, self.shard_size = folder, vae, shards, shard_size
-        self.emojis = Emojis(data, seed=seed + 2)
-        folder.mkdir(parents=True, exist_ok=True)
+        if centred:
+            self.folder, self.shards = folder.with_name(folder.name + "-centred"), 6
+            self.emojis = Emojis(data, seed=seed + 3, p_colour=0.12, p_pair=0.1, p_background=0.05, p_centred=0.85)
+        else:
+            self.emojis = Emojis(data, seed=seed + 2)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._current: tuple[int, list[str], torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -206,6 +217,8 @@ def arguments(description: str | None, name: str, lr: float) -> argparse.Namespa
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--init", type=Path, metavar="MODEL", help="start from the denoiser of this pipeline folder")
+    parser.add_argument("--centred", action="store_true", help="mostly drawings placed as they are drawn, to end with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()

@@ -219,9 +219,11 @@ class Emojis:
         p_colour: float = 0.22,
         p_pair: float = 0.2,
         p_background: float = 0.1,
+        p_centred: float = 0.0,
     ) -> None:
         self.concepts = concepts(folder, styles)
         self.seed, self.p_colour, self.p_pair, self.p_background = seed, p_colour, p_pair, p_background
+        self.p_centred = p_centred
 
     @property
     def captions(self) -> list[str]:
@@ -264,6 +266,9 @@ class Emojis:
             return caption + suffix, placed, background
         caption, rgba = self._object(rng, self.p_colour / max(1e-9, 1 - self.p_pair))
         caption = TEMPLATES[rng.integers(len(TEMPLATES))].format(caption, "an" if caption[0] in "aeiou" else "a")
+        if self.p_centred and rng.random() < self.p_centred:
+            shift = rng.uniform(-0.06, 0.06, 2)
+            return caption + suffix, [place(rgba, rng.uniform(0.92, 1.0), *shift, rng.uniform(-4, 4))], background
         scale = rng.uniform(0.85, 1.0) if rng.random() < 0.5 else rng.uniform(0.5, 0.85)
         room = 1 - scale + 0.04
         placed = [place(rgba, scale, rng.uniform(-room, room), rng.uniform(-room, room), rng.uniform(-12, 12))]

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTr
 from diffusion import SCHEDULE, LatentPool, TextEncoder, arguments, diffusion_loss, load_vae, look
 from training import Run, has_fast_bf16, optimisers
 
-WIDTH, HEADS, LAYERS = 192, 6, 8
+WIDTH, HEADS, LAYERS = 192, 6, 6
 CONFIG = {
     "num_attention_heads": HEADS,
     "attention_head_dim": WIDTH // HEADS,
@@ -33,8 +33,10 @@ def main() -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
-    pool = LatentPool(args.latents, args.data, vae, args.seed)
-    transformer = PixArtTransformer2DModel(**CONFIG).to(device)
+    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
+    network = PixArtTransformer2DModel
+    start = network.from_pretrained(args.init, subfolder="transformer") if args.init else network(**CONFIG)
+    transformer = start.to(device)
     alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
     bf16 = has_fast_bf16(device)
 

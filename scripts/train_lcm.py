@@ -54,7 +54,7 @@ def main() -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
-    pool = LatentPool(args.latents, args.data, vae, args.seed)
+    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
     load = UNet2DConditionModel.from_pretrained
     teacher = load(teacher_folder, subfolder="unet").to(device, memory_format=torch.channels_last).requires_grad_(False)
     student = student_lora(load(teacher_folder, subfolder="unet"), rank).to(device, memory_format=torch.channels_last)

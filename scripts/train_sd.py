@@ -31,8 +31,13 @@ def main() -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
-    pool = LatentPool(args.latents, args.data, vae, args.seed)
-    unet = UNet2DConditionModel(**CONFIG).to(device, memory_format=torch.channels_last)
+    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
+    start = (
+        UNet2DConditionModel.from_pretrained(args.init, subfolder="unet")
+        if args.init
+        else UNet2DConditionModel(**CONFIG)
+    )
+    unet = start.to(device, memory_format=torch.channels_last)
     alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
     bf16 = has_fast_bf16(device)
 
