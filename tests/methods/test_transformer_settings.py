@@ -1,6 +1,7 @@
 """Settings of the caches for transformers: what is refused, what travels, what is measured, and what composes."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, apply_first_blo
 from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from test_transformers import build, outputs, run_inputs
 from tiny_networks import sd_unet
+from tiny_transformers import TRANSFORMERS
 
 from diffaccel.accelerate import accelerate
 from diffaccel.calibrate import calibrate, relative_error
@@ -42,8 +44,9 @@ def dit() -> Any:
 
 
 @pytest.fixture(scope="module")
-def pipe(dit: Any) -> Any:
-    torch.manual_seed(0)
+def pipe() -> Any:
+    tiny = TRANSFORMERS["DiTTransformer2DModel"]
+    dit = replace(tiny, config={**tiny.config, "num_embeds_ada_norm": 1000}).build("DiTTransformer2DModel")
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
     pipe = DiTPipeline(dit, vae, DDIMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
