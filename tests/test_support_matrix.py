@@ -5,6 +5,8 @@ from support_matrix import DOCUMENT, HEAD, table
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*CPU autocast:UserWarning")
 def test_the_support_matrix_is_up_to_date() -> None:
     written = DOCUMENT.read_text(encoding="utf-8")
     assert written == HEAD + table(), "run python tests/support_matrix.py"
