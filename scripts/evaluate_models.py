@@ -134,7 +134,13 @@ def evaluate_text_to_image(
         start = time.perf_counter()
         generate(pipe, ["red heart"], 1, steps, scale)
         times.append(time.perf_counter() - start)
-    return {**result, "seconds_per_picture": sorted(times)[2], "steps": float(steps), "guidance_scale": scale}
+    return {
+        **result,
+        "seconds_per_picture": sorted(times)[2],
+        "steps": float(steps),
+        "guidance_scale": scale,
+        "seeds": float(args.seeds),
+    }
 
 
 def write_figures(model: str, figures: dict[str, float]) -> None:

@@ -50,7 +50,7 @@ def student_lora(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
 def main() -> None:
     """Parse the arguments and train."""
     args: argparse.Namespace = arguments(__doc__, "lcm", lr=5e-4)
-    teacher_folder, guidance, rank = Path("runs/sd/model"), (1.3, 2.2), 16
+    teacher_folder, guidance, rank = Path("runs/sd/model"), (1.0, 1.5), 4
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
@@ -94,6 +94,7 @@ def main() -> None:
 
     def every(_: int) -> None:
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.ema))
+        layers = {name: weight.contiguous() for name, weight in layers.items()}
         StableDiffusionPipeline.save_lora_weights(args.output, layers)
         pipe.unet, pipe.scheduler = run.ema, LCMScheduler.from_config(scheduler.config)
         pipe.set_progress_bar_config(disable=True)
