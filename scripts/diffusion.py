@@ -75,12 +75,10 @@ class LatentPool:
         shard_size: int = 2048,
         centred: bool = False,
     ) -> None:
-        self.folder, self.vae, self.shards, self.shard_size = folder, vae, shards, shard_size
-        if centred:
-            self.folder, self.shards = folder.with_name(folder.name + "-centred"), 6
-            self.emojis = Emojis(data, seed=seed + 3, p_colour=0.12, p_pair=0.1, p_background=0.05, p_centred=0.85)
-        else:
-            self.emojis = Emojis(data, seed=seed + 2)
+        self.folder = folder / f"{'centred' if centred else 'scattered'}-{seed}"
+        self.vae, self.shards, self.shard_size = vae, 6 if centred else shards, shard_size
+        shares = {"p_colour": 0.12, "p_pair": 0.1, "p_background": 0.05, "p_centred": 0.85} if centred else {}
+        self.emojis = Emojis(data, seed=seed + (3 if centred else 2), **shares)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._current: tuple[int, list[str], torch.Tensor] | None = None
 

@@ -33,6 +33,7 @@ BARS = {
     "dit top1": 0.80,
     "sd seconds": 3.0,
 }
+FIGURES_START, FIGURES_END = "<!-- figures -->", "<!-- end of figures -->"
 PAIRS = (
     "red heart and blue circle",
     "dog and cat",
@@ -144,10 +145,19 @@ def evaluate_text_to_image(
 
 
 def write_figures(model: str, figures: dict[str, float]) -> None:
-    """figures.json of a bundled model, replaced at once."""
-    file = diffaccel.models.path(model) / "figures.json"
+    """A bundled model's figures.json, and the table of figures in its card."""
+    folder = diffaccel.models.path(model)
+    replace(folder / "figures.json", json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n")
+    before, mark, rest = (folder / "README.md").read_text().partition(FIGURES_START)
+    table = "".join(f"| {name.replace('_', ' ')} | {value:.4g} |\n" for name, value in figures.items())
+    after = rest[rest.index(FIGURES_END) :]
+    replace(folder / "README.md", f"{before}{mark}\n| figure | measured |\n|---|---|\n{table}{after}")
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file at once."""
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.replace(file)
 
 
