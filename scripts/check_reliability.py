@@ -1,6 +1,6 @@
 """Try to break a batch run, in full: real kills, a real full disk, interrupts, launchers. Prints one line a check.
 
-    python scripts/check_reliability.py batch [--model FOLDER_OR_NAME] [--kills 50]
+python scripts/check_reliability.py batch [--model FOLDER_OR_NAME] [--kills 50]
 """
 
 import argparse
