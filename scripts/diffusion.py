@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler
+from diffusers import AutoencoderTiny, DiffusionPipeline, DPMSolverMultistepScheduler
 from emoji_data import Emojis, contact_sheet
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from train_clip import tokenize
-from training import has_fast_bf16
+from training import Run, has_fast_bf16, optimisers
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 SCHEDULE: dict[str, Any] = {
@@ -226,3 +227,41 @@ def load_vae(folder: Path, device: torch.device) -> AutoencoderTiny:
     """The frozen autoencoder."""
     vae: nn.Module = AutoencoderTiny.from_pretrained(folder)
     return vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def train_denoiser(
+    args: argparse.Namespace,
+    network: nn.Module,
+    denoise: Callable[[nn.Module], Denoiser],
+    pipeline: Callable[..., DiffusionPipeline],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Train a denoiser on the frozen autoencoder and text encoder; every 500 steps save a look and a pipeline.
+
+    Args:
+        args: of `arguments`.
+        network: the denoiser, new or loaded.
+        denoise: calls a network of its kind.
+        pipeline: makes the pipeline to save, of vae, text_encoder, tokenizer, scheduler and the denoiser.
+        memory_format: of network and latents.
+    """
+    device = torch.device(args.device)
+    text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
+    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
+    scheduler = DPMSolverMultistepScheduler(**SCHEDULE)
+    network.to(device, memory_format=memory_format)
+    bf16 = has_fast_bf16(device)
+
+    def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        captions, latents = pool.batch(step, args.batch)
+        latents, seed = latents.to(device, memory_format=memory_format), step + (args.seed << 32)
+        return diffusion_loss(denoise(network), text, scheduler.alphas_cumprod, captions, latents, seed, bf16), {}
+
+    def every(_: int) -> None:
+        look(denoise(run.ema), text, vae, args.run / "look.png")
+        parts = {"vae": vae, "text_encoder": text.model, "tokenizer": text.tokenizer, "scheduler": scheduler}
+        pipeline(run.ema, **parts).save_pretrained(args.output)
+
+    steppers = optimisers(network, args.lr, 0.01, muon=True)
+    run = Run(args.run, network, loss, steppers, args.lr, args.steps, every=every, every_steps=500)
+    run.train()

@@ -292,13 +292,6 @@ def compose(scenes: list[tuple[list[Placed], np.ndarray]]) -> torch.Tensor:
     return canvas.clamp(0, 1) * 2 - 1
 
 
-def plain(concept: Concept, style: str = "fluent") -> torch.Tensor:
-    """The drawing as it is, on white: (3, size, size) in [-1, 1]."""
-    return compose(
-        [([Placed(concept.drawings[style], np.array([[1, 0, 0], [0, 1, 0]], np.float32))], np.ones(3, np.float32))]
-    )[0]
-
-
 def to_image(picture: torch.Tensor) -> Image.Image:
     """A (3, h, w) tensor in [-1, 1] as a picture."""
     return Image.fromarray(((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())

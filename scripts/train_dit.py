@@ -6,10 +6,11 @@ resume.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-from diffusion import SCHEDULE, LatentPool, TextEncoder, arguments, diffusion_loss, load_vae, look
-from training import Run, has_fast_bf16, optimisers
+from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusion import Denoiser, arguments, train_denoiser
 
 WIDTH, HEADS, LAYERS = 192, 6, 6
 CONFIG = {
@@ -27,57 +28,31 @@ CONFIG = {
 NO_RESOLUTION = {"resolution": None, "aspect_ratio": None}
 
 
+def denoise(transformer: PixArtTransformer2DModel) -> Denoiser:
+    """How the network is called."""
+    return lambda latents, timesteps, context, mask: (
+        transformer(
+            latents,
+            encoder_hidden_states=context,
+            encoder_attention_mask=mask,
+            timestep=timesteps,
+            added_cond_kwargs=NO_RESOLUTION,
+        ).sample
+    )
+
+
+def pipeline(transformer: PixArtTransformer2DModel, **parts: Any) -> PixArtAlphaPipeline:
+    """The pipeline to save."""
+    return PixArtAlphaPipeline(transformer=transformer, **parts)
+
+
 def main() -> None:
     """Parse the arguments and train."""
     args = arguments(__doc__, "dit", lr=1.5e-3)
-    device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
-    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
-    network = PixArtTransformer2DModel
-    start = network.from_pretrained(args.init, subfolder="transformer") if args.init else network(**CONFIG)
-    transformer = start.to(device)
-    alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
-    bf16 = has_fast_bf16(device)
-
-    def denoise(net: PixArtTransformer2DModel):
-        return lambda latents, timesteps, context, mask: (
-            net(
-                latents,
-                encoder_hidden_states=context,
-                encoder_attention_mask=mask,
-                timestep=timesteps,
-                added_cond_kwargs=NO_RESOLUTION,
-            ).sample
-        )
-
-    def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        captions, latents = pool.batch(step, args.batch)
-        return diffusion_loss(
-            denoise(transformer), text, alphas, captions, latents.to(device), step + (args.seed << 32), bf16
-        ), {}
-
-    def every(_: int) -> None:
-        look(denoise(run.ema), text, vae, args.run / "look.png")
-        PixArtAlphaPipeline(
-            vae=vae,
-            text_encoder=text.model,
-            tokenizer=text.tokenizer,
-            transformer=run.ema,
-            scheduler=DPMSolverMultistepScheduler(**SCHEDULE),
-        ).save_pretrained(args.output)
-
-    run = Run(
-        args.run,
-        transformer,
-        loss,
-        optimisers(transformer, args.lr, 0.01, muon=True),
-        args.lr,
-        args.steps,
-        every=every,
-        every_steps=500,
-    )
-    run.train()
+    load = PixArtTransformer2DModel.from_pretrained
+    transformer = load(args.init, subfolder="transformer") if args.init else PixArtTransformer2DModel(**CONFIG)
+    train_denoiser(args, transformer, denoise, pipeline)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ resume.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusion import SCHEDULE, LatentPool, TextEncoder, arguments, diffusion_loss, load_vae, look
-from training import Run, has_fast_bf16, optimisers
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusion import Denoiser, arguments, train_denoiser
 
 CONFIG = {
     "sample_size": 16,
@@ -25,54 +26,25 @@ CONFIG = {
 }
 
 
+def denoise(unet: UNet2DConditionModel) -> Denoiser:
+    """How the network is called; its context has no mask, as in Stable Diffusion."""
+    return lambda latents, timesteps, context, _: unet(latents, timesteps, context).sample
+
+
+def pipeline(unet: UNet2DConditionModel, **parts: Any) -> StableDiffusionPipeline:
+    """The pipeline to save."""
+    return StableDiffusionPipeline(
+        unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
+    )
+
+
 def main() -> None:
     """Parse the arguments and train."""
     args = arguments(__doc__, "sd", lr=1.5e-3)
-    device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
-    pool = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred)
-    start = (
-        UNet2DConditionModel.from_pretrained(args.init, subfolder="unet")
-        if args.init
-        else UNet2DConditionModel(**CONFIG)
-    )
-    unet = start.to(device, memory_format=torch.channels_last)
-    alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
-    bf16 = has_fast_bf16(device)
-
-    def denoise(net: UNet2DConditionModel):
-        return lambda latents, timesteps, context, _: net(latents, timesteps, context).sample
-
-    def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        captions, latents = pool.batch(step, args.batch)
-        latents = latents.to(device, memory_format=torch.channels_last)
-        return diffusion_loss(denoise(unet), text, alphas, captions, latents, step + (args.seed << 32), bf16), {}
-
-    def every(_: int) -> None:
-        look(denoise(run.ema), text, vae, args.run / "look.png")
-        StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text.model,
-            tokenizer=text.tokenizer,
-            unet=run.ema,
-            safety_checker=None,
-            feature_extractor=None,
-            scheduler=DPMSolverMultistepScheduler(**SCHEDULE),
-            requires_safety_checker=False,
-        ).save_pretrained(args.output)
-
-    run = Run(
-        args.run,
-        unet,
-        loss,
-        optimisers(unet, args.lr, 0.01, muon=True),
-        args.lr,
-        args.steps,
-        every=every,
-        every_steps=500,
-    )
-    run.train()
+    load = UNet2DConditionModel.from_pretrained
+    unet = load(args.init, subfolder="unet") if args.init else UNet2DConditionModel(**CONFIG)
+    train_denoiser(args, unet, denoise, pipeline, torch.channels_last)
 
 
 if __name__ == "__main__":

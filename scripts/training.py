@@ -76,7 +76,7 @@ def optimisers(model: nn.Module, lr: float, weight_decay: float, muon: bool) -> 
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "proj_out.weight_", "pos_embed"))
+        outer = any(word in name for word in ("embedding", "conv_in", "conv_out", "pos_embed"))
         (hidden if muon and p.ndim >= 2 and min(len(p), p[0].numel()) > 8 and not outer else rest).append(p)
     result: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
