@@ -31,6 +31,9 @@ SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+# shares of coloured, paired and centred drawings that training ends with
+CENTRED = {"p_colour": 0.12, "p_pair": 0.1, "p_background": 0.05, "p_centred": 0.85}
+
 
 class Denoiser(Protocol):
     """A network that predicts v from noisy latents, timesteps and the text encoder's output."""
@@ -78,8 +81,7 @@ class LatentPool:
     ) -> None:
         self.folder = folder / f"{'centred' if centred else 'scattered'}-{seed}"
         self.vae, self.shards, self.shard_size = vae, 6 if centred else shards, shard_size
-        shares = {"p_colour": 0.12, "p_pair": 0.1, "p_background": 0.05, "p_centred": 0.85} if centred else {}
-        self.emojis = Emojis(data, seed=seed + (3 if centred else 2), **shares)
+        self.emojis = Emojis(data, seed=seed + (3 if centred else 2), **(CENTRED if centred else {}))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._current: tuple[int, list[str], torch.Tensor] | None = None
 
@@ -204,8 +206,8 @@ def look(denoise: Denoiser, text: TextEncoder, vae: AutoencoderTiny, file: Path)
     contact_sheet(sample(denoise, text, vae, list(LOOK_AT)).cpu(), 12).save(file)
 
 
-def arguments(description: str | None, name: str, lr: float) -> argparse.Namespace:
-    """The options of both diffusion trainings."""
+def arguments(description: str | None, name: str, lr: float, **more: Any) -> argparse.Namespace:
+    """The options of all diffusion trainings, and `more` with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
@@ -220,6 +222,8 @@ def arguments(description: str | None, name: str, lr: float) -> argparse.Namespa
     parser.add_argument("--centred", action="store_true", help="mostly drawings placed as they are drawn, to end with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for option, default in more.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default)
     return parser.parse_args()
 
 

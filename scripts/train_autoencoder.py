@@ -1,7 +1,8 @@
 """Train the bundled autoencoder (AutoencoderTiny, 128 x 128 pixels -> 16 x 16 x 4 latents) on emoji drawings.
 
 First encoder and decoder together, with latents pulled towards a unit Gaussian; then, with `--decoder-only` and the
-encoder frozen, the decoder alone. Run again to resume.
+encoder frozen, the decoder alone. `--distil` trains a small autoencoder for streams on the latents of a trained one: a
+quarter of the multiply-accumulates for the same diffusion models. Run again to resume.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ CONFIG = {
     "num_encoder_blocks": (1, 1, 2, 3),
     "num_decoder_blocks": (4, 3, 2, 1),
     "latent_channels": 4,
+}
+SMALL = CONFIG | {
+    "encoder_block_out_channels": (16, 16, 16, 16),
+    "decoder_block_out_channels": (16, 16, 16, 16),
+    "num_encoder_blocks": (1, 1, 2, 2),
+    "num_decoder_blocks": (3, 2, 2, 1),
 }
 
 
@@ -108,6 +115,7 @@ def main() -> None:
     parser.add_argument(
         "--decoder-only", type=Path, metavar="VAE", help="freeze the encoder of this folder, train its decoder"
     )
+    parser.add_argument("--distil", type=Path, metavar="VAE", help="train a small one on the latents of this folder")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
@@ -116,8 +124,10 @@ def main() -> None:
     held_out = compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], white) for rgba in test[:: max(1, len(test) // 96)]]).to(
         device
     )
-    vae = AutoencoderTiny.from_pretrained(args.decoder_only) if args.decoder_only else AutoencoderTiny(**CONFIG)
+    new = AutoencoderTiny(**(SMALL if args.distil else CONFIG))
+    vae = AutoencoderTiny.from_pretrained(args.decoder_only) if args.decoder_only else new
     vae.to(device, memory_format=torch.channels_last)
+    teacher = AutoencoderTiny.from_pretrained(args.distil).to(device).requires_grad_(False) if args.distil else None
     vae.encoder.requires_grad_(not args.decoder_only)
     bf16 = has_fast_bf16(device)
 
@@ -126,10 +136,15 @@ def main() -> None:
         pictures = compose([scene(train, rng) for _ in range(args.batch // 2)])
         target = crops(pictures, 64, 2, rng).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            latents = vae.encode(target).latents
+            latents = own = vae.encode(target).latents
+            if teacher is not None:
+                latents = teacher.encode(target).latents
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)).to(device)
             output = vae.decode(latents + (0.03 if args.decoder_only else 0.05) * noise).sample
         reconstruction = reconstruction_loss(output.float(), target)
+        if teacher is not None:
+            apart = F.mse_loss(own.float(), latents.float())
+            return reconstruction + 0.3 * apart, {"latents": apart.item()}
         regular = gaussian_loss(latents.float())
         total = reconstruction if args.decoder_only else reconstruction + 0.01 * regular
         return total, {"regular": regular.item()}
@@ -152,6 +167,10 @@ def main() -> None:
         every_steps=250,
     )
     run.train()
+    if teacher is not None:
+        run.ema.register_to_config(scaling_factor=teacher.config.scaling_factor)
+        run.ema.save_pretrained(args.output)
+        return
     with torch.no_grad():
         latents = torch.cat(
             [run.ema.encode(batch).latents for batch in compose_many(train, args.seed).to(device).split(16)]

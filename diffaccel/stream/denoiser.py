@@ -8,6 +8,7 @@ from diffaccel.stream.batch import Call
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.networks import Network
 from diffaccel.stream.slot_cache import FeatureReuse, as_slot_cache
+from diffaccel.stream.text_kv import TextKeysValues
 
 
 class Denoiser:
@@ -22,6 +23,7 @@ class Denoiser:
         self.network = network
         self._config = config
         self._reuse = self._build(config)
+        self._text = TextKeysValues(network.model)
         self.calls = self.rows = 0
 
     def _build(self, config: StreamConfig) -> FeatureReuse | None:
@@ -45,7 +47,8 @@ class Denoiser:
     def _run(self, call: Call) -> torch.Tensor:
         self.calls += 1
         self.rows += len(call.latents)
-        return self.network.predict(call.latents.to(self.network.dtype), call.timesteps, call.inputs)
+        with self._text.using(call):
+            return self.network.predict(call.latents.to(self.network.dtype), call.timesteps, call.inputs)
 
     def configured(self, config: StreamConfig) -> Denoiser:
         """The denoiser for a new configuration: this one, or another one where the cache changed; counts go on.
@@ -65,6 +68,7 @@ class Denoiser:
             self._reuse.forget()
 
     def close(self) -> None:
-        """Take the cache's hooks off the network."""
+        """Take all hooks off the network."""
+        self._text.close()
         if self._reuse is not None:
             self._reuse.close()

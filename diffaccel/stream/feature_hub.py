@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary, ref
 import torch
 
 from diffaccel._diffusers import Hook, hooks_of, registry_of
-from diffaccel.hooks import HOOK, ReplayHook
+from diffaccel.hooks import HOOK
 
 STREAM_HOOK = "diffaccel-stream"
-Replays = Mapping[str, ReplayHook]
+Replays = Mapping[str, Hook]
 
 
 class _Current(threading.local):
@@ -92,8 +92,9 @@ class FeatureHub:
 
     @contextmanager
     def using(self, replays: Replays) -> Iterator[None]:
-        """Within, this thread's calls of the network obey ``replays``."""
-        before, self._current.replays = self._current.replays, replays
+        """Within, this thread's calls of the network obey ``replays``, and those of a block around this one."""
+        before = self._current.replays
+        self._current.replays = {**(before or {}), **replays}
         try:
             yield
         finally:

@@ -85,7 +85,8 @@ def fit_to(pixels: torch.Tensor, height: int, width: int, fit: Fit) -> torch.Ten
 class Codec:
     """A VAE as two functions between pictures in [-1, 1] and latents of unit scale, and its downsampling factor.
 
-    Encoding takes the mode of the posterior: sampling it would make a still picture flicker.
+    Encoding takes the mode of the posterior: sampling it would make a still picture flicker. The VAE gets its input
+    with channels last, in which its convolutions are up to twice as fast; its weights stay as they are.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -107,7 +108,7 @@ class Codec:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents ``(frames, C, h, w)`` in float32 of ``(frames, 3, H, W)``."""
-        encoded = self.vae.encode(pixels.to(self.dtype))
+        encoded = self.vae.encode(pixels.to(self.dtype, memory_format=torch.channels_last))
         for name in ("latents", "latent"):
             if hasattr(encoded, name):
                 latents = getattr(encoded, name)
@@ -120,7 +121,7 @@ class Codec:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
-        unscaled = (latents / self.scale + self.offset).to(self.dtype)
+        unscaled = (latents / self.scale + self.offset).to(self.dtype, memory_format=torch.channels_last)
         result: torch.Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return result.float()
 

@@ -1,0 +1,92 @@
+"""Keys and values of prompts: projected once per prompt, and never stale."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from diffaccel import DeepCache, FullGuidance, SelfNegative, SlotCache
+from diffaccel._diffusers import hooks_of
+from diffaccel.families import layout_of
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.text_kv import _Projection
+
+Build = Callable[..., StreamEngine]
+
+
+@pytest.fixture
+def own(sd: Any) -> Any:
+    """A pipeline whose weights a test may change."""
+    pipe = copy.copy(sd)
+    pipe.unet = copy.deepcopy(sd.unet)
+    return pipe
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that projections are really computed on, call by call."""
+    seen: list[int] = []
+    original = _Projection.original
+
+    def counted(self: _Projection, prompt: torch.Tensor) -> torch.Tensor:
+        seen.append(len(prompt))
+        return original(self, prompt)
+
+    monkeypatch.setattr(_Projection, "original", counted)
+    return seen
+
+
+def test_projected_once_per_prompt(own: Any, engine: Build, frames: torch.Tensor, rows: list[int]) -> None:
+    stream = engine(own)
+    for frame in frames[:3]:  # fills the three stages
+        stream.push(frame)
+    rows.clear()
+    for frame in frames[3:]:
+        stream.push(frame)
+    assert rows == []
+    stream.update(prompt="a dog")
+    stream.push(frames[0])
+    stream.push(frames[1])
+    assert rows == [1] * len(layout_of(own.unet).conditioning_only)  # three rows share one prompt
+
+
+@pytest.mark.parametrize("guidance", [SelfNegative(1.4), FullGuidance(2.0)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("cache", [None, DeepCache(2), SlotCache(DeepCache(2), "frame")], ids=str)
+def test_lossless(
+    guidance: Any, cache: Any, own: Any, engine: Build, frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> list[torch.Tensor]:
+        with engine(own, guidance=guidance, cache=cache) as stream:
+            pictures = [o.image for frame in frames[:5] for o in stream.push(frame)]
+            stream.update(prompt={"a dog": 1.0, "a cat": 0.5}, at="new")
+            return pictures + [o.image for o in stream.stream(frames[5:])]
+
+    ours = run()
+    monkeypatch.setattr("diffaccel.stream.text_kv._names", lambda _: [])
+    for a, b in zip(ours, run(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_written_weights_are_noticed(own: Any, engine: Build, frames: torch.Tensor) -> None:
+    stream = engine(own)
+    stream.push(frames[0])
+    stream.flush()
+    with torch.no_grad():
+        for name in layout_of(own.unet).conditioning_only:
+            own.unet.get_submodule(name).weight.mul_(3.0)
+    stream.reset()
+    ours = [o.image for o in stream.stream(frames[:4])]
+    for a, b in zip(ours, engine(own).stream(frames[:4]), strict=True):
+        assert torch.equal(a, b.image)
+
+
+def test_nothing_remains(own: Any, engine: Build, frames: torch.Tensor) -> None:
+    names = layout_of(own.unet).conditioning_only
+    with engine(own) as stream, engine(own) as other:
+        stream.push(frames[0])
+        stream.close()
+        assert hooks_of(own.unet.get_submodule(names[0]))
+        other.push(frames[0])
+    assert not any(hooks_of(own.unet.get_submodule(name)) for name in names)
