@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from diffusion import CENTRED, LOOK_AT, SCHEDULE, TextEncoder, arguments
 from emoji_data import Emojis, contact_sheet
 from peft import LoraConfig
@@ -156,8 +155,8 @@ def main() -> None:
         return F.huber_loss(output, target, delta=0.1), {}
 
     def every(_: int) -> None:
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(run.ema))
-        layers = {name: weight.contiguous() for name, weight in layers.items()}
+        # peft's own names: diffusers would rename only the layers of attentions, and then not find them again
+        layers = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(run.ema).items()}
         StableDiffusionPipeline.save_lora_weights(args.output, layers)
         pipe.unet, pipe.scheduler = run.ema, LCMScheduler.from_config(scheduler.config)
         pipe.set_progress_bar_config(disable=True)
