@@ -21,6 +21,7 @@ BUNDLED = {
     "emoji-dit": Path("dit/model"),
     "emoji-clip": Path("clip/model"),
     "emoji-lcm-lora": Path("lcm/model"),
+    "emoji-vae-small": Path("vae-small/model"),
 }
 KEPT = ("README.md", "figures.json")  # written by hand and by evaluate_models.py
 
@@ -44,6 +45,8 @@ def clean_config(config: dict) -> None:
     """Declare float32; drop local paths, and what AutoencoderTiny derives itself and warns about."""
     config.pop("_name_or_path", None)
     config.pop("transformers_version", None)
+    config.pop("is_local", None)
+    config.pop("local_files_only", None)
     if "dtype" in config:
         config["dtype"] = "float32"
     if config.get("_class_name") == "AutoencoderTiny":
@@ -60,7 +63,7 @@ def bundle(source: Path, target: Path) -> int:
     for file in target.rglob("*.safetensors"):
         halve(file)
     for file in target.rglob("*.json"):
-        if file.name in ("config.json", "model_index.json"):
+        if file.name in ("config.json", "model_index.json", "tokenizer_config.json"):
             edit_json(file, clean_config)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 

@@ -107,6 +107,20 @@ def evaluate_autoencoder(args: argparse.Namespace) -> dict[str, float]:
     return {"psnr": psnr(vae, pictures).item(), "drawings": float(len(test))}
 
 
+def evaluate_small_autoencoder(args: argparse.Namespace) -> dict[str, float]:
+    """The same for the small one, alone and with one half of the large one, whose latents it shares."""
+    large = evaluate_autoencoder(args)
+    _, test = split(args.data)
+    pictures = compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], np.ones(3, np.float32)) for rgba in test])
+    vae = diffaccel.models.load("emoji-sd").vae
+    small = diffaccel.models.load_vae("emoji-vae-small", dtype=torch.float32, device=torch.device("cpu"))
+    result = {"psnr": psnr(small, pictures).item(), "psnr_of_the_large_one": large["psnr"]}
+    own_encoder, vae.encoder = vae.encoder, small.encoder
+    result["psnr_small_encoder_large_decoder"] = psnr(vae, pictures).item()
+    vae.encoder, vae.decoder = own_encoder, small.decoder
+    return {**result, "psnr_large_encoder_small_decoder": psnr(vae, pictures).item(), "drawings": large["drawings"]}
+
+
 def evaluate_clip(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
     """Top-1 and top-5 on held-out augmentations of the drawings, without diffusion."""
     emojis = Emojis(args.data, ("fluent", "noto"), seed=1, p_colour=0, p_pair=0, p_background=0)
@@ -169,7 +183,7 @@ def main() -> None:
         "--sheets", type=Path, default=Path("runs/sheets"), help="where contact sheets of the pictures go"
     )
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--only", nargs="*", choices=("autoencoder", "clip", "sd", "lcm", "dit"))
+    parser.add_argument("--only", nargs="*", choices=("autoencoder", "small-autoencoder", "clip", "sd", "lcm", "dit"))
     args = parser.parse_args()
     judge = Judge(Emojis(args.data).captions)
 
@@ -182,6 +196,7 @@ def main() -> None:
     load = diffaccel.models.load
     jobs: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
         "autoencoder": ("", lambda: evaluate_autoencoder(args)),
+        "small-autoencoder": ("emoji-vae-small", lambda: evaluate_small_autoencoder(args)),
         "clip": ("emoji-clip", lambda: evaluate_clip(args, judge)),
         "sd": ("emoji-sd", lambda: evaluate_text_to_image(args, judge, load("emoji-sd"), "sd", 20, 2.0)),
         "lcm": ("emoji-lcm-lora", lambda: evaluate_text_to_image(args, judge, lcm(), "lcm", 4, 1.0)),

@@ -6,7 +6,7 @@ print(models.figures("emoji-sd"))
 """
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
-from diffaccel.models.loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora
+from diffaccel.models.loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora, load_vae
 from diffaccel.models.source import ModelError, ModelSource, resolve
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "find_lora",
     "load",
     "load_lora",
+    "load_vae",
     "names",
     "path",
     "resolve",

@@ -61,6 +61,30 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
 
 
+def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
+    """Load an autoencoder from a bundled name or a folder of diffusers' format (its own, or a pipeline's).
+
+    Raises:
+        ModelError: nothing there is an autoencoder, or its weights are not safetensors.
+    """
+    name = os.fspath(model)
+    place = BUNDLED[name].folder if name in names("autoencoder") else Path(name).expanduser()
+    folder = next((f for f in (place, place / "vae") if (f / "config.json").is_file()), None)
+    if folder is None:
+        bundled = ", ".join(names("autoencoder")) or "none"
+        raise ModelError(f"no autoencoder at {name!r}: give a folder with config.json, or a bundled name: {bundled}")
+    with quiet_loading():
+        from diffusers import AutoModel
+
+        try:
+            vae = AutoModel.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"cannot load the autoencoder {name}: {error}") from error
+    if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
+        raise ModelError(f"{type(vae).__name__} in {folder} is not an autoencoder")
+    return vae.to(device)
+
+
 def find_lora(name: str) -> Path:
     """The `.safetensors` file of a LoRA. Raises `ModelError` where there is not exactly one."""
     place = BUNDLED[name].folder if name in names("lora") else Path(name).expanduser()

@@ -10,9 +10,21 @@ from typing import Any
 import click
 import torch
 from benchmarks.movies import SIZE, films, movie
+from diffusers import AutoencoderTiny
 
-from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, SlotCache, StreamEngine
-from diffaccel.models import load
+from diffaccel import (
+    DeepCache,
+    FullGuidance,
+    NoGuidance,
+    OneTimeNegative,
+    SelfNegative,
+    SlotCache,
+    StreamEngine,
+    Taylor,
+)
+from diffaccel.macs import count_macs
+from diffaccel.models import load, path
+from diffaccel.stream.images import to_frames
 
 GUIDANCES = {
     "full": FullGuidance(1.4),
@@ -21,14 +33,17 @@ GUIDANCES = {
     "none": NoGuidance(),
 }
 CACHES = {
-    f"{key}, interval {interval}, branch {branch}": SlotCache(DeepCache(interval=interval, branch=branch), key)
-    for key, interval, branch in (
-        ("stage", 2, 0),
-        ("stage", 2, 1),
-        ("stage", 2, 3),
-        ("stage", 3, 3),
-        ("frame", 2, 0),
-        ("frame", 2, 3),
+    f"{key}, interval {interval}, branch {branch}{', Taylor' if order else ''}": SlotCache(
+        DeepCache(interval=interval, branch=branch, forecast=Taylor(order) if order else None), key
+    )
+    for key, interval, branch, order in (
+        ("stage", 2, 0, 0),
+        ("stage", 2, 2, 0),
+        ("stage", 3, 2, 0),
+        ("stage", 3, 2, 1),
+        ("stage", 3, 3, 1),
+        ("frame", 2, 0, 0),
+        ("frame", 2, 2, 0),
     )
 }
 STAGES = {1: (30,), 2: (25, 40), 4: (10, 20, 30, 40)}
@@ -65,12 +80,45 @@ def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
     return push
 
 
+def compared(
+    engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1, frames: list[Any] | None = None
+) -> dict[str, dict[str, float]]:
+    """Frame rates relative to the first engine's: of whole frames and of the network alone, each with its ceiling.
+
+    A ceiling is the ratio of the multiply-accumulates that were really executed, over 12 ticks.
+    """
+    frames = list(movie(2.0, 24)) if frames is None else frames
+    pushes = {name: filled(e, frames) for name, e in engines.items()}
+    macs = {name: count_macs(lambda push=push: [push() for _ in range(12)]) / 12 for name, push in pushes.items()}
+    vae = count_macs(lambda: codec(next(iter(engines.values())), frames[0]))
+    for e in engines.values():
+        e.reset()
+    pushes = {name: filled(e, frames) for name, e in engines.items()}
+    medians = interleaved({n: lambda push=push: [push() for _ in range(ticks)] for n, push in pushes.items()}, rounds)
+    network = {name: e.report().tick_ms["denoise"]["median" if ticks == 1 else "mean"] for name, e in engines.items()}
+    first = next(iter(engines))
+    return {
+        name: {
+            "ms": 1000 * medians[name] / ticks,
+            "ratio": medians[first] / medians[name],
+            "ceiling": macs[first] / macs[name],
+            "network ms": network[name],
+            "network ratio": network[first] / network[name],
+            "network ceiling": (macs[first] - vae) / (macs[name] - vae),
+        }
+        for name in engines
+    }
+
+
+def codec(stream: StreamEngine, frame: Any) -> None:
+    """Encode and decode one frame."""
+    pixels = to_frames(frame, stream.config.height, stream.config.width, "crop")
+    stream._codec.decode(stream._codec.encode(pixels))
+
+
 def guidance(pipe: Any, rounds: int, size: int = SIZE) -> dict[str, Any]:
     """Frame rates at four stages, relative to full guidance."""
-    frames = list(movie(2.0, 24))
-    work = {name: filled(engine(pipe, size, guidance=g), frames) for name, g in GUIDANCES.items()}
-    medians = interleaved(work, rounds)
-    return {name: {"ms": 1000 * t, "ratio": medians["full"] / t} for name, t in medians.items()}
+    return compared({name: engine(pipe, size, guidance=g) for name, g in GUIDANCES.items()}, rounds)
 
 
 def batching(pipe: Any, rounds: int) -> dict[str, Any]:
@@ -115,24 +163,9 @@ def cache_quality(pipe: Any, length: int, settings: Mapping[str, Any]) -> dict[s
 
 
 def cache_speed(pipe: Any, rounds: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Frame rate against the plain stream batch: the whole frame, and the network alone."""
-    frames = list(movie(2.0, 24))
+    """Frame rate against the plain stream batch, over six ticks: a multiple of the intervals."""
     engines = {"plain": engine(pipe, **settings)} | {n: engine(pipe, cache=c, **settings) for n, c in CACHES.items()}
-    pushes = {name: filled(e, frames) for name, e in engines.items()}
-
-    def block(push: Callable[[], Any]) -> Callable[[], None]:
-        return lambda: [push() for _ in range(6)] and None  # a multiple of the intervals
-
-    medians = interleaved({name: block(push) for name, push in pushes.items()}, rounds)
-    network = {name: e.report().tick_ms["denoise"]["mean"] for name, e in engines.items()}
-    return {
-        name: {
-            "ms": 1000 * medians[name] / 6,
-            "ratio": medians["plain"] / medians[name],
-            "network ratio": network["plain"] / network[name],
-        }
-        for name in engines
-    }
+    return compared(engines, rounds, ticks=6)
 
 
 def overhead(pipe: Any, rounds: int) -> dict[str, float]:
@@ -146,7 +179,7 @@ def overhead(pipe: Any, rounds: int) -> dict[str, float]:
 
 def sd15(model: str) -> Any:
     """A pipeline with the shape of Stable Diffusion 1.5 and random weights; its text embeddings are zeros."""
-    from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
     bundled = load(model)
@@ -169,13 +202,22 @@ PARTS = ("guidance", "batch", "cache", "overhead", "sd15")
 
 @click.command()
 @click.option("--model", default="emoji-sd", show_default=True, help="Bundled model, local folder or Hub id.")
+@click.option("--lora", default="emoji-lcm-lora", show_default=True, help="Few-step LoRA to fuse; '' for none.")
+@click.option("--vae", default="emoji-vae-small", show_default=True, help="Autoencoder; '' for the model's own.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only these; all but sd15 by default.")
 @click.option("--rounds", default=9, show_default=True, help="Interleaved rounds of each measurement.")
 @click.option("--frames", default=48, show_default=True, help="Length of the films that caches are measured on.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures to this file, too.")
-def command(model: str, parts: tuple[str, ...], rounds: int, frames: int, file: Path | None) -> None:
+def command(
+    model: str, lora: str, vae: str, parts: tuple[str, ...], rounds: int, frames: int, file: Path | None
+) -> None:
     """Frame rates of the streaming engine as ratios, and what slot caches cost in quality."""
     pipe = load(model)
+    if lora:
+        pipe.load_lora_weights(path(lora))
+        pipe.fuse_lora()
+    if vae:
+        pipe.vae = AutoencoderTiny.from_pretrained(path(vae))
     two: dict[str, Any] = {"timestep_indices": STAGES[2], "guidance": GUIDANCES["none"]}
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "guidance": lambda: guidance(pipe, rounds),

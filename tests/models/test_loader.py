@@ -76,3 +76,18 @@ def test_missing_lora_is_named(tiny_sd: Path, tmp_path: Path, lora: str) -> None
     (tmp_path / "weights.bin").touch()
     with pytest.raises(ModelError, match="no LoRA at"):
         models.load_lora(models.load(tiny_sd), tmp_path / lora)
+
+
+@pytest.mark.parametrize("part", ["", "vae"], ids=["pipeline", "folder"])
+def test_an_autoencoder_of_a_pipeline_or_a_folder(tiny_sd: Path, part: str) -> None:
+    vae = models.load_vae(tiny_sd / part, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert type(vae) is type(models.load(tiny_sd).vae)
+    assert vae.dtype == torch.bfloat16
+
+
+def test_what_is_no_autoencoder_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    options = {"dtype": torch.float32, "device": torch.device("cpu")}
+    with pytest.raises(ModelError, match=r"no autoencoder at .*config\.json, or a bundled name: "):
+        models.load_vae(tmp_path, **options)
+    with pytest.raises(ModelError, match=r"UNet2DConditionModel in .* is not an autoencoder"):
+        models.load_vae(tiny_sd / "unet", **options)
