@@ -11,18 +11,18 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline, LCMScheduler
 from emoji_data import HELD_OUT_BASE, HELD_OUT_COLOURED, Emojis, compose, contact_sheet, place
 from train_autoencoder import psnr, split
-from train_clip import thing, tokenize
-from transformers import CLIPModel, CLIPTokenizer
+from train_clip import thing
 
 import diffaccel.models
+from diffaccel.measure import Judge
 
 BARS = {
     "autoencoder psnr": 27.0,
@@ -50,31 +50,9 @@ PAIRS = (
 )
 
 
-class Judge:
-    """Ranks captions by their similarity to a picture."""
-
-    def __init__(self, captions: list[str]) -> None:
-        folder = diffaccel.models.path("emoji-clip")
-        self.model = CLIPModel.from_pretrained(folder).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
-        self.captions = captions
-        with torch.no_grad():
-            text = self.model.text_model(input_ids=tokenize(self.tokenizer, captions)).pooler_output
-            self.text = F.normalize(self.model.text_projection(text), dim=-1)
-
-    @torch.no_grad()
-    def ranks(self, pictures: torch.Tensor, truth: list[str]) -> torch.Tensor:
-        """Place of the true caption, 0 is the nearest; pictures (n, 3, 128, 128) in [-1, 1]."""
-        image = torch.cat([self.model.vision_model(pixel_values=p).pooler_output for p in pictures.split(64)])
-        scores = F.normalize(self.model.visual_projection(image), dim=-1) @ self.text.T
-        own = scores.gather(1, torch.tensor([self.captions.index(c) for c in truth])[:, None])
-        return (scores > own).sum(1)
-
-
 def accuracy(judge: Judge, pictures: torch.Tensor, truth: list[str]) -> dict[str, float]:
-    """Top-1 and top-5."""
-    ranks = judge.ranks(pictures, truth)
-    return {"top1": (ranks < 1).float().mean().item(), "top5": (ranks < 5).float().mean().item()}
+    """Top-1 and top-5 of pictures in [-1, 1]."""
+    return asdict(judge.accuracy(pictures / 2 + 0.5, truth))
 
 
 def generate(pipe: DiffusionPipeline, prompts: list[str], seeds: int, steps: int, scale: float) -> torch.Tensor:

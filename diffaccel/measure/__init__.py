@@ -1,0 +1,27 @@
+"""Measure what a speed costs: time, memory, energy, and how far pictures moved."""
+
+from diffaccel.measure.accuracy import Accuracy, Judge, captions
+from diffaccel.measure.energy import joules
+from diffaccel.measure.machine import Machine, machine
+from diffaccel.measure.memory import Memory, peak_memory, watch_cache
+from diffaccel.measure.quality import Quality, compare, ms_ssim, psnr, ssim
+from diffaccel.measure.timing import Timing, interleaved
+
+__all__ = [
+    "Accuracy",
+    "Judge",
+    "Machine",
+    "Memory",
+    "Quality",
+    "Timing",
+    "captions",
+    "compare",
+    "interleaved",
+    "joules",
+    "machine",
+    "ms_ssim",
+    "peak_memory",
+    "psnr",
+    "ssim",
+    "watch_cache",
+]
