@@ -24,7 +24,7 @@ from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.samplers import Sampler
 from diffaccel.stream.settings import At, SettingsBuilder, Transition
 from diffaccel.stream.slot_cache import SlotCache
-from diffaccel.stream.state import Frame, StreamState
+from diffaccel.stream.state import Frame, StreamState, entering_slot
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ class StreamEngine:
     """Stream batch over N stages with residual guidance, a similarity filter and slot caches.
 
     A frame pushed at tick j is finished at tick ``j + N - 1``; until then `push` returns nothing for it. Several
-    engines may use
-    one pipeline: nothing on it is changed, and its scheduler is only read.
+    engines may use one pipeline: its weights are not changed, and its scheduler is only read.
 
     Args:
         pipe: a loaded diffusers text-to-image or image-to-image pipeline (SD, SDXL, LCM, Turbo, SD3, FLUX, Sana,
@@ -206,20 +205,10 @@ class StreamEngine:
         """The slot of frames that enter together, noised to the first stage; missing frames repeat the last one."""
         self._step_transition()
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
-        stages, device = self._settings.stages, self._network.device
         source = self._encode(padded)
         self._denoiser.enter(None if source is None else torch.cat([f.pixels for f in padded if f.pixels is not None]))
-        ids, entered = tuple(f.frame_id for f in group), tuple(f.entered for f in group)
-        if source is None:
-            noise = torch.cat([self._state.noise(f, self._builder.latent_shape) for f in padded])
-            return Slot(ids, self._settings, stages.entry_scale * noise.to(device, torch.float32), entered=entered)
-        noise = stages.noise_of(0)
-        if any(f.noise is not None for f in padded):
-            noise = torch.cat(
-                [noise[k : k + 1] if f.noise is None else f.noise.to(noise) for k, f in enumerate(padded)]
-            )
-        level = stages.levels[0]
-        return Slot(ids, self._settings, level.alpha * source + level.sigma * noise, source, entered=entered)
+        noises = [self._state.noise(f, self._builder.latent_shape) if source is None else f.noise for f in padded]
+        return entering_slot(group, self._settings, source, noises, self._network.device)
 
     def _encode(self, group: list[Frame]) -> torch.Tensor | None:
         pixels = [f.pixels for f in group if f.pixels is not None]

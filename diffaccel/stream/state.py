@@ -28,6 +28,30 @@ class Frame:
     noise: torch.Tensor | None
 
 
+def entering_slot(
+    frames: Sequence[Frame],
+    settings: Settings,
+    source: torch.Tensor | None,
+    noises: Sequence[torch.Tensor | None],
+    device: torch.device,
+) -> Slot:
+    """Frames at their first stage: clean latents ``source`` noised, or for text-to-image (None) noise alone.
+
+    ``noises`` has one entry ``(1, C, h, w)`` for each row; None stands for the stage's own noise.
+    """
+    ids, entered = tuple(f.frame_id for f in frames), tuple(f.entered for f in frames)
+    stages, level = settings.stages, settings.stages.levels[0]
+    own = [noise for noise in noises if noise is not None]
+    if source is None:
+        latents = stages.entry_scale * torch.cat(own).to(device, torch.float32)
+        return Slot(ids, settings, latents, entered=entered)
+    noise = stages.noise_of(0)
+    if own:
+        rows = [noise[k : k + 1] if n is None else n.to(noise) for k, n in enumerate(noises)]
+        noise = torch.cat(rows)
+    return Slot(ids, settings, level.alpha * source + level.sigma * noise, source, entered=entered)
+
+
 class StreamState:
     """Frames waiting and in flight, generators, counts, times, the last picture."""
 
