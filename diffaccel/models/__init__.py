@@ -6,21 +6,35 @@ print(models.figures("emoji-sd"))
 """
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
-from diffaccel.models.loader import DTYPES, choose_device, choose_dtype, find_lora, load, load_lora, load_vae
+from diffaccel.models.loader import (
+    DEVICE_MAPS,
+    DTYPES,
+    check_device_map,
+    choose_device,
+    choose_dtype,
+    find_lora,
+    find_vae,
+    load,
+    load_lora,
+    load_vae,
+)
 from diffaccel.models.source import ModelError, ModelSource, resolve
 
 __all__ = [
     "BUNDLED",
+    "DEVICE_MAPS",
     "DTYPES",
     "Bundled",
     "Defaults",
     "ModelError",
     "ModelSource",
+    "check_device_map",
     "choose_device",
     "choose_dtype",
     "defaults",
     "figures",
     "find_lora",
+    "find_vae",
     "load",
     "load_lora",
     "load_vae",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DTYPES = ("float32", "float16", "bfloat16")
+DEVICE_MAPS = ("balanced", "offload")
 
 
 def load(
@@ -20,6 +21,7 @@ def load(
     *,
     dtype: "str | torch.dtype | None" = None,
     device: "str | torch.device | None" = None,
+    device_map: str | None = None,
     **components: Any,
 ) -> "DiffusionPipeline":
     """Load a pipeline from a bundled name, a local folder or a Hub id.
@@ -30,6 +32,8 @@ def load(
         model: what to load, or a source that `resolve` has checked.
         dtype: a torch dtype or its name; the default is float32 on the CPU and float16 on an accelerator.
         device: where to; the default is the accelerator if there is one, else the CPU.
+        device_map: `"balanced"` spreads the pipeline's parts over all accelerators, `"offload"` keeps them in the
+            machine's memory and moves each to the accelerator while it runs.
         components: parts in place of the saved ones (`vae=...`, `scheduler=...`), as `from_pretrained` takes them.
 
     Raises:
@@ -40,17 +44,30 @@ def load(
         from diffusers import DiffusionPipeline
 
         place = choose_device(device)
+        check_device_map(device_map, place)
+        spread = {"device_map": device_map} if device_map == "balanced" else {}
         try:
             pipe = DiffusionPipeline.from_pretrained(
                 source.folder,
                 dtype=choose_dtype(dtype, place),
                 use_safetensors=True,
                 local_files_only=True,
+                **spread,
                 **components,
             )
         except (OSError, AttributeError, ImportError) as error:
             raise ModelError(f"cannot load {source.name}: {error}") from error
-        return pipe.to(place)
+        if device_map == "offload":
+            pipe.enable_model_cpu_offload(device=place)
+        return pipe if device_map else pipe.to(place)
+
+
+def check_device_map(device_map: str | None, device: "torch.device") -> None:
+    """Raise `ModelError` for a device map that is unknown, or that would have no accelerator to map to."""
+    if device_map not in (None, *DEVICE_MAPS):
+        raise ModelError(f"unknown device map {device_map!r}; one of {', '.join(DEVICE_MAPS)}")
+    if device_map and device.type == "cpu":
+        raise ModelError(f"device map {device_map!r} needs an accelerator, and this runs on the CPU: leave it out")
 
 
 def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
@@ -67,22 +84,29 @@ def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "to
     Raises:
         ModelError: nothing there is an autoencoder, or its weights are not safetensors.
     """
-    name = os.fspath(model)
-    place = BUNDLED[name].folder if name in names("autoencoder") else Path(name).expanduser()
-    folder = next((f for f in (place, place / "vae") if (f / "config.json").is_file()), None)
-    if folder is None:
-        bundled = ", ".join(names("autoencoder")) or "none"
-        raise ModelError(f"no autoencoder at {name!r}: give a folder with config.json, or a bundled name: {bundled}")
+    folder = find_vae(os.fspath(model))
     with quiet_loading():
         from diffusers import AutoModel
 
         try:
             vae = AutoModel.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"cannot load the autoencoder {name}: {error}") from error
+            raise ModelError(f"cannot load the autoencoder {model}: {error}") from error
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ModelError(f"{type(vae).__name__} in {folder} is not an autoencoder")
     return vae.to(device)
+
+
+def find_vae(name: str) -> Path:
+    """The folder of an autoencoder, its weights' headers checked. Raises `ModelError` where there is none."""
+    place = BUNDLED[name].folder if name in names() else Path(name).expanduser()
+    folder = next((f for f in (place / "vae", place) if (f / "config.json").is_file()), None)
+    if folder is None:
+        bundled = ", ".join((*names("autoencoder"), *names("pipeline"))) or "none"
+        raise ModelError(f"no autoencoder at {name!r}: give a folder with config.json, or a bundled name: {bundled}")
+    for file in folder.glob("*.safetensors"):
+        check_header(file)
+    return folder
 
 
 def find_lora(name: str) -> Path:
