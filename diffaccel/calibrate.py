@@ -13,7 +13,7 @@ from diffaccel.config import number, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
-from diffaccel.methods.calibrated_cache import KindSteps, Profile, of_kind
+from diffaccel.methods.calibrated_cache import Calibration, KindSteps, of_kind
 from diffaccel.schedule import Always
 
 
@@ -26,7 +26,7 @@ def calibrate(
     max_reuse: int = 3,
     seed: int = 0,
     **settings: Any,
-) -> Profile:
+) -> Calibration:
     """Run a pipeline on some prompts and find out when `CalibratedCache` may reuse each kind of layer.
 
     For each kind, the mean over layers and prompts of ||F_t - F_s||_1 / ||F_t||_1 is measured for outputs F at network
@@ -37,10 +37,10 @@ def calibrate(
         pipe: a diffusers pipeline with a transformer.
         prompts: for each run a prompt, or a dictionary of arguments such as {"class_labels": [207]}.
         alpha: relative error that is allowed, >= 0; 0.05 to 0.3 is usual.
-        path: where to write the profile as JSON; None does not write it.
+        path: where to write the calibration as JSON; None does not write it.
         max_reuse: at most this many reused calls between two computed ones; as many outputs are kept while measuring.
         seed: of the noise; prompt i has seed + i.
-        settings: further arguments of every run, such as num_inference_steps, which the profile is bound to.
+        settings: further arguments of every run, such as num_inference_steps, which the calibration is bound to.
 
     Raises:
         UnsupportedModelError: if the pipeline has no transformer with attentions known by name.
@@ -61,10 +61,10 @@ def calibrate(
             totals.add(measure.calls())
     if len(totals) > 1:
         raise ValueError(f"all runs must make the same number of network calls; these made {sorted(totals)}")
-    profile = measure.profile(totals.pop(), alpha)
+    calibration = measure.calibration(totals.pop(), alpha)
     if path is not None:
-        profile.save(path)
-    return profile
+        calibration.save(path)
+    return calibration
 
 
 class _Errors(Forecast):
@@ -132,11 +132,11 @@ class _Measure(Method):
         """Network calls of the run."""
         return max(errors.calls for errors in self.errors.values())
 
-    def profile(self, total: int, alpha: float) -> Profile:
+    def calibration(self, total: int, alpha: float) -> Calibration:
         """What was measured."""
         assert self.layout is not None
         kinds = tuple(KindSteps(kind, errors.steps(total, alpha)) for kind, errors in self.errors.items())
-        return Profile(self.layout.model, self.layout.fingerprint, total, alpha, kinds)
+        return Calibration(self.layout.model, self.layout.fingerprint, total, alpha, kinds)
 
 
 def relative_error(feature: Any, reference: Any) -> torch.Tensor:

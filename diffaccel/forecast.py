@@ -1,7 +1,7 @@
 """How a stored feature reaches a later call: unchanged, or extrapolated from its past (TaylorSeer, 2503.06923)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,3 +68,44 @@ def expansion(derivatives: Sequence[torch.Tensor], ahead: int) -> torch.Tensor:
     for j, derivative in enumerate(derivatives[1:], start=1):
         total = total + derivative * (ahead**j / math.factorial(j))
     return total
+
+
+class Blend(Forecast):
+    """A weighted sum of the last computed features, with weights of its own for each call that reuses.
+
+    F(t) = sum_j w_j F(s_j), where s_0 > s_1 > ... are the last computed calls. Holding a feature is w = (1,), a Taylor
+    expansion of order 1 is w = (1 + k / g, -k / g) for k calls ahead and g calls between the two.
+
+    Args:
+        weights: for each call its weights, latest feature first; a call that is not listed, or finds fewer features
+            than weights, takes the last feature unchanged.
+    """
+
+    def __init__(self, weights: Mapping[int, tuple[float, ...]]) -> None:
+        self.weights = weights
+        self.depth = max((len(values) for values in weights.values()), default=1)
+
+    def update(self, history: Any, feature: Any, step: int) -> Any:  # noqa: ARG002
+        """The last features, latest first."""
+        return [feature, *(history or [])][: self.depth]
+
+    def predict(self, history: Any, step: int) -> Any:
+        """The weighted sum for call `step`."""
+        weights = self.weights.get(step, (1.0,))
+        if len(weights) > len(history) or weights == (1.0,):
+            return history[0]
+        flat = [tree_flatten(feature)[0] for feature in history[: len(weights)]]
+        return tree_unflatten([weighted(tensors, weights) for tensors in zip(*flat, strict=True)], _spec(history[0]))
+
+
+def weighted(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """sum_j w_j x_j"""
+    total = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def _spec(tree: Any) -> Any:
+    """The structure of a tree of tensors."""
+    return tree_flatten(tree)[1]

@@ -5,9 +5,9 @@ carries at most one of ours, registered last and removed first, because diffuser
 the middle of a chain.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,46 +45,69 @@ class ScheduleHook(Hook):
         return module
 
 
-class ReplayHook(Hook):
-    """Sits on one module of a branch: runs it and records, or returns what was recorded.
+class Place(NamedTuple):
+    """A module's place in one part.
 
-    Args:
-        active: the part that the module belongs to.
-        index: the module's place in the part's branch.
+    Attributes:
+        active: the part.
+        order: the module's place in the part's branch.
         keep: whether its output is stored (a replayed module) or only its shape (a skipped one).
     """
 
-    def __init__(self, active: ActivePart, index: int, keep: bool) -> None:
-        super().__init__()
-        self.active = active
-        self.index = index
-        self.keep = keep
-        self.forecast = active.part.forecast if keep else None
+    active: ActivePart
+    order: int
+    keep: bool
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        """The module's output, computed or recalled. What was never recorded is computed."""
-        state = self.active.state
-        if state.compute or state.entries[self.index] is None:
-            output = self.original(*args, **kwargs)
-            if state.selected is None:
-                self._record(output)
-            return output
-        entry = state.entries[self.index]
-        output = entry if self.forecast is None else self.forecast.predict(entry, state.step)
+    def reuses(self) -> bool:
+        """Whether the module must not run in this call. What was never recorded is computed."""
+        return not self.active.state.compute and self.active.state.entries[self.order] is not None
+
+    def recall(self) -> Any:
+        """What was recorded, carried to this call."""
+        state, forecast = self.active.state, self.active.part.forecast if self.keep else None
+        entry = state.entries[self.order]
+        output = entry if forecast is None else forecast.predict(entry, state.step)
         if state.selected is not None and state.count is not None:
             return rows_of(output, state.selected, state.count)
         return copied(output) if state.writable else output
 
-    def _record(self, output: Any) -> None:
-        """Store what a later call needs of `output`."""
-        state = self.active.state
+    def record(self, output: Any) -> None:
+        """Store what a later call needs of `output`; a call of some rows only is not stored."""
+        state, forecast = self.active.state, self.active.part.forecast
+        if state.selected is not None:
+            return
         if not self.keep:
-            state.entries[self.index] = placeholder(output)
+            state.entries[self.order] = placeholder(output)
             return
         feature = copied(output) if state.writable else output
-        if self.forecast is not None:
-            feature = self.forecast.update(state.entries[self.index], feature, state.step)
-        state.entries[self.index] = feature
+        if forecast is not None:
+            feature = forecast.update(state.entries[self.order], feature, state.step)
+        state.entries[self.order] = feature
+
+
+class ReplayHook(Hook):
+    """Sits on one module of a branch: runs it and records, or returns what was recorded.
+
+    Parts of one method may lie within each other, as the branches of a UNet do: a module runs unless one of its parts
+    reuses, and what ran is recorded for all of them.
+
+    Args:
+        places: the module's place in each part that it belongs to.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        super().__init__()
+        self.places = tuple(places)
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """The module's output, computed or recalled."""
+        for place in self.places:
+            if place.reuses():
+                return place.recall()
+        output = self.original(*args, **kwargs)
+        for place in self.places:
+            place.record(output)
+        return output
 
 
 @dataclass(frozen=True)
@@ -138,9 +161,8 @@ class Attachment:
 
     def _attach_all(self) -> None:
         """Put one hook on each module of each part, and the schedule's on the denoiser last."""
-        for active in self.session.active:
-            for name, hook in _hooks(active, self.model):
-                self._attach(name, hook)
+        for name, hook in _hooks(self.session.active, self.model):
+            self._attach(name, hook)
         self._attach("", ScheduleHook(self.session))
         self._refresh()
 
@@ -170,11 +192,15 @@ class Attachment:
             registry_of(self.model).invalidate_child_registries_cache()
 
 
-def _hooks(active: ActivePart, model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:
-    """The hooks of a part, each with the name of its module."""
-    branch = active.part.branch
-    if isinstance(branch, Residual):
-        yield from residual_hooks(active, model)
-        return
-    for index, name in enumerate(branch.modules):
-        yield name, ReplayHook(active, index, keep=index >= len(branch.skipped))
+def _hooks(parts: Sequence[ActivePart], model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:
+    """The hooks of some parts, each with the name of its module."""
+    places: dict[str, list[Place]] = {}
+    for active in parts:
+        branch = active.part.branch
+        if isinstance(branch, Residual):
+            yield from residual_hooks(active, model)
+            continue
+        for index, name in enumerate(branch.modules):
+            places.setdefault(name, []).append(Place(active, index, keep=index >= len(branch.skipped)))
+    for name, found in places.items():
+        yield name, ReplayHook(found)

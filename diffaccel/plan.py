@@ -50,46 +50,52 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
         UnsupportedModelError: if a method does not work on this kind of network.
         ValueError: if a setting does not fit it, or two methods cannot work together.
     """
+    twice = len({id(method) for method in methods}) < len(methods)
+    check(not twice, "the same method was given twice to accelerate(): give it once")
     layout = layout_of(model)
-    owned = [(type(method).__name__, part) for method in methods for part in method.parts(layout)]
+    owned = [(method, part) for method in methods for part in method.parts(layout)]
     _require_disjoint(owned)
     parts = tuple(part for _, part in owned)
-    return Plan(tuple(methods), parts, tuple(owner for owner, _ in owned), (None,) * len(parts))
+    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
 
 
 def companion_plan(companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     """The plan of `methods` on a ControlNet that runs before `denoiser`; without parts if they change nothing there."""
     layout, first = layout_of(companion), 0
-    parts, owners, follows = [], [], []
+    owned, follows = [], []
     for method in methods:
         for part, followed in method.companion_parts(layout):
-            parts.append(part)
-            owners.append(type(method).__name__)
+            owned.append((method, part))
             follows.append(None if followed is None else first + followed)
         first += len(method.parts(layout_of(denoiser)))
-    _require_disjoint(list(zip(owners, parts, strict=True)))
-    return Plan(tuple(methods), tuple(parts), tuple(owners), tuple(follows))
+    _require_disjoint(owned)
+    parts = tuple(part for _, part in owned)
+    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), tuple(follows))
 
 
-def _require_disjoint(owned: Sequence[tuple[str, Part]]) -> None:
-    """Refuse two parts that replay or skip the same module."""
-    claims: dict[str, str] = {}
+def _name(method: Method) -> str:
+    return type(method).__name__
+
+
+def _require_disjoint(owned: Sequence[tuple[Method, Part]]) -> None:
+    """Refuse parts of two methods that replay or skip the same module; those of one method may overlap."""
+    claims: dict[str, Method] = {}
     for owner, part in owned:
         for name in part.branch.modules:
-            check(name not in claims, f"{owner} and {claims.get(name)} cannot work together: both claim {name!r}")
-            claims[name] = owner
+            other = claims.setdefault(name, owner)
+            check(other is owner, f"{_name(owner)} and {_name(other)} cannot work together: both claim {name!r}")
     for owner, part in owned:
         if isinstance(part.branch, Residual):
             _require_measurable(owner, part.branch.front, owned)
 
 
-def _require_measurable(owner: str, front: Sequence[str], owned: Sequence[tuple[str, Part]]) -> None:
+def _require_measurable(owner: Method, front: Sequence[str], owned: Sequence[tuple[Method, Part]]) -> None:
     """Refuse to measure the change of blocks within which another method replays outputs of earlier calls."""
     for other, part in owned:
         for name in () if part.schedule.clears else part.branch.modules:
             inside = next((block for block in front if name.startswith(f"{block}.")), None)
             check(
                 inside is None,
-                f"{owner} and {other} cannot work together: {owner} measures how much {inside!r} changed, and {other} "
-                f"replays {name!r} within it",
+                f"{_name(owner)} and {_name(other)} cannot work together: {_name(owner)} measures how much {inside!r} "
+                f"changed, and {_name(other)} replays {name!r} within it",
             )

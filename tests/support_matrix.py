@@ -16,6 +16,7 @@ from diffaccel.families import UnsupportedModelError, layout_of
 from diffaccel.methods import (
     BlockCache,
     CalibratedCache,
+    Calibration,
     DeepCache,
     DeltaCache,
     EncoderPropagation,
@@ -24,6 +25,8 @@ from diffaccel.methods import (
     KindSteps,
     Method,
     Profile,
+    Recipe,
+    Reuse,
     TextKVCache,
     TGate,
 )
@@ -46,7 +49,12 @@ def calibrated(model: Any) -> Method:
     layout = layout_of(model)
     kinds = sorted({unit.kind for unit in layout.units}) or ["feed_forward"]
     steps = tuple(KindSteps(kind, (0, 2)) for kind in kinds)
-    return CalibratedCache(Profile(layout.model, layout.fingerprint, CALLS, 0.1, steps))
+    return CalibratedCache(Calibration(layout.model, layout.fingerprint, CALLS, 0.1, steps))
+
+
+def tuned(model: Any) -> Method:
+    layout = layout_of(model)
+    return Profile(Recipe(layout.model, layout.fingerprint, "", "", CALLS, (Reuse(1, "output"),)))
 
 
 METHODS: dict[str, Callable[[Any], Method]] = {
@@ -57,6 +65,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
     "EncoderPropagation": lambda model: EncoderPropagation(Steps((0, 2))),
     "FeatureInheritance": lambda model: FeatureInheritance(interval=2, depth=1),
     "IntervalCache": lambda model: IntervalCache(interval=2, total=CALLS),
+    "Profile": tuned,
     "TGate": lambda model: TGate(gate=1),
     "TextKVCache": lambda model: TextKVCache(),
 }

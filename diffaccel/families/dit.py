@@ -4,14 +4,12 @@ The lists are found by their names and by what their blocks return, so that a tr
 named here works, too. What cannot be read off is said here: which lists take turns, and which networks keep rows apart.
 """
 
-import hashlib
-import json
 import re
 
 import torch
 
 from diffaccel.families.dit_units import conditioning_only, units_of
-from diffaccel.families.layout import Layout, Unit, UnsupportedModelError
+from diffaccel.families.layout import Layout, Unit, UnsupportedModelError, fingerprint_of
 from diffaccel.streams import Streams, inputs_of
 
 # Networks whose rows stay apart in all blocks, so that some rows can run without the others. Those that are not here
@@ -51,7 +49,6 @@ IN_TURNS = {"LatteTransformer3DModel": ("transformer_blocks", "temporal_transfor
 LONG_SKIPS = ("HunyuanDiT2DModel",)
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
-ADDRESS = ("_class_name", "_diffusers_version", "_name_or_path")
 
 
 def layout(model: torch.nn.Module) -> Layout:
@@ -71,7 +68,7 @@ def layout(model: torch.nn.Module) -> Layout:
         rows_apart=_is_one_of(model, ROWS_APART),
         long_skips=_is_one_of(model, LONG_SKIPS),
         units=units,
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint_of(model),
     )
 
 
@@ -94,13 +91,6 @@ def blocks_of(model: torch.nn.Module) -> tuple[str, ...]:
         if _is_one_of(model, (cls,)):
             lists = {turns[0]: _in_turns(model, turns)}
     return tuple(name for names in lists.values() for name in names)
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a network's configuration, 16 hexadecimal digits; where it was loaded from does not matter."""
-    config = {key: value for key, value in dict(model.config).items() if key not in ADDRESS}  # type: ignore[arg-type]
-    text = json.dumps([type(model).__name__, config], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _in_turns(model: torch.nn.Module, lists: tuple[str, ...]) -> list[str]:

@@ -1,10 +1,23 @@
 """The named parts of one network, in the order in which they run."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from diffaccel.branch import Branch
 from diffaccel.signature import Inputs
+
+
+def fingerprint_of(configured: Any) -> str:
+    """A hash of the class and configuration of a network or a scheduler, 16 hexadecimal digits.
+
+    What diffusers notes beside the settings, such as where they were loaded from, does not matter.
+    """
+    config = {key: value for key, value in dict(configured.config).items() if not key.startswith("_")}
+    text = json.dumps([type(configured).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class UnsupportedModelError(TypeError):

@@ -11,7 +11,7 @@ import torch
 
 from diffaccel.branch import Branch
 from diffaccel.families.attention import attentions, key_values
-from diffaccel.families.layout import Layout, Level, UnsupportedModelError
+from diffaccel.families.layout import Layout, Level, UnsupportedModelError, fingerprint_of
 from diffaccel.signature import Inputs
 
 CLASSES = (
@@ -50,6 +50,7 @@ def layout(model: torch.nn.Module) -> Layout:
         self_attention=own,
         cross_attention=cross,
         conditioning_only=key_values(model, cross),
+        fingerprint=fingerprint_of(model),
         writes=lambda inputs: _writes(model, inputs),
     )
 

@@ -2,12 +2,14 @@
 
 from diffaccel.methods.base import Method
 from diffaccel.methods.block_cache import BlockCache
-from diffaccel.methods.calibrated_cache import CalibratedCache, KindSteps, Profile
+from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration, KindSteps
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
 from diffaccel.methods.encoder_propagation import EncoderPropagation
 from diffaccel.methods.feature_inheritance import FeatureInheritance
+from diffaccel.methods.files import load_methods
 from diffaccel.methods.interval_cache import IntervalCache
+from diffaccel.methods.profile import Evidence, Profile, Recipe, Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
@@ -15,17 +17,22 @@ from diffaccel.methods.tgate import TGate
 __all__ = [
     "BlockCache",
     "CalibratedCache",
+    "Calibration",
     "DeepCache",
     "DeltaCache",
     "EncoderPropagation",
+    "Evidence",
     "FeatureInheritance",
     "IntervalCache",
     "KindSteps",
     "Method",
     "Profile",
+    "Recipe",
     "ResidualGuidance",
+    "Reuse",
     "TGate",
     "TextKVCache",
+    "load_methods",
     "parse",
 ]
 

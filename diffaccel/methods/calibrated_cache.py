@@ -1,4 +1,4 @@
-"""SmoothCache (arXiv 2411.10510): a profile, measured once per model, says when each kind of layer may be reused."""
+"""SmoothCache (arXiv 2411.10510): a calibration, made once per model, says when each kind of layer may be reused."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class KindSteps(Config):
 
 
 @dataclass(frozen=True)
-class Profile(Config):
+class Calibration(Config):
     """What `diffaccel.calibrate` measured. Made for one class and configuration of network, and one number of calls.
 
     Args:
@@ -49,29 +49,29 @@ class Profile(Config):
     def __post_init__(self) -> None:
         whole("total", self.total, 1)
         number("alpha", self.alpha, 0.0)
-        check(bool(self.kinds), "a profile needs at least one kind of layer")
+        check(bool(self.kinds), "a calibration needs at least one kind of layer")
         for item in self.kinds:
-            check(isinstance(item, KindSteps), f"kinds of a profile must be KindSteps; got {item!r}")
+            check(isinstance(item, KindSteps), f"kinds of a calibration must be KindSteps; got {item!r}")
             check(item.steps[-1] < self.total, f"{item.kind} computes call {item.steps[-1]} of {self.total}")
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON."""
+        """Write the calibration as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Profile":
-        """Read a profile that `save` wrote.
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read a calibration that `save` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is not a profile; the message names the file.
+            ValueError: if it is not a calibration; the message names the file.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
             return cls.from_dict(values)
         except ValueError as error:
-            raise ValueError(f"{path} is not a profile written by diffaccel.calibrate: {error}") from error
+            raise ValueError(f"{path} is not a calibration written by diffaccel.calibrate: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,19 @@ class CalibratedCache(Method):
     """Reuse the outputs of attentions and feed-forward networks, each kind when its own errors allow.
 
     Args:
-        profile: a profile, or the path of one that `diffaccel.calibrate` wrote.
+        calibration: a calibration, or the path of one that `diffaccel.calibrate` wrote.
         forecast: carries the stored outputs forward, such as `Taylor(1)`; None replays them unchanged.
     """
 
-    profile: str | Profile
+    calibration: str | Calibration
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.profile, Path):
-            object.__setattr__(self, "profile", str(self.profile))
-        check(isinstance(self.profile, str | Profile), f"profile must be a path or a Profile; got {self.profile!r}")
-        check(self.profile != "", "profile must be a path or a Profile; got ''")
+        if isinstance(self.calibration, Path):
+            object.__setattr__(self, "calibration", str(self.calibration))
+        fits = isinstance(self.calibration, str | Calibration)
+        check(fits, f"calibration must be a path or a Calibration; got {self.calibration!r}")
+        check(self.calibration != "", "calibration must be a path or a Calibration; got ''")
         kind("forecast", self.forecast, Forecast)
 
     def parts(self, layout: Layout) -> list[Part]:
@@ -100,11 +101,12 @@ class CalibratedCache(Method):
                 f"CalibratedCache needs transformer blocks with attentions and feed-forward networks; {layout.model} "
                 "has none that are known by name"
             )
-        profile = self.profile if isinstance(self.profile, Profile) else Profile.load(self.profile)
-        _require_made_for(profile, layout)
+        given = self.calibration
+        calibration = given if isinstance(given, Calibration) else Calibration.load(given)
+        _require_made_for(calibration, layout)
         return [
-            Part(of_kind(layout, item.kind), _Calibrated(item.steps, profile.total), self.forecast)
-            for item in profile.kinds
+            Part(of_kind(layout, item.kind), _Calibrated(item.steps, calibration.total), self.forecast)
+            for item in calibration.kinds
         ]
 
 
@@ -123,7 +125,7 @@ class _Calibrated(Schedule):
         """Raise ValueError if the run has another number of calls."""
         check(
             total in (None, self.total),
-            f"the profile was calibrated for {self.total} network calls, and this run has {total}: calibrate again "
+            f"this calibration is for {self.total} network calls, and this run has {total}: calibrate again "
             "with these settings",
         )
 
@@ -135,13 +137,13 @@ def of_kind(layout: Layout, kind: str) -> Branch:
     return Branch(tuple(name for branch in branches for name in branch.replayed), skipped)
 
 
-def _require_made_for(profile: Profile, layout: Layout) -> None:
-    """Refuse a profile of another network."""
-    if (profile.model, profile.fingerprint) != (layout.model, layout.fingerprint):
+def _require_made_for(calibration: Calibration, layout: Layout) -> None:
+    """Refuse a calibration of another network."""
+    if (calibration.model, calibration.fingerprint) != (layout.model, layout.fingerprint):
         raise ValueError(
-            f"this profile was calibrated on {profile.model} with configuration {profile.fingerprint}, and the network "
+            f"this calibration is of {calibration.model} with configuration {calibration.fingerprint}, and the network "
             f"is {layout.model} with configuration {layout.fingerprint}: run diffaccel.calibrate on it"
         )
     known = {unit.kind for unit in layout.units}
-    for item in profile.kinds:
-        check(item.kind in known, f"the profile names {item.kind!r}; {layout.model} has {', '.join(sorted(known))}")
+    for item in calibration.kinds:
+        check(item.kind in known, f"the calibration names {item.kind!r}; {layout.model} has {', '.join(sorted(known))}")

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from diffaccel.branch import Part
 from diffaccel.config import Config, check, number
 from diffaccel.families import layout_of
-from diffaccel.hooks import ReplayHook
+from diffaccel.hooks import Place, ReplayHook
 from diffaccel.methods.base import Method
 from diffaccel.schedule import Call as ScheduleCall
 from diffaccel.signature import Inputs as NetworkInputs
@@ -150,7 +150,8 @@ class FeatureReuse(ABC):
 
 def _hooks(active: ActivePart) -> list[tuple[str, ReplayHook]]:
     branch = active.part.branch
-    return [(name, ReplayHook(active, i, keep=i >= len(branch.skipped))) for i, name in enumerate(branch.modules)]
+    places = [Place(active, i, keep=i >= len(branch.skipped)) for i, _ in enumerate(branch.modules)]
+    return [(name, ReplayHook([place])) for name, place in zip(branch.modules, places, strict=True)]
 
 
 def decide(state: CacheState, part: Part, sample: torch.Tensor, *, forced: bool) -> None:

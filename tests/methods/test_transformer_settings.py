@@ -20,21 +20,21 @@ from diffaccel.forecast import Taylor
 from diffaccel.methods import (
     BlockCache,
     CalibratedCache,
+    Calibration,
     DeltaCache,
     IntervalCache,
     KindSteps,
     Method,
-    Profile,
     TextKVCache,
 )
 
-PROFILE = Profile("DiTTransformer2DModel", "0" * 16, 6, 0.1, (KindSteps("feed_forward", (0, 3)),))
+PROFILE = Calibration("DiTTransformer2DModel", "0" * 16, 6, 0.1, (KindSteps("feed_forward", (0, 3)),))
 METHODS = [
     BlockCache(front=2, back=1, threshold=0.1, warmup=3, max_consecutive=4, forecast=Taylor(2)),
     IntervalCache(interval=2, total=9, forecast=Taylor(1)),
     DeltaCache(interval=3, blocks=2, gate=4),
     CalibratedCache(PROFILE),
-    CalibratedCache("profile.json", Taylor(1)),
+    CalibratedCache("calibration.json", Taylor(1)),
 ]
 
 
@@ -77,10 +77,10 @@ def test_methods_travel_as_dictionaries(method: Method) -> None:
         (lambda: DeltaCache(interval=0), r"interval must be an integer >= 1; got 0"),
         (lambda: DeltaCache(blocks=0), r"blocks must be an integer >= 1; got 0"),
         (lambda: DeltaCache(gate=0), r"gate must be an integer >= 1; got 0"),
-        (lambda: CalibratedCache(""), r"profile must be a path or a Profile; got ''"),
-        (lambda: Profile("M", "0", 3, math.nan, PROFILE.kinds), r"alpha must be a number"),
-        (lambda: Profile("M", "0", 3, 0.1, PROFILE.kinds), r"feed_forward computes call 3 of 3"),
-        (lambda: Profile("M", "0", 3, 0.1, ()), r"at least one kind"),
+        (lambda: CalibratedCache(""), r"calibration must be a path or a Calibration; got ''"),
+        (lambda: Calibration("M", "0", 3, math.nan, PROFILE.kinds), r"alpha must be a number"),
+        (lambda: Calibration("M", "0", 3, 0.1, PROFILE.kinds), r"feed_forward computes call 3 of 3"),
+        (lambda: Calibration("M", "0", 3, 0.1, ()), r"at least one kind"),
     ],
 )
 def test_bad_settings(make: Any, message: str) -> None:
@@ -94,7 +94,10 @@ def test_bad_settings(make: Any, message: str) -> None:
         (BlockCache(front=4), r"front of DiTTransformer2DModel must be an integer in 1\.\.3; got 4"),
         (BlockCache(back=3), r"back of DiTTransformer2DModel with front=1 must be an integer in 0\.\.2; got 3"),
         (DeltaCache(blocks=5), r"blocks of DiTTransformer2DModel must be an integer in 1\.\.4; got 5"),
-        (CalibratedCache(PROFILE), r"calibrated on DiTTransformer2DModel with configuration 0{16}, and the network is"),
+        (
+            CalibratedCache(PROFILE),
+            r"is of DiTTransformer2DModel with configuration 0{16}, and the network is",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_network(dit: Any, method: Method, message: str) -> None:
@@ -134,23 +137,23 @@ def test_in_a_pipeline(pipe: Any) -> None:
         pictures(pipe)
 
 
-def test_calibration_writes_a_profile_that_its_method_loads(pipe: Any, tmp_path: Any) -> None:
+def test_calibration_writes_a_calibration_that_its_method_loads(pipe: Any, tmp_path: Any) -> None:
     prompts = [{"class_labels": [1]}, {"class_labels": [2]}]
     strict = calibrate(pipe, prompts, 0.0, num_inference_steps=6, output_type="np")
     loose = calibrate(pipe, prompts, 1e9, tmp_path / "p.json", max_reuse=2, num_inference_steps=6, output_type="np")
     assert {item.steps for item in strict.kinds} == {(0, 1, 2, 3, 4, 5)}
     assert {item.steps for item in loose.kinds} == {(0, 3)}
-    assert Profile.load(tmp_path / "p.json") == loose
+    assert Calibration.load(tmp_path / "p.json") == loose
     plain = pictures(pipe)
     with accelerate(pipe, CalibratedCache(strict)):
         assert (pictures(pipe) == plain).all()
     with accelerate(pipe, CalibratedCache(str(tmp_path / "p.json"))) as handle:
         pictures(pipe)
         assert (handle.report().computed, handle.report().replayed) == (2, 4)
-        with pytest.raises(ValueError, match=r"calibrated for 6 network calls, and this run has 4: calibrate again"):
+        with pytest.raises(ValueError, match=r"is for 6 network calls, and this run has 4: calibrate again"):
             pictures(pipe, steps=4)
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"bad\.json is not a profile"):
+    with pytest.raises(ValueError, match=r"bad\.json is not a calibration"):
         accelerate(pipe, CalibratedCache(str(tmp_path / "bad.json")))
 
 

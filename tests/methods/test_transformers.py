@@ -10,7 +10,7 @@ from transformer_reference import ReferenceBlocks, ReferenceUnits
 from diffaccel.accelerate import accelerate
 from diffaccel.families import layout_of
 from diffaccel.forecast import Taylor
-from diffaccel.methods import BlockCache, CalibratedCache, DeltaCache, IntervalCache, KindSteps, Profile
+from diffaccel.methods import BlockCache, CalibratedCache, Calibration, DeltaCache, IntervalCache, KindSteps
 from diffaccel.schedule import Always
 
 pytestmark = [  # what the networks themselves say
@@ -73,17 +73,17 @@ def close(ours: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def profile(model: Any, steps: tuple[int, ...]) -> Profile:
+def profile(model: Any, steps: tuple[int, ...]) -> Calibration:
     layout = layout_of(model)
     kinds = sorted({unit.kind for unit in layout.units})
     shifted = {kind: (0, *(s + i % 2 for s in steps[1:])) for i, kind in enumerate(kinds)}
-    return Profile(layout.model, layout.fingerprint, CALLS, 0.1, tuple(KindSteps(k, s) for k, s in shifted.items()))
+    return Calibration(layout.model, layout.fingerprint, CALLS, 0.1, tuple(KindSteps(k, s) for k, s in shifted.items()))
 
 
 def always(model: Any) -> list[Any]:
     every = profile(model, (0,))
     kinds = tuple(KindSteps(item.kind, tuple(range(CALLS))) for item in every.kinds)
-    full = Profile(every.model, every.fingerprint, CALLS, 0.0, kinds)
+    full = Calibration(every.model, every.fingerprint, CALLS, 0.0, kinds)
     return [
         BlockCache(threshold=0.0),
         BlockCache(warmup=100, threshold=10.0, forecast=Taylor(1)),

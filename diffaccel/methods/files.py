@@ -1,0 +1,41 @@
+"""Methods out of JSON files, whoever wrote them: what `calibrate` measured, or methods as `to_dict` gives them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffaccel.config import Config
+from diffaccel.methods.base import Method
+from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
+from diffaccel.methods.profile import Profile, Recipe
+
+
+def load_methods(path: str | Path) -> tuple[Method, ...]:
+    """The methods that a JSON file asks for.
+
+    The file holds a calibration that `diffaccel.calibrate` wrote, or one method, or several: as a list, or under
+    `"methods"`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else; the message names the file.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        listed = values.get("methods", values) if isinstance(values, dict) else values
+        return tuple(_method(value) for value in (listed if isinstance(listed, list) else [listed]))
+    except ValueError as error:
+        raise ValueError(f"{path} holds neither a calibration nor methods: {error}") from error
+
+
+def _method(values: Any) -> Method:
+    if not isinstance(values, dict) or not isinstance(values.get("type"), str):
+        raise ValueError(f"expected an object with a type, found {str(values)[:60]}")
+    config = Config.from_dict(values)
+    if isinstance(config, Calibration):
+        return CalibratedCache(config)
+    if isinstance(config, Recipe):
+        return Profile(config)
+    if not isinstance(config, Method):
+        raise ValueError(f"{values['type']} is not a method; methods are {', '.join(Method.names())}")
+    return config
