@@ -39,6 +39,11 @@ class Config:
         rest = dict(values)
         return cls._build(str(rest.pop("type", cls.__name__)), (), {k: _revive(v) for k, v in rest.items()})
 
+    def to_text(self) -> str:
+        """The short string that `parse` turns back into an equal configuration."""
+        name, arguments = _called(self)
+        return f"{name}:{arguments}" if arguments else name
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """The configuration written as `name` or `name:field=value,...`; a value may be another one, as `name(...)`.
@@ -87,6 +92,20 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+def _called(config: Config) -> tuple[str, str]:
+    """Name and arguments of a configuration; arguments that have their default are left out."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}  # type: ignore[arg-type]
+    return type(config).__name__.lower(), ",".join(f"{name}={_written(value)}" for name, value in given.items())
+
+
+def _written(value: Any) -> str:
+    """`value` as `_value` reads it."""
+    if isinstance(value, Config):
+        name, arguments = _called(value)
+        return f"{name}({arguments})"
+    return f"[{','.join(_written(item) for item in value)}]" if isinstance(value, tuple) else repr(value)
+
+
 def _revive(value: Any) -> Any:
     """The inverse of `_plain`."""
     if isinstance(value, Mapping):
@@ -108,11 +127,12 @@ def _value(node: ast.expr) -> Any:
         return Config._build(node.id, (), {}) if node.id.lower() in Config.names() else node.id
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return Config._build(node.func.id, *_arguments(node))
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
     try:
-        value = ast.literal_eval(node)
+        return ast.literal_eval(node)
     except ValueError as error:
         raise ValueError(f"cannot read the value {ast.unparse(node)!r}: use a number, a word or name(...)") from error
-    return tuple(value) if isinstance(value, list) else value
 
 
 def check(condition: bool, problem: str) -> None:

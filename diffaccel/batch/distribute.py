@@ -13,12 +13,16 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.pipeline import Placement, open_pipeline
 from diffaccel.batch.store import OutputFolder, Record, Sink, StoreError, is_done, read_manifest
 from diffaccel.batch.summary import Calls, Summary
-from diffaccel.models import ModelError, ModelSource, load
+from diffaccel.models import ModelError, ModelSource
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 MAX_STARTS = 3
 OnRecord = Callable[[Record], None]
@@ -34,11 +38,20 @@ class Part:
 
     jobs: tuple[Job, ...]
     source: ModelSource
-    device: str | None = None
+    placement: Placement = field(default_factory=Placement)
     batch_size: int = 4
     suffix: str = "png"
     compare: bool = False
     fail_fast: bool = False
+
+    def pipeline(self) -> "DiffusionPipeline":
+        """The pipeline that renders the jobs."""
+        return open_pipeline(self.source, self.jobs[0].dtype, self.jobs[0].vae, self.placement)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether parts of the pipeline may run side by side, which they may not where they share memory in turns."""
+        return self.placement.device_map is None
 
 
 def render_part(part: Part, folder: Sink, on_record: OnRecord) -> tuple[Summary, Calls]:
@@ -46,8 +59,7 @@ def render_part(part: Part, folder: Sink, on_record: OnRecord) -> tuple[Summary,
     from diffaccel.batch.render import Renderer
     from diffaccel.batch.run import Run
 
-    pipe = load(part.source, dtype=part.jobs[0].dtype, device=part.device)
-    with Renderer(pipe) as renderer:
+    with Renderer(part.pipeline(), overlap=part.overlap) as renderer:
         run = Run(
             renderer,
             folder,
@@ -66,10 +78,14 @@ def split(part: Part, count: int) -> list[Part]:
     dealt = list(batches(part.jobs, part.batch_size))
     hands = [tuple(job for batch in dealt[index::count] for job in batch) for index in range(count)]
     return [
-        replace(part, jobs=jobs, device=part.device or device)
+        replace(part, jobs=jobs, placement=_placed(part.placement, device))
         for jobs, device in zip(hands, _devices(count), strict=True)
         if jobs
     ]
+
+
+def _placed(placement: Placement, device: str | None) -> Placement:
+    return placement if placement.device else replace(placement, device=device)
 
 
 def _devices(count: int) -> list[str | None]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any
@@ -25,7 +25,9 @@ class Job:
         seed: seeds this picture's own generator, so that the picture does not depend on its place in a batch.
         model: what the pipeline was loaded from; `dtype` is that of its weights.
         width, height: in pixels.
-        cache: a method as `diffaccel.methods.parse` reads it, or `"none"`.
+        cache: methods as `diffaccel.batch.settings.parse_cache` reads them, or `"none"`.
+        guidance: `"full"`, or residual guidance as `diffaccel.batch.settings.parse_guidance` reads it.
+        vae: what the autoencoder was loaded from, where it is not the model's own.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
     """
 
@@ -41,7 +43,9 @@ class Job:
     height: int | None = None
     scheduler: str = "default"
     cache: str = "none"
+    guidance: str = "full"
     lora: str | None = None
+    vae: str | None = None
     init_image: str | None = None
     strength: float | None = None
 
@@ -66,8 +70,17 @@ class Plan:
     duplicates: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """What all pictures of a run are rendered with: model, dtype of its weights, and another autoencoder if any."""
+
+    model: str
+    dtype: str
+    vae: str | None = None
+
+
 def plan_jobs(
-    rows: Iterable[Row | BadRow], options: Settings, *, model: str, dtype: str, cache: str = "none", num_images: int = 1
+    rows: Iterable[Row | BadRow], options: Settings, source: Source, *, cache: str = "none", num_images: int = 1
 ) -> Plan:
     """Decide every setting of every picture.
 
@@ -83,7 +96,7 @@ def plan_jobs(
         if isinstance(row, BadRow):
             bad.append(row)
             continue
-        for job in _expand(row, options, model, dtype, cache, num_images):
+        for job in _expand(row, options, source, cache, num_images):
             known = jobs.setdefault(job.id.casefold(), job)
             if known == job and known is not job:
                 duplicates += 1
@@ -92,9 +105,9 @@ def plan_jobs(
     return Plan(tuple(jobs.values()), tuple(bad), duplicates)
 
 
-def _expand(row: Row, options: Settings, model: str, dtype: str, cache: str, num_images: int) -> Iterable[Job]:
+def _expand(row: Row, options: Settings, source: Source, cache: str, num_images: int) -> Iterable[Job]:
     given = options.given() | row.given()
-    settings = {"cache": cache, **defaults(model), **defaults(given.get("lora", "")), **given}
+    settings = {"cache": cache, **defaults(source.model), **defaults(given.get("lora", "")), **given}
     if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
         settings["cache"] = "none"
     identifier = settings.pop("custom_id", None) or row_id(row)
@@ -102,7 +115,7 @@ def _expand(row: Row, options: Settings, model: str, dtype: str, cache: str, num
     first = seed if seed is not None else int(_digest(identifier)[:8], 16)
     for index in range(num_images):
         name = identifier if index == 0 else f"{identifier}-{index + 1}"
-        yield Job(id=name, seed=first + index, model=model, dtype=dtype, **settings)
+        yield Job(id=name, seed=first + index, **asdict(source), **settings)
 
 
 def row_id(row: Row) -> str:
@@ -115,9 +128,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def shard(jobs: Sequence[Job], index: int, count: int) -> tuple[Job, ...]:
-    """The `index`-th (from 1) of `count` parts; a job's part depends on its id alone, never on the other rows."""
-    return tuple(job for job in jobs if int(_digest(job.id)[:8], 16) % count == index - 1)
+def shard(jobs: Iterable[Job], index: int, count: int, batch_size: int) -> tuple[Job, ...]:
+    """The `index`-th (from 1) of `count` parts: the full batches of the whole, dealt out in turn.
+
+    As batches stay together, every part renders exactly what one run over the whole would.
+    """
+    dealt = list(batches(jobs, batch_size))[index - 1 :: count]
+    return tuple(job for batch in dealt for job in batch)
 
 
 def batches(jobs: Iterable[Job], size: int) -> Iterable[tuple[Job, ...]]:

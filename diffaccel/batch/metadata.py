@@ -41,9 +41,11 @@ def parameters(job: Job, size: tuple[int, int]) -> str:
         "Seed": job.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model": job.model,
+        "VAE": job.vae,
         "Denoising strength": job.strength,
         "Lora": job.lora,
         "Cache": job.cache,
+        "Guidance": None if job.guidance == "full" else job.guidance,
         "Version": f"diffaccel {__version__}",
     }
     listed = ", ".join(f"{name}: {_quote(value)}" for name, value in values.items() if value is not None)

@@ -94,10 +94,8 @@ class RenderActor:
     """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
 
     def __init__(self, part: Part) -> None:
-        from diffaccel.models import load
-
         self._part = part
-        self._pipe = load(part.source, dtype=part.jobs[0].dtype, device=part.device)
+        self._pipe = part.pipeline()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Render the batch; `rows` is a column of one."""
@@ -105,7 +103,7 @@ class RenderActor:
         from diffaccel.batch.run import Run
 
         parcel, part = _Parcel(), self._part
-        with Renderer(self._pipe) as renderer:
+        with Renderer(self._pipe, overlap=part.overlap) as renderer:
             run = Run(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
             run(pickle.loads(rows["jobs"][0]))
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

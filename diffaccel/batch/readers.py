@@ -51,11 +51,20 @@ def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
 
 def _file(path: Path) -> Rows:
     try:
-        yield from _READERS[path.suffix.lower()](path)
+        for row in _READERS[path.suffix.lower()](path):
+            yield _beside(path.parent, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
     except (OSError, csv.Error, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _beside(folder: Path, row: Row | BadRow) -> Row | BadRow:
+    """The row with its files looked for beside the prompt file that names them, before the working folder."""
+    if isinstance(row, BadRow) or not (row.init_image or row.lora):
+        return row
+    named = {name: getattr(row, name) for name in ("init_image", "lora") if getattr(row, name)}
+    return row.model_copy(update={name: str(folder / file) for name, file in named.items() if (folder / file).exists()})
 
 
 def _row(values: Any, where: str) -> Row | BadRow:

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffaccel.accelerate import Handle, accelerate
+from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.settings import SCHEDULERS, parse_cache
+from diffaccel.batch.settings import SCHEDULERS, parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
+from diffaccel.batch.text import TextMemory, encode_ahead
+from diffaccel.methods import Method
 from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
 
@@ -40,27 +43,35 @@ class Rendered:
 
 
 class Renderer:
-    """Renders batches of jobs on one pipeline; use it with `with`, which takes the caching off at the end.
+    """Renders batches of jobs on one pipeline; use it with `with`, which leaves the pipeline as it was.
+
+    Args:
+        overlap: allow `start` to leave decoding for later, and `encode_ahead` to work; False where the pipeline's parts
+            take turns in the accelerator's memory.
 
     Attributes:
         calls: network calls of all batches under caching, complete once the renderer is closed.
     """
 
-    def __init__(self, pipe: "DiffusionPipeline") -> None:
+    def __init__(self, pipe: "DiffusionPipeline", *, overlap: bool = True) -> None:
         pipe.set_progress_bar_config(disable=True)
         self.calls = Calls()
         self._pipe = pipe
         self._scheduler = pipe.scheduler
         self._lora: str | None = None
-        self._cache = "none"
+        self._methods: tuple[Method, ...] = ()
         self._handle: Handle | None = None
         self._cached_pipe = pipe
+        self._overlap = overlap
+        self._decoding = Decoding(overlap)
+        self._text = TextMemory(pipe)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._detach(count=kind is None)
+        self._text.detach()
 
     def render(self, jobs: Sequence[Job]) -> Rendered:
         """Render one batch. All jobs must have the same `Job.group`.
@@ -69,16 +80,33 @@ class Renderer:
             RenderError: a setting that this pipeline cannot take, or pictures that are not finite.
             torch.OutOfMemoryError: the batch is too large for the device.
         """
+        return self.start(jobs)()
+
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
+        """Render one batch as far as the decoder; the returned function does the rest, on whatever thread.
+
+        Both may raise what `render` raises.
+        """
         first = jobs[0]
         pipe = self._image_pipe if first.init_image else self._pipe
         self._set_lora(first.lora)
-        self._set_cache(pipe, first.cache)
+        self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))
         pipe.scheduler = self._new_scheduler(first.scheduler)
-        arguments, start = _arguments(pipe, jobs), time.perf_counter()
+        arguments, begin = _arguments(pipe, jobs), time.perf_counter()
         with torch.inference_mode():
-            pixels = pipe(**arguments).images
-        images = tuple(_to_image(picture) for picture in pixels)
-        return Rendered(tuple(_complete(job, pipe) for job in jobs), images, time.perf_counter() - start)
+            decode = self._decoding(pipe, arguments)
+        complete = tuple(_complete(job, pipe) for job in jobs)
+
+        def finish() -> Rendered:
+            images = tuple(_to_image(picture) for picture in decode())
+            return Rendered(complete, images, time.perf_counter() - begin)
+
+        return finish
+
+    def encode_ahead(self, jobs: Sequence[Job]) -> None:
+        """Encode the prompts of a coming batch, so that `start` finds them encoded; on whatever thread."""
+        if self._overlap and jobs[0].lora == self._lora:
+            encode_ahead(self._pipe, [job.prompt for job in jobs], _as_asked(self._pipe))
 
     @cached_property
     def _image_pipe(self) -> "DiffusionPipeline":
@@ -100,20 +128,20 @@ class Renderer:
         if lora == self._lora:
             return
         self._detach()
-        if self._lora is not None:
-            self._pipe.unload_lora_weights()
-            self._lora = None
-        if lora is not None:
-            load_lora(self._pipe, lora)
-            self._lora = lora
+        with self._text.changed_weights():
+            if self._lora is not None:
+                self._pipe.unload_lora_weights()
+                self._lora = None
+            if lora is not None:
+                load_lora(self._pipe, lora)
+                self._lora = lora
 
-    def _set_cache(self, pipe: "DiffusionPipeline", spec: str) -> None:
-        if spec == self._cache and pipe is self._cached_pipe:
+    def _set_methods(self, pipe: "DiffusionPipeline", methods: tuple[Method, ...]) -> None:
+        if methods == self._methods and pipe is self._cached_pipe:
             return
         self._detach()
-        methods = parse_cache(spec)
         self._handle = accelerate(pipe, *methods) if methods else None
-        self._cache, self._cached_pipe = spec, pipe
+        self._methods, self._cached_pipe = methods, pipe
 
     def _detach(self, count: bool = True) -> None:
         """Take the caching off; counting what it saved takes a moment, which an interrupted run does not have."""
@@ -122,7 +150,7 @@ class Renderer:
         if self._handle is not None and count:
             report = self._handle.report()
             self.calls += Calls(report.computed, report.replayed, report.macs, report.macs_plain)
-        self._handle, self._cache = None, "none"
+        self._handle, self._methods = None, ()
 
 
 def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]:
@@ -138,11 +166,26 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
         values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
     if any(job.negative_prompt for job in jobs):
         values["negative_prompt"] = [job.negative_prompt for job in jobs]
+    values |= _as_asked(pipe)
     unknown = [name for name in values if name not in accepted]
     if unknown:
         raise RenderError(f"{type(pipe).__name__} has no setting {', '.join(unknown)}")
     generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
     return {**values, "prompt": [job.prompt for job in jobs], "generator": generators, "output_type": "np"}
+
+
+def _as_asked(pipe: "DiffusionPipeline") -> dict[str, Any]:
+    """Arguments that keep a pipeline from changing what was asked for.
+
+    Prompts are taken literally: PixArt and Sana would clean them on machines that have Beautiful Soup. Where a PixArt
+    network has no table of standard picture sizes, its pipeline must not look for the nearest one.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    arguments = {"clean_caption": False} if "clean_caption" in accepted else {}
+    sample_size = getattr(getattr(getattr(pipe, "transformer", None), "config", None), "sample_size", None)
+    if type(pipe).__name__.startswith("PixArt") and sample_size not in (32, 64, 128, 256):
+        arguments["use_resolution_binning"] = False
+    return arguments
 
 
 def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:

@@ -1,39 +1,28 @@
 """A run: batches through the renderer, pictures to disk on other threads, every job's end in the manifest.
 
-A batch that fails is halved until the job that cannot be rendered stands alone, so one bad row costs only itself; where
-memory ran out, later batches keep to the smaller size.
+While one batch is denoised, the batch before it is decoded, the prompts of the batch after it are encoded, and finished
+pictures are compressed and written, each on threads of their own.
 """
 
-import gc
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import BytesIO
 
-import torch
-
 from diffaccel.batch.compare import Comparison, side_by_side
-from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.line import Failure, ProductionLine
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
 from diffaccel.batch.store import Record, Sink, StoreError
 from diffaccel.batch.summary import Summary
 
-logger = logging.getLogger(__name__)
 WRITERS = 4
 MAX_PENDING = 16
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job that could not be rendered, and why."""
-
-    job: Job
-    error: str
 
 
 class Run:
@@ -74,11 +63,8 @@ class Run:
         start = time.perf_counter()
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="diffaccel-write") as writers:
             try:
-                for outcome in render_all(jobs, self._render, self._batch_size):
-                    self._take(outcome, writers)
-                    self._record(keep=MAX_PENDING)
-                    if self._fail_fast and isinstance(outcome, Failure):
-                        break
+                line = ProductionLine(self._start, self._renderer.encode_ahead, self._batch_size)
+                line(jobs, partial(self._take, writers))
             finally:
                 self._record(keep=0)
                 self.summary.seconds = time.perf_counter() - start
@@ -87,18 +73,25 @@ class Run:
     def _warm_up(self, job: Job) -> None:
         """Spare the first compared picture the cost of first use; what cannot be rendered is reported in its turn."""
         with suppress(Exception):
-            self._renderer.render([replace(job, cache="none", steps=2)])
+            self._renderer.render([replace(job, cache="none", guidance="full", steps=2)])
 
-    def _render(self, jobs: Sequence[Job]) -> "Pictures":
-        plain = self._renderer.render([replace(job, cache="none") for job in jobs]) if self._compare else None
-        return Pictures(tuple(jobs), self._renderer.render(jobs), plain)
+    def _start(self, jobs: Sequence[Job]) -> "Callable[[], Pictures]":
+        """Render a batch as far as the decoder; the returned function does the rest. A comparison is timed at once."""
+        if not self._compare:
+            finish = self._renderer.start(jobs)
+            return lambda: Pictures(tuple(jobs), finish(), None)
+        plain = self._renderer.render([replace(job, cache="none", guidance="full") for job in jobs])
+        pictures = Pictures(tuple(jobs), self._renderer.render(jobs), plain)
+        return lambda: pictures
 
-    def _take(self, outcome: "Pictures | Failure", writers: ThreadPoolExecutor) -> None:
+    def _take(self, writers: ThreadPoolExecutor, outcome: "Pictures | Failure") -> bool:
+        """Have an outcome written and recorded; whether to go on."""
         if isinstance(outcome, Failure):
             self._writing.append(writers.submit(_failed, outcome))
-            return
-        for index in range(len(outcome.jobs)):
-            self._writing.append(writers.submit(self._write, outcome, index))
+        else:
+            self._writing += [writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))]
+        self._record(keep=MAX_PENDING)
+        return not (self._fail_fast and isinstance(outcome, Failure))
 
     def _write(self, pictures: "Pictures", index: int) -> Record:
         """Encode and write one picture (on a writer's thread)."""
@@ -165,46 +158,6 @@ class Pictures:
             return None
         plain_seconds = self.plain.seconds / len(self.jobs)
         return Comparison(self.plain.images[index], self.rendered.images[index], plain_seconds, self.seconds)
-
-
-def render_all(
-    jobs: Iterable[Job], render: Callable[[Sequence[Job]], Pictures], batch_size: int
-) -> Iterator[Pictures | Failure]:
-    """Render in full batches; halve a batch that fails, and the batch size too where memory ran out."""
-    pending, limit = deque(batches(jobs, batch_size)), batch_size
-    while pending:
-        batch = pending.popleft()
-        if len(batch) > limit:
-            pending.extendleft((batch[limit:], batch[:limit]))
-            continue
-        try:
-            outcome: Pictures | Failure = render(batch)
-        except Exception as error:
-            half = len(batch) // 2
-            if is_out_of_memory(error):
-                limit = max(1, half)
-                _release_memory()
-                logger.warning("out of memory at batch size %d, going on with %d", len(batch), limit)
-            if half:
-                pending.extendleft((batch[half:], batch[:half]))
-                continue
-            logger.debug("job %s failed", batch[0].id, exc_info=error)
-            outcome = Failure(batch[0], f"{type(error).__name__}: {error}")
-        yield outcome
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: the accelerator's or, as torch words it, the machine's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
-
-
-def _release_memory() -> None:
-    gc.collect()
-    with suppress(RuntimeError):
-        torch.cuda.empty_cache()
 
 
 def _failed(failure: Failure) -> Record:

@@ -45,6 +45,7 @@ class Settings(BaseModel):
     height: Pixels | None = None
     scheduler: str | None = None
     cache: str | None = None
+    guidance: str | None = None
     lora: str | None = None
     init_image: str | None = None
     strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
@@ -71,6 +72,13 @@ class Settings(BaseModel):
     def _known_cache(cls, spec: str | None) -> str | None:
         if spec is not None:
             parse_cache(spec)
+        return spec
+
+    @field_validator("guidance")
+    @classmethod
+    def _known_guidance(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            parse_guidance(spec)
         return spec
 
     @field_validator("negative_prompt", "prompt", check_fields=False)
@@ -103,6 +111,25 @@ def parse_cache(spec: str) -> tuple[Any, ...]:
     from diffaccel import methods
 
     return tuple(methods.parse(part) for part in re.split(r"\+(?=\s*[a-z])", spec))
+
+
+@lru_cache
+def parse_guidance(spec: str) -> tuple[Any, ...]:
+    """The method behind `"one-time"` or `"self"`, also as `"one-time:delta=0.8"`; none for `"full"`.
+
+    Raises `ValueError` that names the valid ones.
+    """
+    from diffaccel.methods import Method
+    from diffaccel.methods.residual_guidance import NEGATIVES
+
+    name, _, rest = spec.partition(":")
+    if spec == "full":
+        return ()
+    if name not in NEGATIVES:
+        raise ValueError(
+            f"unknown guidance {spec!r}; one of full, {', '.join(NEGATIVES)} (how strong it is says guidance_scale)"
+        )
+    return (Method.parse(f"residualguidance:negative={name!r}{',' if rest else ''}{rest}"),)
 
 
 def parse_size(text: str) -> tuple[int, int]:

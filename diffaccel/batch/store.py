@@ -61,18 +61,25 @@ def explained(folder: Path) -> Iterator[None]:
         raise StoreError(f"cannot write to {folder}: {reason}; repeat the command once that is mended") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before, whatever happens meanwhile."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream for what `path` shall hold: all of it, or else what `path` held before, whatever happens meanwhile."""
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before, whatever happens meanwhile."""
+    with atomic_file(path) as stream:
+        stream.write(data)
 
 
 class Sink(Protocol):

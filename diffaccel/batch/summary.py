@@ -32,6 +32,7 @@ class Summary:
     Attributes:
         psnr: of each compared picture, in dB.
         plain_seconds, cached_seconds: rendering time of all compared pictures.
+        joules: energy of the accelerators, where they tell it.
     """
 
     done: int = 0
@@ -41,6 +42,7 @@ class Summary:
     psnr: list[float] = field(default_factory=list)
     plain_seconds: float = 0.0
     cached_seconds: float = 0.0
+    joules: float | None = None
 
     def add(self, record: Record) -> None:
         """Count one record."""

@@ -66,24 +66,18 @@ def _ranked(request: Request) -> Request:
 def _plan(request: Request) -> Work:
     """Read and check everything that can be checked without loading the model."""
     from diffaccel import models
-    from diffaccel.batch.jobs import plan_jobs, shard
+    from diffaccel.batch.jobs import Source, plan_jobs, shard
     from diffaccel.batch.store import to_render
 
     rows, request = _rows(request)
     options = _settings(request)
     source = models.resolve(request.model or DEFAULT_MODEL)
-    if options.lora:
-        models.find_lora(options.lora)
-    plan = plan_jobs(
-        rows,
-        options,
-        model=source.name,
-        dtype=str(models.choose_dtype(request.dtype, models.choose_device(request.device))).removeprefix("torch."),
-        cache=DEFAULT_CACHE if source.denoiser == "unet" else "none",
-        num_images=request.num_images,
-    )
+    common = Source(source.name, _check(request, options), request.vae)
+    cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
+    plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
     _require_prompts(plan, request)
-    jobs = (shard(plan.jobs, *request.shard) if request.shard else plan.jobs)[: request.limit]
+    jobs = shard(plan.jobs, *request.shard, request.batch_size) if request.shard else plan.jobs
+    jobs = jobs[: request.limit]
     todo = to_render(
         jobs,
         request.output,
@@ -94,8 +88,24 @@ def _plan(request: Request) -> Work:
     return Work(plan, jobs, todo, source)
 
 
+def _check(request: Request, options: "Settings") -> str:
+    """Check that everything is there that the command line names; the dtype of the weights."""
+    from diffaccel import models
+    from diffaccel.batch.export import require_pyarrow
+
+    if options.lora:
+        models.find_lora(options.lora)
+    if request.vae:
+        models.find_vae(request.vae)
+    if request.parquet:
+        require_pyarrow()
+    device = models.choose_device(request.device)
+    models.check_device_map(request.device_map, device)
+    return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
+
+
 def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
-    """The rows of all arguments; with `--from`, the picture's own row, and its model and dtype where none is given."""
+    """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
     from diffaccel.batch.metadata import read_job
     from diffaccel.batch.readers import InputError, read_rows
     from diffaccel.batch.settings import Row
@@ -106,9 +116,9 @@ def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
     if request.prompts:
         raise InputError("give either prompts or --from PICTURE, not both")
     values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
-    model, dtype, identifier = values.pop("model"), values.pop("dtype"), values.pop("id")
-    row = Row(**{**values, "custom_id": identifier, **request.settings})
-    return [row], replace(request, model=request.model or model, dtype=request.dtype or dtype)
+    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
+    row = {name: value for name, value in values.items() if name not in ("id", *fixed)}
+    return [Row(**{**row, "custom_id": values["id"], **request.settings})], replace(request, **fixed)
 
 
 def _settings(request: Request) -> "Settings":
@@ -118,12 +128,26 @@ def _settings(request: Request) -> "Settings":
     from diffaccel.batch.settings import Settings
 
     try:
-        return Settings(**request.settings)
+        return Settings(**(request.settings | _profile(request)))
     except ValidationError as error:
         problem = error.errors()[0]
         name = "--" + str(problem["loc"][0] if problem["loc"] else "size").replace("_", "-")
         message = str(problem["msg"]).removeprefix("Value error, ")
         raise click.UsageError(f"{name}: {message} (got {problem['input']!r})") from error
+
+
+def _profile(request: Request) -> dict[str, Any]:
+    """The caching that `--profile` asks for, written out, so that pictures and manifest do without the file."""
+    from diffaccel.methods.files import load_methods
+
+    if request.profile is None:
+        return {}
+    if "cache" in request.settings:
+        raise click.UsageError("--profile and --cache both say what is reused: give one of them")
+    try:
+        return {"cache": " + ".join(method.to_text() for method in load_methods(request.profile))}
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"--profile: {error}") from error
 
 
 def _require_prompts(plan: "Plan", request: Request) -> None:
@@ -151,6 +175,7 @@ def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
                 _write_sheet(request, work, bad)
             raise
         _write_sheet(request, work, bad)
+        _export(request, work)
     summary.failed += len(bad)
     summary.first_error = summary.first_error or (f"{bad[0].id}: {bad[0].error}" if bad else None)
     return summary, calls
@@ -158,6 +183,8 @@ def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
 
 def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary, Calls]":
     from diffaccel.batch.distribute import Part, Processes, render_part
+    from diffaccel.batch.energy import EnergyMeter
+    from diffaccel.batch.pipeline import Placement, devices
     from diffaccel.batch.summary import Calls, Summary
 
     if not work.todo:
@@ -165,20 +192,25 @@ def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary
     part = Part(
         work.todo,
         work.source,
-        device=request.device,
+        Placement(request.device, request.device_map, request.compiled),
         batch_size=request.batch_size,
         suffix=request.suffix,
         compare=request.compare,
         fail_fast=request.fail_fast,
     )
     with _progress(request, work) as bar:
+        show = partial(_show, bar)
         if request.engine == "ray":
             from diffaccel.batch.ray_engine import render_on_ray
 
-            return render_on_ray(part, folder, partial(_show, bar), actors=request.processes, address=request.address)
-        if request.processes > 1:
-            return Processes(folder, partial(_show, bar))(part, request.processes)
-        return render_part(part, folder, partial(_show, bar))
+            return render_on_ray(part, folder, show, actors=request.processes, address=request.address)
+        with EnergyMeter(devices(part.placement, request.processes)) as meter:
+            if request.processes > 1:
+                summary, calls = Processes(folder, show)(part, request.processes)
+            else:
+                summary, calls = render_part(part, folder, show)
+    summary.joules = meter.joules
+    return summary, calls
 
 
 def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
@@ -199,7 +231,25 @@ def _write_sheet(request: Request, work: Work, bad: "list[Record]") -> None:
     write_sheet(request.output, [record for record in records if record.status == "done" or record.id in asked])
 
 
+def _export(request: Request, work: Work) -> None:
+    """Pack the pictures, once all of the input has ended; of several shards, the last one to end does it for all."""
+    from diffaccel.batch.export import finished, write_parquet, write_tars
+    from diffaccel.batch.store import read_manifest
+
+    if not (request.tar_size or request.parquet):
+        return
+    asked = work.plan.jobs if request.shard else work.jobs
+    records = finished(asked, read_manifest(request.output), request.output, request.suffix)
+    if records is None:
+        return
+    if request.tar_size:
+        write_tars(request.output, records, request.tar_size)
+    if request.parquet:
+        write_parquet(request.output, records)
+
+
 def _progress(request: Request, work: Work) -> Any:
+    """A bar with rate, ETA and failures."""
     from tqdm import tqdm
 
     return tqdm(total=len(work.todo), unit="img", disable=True if request.quiet else None, smoothing=0.1)
@@ -208,6 +258,8 @@ def _progress(request: Request, work: Work) -> Any:
 def _show(bar: Any, record: "Record") -> None:
     if record.error:
         bar.write(f"{record.id}: {record.error}", file=sys.stderr)
+        bar.failed = getattr(bar, "failed", 0) + 1
+        bar.set_postfix(failed=bar.failed, refresh=False)
     bar.update()
 
 

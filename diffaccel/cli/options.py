@@ -16,6 +16,7 @@ SETTINGS = (
     "size",
     "scheduler",
     "cache",
+    "guidance",
     "init_image",
     "strength",
 )
@@ -54,23 +55,39 @@ _OPTIONS = (
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
     click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [deepcache:interval=3,branch=0]"),
+    click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
+    _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
     click.option("--init-image", metavar="PICTURE", help="Start from this picture instead of noise."),
     click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
     _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
     _flag("--compare", help="Render without caching too, and show both with their difference."),
     click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
+    click.option("--vae", help="Another autoencoder: bundled name, or a folder in diffusers format."),
+    click.option(
+        "--device-map",
+        type=click.Choice(["balanced", "offload"]),
+        help="balanced: spread the model over all accelerators; offload: keep it in memory, move parts as they run.",
+    ),
+    _flag("--compile", "compiled", help="Compile the denoiser; pays off after some hundred pictures."),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     click.option(
         "--image-format", "suffix", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True
     ),
     _path("--from", "source_picture", metavar="PICTURE", help="Render the settings inside this picture again."),
-    _flag("--overwrite", help="Render again what is there already."),
+    click.option(
+        "--overwrite/--resume",
+        default=False,
+        show_default=True,
+        help="Render again what is there already, or go on where an earlier run stopped.",
+    ),
     _flag("--retry-failed", help="Render only what failed in an earlier run."),
     click.option("--shard", callback=_parse_shard, metavar="I/N", help="Render part I of N, next to other machines."),
     _number("--processes", least=1, default=1, help="Processes here, or actors of the Ray cluster."),
     click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: over a Ray cluster."),
     click.option("--address", help="Of the Ray cluster.  [default: one on this machine]"),
+    _number("--tar", "tar_size", least=1, help="Pack the pictures into webdataset shards of this many, too."),
+    _flag("--parquet", help="Write them into one Parquet file, too."),
     _number("--limit", least=1, help="Render at most this many pictures."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
@@ -92,6 +109,12 @@ class Request:
     compare: bool
     dtype: str | None
     device: str | None
+    device_map: str | None
+    compiled: bool
+    vae: str | None
+    profile: Path | None
+    tar_size: int | None
+    parquet: bool
     suffix: str
     source_picture: Path | None
     overwrite: bool

@@ -60,6 +60,8 @@ def print_summary(request: Request, work: Work, summary: "Summary", calls: "Call
     if summary.psnr:
         speedup = summary.plain_seconds / summary.cached_seconds
         parts.append(f"{speedup:.2f}x as fast as without caching, PSNR {sum(summary.psnr) / len(summary.psnr):.1f} dB")
+    if summary.joules is not None and summary.done:
+        parts.append(f"{summary.joules:.0f} J ({summary.joules / summary.done:.1f} J a picture)")
     click.echo(f"{'; '.join(parts)}. See {request.output / 'index.html'}")
 
 

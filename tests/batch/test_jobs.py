@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffaccel.batch.jobs import Job, Plan, batches, plan_jobs, row_id, shard
+from diffaccel.batch.jobs import Job, Plan, Source, batches, plan_jobs, row_id, shard
 from diffaccel.batch.readers import BadRow
 from diffaccel.batch.settings import Row, Settings
 
@@ -13,7 +13,7 @@ def plan(
     *rows: Row | BadRow, model: str = "some/model", num_images: int = 1, cache: str = "none", **options: object
 ) -> Plan:
     settings = Settings.model_validate(options)
-    return plan_jobs(rows, settings, model=model, dtype="float32", cache=cache, num_images=num_images)
+    return plan_jobs(rows, settings, Source(model, "float32"), cache=cache, num_images=num_images)
 
 
 def test_row_comes_before_options_before_the_models_defaults() -> None:
@@ -79,8 +79,8 @@ def test_fingerprint_covers_everything_but_the_name() -> None:
     assert replace(job, id="b").fingerprint == job.fingerprint
     changes = {"prompt": "q", "seed": 2, "model": "n", "dtype": "float16", "negative_prompt": "n", "steps": 3}
     changes |= {"guidance_scale": 1.0, "width": 8, "height": 8, "scheduler": "lcm", "cache": "c", "lora": "l"}
-    changes |= {"init_image": "i", "strength": 0.5}
-    assert len({replace(job, **{key: value}).fingerprint for key, value in changes.items()} | {job.fingerprint}) == 15
+    changes |= {"init_image": "i", "strength": 0.5, "guidance": "self", "vae": "v"}
+    assert len({replace(job, **{key: value}).fingerprint for key, value in changes.items()} | {job.fingerprint}) == 17
 
 
 def test_batches_are_full_and_share_their_settings() -> None:
@@ -89,9 +89,10 @@ def test_batches_are_full_and_share_their_settings() -> None:
     assert sizes == [[2, 2, 2], [2], [3, 3, 3]]
 
 
-def test_shards_are_disjoint_complete_and_stable() -> None:
-    jobs = plan(*(Row(prompt=f"p{number}") for number in range(40))).jobs
-    parts = [shard(jobs, index, 4) for index in (1, 2, 3, 4)]
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_shards_are_the_batches_of_the_whole_dealt_out(batch_size: int) -> None:
+    jobs = plan(*(Row(prompt=f"p{number}", steps=2 + number % 2) for number in range(41))).jobs
+    parts = [shard(jobs, index, 4, batch_size) for index in (1, 2, 3, 4)]
     assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
-    assert all(parts)
-    assert set(shard(jobs[:20], 1, 4)) <= set(parts[0])
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2 * batch_size
+    assert {batch for part in parts for batch in batches(part, batch_size)} == set(batches(jobs, batch_size))

@@ -60,6 +60,14 @@ def test_several_grids(tmp_path: Path) -> None:
     assert [row.cache for row in read(file) if isinstance(row, Row)] == ["none", "deepcache:interval=2", None]
 
 
+def test_files_that_a_row_names_are_looked_for_beside_its_own(tmp_path: Path) -> None:
+    (tmp_path / "start.png").touch()
+    file = write(tmp_path / "p.csv", "prompt,init_image,lora\na,start.png,\nb,elsewhere.png,emoji-lcm-lora\n")
+    beside, other = read(file)
+    assert beside == Row(prompt="a", init_image=str(tmp_path / "start.png"))
+    assert other == Row(prompt="b", init_image="elsewhere.png", lora="emoji-lcm-lora")
+
+
 def test_standard_input_takes_prompts_and_json() -> None:
     assert read("-", stdin='heart\n\n{"prompt": "panda", "seed": 3}\n') == [
         Row(prompt="heart"),
@@ -87,6 +95,8 @@ def test_standard_input_takes_prompts_and_json() -> None:
         (b'{"prompt": "a", "scheduler": "magic"}', "unknown scheduler 'magic'; one of default, ddim"),
         (b'{"prompt": "a", "cache": "magic"}', "unknown method 'magic'"),
         (b'{"prompt": "a", "cache": "deepcache:interval=0"}', "interval must be an integer >= 1"),
+        (b'{"prompt": "a", "guidance": "3"}', "unknown guidance '3'; one of full, one-time, self"),
+        (b'{"prompt": "a", "guidance": "self:beta=1"}', "no field 'beta'"),
         (b'{"prompt": "a", "colour": "red"}', "colour: Extra inputs are not permitted"),
         (b'{"prompt": "a", "custom_id": "../../etc/passwd"}', "custom_id"),
         (b'{"prompt": "a", "custom_id": ".hidden"}', "custom_id"),

@@ -1,8 +1,9 @@
 """A run: every job ends up done or failed, whatever goes wrong on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from diffaccel.batch import store
 from diffaccel.batch.jobs import Job
+from diffaccel.batch.line import is_out_of_memory
 from diffaccel.batch.render import Rendered
-from diffaccel.batch.run import Run, is_out_of_memory
+from diffaccel.batch.run import Run
 from diffaccel.batch.store import OutputFolder, Record, StoreError, read_manifest, to_render
 from diffaccel.batch.summary import Summary
 
@@ -23,7 +25,7 @@ class FakeRenderer:
     """Paints a job's seed as a grey; fails where it is told to."""
 
     def __init__(self, fits: int = 99, bad: Sequence[str] = ()) -> None:
-        self.fits, self.bad, self.sizes = fits, bad, []
+        self.fits, self.bad, self.sizes, self.prepared = fits, bad, [], []
 
     def render(self, jobs: Sequence[Job]) -> Rendered:
         self.sizes.append(len(jobs))
@@ -34,6 +36,13 @@ class FakeRenderer:
         shift = 0 if jobs[0].cache == "none" else 1
         images = tuple(Image.new("RGB", (8, 8), (job.seed + shift,) * 3) for job in jobs)
         return Rendered(tuple(jobs), images, 0.1 * len(jobs))
+
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
+        rendered = self.render(jobs)
+        return lambda: rendered
+
+    def encode_ahead(self, jobs: Sequence[Job]) -> None:
+        self.prepared.append(jobs[0].id)
 
 
 def run(folder: Path, renderer: FakeRenderer, jobs: Sequence[Job] = JOBS, **options: object) -> Summary:
@@ -50,6 +59,36 @@ def test_every_picture_is_written_and_recorded_in_order(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"{job.id}.png") as picture:
             assert np.asarray(picture).max() == job.seed
     assert to_render(JOBS, tmp_path) == ()
+
+
+def test_prompts_of_the_next_batch_are_encoded_ahead(tmp_path: Path) -> None:
+    renderer = FakeRenderer()
+    run(tmp_path, renderer, batch_size=4)
+    assert renderer.prepared == ["j4", "j8"]
+
+
+def test_one_batch_is_finished_while_the_next_is_started(tmp_path: Path) -> None:
+    """The first batch's second part waits for the second batch's first part, which no sequential run survives."""
+    second_started = Event()
+
+    class Overlapped(FakeRenderer):
+        def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
+            rendered = self.render(jobs)
+            if len(self.sizes) == 2:
+                second_started.set()
+            return lambda: rendered if second_started.wait(30) else pytest.fail("no overlap")
+
+    assert run(tmp_path, Overlapped(), batch_size=5).done == 10
+
+
+def test_what_fails_in_its_second_part_is_halved_too(tmp_path: Path) -> None:
+    class LateRenderer(FakeRenderer):
+        def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
+            return lambda: self.render(jobs)
+
+    assert run(tmp_path, LateRenderer(fits=2), batch_size=8).done == 10
+    summary = run(tmp_path, LateRenderer(bad=["j3"]), batch_size=8)
+    assert (summary.done, summary.failed) == (9, 1)
 
 
 def test_out_of_memory_halves_the_batch_for_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

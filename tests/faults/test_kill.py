@@ -5,7 +5,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ class SlowRenderer:
     def render(self, jobs: Sequence[Job]) -> Rendered:
         time.sleep(0.004)
         return Rendered(tuple(jobs), tuple(paint(job.seed) for job in jobs), 0.004)
+
+    def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
+        return partial(self.render, jobs)
+
+    def encode_ahead(self, jobs: Sequence[Job]) -> None:
+        pass
 
 
 def paint(seed: int) -> Image.Image:

@@ -1,0 +1,133 @@
+"""The finished pictures in the forms that training and data tools read: webdataset shards and a Parquet file.
+
+Both hold the pictures of the run's input in its order, whoever rendered them, and nothing that changes from run to run.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.readers import InputError
+from diffaccel.batch.store import Record, atomic_file, explained, is_done
+
+PARQUET = "pictures.parquet"
+TARS = "tars"
+_ROW_GROUP = 100
+_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {
+        "prompt": "string",
+        "negative_prompt": "string",
+        "seed": "int64",
+        "steps": "int32",
+        "guidance_scale": "float64",
+        "width": "int32",
+        "height": "int32",
+        "model": "string",
+        "dtype": "string",
+        "scheduler": "string",
+        "cache": "string",
+        "guidance": "string",
+        "lora": "string",
+        "vae": "string",
+        "init_image": "string",
+        "strength": "float64",
+    }
+)
+
+
+def finished(jobs: Sequence[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> list[Record] | None:
+    """Records of the pictures that are there, in the order of `jobs`; None while some of `jobs` have not ended."""
+    found = [(job, records.get(job.id)) for job in jobs]
+    done = [is_done(job, record, folder, suffix) for job, record in found]
+    ended = (
+        whole or (record is not None and (record.status, record.fingerprint) == ("failed", job.fingerprint))
+        for (job, record), whole in zip(found, done, strict=True)
+    )
+    if not all(ended):
+        return None
+    return [record for (_, record), whole in zip(found, done, strict=True) if whole and record]
+
+
+def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]:
+    """Write `tars/00000.tar`, ...: `size` pictures each, every one with its prompt (.txt) and settings (.json).
+
+    A sample's key is its place in the input and its id, without the dots at which webdataset would cut it.
+    Raises `StoreError` where one cannot be written.
+    """
+    place = folder / TARS
+    starts = range(0, len(records), size)
+    paths = [place / f"{number:05}.tar" for number in range(len(starts))]
+    with explained(place):
+        place.mkdir(exist_ok=True)
+        for path, start in zip(paths, starts, strict=True):
+            with atomic_file(path) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+                for index, record in enumerate(records[start : start + size], start):
+                    _add_sample(tar, folder, record, f"{index:07}-{record.id.replace('.', '_')}")
+        for left in set(place.glob("*.tar")) - set(paths):
+            left.unlink()
+    return paths
+
+
+def _add_sample(tar: tarfile.TarFile, folder: Path, record: Record, key: str) -> None:
+    """One picture and what belongs to it, as files that share a name; without times and owners."""
+    picture = folder / str(record.file_name)
+    settings = json.dumps({"id": record.id, **record.settings}, ensure_ascii=False)
+    parts = {
+        picture.suffix: picture.read_bytes(),
+        ".json": settings.encode(),
+        ".txt": str(record.settings["prompt"]).encode(),
+    }
+    for suffix, data in parts.items():
+        member = tarfile.TarInfo(key + suffix)
+        member.size = len(data)
+        tar.addfile(member, BytesIO(data))
+
+
+def write_parquet(folder: Path, records: Sequence[Record]) -> Path:
+    """Write `pictures.parquet`: id, settings and the picture's file as 🤗 Datasets stores images (bytes and path).
+
+    Raises `StoreError` where it cannot be written.
+    """
+    pa, parquet = require_pyarrow()
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"id": pa.string(), **{name: getattr(pa, kind)() for name, kind in _COLUMNS.items()}, "image": image}
+    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": _features()}})})
+    path = folder / PARQUET
+    with explained(path), atomic_file(path) as stream, parquet.ParquetWriter(stream, schema) as writer:
+        for rows in _groups(folder, records):
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    return path
+
+
+def _groups(folder: Path, records: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
+    """Rows with their pictures, as many at a time as a row group holds."""
+    for start in range(0, len(records), _ROW_GROUP):
+        yield [
+            {
+                "id": record.id,
+                **record.settings,
+                "image": {"bytes": (folder / str(record.file_name)).read_bytes(), "path": record.file_name},
+            }
+            for record in records[start : start + _ROW_GROUP]
+        ]
+
+
+def _features() -> dict[str, Any]:
+    """The columns as 🤗 Datasets describes them."""
+    plain = {name: {"dtype": kind, "_type": "Value"} for name, kind in {"id": "string", **_COLUMNS}.items()}
+    return {**plain, "image": {"_type": "Image"}}
+
+
+def require_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet. Raises `InputError` where they are not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError("Parquet files need pyarrow: pip install 'diffaccel[parquet]'") from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,71 @@
+"""The pipeline of a run: loaded with another autoencoder, spread over devices, compiled, as the command line asks."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffaccel.models import ModelError, ModelSource, choose_device, choose_dtype, find_vae, load, load_vae
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a pipeline runs.
+
+    Attributes:
+        device: the default is the accelerator if there is one, else the CPU.
+        device_map: as `diffaccel.models.load` takes it.
+        compiled: compile the denoiser.
+    """
+
+    device: str | None = None
+    device_map: str | None = None
+    compiled: bool = False
+
+
+def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: Placement) -> "DiffusionPipeline":
+    """Load a pipeline. Raises `ModelError` where something cannot be loaded or does not fit."""
+    components = {}
+    if vae is not None:
+        _require_same_latents(source, vae)
+        device = torch.device("cpu") if placement.device_map else choose_device(placement.device)
+        components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device)
+    pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
+    if placement.compiled:
+        _compile(pipe)
+    return pipe
+
+
+def devices(placement: Placement, processes: int = 1) -> list[torch.device]:
+    """The accelerators that a run on this machine uses, or its CPU."""
+    chosen = choose_device(placement.device)
+    if chosen.type == "cpu" or (processes == 1 and placement.device_map != "balanced"):
+        return [chosen]
+    count = min(processes, torch.accelerator.device_count()) if processes > 1 else torch.accelerator.device_count()
+    return [torch.device(chosen.type, index) for index in range(count)] if placement.device is None else [chosen]
+
+
+def _require_same_latents(source: ModelSource, vae: str) -> None:
+    """Raise `ModelError` where the model's own autoencoder and `vae` have latents of different kinds."""
+    own, other = source.folder / "vae" / "config.json", find_vae(vae) / "config.json"
+    if not own.is_file():
+        raise ModelError(f"{source.name} has no autoencoder that --vae could replace")
+    channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
+    if channels[0] != channels[1]:
+        raise ModelError(
+            f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "
+            "for the same latents"
+        )
+
+
+def _compile(pipe: "DiffusionPipeline") -> None:
+    """Compile the denoiser's forward, which leaves room for hooks around it and on the modules in it."""
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser.forward = torch.compile(denoiser.forward)

@@ -1,0 +1,55 @@
+"""The run's pipeline: another autoencoder where it fits, compiled where that is asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from diffaccel import models
+from diffaccel.batch.pipeline import Placement, devices, open_pipeline
+
+
+def test_another_autoencoder(tiny_sd: Path, tmp_path: Path) -> None:
+    levels = {"encoder_block_out_channels": (4, 4, 4), "decoder_block_out_channels": (4, 4, 4)}
+    AutoencoderTiny(**levels, num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1)).save_pretrained(tmp_path)
+    pipe = open_pipeline(models.resolve(tiny_sd), "float32", str(tmp_path), Placement())
+    assert pipe.vae.config.decoder_block_out_channels == [4, 4, 4]
+
+
+def test_autoencoder_for_other_latents_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    levels = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
+    tiny = AutoencoderTiny(**levels, latent_channels=16, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(models.ModelError, match="latents of 16 channels"):
+        open_pipeline(models.resolve(tiny_sd), "float32", str(tmp_path), Placement())
+
+
+def test_compiled_denoiser_runs_through_the_compiler(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def compile_(function: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    pipe = open_pipeline(models.resolve(tiny_sd), "float32", None, Placement(compiled=True))
+    assert compiled == [pipe.unet.forward]
+
+
+def test_device_maps_need_an_accelerator(tiny_sd: Path) -> None:
+    for name in models.DEVICE_MAPS:
+        with pytest.raises(models.ModelError, match="needs an accelerator"):
+            open_pipeline(models.resolve(tiny_sd), "float32", None, Placement("cpu", name))
+    with pytest.raises(models.ModelError, match="unknown device map 'magic'"):
+        models.load(tiny_sd, device_map="magic")
+
+
+def test_devices_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices(Placement("cpu"), 3) == [torch.device("cpu")]
+    monkeypatch.setattr("diffaccel.batch.pipeline.choose_device", lambda device: torch.device(device or "cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    assert devices(Placement()) == [torch.device("cuda")]
+    assert devices(Placement("cuda:2"), 2) == [torch.device("cuda:2")]
+    assert devices(Placement(), 2) == [torch.device("cuda", index) for index in (0, 1)]
+    assert len(devices(Placement(device_map="balanced"))) == 4
