@@ -1,0 +1,195 @@
+"""What a live run is asked to do, the same for every front end: a model, and controls that may change while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from diffaccel import models
+from diffaccel.batch.pipeline import Placement, open_pipeline
+from diffaccel.forecast import Taylor
+from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.methods import DeepCache, IntervalCache
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.schedule import Uniform
+from diffaccel.similarity import SimilarityFilter
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.images import OutputType
+from diffaccel.stream.slot_cache import SlotCache
+
+DEFAULT_MODEL = "emoji-sd"
+COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
+"""The LoRA and autoencoder that go with a bundled model in streams."""
+
+NONE = "none"
+CACHE_BRANCH = 2
+LONGEST_TEXT = 500
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
+GuidanceKind = Literal["self", "one-time", "full", "none"]
+
+
+class Controls(BaseModel):
+    """What can change while frames flow.
+
+    Its JSON schema is the only list of controls: the page is drawn from it, and what clients send is checked by it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: Annotated[Text, Field(min_length=1)] = Field(
+        "a purple heart", title="Prompt", description="What the picture should become."
+    )
+    second_prompt: Text = Field("", title="Second prompt", description="Something to turn it into, bit by bit.")
+    blend: float = Field(
+        0.0, ge=0, le=1, title="Blend", description="From the first prompt (0) to the second (1).",
+        json_schema_extra={"step": 0.01},
+    )  # fmt: skip
+    strength: float = Field(
+        0.5, ge=0.05, le=1, title="Strength", description="How much of the input is painted anew.",
+        json_schema_extra={"step": 0.01},
+    )  # fmt: skip
+    steps: int = Field(2, ge=1, le=8, title="Steps", description="More are finer and slower.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
+    guidance: GuidanceKind = Field(
+        "self", title="Guidance",
+        description="What the picture is pushed away from: the input, the negative prompt (once a frame, or at every "
+        "step, which costs twice the time), or nothing.",
+    )  # fmt: skip
+    guidance_scale: float = Field(
+        1.2, ge=1, le=4, title="Guidance scale", description="How hard; 1 is not at all.",
+        json_schema_extra={"step": 0.05},
+    )  # fmt: skip
+    negative_prompt: Text = Field(
+        "", title="Negative prompt", description="What should not be seen; one-time and full guidance read it."
+    )
+    cache: int = Field(
+        3, ge=1, le=6, title="Cache interval",
+        description="The deep layers are computed in every n-th step and carried on between; 1 computes them always.",
+    )  # fmt: skip
+    similarity: bool = Field(
+        True, title="Skip still frames", description="Shows the last picture again while the input hardly changes."
+    )
+    similarity_threshold: float = Field(
+        0.999, ge=0.9, le=1, title="Similarity", description="From this cosine similarity on, frames may be skipped.",
+        json_schema_extra={"step": 0.001},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSettings:
+    """A model, how it is loaded, and the controls to begin with.
+
+    Attributes:
+        model: bundled name, local folder or Hub id.
+        lora: bundled names or files, merged into the weights; None for the model's own companion.
+        vae: another autoencoder; None for the model's own companion, "none" for the one it was saved with.
+        dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
+        width, height: of the pictures, in pixels; None for the model's size.
+        controls: what can change later.
+    """
+
+    model: str = DEFAULT_MODEL
+    lora: tuple[str, ...] | None = None
+    vae: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    compiled: bool = False
+    width: int | None = None
+    height: int | None = None
+    controls: Controls = field(default_factory=Controls)
+
+
+def load_pipeline(settings: LiveSettings) -> Any:
+    """Load the pipeline, merge its LoRAs into the weights, and put in the other autoencoder.
+
+    Raises:
+        ModelError: something cannot be loaded or does not fit.
+    """
+    own_lora, own_vae = COMPANIONS.get(settings.model, (None, None))
+    loras = settings.lora if settings.lora is not None else (own_lora,) if own_lora else ()
+    vae = settings.vae or own_vae
+    source = models.resolve(settings.model)
+    device = models.choose_device(settings.device)
+    dtype = str(models.choose_dtype(settings.dtype, device)).removeprefix("torch.")
+    pipe = open_pipeline(source, dtype, None if vae == NONE else vae, Placement(device=settings.device))
+    for lora in loras:
+        if lora != NONE:
+            _merge(pipe, lora)
+    if settings.compiled:
+        compile_denoiser(pipe)
+    return pipe
+
+
+def _merge(pipe: Any, lora: str) -> None:
+    """Add a LoRA to the weights for good: as adapter layers it would cost time in every frame."""
+    with quiet_loading():
+        models.load_lora(pipe, lora)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+
+
+def compile_denoiser(pipe: Any) -> None:
+    """Compile the denoiser's forward, which leaves room for the hooks of a cache around it."""
+    import torch
+
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser.forward = torch.compile(denoiser.forward)
+
+
+def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
+    """Width and height in pixels: what was asked for, else the size that the model was trained at."""
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    sample = denoiser.config.get("sample_size") or 64
+    own = (sample if isinstance(sample, int) else max(sample)) * getattr(pipe, "vae_scale_factor", 8)
+    return settings.width or settings.height or own, settings.height or settings.width or own
+
+
+def open_engine(pipe: Any, settings: LiveSettings, *, output_type: OutputType = "pil") -> StreamEngine:
+    """A new stream on a pipeline of `load_pipeline`; any number of them share its weights.
+
+    Raises:
+        ValueError: for settings that this model cannot follow; the message names the valid ones.
+    """
+    width, height = picture_size(pipe, settings)
+    arguments = stream_arguments(pipe, settings.controls)
+    return StreamEngine(pipe, width=width, height=height, output_type=output_type, **arguments)
+
+
+def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
+    """The controls as `StreamEngine` takes them, at construction and in `update`."""
+    return {
+        "prompt": _blended(controls),
+        "negative_prompt": controls.negative_prompt,
+        "strength": controls.strength,
+        "num_steps": controls.steps,
+        "seed": controls.seed,
+        "guidance": _guidance(controls),
+        "cache": _cache(pipe, controls.cache),
+        "similarity": SimilarityFilter(controls.similarity_threshold) if controls.similarity else None,
+    }
+
+
+def _blended(controls: Controls) -> str | list[tuple[str, float]]:
+    if not controls.second_prompt or controls.blend == 0:
+        return controls.prompt
+    return [(controls.prompt, 1 - controls.blend), (controls.second_prompt, controls.blend)]
+
+
+def _guidance(controls: Controls) -> Guidance:
+    scale = controls.guidance_scale
+    kinds = {"self": SelfNegative(scale), "one-time": OneTimeNegative(scale), "full": FullGuidance(scale)}
+    return kinds.get(controls.guidance, NoGuidance())
+
+
+def _cache(pipe: Any, interval: int) -> SlotCache | None:
+    """DeepCache for UNets, FORA for transformers; both extrapolate, so that motion stays smooth."""
+    if interval == 1:
+        return None
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        return SlotCache(IntervalCache(schedule=Uniform(interval), forecast=Taylor(1)))
+    depth = len(unet.config.block_out_channels) - 1
+    return SlotCache(DeepCache(interval=interval, branch=min(CACHE_BRANCH, depth), forecast=Taylor(1)))
