@@ -1,0 +1,61 @@
+"""What is measured: prompts at fixed seeds under fixed settings, run again and again on one pipeline."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from diffaccel.config import check, whole
+from diffaccel.measure.quality import as_tensor
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pictures to make: every prompt at every seed.
+
+    Args:
+        prompts: at least one.
+        seeds: of the noise, at least one; picture i of a seed has noise of its own.
+        settings: further arguments of the pipeline, such as num_inference_steps and guidance_scale.
+        batch_size: prompts per call of the pipeline, >= 1.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check(bool(self.prompts), "a workload needs at least one prompt; got none")
+        check(bool(self.seeds), "a workload needs at least one seed; got none")
+        whole("batch_size", self.batch_size, 1)
+
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """The prompt of each picture."""
+        return self.prompts * len(self.seeds)
+
+    def pictures(self, pipe: Any, **changes: Any) -> torch.Tensor:
+        """All pictures, (seeds * prompts, 3, height, width) in [0, 1], on the CPU.
+
+        Args:
+            pipe: a diffusers pipeline that takes prompts.
+            changes: settings of this run that differ.
+        """
+        settings = {**_needed(pipe), **self.settings, **changes, "output_type": "pt"}
+        parts = []
+        for seed in self.seeds:
+            for start in range(0, len(self.prompts), self.batch_size):
+                prompts = list(self.prompts[start : start + self.batch_size])
+                noise = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i, _ in enumerate(prompts)]
+                parts.append(as_tensor(pipe(prompt=prompts, generator=noise, **settings).images))
+        return torch.cat(parts)
+
+
+def _needed(pipe: Any) -> dict[str, Any]:
+    """PixArt looks up its standard sizes otherwise, which it does not have for every size of network."""
+    takes_bins = "use_resolution_binning" in inspect.signature(pipe.__call__).parameters
+    return {"use_resolution_binning": False} if takes_bins else {}

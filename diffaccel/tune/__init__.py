@@ -1,0 +1,12 @@
+"""Find the cheapest schedule for a quality, or the best for a cost: calibrate, search, verify with real runs.
+
+from diffaccel.tune import Budget, tune
+recipe = tune(pipe, prompts, Budget(min_psnr=30), num_inference_steps=20).recipe
+recipe.save("p.json")
+"""
+
+from diffaccel.tune.budget import Budget
+from diffaccel.tune.picture import to_svg, to_text
+from diffaccel.tune.tuner import Tuned, Tuner, tune
+
+__all__ = ["Budget", "Tuned", "Tuner", "to_svg", "to_text", "tune"]

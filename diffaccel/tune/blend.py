@@ -1,0 +1,36 @@
+"""Least squares from Gram matrices: the best blend of features computed earlier, and what it leaves."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RIDGE = 1e-3  # of the features' mean square: keeps weights small where features are nearly equal
+
+Gram = NDArray[np.float64]
+
+
+def blend(gram: Gram, target: int, sources: Sequence[int]) -> tuple[float, ...]:
+    """The weights w that minimize ||F_t - sum_j w_j F_j||^2 + ridge, drawn towards (1, 0, ...).
+
+    Args:
+        gram: (calls, calls), gram[i, j] = <F_i, F_j>.
+        target: the call t whose feature is to be blended.
+        sources: calls whose features are at hand, the latest first.
+    """
+    own = gram[np.ix_(sources, sources)]
+    hold = np.zeros(len(sources))
+    hold[0] = 1.0
+    if len(sources) == 1:
+        return (1.0,)
+    scale = RIDGE * gram[target, target]
+    step = np.linalg.solve(own + scale * np.eye(len(sources)), gram[list(sources), target] - own @ hold)
+    return tuple(float(round(weight, 5)) for weight in hold + step)
+
+
+def left_over(gram: Gram, target: int, sources: Sequence[int], weights: Sequence[float]) -> float:
+    """||F_t - sum_j w_j F_j|| / ||F_t||"""
+    w = np.asarray(weights)
+    own, cross = gram[np.ix_(sources, sources)], gram[list(sources), target]
+    square = gram[target, target] - 2 * w @ cross + w @ own @ w
+    return float(np.sqrt(max(square, 0.0) / gram[target, target]))

@@ -1,0 +1,90 @@
+"""A model of what a plan costs in quality, to choose what is worth a real run; real runs decide.
+
+Each reuse moves the final pictures along a direction that one real run has shown, in proportion to the error of its
+blend; moves add up, with their signs. Errors do not quite add in truth, which is why nothing is decided here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffaccel.methods.profile import OUTPUT
+from diffaccel.tune.blend import blend, left_over
+from diffaccel.tune.space import COMPUTE, Choice, Plan, Space
+
+Vectors = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One reuse at one call, run alone.
+
+    Attributes:
+        call: the call.
+        name: the part that it reused.
+        error: relative error of the blend, ||F - F_blend|| / ||F||.
+        size: root of the mean square by which the pictures moved.
+    """
+
+    call: int
+    name: str
+    error: float
+    size: float
+
+
+class ErrorModel:
+    """Predicts the PSNR of plans.
+
+    Args:
+        space: the choices.
+        directions: for each call from 1 on, how the pictures moved when the output was reused there alone,
+            (calls - 1, pictures, values).
+        errors: relative error of the output's blend in each of those runs.
+        probes: single runs of the other parts.
+    """
+
+    def __init__(self, space: Space, directions: Vectors, errors: Vectors, probes: list[Probe]) -> None:
+        self.space = space
+        moves = np.concatenate([np.zeros_like(directions[:1]), directions])  # (calls, pictures, values)
+        self.products = np.einsum("ipv,jpv->pij", moves, moves) / moves.shape[2]  # (pictures, calls, calls)
+        self.errors = np.concatenate([[1.0], np.maximum(errors, 1e-9)])
+        self.gains = {OUTPUT: np.ones(len(moves))} | self._gains(probes)
+        self._known: dict[tuple[str, int, tuple[int, ...]], float] = {}
+
+    def psnr(self, plan: Plan) -> float:
+        """Mean PSNR that is expected of a plan, in dB."""
+        amounts = np.array([self._amount(plan, call) for call in range(len(plan))])
+        squares = np.einsum("i,pij,j->p", amounts, self.products, amounts)
+        return float(np.mean(-10 * np.log10(np.maximum(squares, 1e-10))))
+
+    def _amount(self, plan: Plan, call: int) -> float:
+        """How far a call moves the pictures, in units of the move that was seen there."""
+        moved = [self._error(name, call, tuple(s)) for name, s in self.space.sources(plan, call).items()]
+        return float(np.sqrt(sum(amount**2 for amount in moved)))
+
+    def _error(self, name: str, call: int, sources: tuple[int, ...]) -> float:
+        """The amount of one reuse."""
+        key = name, call, sources
+        if key not in self._known:
+            gram = self.space.grams[name]
+            error = left_over(gram, call, sources, blend(gram, call, sources))
+            self._known[key] = error / self.errors[call] * float(self.gains[name][call])
+        return self._known[key]
+
+    def _gains(self, probes: list[Probe]) -> dict[str, Vectors]:
+        """How much a relative error of each part counts against one of the output, by call, between its probes."""
+        calls = np.arange(len(self.errors))
+        sizes = np.sqrt(np.maximum(self.products.diagonal(axis1=1, axis2=2).mean(axis=0), 1e-20))  # (calls,)
+        gains = {}
+        for name in {probe.name for probe in probes}:
+            own = sorted((p for p in probes if p.name == name), key=lambda p: p.call)
+            ratios = [p.size / max(p.error, 1e-9) / (sizes[p.call] / self.errors[p.call]) for p in own]
+            logs = np.interp(calls, [p.call for p in own], np.log(np.maximum(ratios, 1e-6)))
+            gains[name] = np.exp(logs)
+        return gains
+
+
+def single(name: str, call: int, total: int) -> Plan:
+    """The plan that reuses one part at one call."""
+    return tuple(Choice((name,)) if i == call else COMPUTE for i in range(total))

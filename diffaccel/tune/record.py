@@ -1,0 +1,98 @@
+"""Record how the features of a run resemble each other: one Gram matrix over network calls for each reusable part."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from diffaccel.accelerate import accelerate
+from diffaccel.branch import Part
+from diffaccel.families import Layout
+from diffaccel.forecast import Forecast
+from diffaccel.host import Host
+from diffaccel.methods.base import Method
+from diffaccel.methods.profile import OUTPUT, branch_of, prediction
+from diffaccel.schedule import Always
+from diffaccel.signature import Inputs
+from diffaccel.state import Context
+from diffaccel.tune.blend import Gram
+from diffaccel.wrapper import Network, Wrapper
+
+COORDINATES = 1 << 16  # of each feature, evenly spaced: enough for an angle between two
+
+
+def record(pipe: Any, run: Callable[[], Any], names: Sequence[str]) -> dict[str, Gram]:
+    """The Gram matrix of each part named in `names`, and of the output, over all runs that `run` makes."""
+    method = _Record(names)
+    with accelerate(pipe, method):
+        run()
+    return {name: inner.gram() for name, inner in method.products.items()}
+
+
+class _Products(Forecast):
+    """Stands where a forecast would, computes everything, and adds up the inner products of features."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[int, int], float] = {}
+
+    def update(self, history: Any, feature: Any, step: int) -> Any:
+        """The history, (call, coordinates) of all calls so far."""
+        values = _coordinates(feature)
+        past: list[tuple[int, torch.Tensor]] = [*(history or []), (step, values)]
+        products = torch.stack([other for _, other in past]) @ values
+        for (earlier, _), product in zip(past, products.tolist(), strict=True):
+            self.sums[earlier, step] = self.sums.get((earlier, step), 0.0) + product
+        return past
+
+    def gram(self) -> Gram:
+        """The matrix, (calls, calls), of mean square one."""
+        calls = 1 + max(step for _, step in self.sums)
+        matrix: Gram = np.zeros((calls, calls))
+        for (earlier, step), value in self.sums.items():
+            matrix[earlier, step] = matrix[step, earlier] = value
+        matrix /= max(float(np.trace(matrix)) / calls, 1e-30)
+        return matrix
+
+
+class _Record(Method):
+    """Computes everything, and records every part."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.products = {name: _Products() for name in (OUTPUT, *names)}
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part for each name."""
+        return [
+            Part(branch_of(name, layout), Always(), products)
+            for name, products in self.products.items()
+            if name != OUTPUT
+        ]
+
+    def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
+        """Records the output."""
+        return _RecordOutput(self.products[OUTPUT])
+
+
+class _RecordOutput(Wrapper):
+    """Records the network's prediction."""
+
+    order = 9
+
+    def __init__(self, products: _Products) -> None:
+        self.products = products
+
+    def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
+        """One network call."""
+        output = network(inputs)
+        history = context.memory.get(self)
+        context.memory[self] = self.products.update(history, prediction(output), context.step)
+        return output
+
+
+def _coordinates(feature: Any) -> torch.Tensor:
+    """Some coordinates of a feature as doubles on the CPU."""
+    flat = torch.cat([leaf.flatten() for leaf in tree_leaves(feature) if isinstance(leaf, torch.Tensor)])
+    stride = max(1, flat.numel() // COORDINATES)
+    return flat[::stride].to("cpu", torch.float64)

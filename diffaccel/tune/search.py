@@ -1,0 +1,154 @@
+"""Search: start from every fixed schedule, let the model of errors propose, and let real runs decide."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+
+from diffaccel.tune.budget import Budget, Score
+from diffaccel.tune.calibration import Calibrated
+from diffaccel.tune.space import COMPUTE, Plan, fixed_plans, neighbours
+
+STARTS = 8  # fixed schedules that are run
+POLISHED = 3  # of these the best are improved in the model first
+MODEL_ROUNDS = 40
+PATIENCE = 14  # real runs in a row that bring nothing, after which the search ends
+DEEP, WIDE = 6, 2500  # neighbours run per round, and plans looked at per round
+
+
+@dataclass
+class Found:
+    """What a search found, and how it went."""
+
+    plan: Plan
+    score: Score
+    start: Score
+    tried: int = 0
+    accepted: int = 0
+    misses: list[float] = field(default_factory=list)
+
+    @property
+    def account(self) -> str:
+        """How it went, in words."""
+        miss = f"; the model missed by {np.mean(np.abs(self.misses)):.1f} dB on average" if self.misses else ""
+        return (
+            f"the best fixed start gave {self.start.psnr:.1f} dB at {self.start.macs:.0%} of the cost, the search "
+            f"{self.score.psnr:.1f} dB at {self.score.macs:.0%}; {self.tried} candidates run, {self.accepted} improved "
+            f"on the one before{miss}"
+        )
+
+
+def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str], None]) -> Found:
+    """The best plan for a budget within a number of real runs.
+
+    Args:
+        known: from `calibrate`.
+        budget: what is asked for; a time must have been turned into a cost.
+        runs: most real runs.
+        progress: told about every improvement.
+    """
+    seeker = _Seeker(known, budget)
+    starts = seeker.starts()
+    found = _best(seeker, starts[: max(1, runs // 3)])
+    for plan in sorted(starts, key=lambda p: budget.key(seeker.run(p)))[-POLISHED:]:
+        _take(seeker, found, seeker.polished(plan), progress)
+    failures = 0
+    while found.tried < runs and failures < PATIENCE:
+        proposals = list(islice(seeker.proposals(found.plan), DEEP))
+        if not proposals:
+            break
+        for plan in proposals:
+            taken = _take(seeker, found, plan, progress)
+            failures = 0 if taken else failures + 1
+            if taken or found.tried >= runs:
+                break
+    return found
+
+
+def _best(seeker: "_Seeker", starts: list[Plan]) -> Found:
+    """The best of the fixed schedules, all of them run."""
+    best = max(starts, key=lambda plan: seeker.budget.key(seeker.run(plan)))
+    return Found(best, seeker.run(best), seeker.run(best), tried=len(starts))
+
+
+def _take(seeker: "_Seeker", found: Found, plan: Plan, progress: Callable[[str], None]) -> bool:
+    """Run a plan, and keep it if it is better; whether it was."""
+    if seeker.known.bench.knows(plan):
+        return False
+    expected = seeker.expected(plan, found.plan)
+    score = seeker.run(plan)
+    found.tried += 1
+    found.misses.append(expected.psnr - score.psnr)
+    if seeker.budget.key(score) <= seeker.budget.key(found.score):
+        return False
+    found.plan, found.score, found.accepted = plan, score, found.accepted + 1
+    progress(f"{score.psnr:.2f} dB at {score.macs:.1%} of the cost, after {found.tried} runs")
+    return True
+
+
+class _Seeker:
+    """Expected and real scores of plans."""
+
+    def __init__(self, known: Calibrated, budget: Budget) -> None:
+        self.known = known
+        self.budget = budget
+        self.total = len(next(iter(known.space.grams.values())))
+        self._model: dict[Plan, float] = {}
+
+    def run(self, plan: Plan) -> Score:
+        """The real score."""
+        return self.known.bench.score(self.known.space, plan)
+
+    def expected(self, plan: Plan, near: Plan | None = None) -> Score:
+        """The model's score, set right by that of a plan nearby which was run."""
+        decibels = self._psnr(plan)
+        if near is not None and self.known.bench.knows(near):
+            decibels += self.run(near).psnr - self._psnr(near)
+        return Score(self.known.space.macs(plan), decibels, self._ssim(decibels))
+
+    def starts(self) -> list[Plan]:
+        """The fixed schedules that promise most, and to compute everything."""
+        plans = {plan for plan in fixed_plans(self.known.space, self.total) if self._affordable(plan)}
+        ranked = sorted(plans, key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
+        return [*ranked[:STARTS], (COMPUTE,) * self.total]
+
+    def polished(self, plan: Plan) -> Plan:
+        """A plan improved step by step in the model alone."""
+        start, expected = plan, self.expected(plan, plan)
+        for _ in range(MODEL_ROUNDS):
+            best = max(self._reachable(plan), key=lambda p: self.budget.key(self.expected(p, start)), default=plan)
+            if self.budget.key(self.expected(best, start)) <= self.budget.key(expected):
+                break
+            plan, expected = best, self.expected(best, start)
+        return plan
+
+    def proposals(self, plan: Plan) -> Iterator[Plan]:
+        """Plans near one that were not run, the most promising first."""
+        unseen = [other for other in self._reachable(plan) if not self.known.bench.knows(other)]
+        yield from sorted(unseen, key=lambda p: self.budget.key(self.expected(p, plan)), reverse=True)
+
+    def _reachable(self, plan: Plan) -> Iterable[Plan]:
+        """Affordable plans near one, those that are two changes away included where a cost is the limit."""
+        return islice((other for other in neighbours(self.known.space, plan) if self._affordable(other)), WIDE)
+
+    def _affordable(self, plan: Plan) -> bool:
+        """Whether a plan keeps a limit of cost; one of quality is for runs to say."""
+        return self.budget.wants_quality or self.known.space.macs(plan) <= self.budget.limit + 1e-9
+
+    def _psnr(self, plan: Plan) -> float:
+        if plan not in self._model:
+            self._model[plan] = self.known.model.psnr(plan)
+        return self._model[plan]
+
+    def _ssim(self, decibels: float) -> float:
+        """The SSIM that goes with a PSNR, between the real scores so far."""
+        scores = sorted({(score.psnr, score.ssim) for score in self.known.bench.scores})
+        if not scores:
+            return 1 - 10 ** (-decibels / 20)
+        return float(np.interp(decibels, [p for p, _ in scores], [s for _, s in scores]))
+
+
+def tightened(searched: Budget, asked: Budget, score: Score) -> Budget:
+    """The searched quality raised by what a held-out run fell short of the one that was asked for."""
+    return replace(searched, **{asked.name: searched.limit + asked.limit - asked.quality(score)})

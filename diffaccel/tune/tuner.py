@@ -1,0 +1,176 @@
+"""Tune: calibrate once, search for a budget, confirm on prompts and seeds that the search did not see."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from diffaccel.accelerate import accelerate
+from diffaccel.config import check, whole
+from diffaccel.measure.quality import compare
+from diffaccel.measure.timing import interleaved
+from diffaccel.measure.workload import Workload
+from diffaccel.methods.profile import OUTPUT, Evidence, Profile, Recipe, sampler_of
+from diffaccel.tune.baselines import Baseline, FixedSettings, best
+from diffaccel.tune.budget import Budget, Score
+from diffaccel.tune.calibration import Calibrated, calibrate
+from diffaccel.tune.search import Found, search, tightened
+from diffaccel.tune.space import Choice, Plan, plan_of
+
+log = logging.getLogger(__name__)
+CALIBRATION = 4  # most prompts that the search runs
+HELD_OUT = 8  # most prompts that confirm
+RETRIES = 2  # searches for a higher quality, where the held-out pictures fall short
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A recipe with its evidence, and the fixed settings that it was held against.
+
+    Attributes:
+        recipe: what to do.
+        score: of the recipe, held out.
+        fixed: the fixed settings, held out.
+    """
+
+    recipe: Recipe
+    score: Score
+    fixed: tuple[Baseline, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget holds on the held-out runs."""
+        return self.recipe.evidence is not None and self.recipe.evidence.met
+
+
+class Tuner:
+    """Tunes one pipeline for any number of budgets; what was run for one serves the others.
+
+    Args:
+        pipe: a pipeline with one denoiser that takes prompts, with the sampler to tune for.
+        prompts: calibration prompts come first, held-out ones last: a third, 8 at most. A single prompt serves for
+            both, with other noise.
+        seed: of calibration; held-out pictures have seed + 1.
+        runs: most real runs per search, >= 10.
+        progress: told what is being done.
+        settings: arguments of the pipeline, num_inference_steps among them.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        runs: int = 60,
+        progress: Callable[[str], None] = log.info,
+        **settings: Any,
+    ) -> None:
+        check(bool(prompts), "tune needs at least one prompt; got none")
+        check("num_inference_steps" in settings, "tune needs num_inference_steps: a recipe is for one number of steps")
+        whole("num_inference_steps", settings["num_inference_steps"], 3)
+        whole("runs", runs, 10)
+        count = len(prompts) - min(HELD_OUT, max(1, len(prompts) // 3))
+        self.pipe = pipe
+        self.runs = runs
+        self.progress = progress
+        self.seen = Workload(tuple(prompts[: min(CALIBRATION, count)] or prompts), (seed,), settings)
+        self.held_out = Workload(tuple(prompts[-HELD_OUT:][-(len(prompts) - count) :]), (seed + 1,), settings)
+
+    @cached_property
+    def known(self) -> Calibrated:
+        """The calibration, made on first use."""
+        return calibrate(self.pipe, self.seen, self.progress)
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        """The plain pipeline's held-out pictures."""
+        return self.held_out.pictures(self.pipe)
+
+    @cached_property
+    def fixed(self) -> FixedSettings:
+        """The fixed settings, on the held-out workload."""
+        return FixedSettings(self.pipe, self.held_out, self.plain, self.known.space)
+
+    def tune(self, budget: Budget) -> Tuned:
+        """The recipe for a budget, with its evidence; see `Tuned.met` for whether the budget could be met.
+
+        Raises:
+            ValueError: if no schedule at all keeps a limit of cost.
+        """
+        start, runs = time.perf_counter(), self.known.bench.runs
+        asked = self._as_cost(budget)
+        found = search(self.known, asked, self.runs, self.progress)
+        score = self._confirm(found.plan)
+        for _ in range(RETRIES if budget.wants_quality else 0):
+            if budget.holds(score):
+                break
+            self.progress(f"held out {budget.quality(score):.4g}: searching for more")
+            asked = tightened(asked, budget, score)
+            found = search(self.known, asked, self.runs // 2, self.progress)
+            score = self._confirm(found.plan)
+        met = budget.holds(score) if budget.name != "max_time" else self._seconds(found.plan) <= budget.limit
+        self.progress("running the fixed settings of no higher cost")
+        fixed = self.fixed.within(score.macs)
+        rival = best(fixed)
+        evidence = Evidence(
+            budget=str(budget),
+            met=met,
+            macs=round(score.macs, 5),
+            psnr=round(score.psnr, 5),
+            ssim=round(score.ssim, 5),
+            search_psnr=round(found.score.psnr, 5),
+            best_fixed=rival.name if rival else "",
+            best_fixed_psnr=round(rival.score.psnr, 5) if rival else 0.0,
+            runs=self.known.bench.runs - runs,
+            seconds=round(time.perf_counter() - start, 1),
+            account=_account(found, score, rival),
+        )
+        recipe = replace(self.known.space.recipe(found.plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
+        return Tuned(recipe, score, tuple(fixed))
+
+    def _confirm(self, plan: Plan) -> Score:
+        """The score on held-out prompts and seeds."""
+        with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
+            quality = compare(self.held_out.pictures(self.pipe), self.plain)
+        return Score(self.known.space.macs(plan), quality.psnr, quality.ssim)
+
+    def _as_cost(self, budget: Budget) -> Budget:
+        """A limit of time as one of cost: seconds are taken to be a constant and a part that follows the cost."""
+        total = len(self.known.space.grams[OUTPUT])
+        if budget.name == "max_time":
+            least = plan_of((0,), Choice((OUTPUT,), 1), total)
+            constant, full = self._seconds(least), self._seconds(None)
+            if budget.limit < constant:
+                raise ValueError(
+                    f"max_time {budget.limit:g} s cannot be met: one network call alone takes {constant:.3g} s"
+                )
+            cost = (budget.limit - constant) / max(full - constant, 1e-9)
+            budget = Budget(max_macs=min(1.0, 1 / total + 0.97 * cost * (1 - 1 / total)))
+        if budget.name == "max_macs" and budget.limit < 1 / total:
+            raise ValueError(f"max_macs {budget.limit:g} cannot be met: the first of {total} calls must compute")
+        return budget
+
+    def _seconds(self, plan: Plan | None) -> float:
+        """Median seconds of one picture; None is the plain pipeline."""
+        one = Workload(self.seen.prompts[:1], self.seen.seeds, self.seen.settings)
+        if plan is None:
+            return interleaved({"plain": lambda: one.pictures(self.pipe)}, rounds=5)["plain"].median
+        with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
+            return interleaved({"plan": lambda: one.pictures(self.pipe)}, rounds=5)["plan"].median
+
+
+def tune(pipe: Any, prompts: Sequence[str], budget: Budget, **options: Any) -> Tuned:
+    """Tune a pipeline for one budget; options are those of `Tuner`."""
+    return Tuner(pipe, prompts, **options).tune(budget)
+
+
+def _account(found: Found, score: Score, rival: Baseline | None) -> str:
+    """What the search found out, in words."""
+    held = f"held out {score.psnr:.1f} dB"
+    against = f", the best fixed setting of no higher cost ({rival.name}) {rival.score.psnr:.1f} dB" if rival else ""
+    return f"{found.account}; {held}{against}"
