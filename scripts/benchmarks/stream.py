@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffaccel import (
     Taylor,
 )
 from diffaccel.macs import count_macs
+from diffaccel.measure import interleaved
 from diffaccel.models import load, path
 from diffaccel.stream.images import to_frames
 
@@ -49,19 +49,6 @@ CACHES = {
 STAGES = {1: (30,), 2: (25, 40), 4: (10, 20, 30, 40)}
 
 
-def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of work, over rounds that run one after the other."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def engine(pipe: Any, size: int = SIZE, **settings: Any) -> StreamEngine:
     """An engine on ``pipe`` that is full, so that every push is one steady tick."""
     defaults = {"prompt": "a red heart", "negative_prompt": "blue", "height": size, "width": size, "output_type": "pt"}
@@ -72,38 +59,40 @@ def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
     """A push of the next of ``frames``, again and again, on a full pipeline."""
     position = iter(range(10**9))
 
-    def push() -> None:
-        stream.push(frames[next(position) % len(frames)])
+    def push() -> Any:
+        return stream.push(frames[next(position) % len(frames)])
 
-    for _ in range(2 * (stream.latency + 1)):
+    for _ in range(stream.latency + 1):
         push()
     return push
 
 
-def compared(
-    engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1, frames: list[Any] | None = None
-) -> dict[str, dict[str, float]]:
+def compared(engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1) -> dict[str, dict[str, float]]:
     """Frame rates relative to the first engine's: of whole frames and of the network alone, each with its ceiling.
 
-    A ceiling is the ratio of the multiply-accumulates that were really executed, over 12 ticks.
+    A ceiling is the ratio of the multiply-accumulates that were really executed, over ``ticks`` ticks.
     """
-    frames = list(movie(2.0, 24)) if frames is None else frames
+    frames = list(movie(2.0, 24))
     pushes = {name: filled(e, frames) for name, e in engines.items()}
-    macs = {name: count_macs(lambda push=push: [push() for _ in range(12)]) / 12 for name, push in pushes.items()}
-    vae = count_macs(lambda: codec(next(iter(engines.values())), frames[0]))
-    for e in engines.values():
-        e.reset()
-    pushes = {name: filled(e, frames) for name, e in engines.items()}
-    medians = interleaved({n: lambda push=push: [push() for _ in range(ticks)] for n, push in pushes.items()}, rounds)
-    network = {name: e.report().tick_ms["denoise"]["median" if ticks == 1 else "mean"] for name, e in engines.items()}
-    first = next(iter(engines))
+    work = {n: lambda push=push: [push() for _ in range(ticks)] for n, push in pushes.items()}
+    macs = {name: count_macs(run) for name, run in work.items()}
+    vae = ticks * count_macs(lambda: codec(next(iter(engines.values())), frames[0]))
+    network: dict[str, list[float]] = {name: [] for name in engines}
+
+    def timed(name: str) -> None:
+        outputs = work[name]()
+        network[name].append(sum(finished[0].timings["denoise"] for finished in outputs))
+
+    times = interleaved({name: lambda name=name: timed(name) for name in engines}, rounds)
+    medians = {name: timing.median for name, timing in times.items()}
+    first, alone = next(iter(engines)), {name: statistics.median(v) for name, v in network.items()}
     return {
         name: {
             "ms": 1000 * medians[name] / ticks,
             "ratio": medians[first] / medians[name],
             "ceiling": macs[first] / macs[name],
-            "network ms": network[name],
-            "network ratio": network[first] / network[name],
+            "network ms": alone[name] / ticks,
+            "network ratio": alone[first] / alone[name],
             "network ceiling": (macs[first] - vae) / (macs[name] - vae),
         }
         for name in engines
@@ -121,6 +110,11 @@ def guidance(pipe: Any, rounds: int, size: int = SIZE) -> dict[str, Any]:
     return compared({name: engine(pipe, size, guidance=g) for name, g in GUIDANCES.items()}, rounds)
 
 
+def larger(pipe: Any, rounds: int) -> dict[str, Any]:
+    """The same with the shape of Stable Diffusion 1.5 at 256 x 256 pixels."""
+    return guidance(sd15(pipe), rounds, 256)
+
+
 def batching(pipe: Any, rounds: int) -> dict[str, Any]:
     """Stream batch against sequential mode, by number of stages."""
     frames, result = list(movie(2.0, 24)), {}
@@ -128,10 +122,10 @@ def batching(pipe: Any, rounds: int) -> dict[str, Any]:
         settings = {"timestep_indices": indices, "guidance": NoGuidance()}
         both = {"batch": True, "sequential": False}
         work = {name: filled(engine(pipe, stream_batch=b, **settings), frames) for name, b in both.items()}
-        medians = interleaved(work, rounds)
+        times = interleaved(work, rounds)
         result[f"{stages} stages"] = {
-            **{f"{name} ms": 1000 * t for name, t in medians.items()},
-            "ratio": medians["sequential"] / medians["batch"],
+            **{f"{name} ms": 1000 * t.median for name, t in times.items()},
+            "ratio": times["batch"].speedup(times["sequential"]),
         }
     return result
 
@@ -174,15 +168,15 @@ def overhead(pipe: Any, rounds: int) -> dict[str, float]:
     stream._network.predict = lambda latents, *_: latents  # type: ignore[method-assign]
     clean = torch.zeros(1, *stream._builder.latent_shape)
     stream._codec.encode = lambda _: clean  # type: ignore[method-assign]
-    return {"ms per tick": 1000 * interleaved({"tick": filled(stream, list(movie(2.0, 4)))}, rounds)["tick"]}
+    tick = interleaved({"tick": filled(stream, list(movie(2.0, 4)))}, rounds)["tick"]
+    return {"ms per tick": 1000 * tick.median}
 
 
-def sd15(model: str) -> Any:
-    """A pipeline with the shape of Stable Diffusion 1.5 and random weights; its text embeddings are zeros."""
+def sd15(bundled: Any) -> Any:
+    """A pipeline with the shape of Stable Diffusion 1.5 and random weights in bfloat16; text embeddings are zeros."""
     from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
-    bundled = load(model)
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -193,7 +187,8 @@ def sd15(model: str) -> Any:
         scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipe.encode_prompt = lambda *_, **__: (torch.zeros(1, 77, 768), None)
+    pipe.to(torch.bfloat16)
+    pipe.encode_prompt = lambda *_, **__: (torch.zeros(1, 77, 768, dtype=torch.bfloat16), None)
     return pipe
 
 
@@ -224,7 +219,7 @@ def command(
         "batch": lambda: batching(pipe, rounds),
         "cache": lambda: {"speed": cache_speed(pipe, rounds, two), "psnr": cache_quality(pipe, frames, two)},
         "overhead": lambda: overhead(pipe, 20 * rounds),
-        "sd15": lambda: guidance(sd15(model), max(3, rounds // 3), 64),
+        "sd15": lambda: larger(pipe, max(3, rounds // 3)),
     }
     figures = {}
     for part in parts or PARTS[:-1]:
