@@ -1,0 +1,128 @@
+"""One WebSocket: frames in, pictures out, and never more than two of either on the way.
+
+Everything that waits to be sent is a slot for one value, and a newer one replaces it. So a client that reads slowly
+gets fewer pictures, not older ones, and costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from diffaccel.realtime import protocol
+from diffaccel.realtime.hub import Hub
+from diffaccel.realtime.session import Message, Notice, Session, Taken
+
+logger = logging.getLogger(__name__)
+
+STATS_EVERY = 0.5
+
+
+class Connection:
+    """A client that was let in; `run` lasts until it leaves.
+
+    Attributes:
+        latest: its last picture as JPEG, for `/mjpeg`.
+        changed: set and replaced whenever there is a newer one.
+    """
+
+    def __init__(self, socket: WebSocket, hub: Hub) -> None:
+        self._socket, self._hub = socket, hub
+        self._loop = asyncio.get_running_loop()
+        self._notices: dict[str, Notice] = {}
+        self._picture: protocol.Picture | None = None
+        self._taken: int | None = None
+        self._unshown: deque[int] = deque()
+        self._wake = asyncio.Event()
+        self.latest: bytes | None = None
+        self.changed = asyncio.Event()
+        self.session: Session = hub.join(self._post)
+
+    def _post(self, message: Message) -> None:
+        """Take a message of the hub, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._accept, message)
+
+    def _accept(self, message: Message) -> None:
+        if isinstance(message, Taken):
+            self._taken = message.id
+        elif isinstance(message, Notice):
+            self._notices[message.type] = message
+        else:
+            self._picture, self.latest = message, message.jpeg
+            changed, self.changed = self.changed, asyncio.Event()
+            changed.set()
+        self._wake.set()
+
+    async def run(self, hello: dict[str, Any]) -> None:
+        """Talk until the client leaves."""
+        await self._socket.send_json({"type": "hello", "session": self.session.id, **hello})
+        tasks = [asyncio.create_task(work) for work in (self._receive(), self._send(), self._tell())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._hub.leave(self.session)
+            for task in tasks:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+                    logger.debug("session %s ended", self.session.id, exc_info=result)
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                self._handle(message)
+            except protocol.BadMessage as error:
+                self.session.tally.add("rejected")
+                self._accept(Notice("problem", {"kind": "message", "message": str(error)}))
+            except ValidationError as error:
+                self._accept(Notice("problem", {"kind": "controls", "message": _words(error)}))
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        if message.get("text") is not None:
+            self._hub.change(self.session, protocol.parse_text(message["text"]).values)
+            return
+        parsed = protocol.parse_binary(message["bytes"])
+        if isinstance(parsed, protocol.Frame):
+            self._hub.offer(self.session, parsed)
+            return
+        while self._unshown and self._unshown[0] <= parsed.id:
+            self._unshown.popleft()
+        self._wake.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._taken is not None:
+                number, self._taken = self._taken, None
+                await self._socket.send_bytes(protocol.pack_mark(number))
+            while self._notices:
+                notice = self._notices.pop(next(iter(self._notices)))
+                await self._socket.send_json({"type": notice.type, **notice.values})
+            if self._picture is not None and len(self._unshown) < protocol.WINDOW:
+                picture, self._picture = self._picture, None
+                self._unshown.append(picture.id)
+                await self._socket.send_bytes(picture.pack())
+
+    async def _tell(self) -> None:
+        """How it goes, now and then."""
+        while True:
+            await asyncio.sleep(STATS_EVERY)
+            values = {**self.session.tally.to_dict(), "sessions": self._hub.count, "limit": self._hub.limit}
+            self._accept(Notice("stats", values))
+
+
+def _words(error: ValidationError) -> str:
+    """A validation error in one sentence."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,234 @@
+"""The live server: the page, its WebSocket, `/mjpeg` for OBS, `/health`, and `/metrics` for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import threading
+import webbrowser
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Response, WebSocket
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from diffaccel.realtime import protocol
+from diffaccel.realtime.connection import Connection
+from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.guard import LOOPBACK, Guard
+from diffaccel.realtime.hub import Hub, HubFull
+from diffaccel.realtime.settings import Controls
+
+PAGE = Path(__file__).with_name("page")
+TRY_AGAIN_LATER = 1013
+MOST_VIEWERS = 16
+BOUNDARY = b"frame"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How the server is reached.
+
+    Attributes:
+        host, port: where to listen; port 0 takes any that is free.
+        token: secret of the URL.
+        allow_hosts: host names, besides the machine's own, that it may be reached by.
+        certificate, key: PEM files for https, which browsers ask for before they lend a camera to another machine.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
+    allow_hosts: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+class LiveServer:
+    """Serves a hub; `run` until it is told to stop, or with ``with`` on a thread of its own.
+
+    Args:
+        hub: the network and its sessions.
+        options: how it is reached.
+        about: what the page is told about the model: ``model``, ``width`` and ``height``.
+
+    Raises:
+        MediaError: where the port is taken or not allowed.
+    """
+
+    def __init__(self, hub: Hub, options: ServerOptions, about: Mapping[str, Any]) -> None:
+        self.hub, self.options, self.about = hub, options, dict(about)
+        self.connections: dict[str, Connection] = {}
+        self._viewers = 0
+        self._socket = _listen(options.host, options.port)
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(self._config())
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="live")
+
+    @property
+    def url(self) -> str:
+        """The page's address, with its token."""
+        scheme = "https" if self.options.certificate else "http"
+        host = "127.0.0.1" if self.options.host in ("0.0.0.0", "::") else self.options.host
+        place = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{place}:{self.port}/?token={self.options.token}"
+
+    def _config(self) -> uvicorn.Config:
+        options = self.options
+        guarded = Guard(
+            build_app(self),
+            token=options.token,
+            host=options.host,
+            names=options.allow_hosts,
+            refused=lambda reason: self.hub.metrics.refused.labels(reason).inc(),
+        )
+        return uvicorn.Config(
+            guarded,
+            ws="websockets-sansio",
+            ws_max_size=protocol.LARGEST_MESSAGE,
+            ws_per_message_deflate=False,
+            ws_ping_interval=2,
+            ws_ping_timeout=6,
+            lifespan="off",
+            log_level="error",
+            server_header=False,
+            timeout_graceful_shutdown=1,
+            ssl_certfile=options.certificate,
+            ssl_keyfile=options.key,
+        )
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._server.should_exit
+
+    def run(self, *, browser: bool = False) -> None:
+        """Serve until Ctrl-C or SIGTERM.
+
+        Args:
+            browser: open the page once it can be reached.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, when everything is closed.
+        """
+        if browser:
+            threading.Timer(0.3, webbrowser.open, [self.url]).start()
+        try:
+            self._server.run([self._socket])
+        finally:
+            self._socket.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    async def talk(self, websocket: WebSocket) -> None:
+        """One client, from its arrival to its end."""
+        await websocket.accept()
+        try:
+            connection = Connection(websocket, self.hub)
+        except HubFull as error:
+            await websocket.send_json({"type": "problem", "kind": "busy", "message": str(error)})
+            await websocket.close(TRY_AGAIN_LATER, "the limit of sessions is reached")
+            return
+        self.connections[connection.session.id] = connection
+        try:
+            await connection.run({**self.about, "controls": self.hub.controls.model_dump(), "window": protocol.WINDOW})
+        finally:
+            del self.connections[connection.session.id]
+
+    def watched(self, session: str | None) -> Connection:
+        """The session that a viewer means. Raises `HTTPException` where it is not clear."""
+        if session is not None:
+            if session not in self.connections:
+                raise HTTPException(404, f"no session {session}: take the address that its page shows")
+            return self.connections[session]
+        if len(self.connections) != 1:
+            raise HTTPException(409, f"{len(self.connections)} people are here: add &session=... from the page")
+        return next(iter(self.connections.values()))
+
+    async def frames(self, connection: Connection) -> AsyncIterator[bytes]:
+        """A session's pictures as parts of a multipart stream: the latest, and every newer one."""
+        self._viewers += 1
+        try:
+            while not self.stopping and connection.session.id in self.connections:
+                changed, jpeg = connection.changed, connection.latest
+                if jpeg is not None:
+                    head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
+                    yield head + jpeg + b"\r\n"
+                try:
+                    await asyncio.wait_for(changed.wait(), 0.5)
+                except TimeoutError:
+                    continue
+        finally:
+            self._viewers -= 1
+
+    def stream(self, session: str | None) -> Response:
+        """`/mjpeg`."""
+        connection = self.watched(session)
+        if self._viewers >= MOST_VIEWERS:
+            raise HTTPException(503, f"{MOST_VIEWERS} programs watch already, which is the limit")
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
+        return StreamingResponse(self.frames(connection), media_type=kind)
+
+
+def build_app(server: LiveServer) -> FastAPI:
+    """The routes."""
+    app = FastAPI(openapi_url=None)
+    hub = server.hub
+    app.add_api_websocket_route("/ws", server.talk)
+    app.mount("/page", StaticFiles(directory=PAGE))
+
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/schema")
+    def schema() -> JSONResponse:
+        return JSONResponse({**Controls.model_json_schema(), "about": server.about})
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        state = {"status": "ok" if hub.alive else "stopped", "sessions": hub.count, "max_sessions": hub.limit}
+        return JSONResponse(state, 200 if hub.alive else 503)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(hub.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/mjpeg")
+    async def mjpeg(session: str | None = None) -> Response:
+        return server.stream(session)
+
+    return app
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    return host in LOOPBACK
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise MediaError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another, as in --port {port + 1}"
+        ) from error
+    return listener

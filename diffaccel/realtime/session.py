@@ -1,0 +1,222 @@
+"""One person's share of the network: the latest frame, the controls, a stream of their own."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+from diffaccel.realtime import protocol
+from diffaccel.realtime.metrics import Metrics, Tally
+from diffaccel.realtime.repaint import to_pixels
+from diffaccel.realtime.settings import Controls
+from diffaccel.stream.report import StreamOutput
+
+logger = logging.getLogger(__name__)
+
+DRAIN_AFTER = 0.25
+"""Seconds without a new frame after which the frames in flight are finished."""
+
+
+class Stream(Protocol):
+    """What paints one session's frames; used on the network's thread only."""
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Frames that were accepted and have not come out."""
+
+    @property
+    def not_finite(self) -> int:
+        """Pictures that were withheld so far because the network returned NaN or infinity."""
+
+    def push(self, image: Any, *, frame_id: int) -> list[StreamOutput]:
+        """Put in a frame ``(H, W, 3)`` uint8, and get what is finished."""
+
+    def flush(self) -> list[StreamOutput]:
+        """Finish the frames in flight."""
+
+    def configure(self, controls: Controls) -> None:
+        """Take other controls. Raises ValueError where they cannot be followed; nothing has changed then."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Frames up to this one were taken by the network or replaced by a newer one."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A JSON message; a newer one of the same type replaces one that waits to be sent."""
+
+    type: str
+    values: dict[str, Any]
+
+
+Message = protocol.Picture | Taken | Notice
+Post = Callable[[Message], None]
+
+
+class Arrived(NamedTuple):
+    """A frame and when it arrived."""
+
+    frame: protocol.Frame
+    at: float
+
+
+class Session:
+    """What the hub keeps for one client.
+
+    The box holds the latest frame only. `offer`, `ask` and `ready` are called under the hub's lock; `work` and `close`
+    on the network's thread.
+    """
+
+    def __init__(self, controls: Controls, post: Post, metrics: Metrics) -> None:
+        self.id = secrets.token_urlsafe(6)
+        self.tally, self.post = Tally(metrics), post
+        self.controls = self._asked = controls
+        self._box: Arrived | None = None
+        self._stream: Stream | None = None
+        self._count = self._not_finite = 0
+        self._inside: deque[tuple[int, Arrived]] = deque()
+        self._last = monotonic()
+
+    def offer(self, frame: protocol.Frame) -> None:
+        """Put a frame into the box; one that was there is dropped."""
+        self.tally.arrive()
+        if self._box is not None:
+            self.tally.add("dropped")
+            self.post(Taken(self._box.frame.id))
+        self._box = Arrived(frame, monotonic())
+
+    def ask(self, controls: Controls) -> None:
+        """Ask for other controls, before the next frame."""
+        self._asked = controls
+
+    def drop(self) -> None:
+        """Count what is left as dropped: the client is gone."""
+        self.tally.add("dropped", (self._box is not None) + len(self._inside))
+        self._box = None
+        self._inside.clear()
+
+    @property
+    def asked(self) -> Controls:
+        """The controls, with every change that was asked for."""
+        return self._asked
+
+    def ready(self, now: float) -> bool:
+        """Whether there is something to do."""
+        return self._box is not None or self._asked is not self.controls or self.due(now) == 0.0
+
+    def due(self, now: float) -> float | None:
+        """Seconds until the frames in flight have to be finished; None where there are none."""
+        return max(0.0, self._last + DRAIN_AFTER - now) if self._inside else None
+
+    def take(self) -> tuple[Controls, Arrived | None]:
+        """Empty the box."""
+        arrived, self._box = self._box, None
+        return self._asked, arrived
+
+    def work(self, controls: Controls, arrived: Arrived | None, open_stream: Callable[[Controls], Stream]) -> None:
+        """Follow the controls, and paint a frame or finish those in flight."""
+        if arrived is not None:
+            self.post(Taken(arrived.frame.id))
+        try:
+            self._follow(controls, open_stream)
+            self._paint(arrived)
+        except protocol.BadMessage as error:
+            self.tally.add("rejected")
+            self.post(Notice("problem", {"kind": "frame", "message": str(error)}))
+        except Exception as error:
+            self._fail(error)
+
+    def _follow(self, controls: Controls, open_stream: Callable[[Controls], Stream]) -> None:
+        if self._stream is not None and controls is self.controls:
+            return
+        try:
+            if self._stream is None:
+                self._stream = open_stream(controls)
+            else:
+                self._stream.configure(controls)
+        except (TypeError, ValueError) as error:
+            if self._asked is controls:
+                self._asked = self.controls
+            self.post(Notice("problem", {"kind": "controls", "message": str(error)}))
+        else:
+            self.controls = controls
+        self.post(Notice("controls", {"values": self.controls.model_dump()}))
+
+    def _paint(self, arrived: Arrived | None) -> None:
+        stream, begin = self._stream, monotonic()
+        if stream is None:
+            if arrived is not None:
+                self.tally.add("failed")
+            return
+        if arrived is not None:
+            pixels = protocol.decode(arrived.frame.jpeg)
+            self._inside.append((self._count, arrived))
+            self._count, self._last = self._count + 1, begin
+            outputs = stream.push(pixels, frame_id=self._count - 1)
+        elif self.due(begin) == 0.0:
+            self._last = begin
+            outputs = stream.flush()
+        else:
+            return
+        self._deliver(stream, outputs, 1000 * (monotonic() - begin))
+
+    def _deliver(self, stream: Stream, outputs: list[StreamOutput], network_ms: float) -> None:
+        """Send what came out, and count what will not come out any more."""
+        lost = 0
+        for output in outputs:
+            while self._inside[0][0] < output.frame_id:
+                self._inside.popleft()
+                lost += 1
+            self._send(output, self._inside.popleft()[1], network_ms)
+        while len(self._inside) > stream.frames_in_flight:
+            self._inside.popleft()
+            lost += 1
+        if lost:
+            self._account(stream, lost)
+
+    def _send(self, output: StreamOutput, arrived: Arrived, network_ms: float) -> None:
+        jpeg = protocol.encode(to_pixels(output.image))
+        server = monotonic() - arrived.at
+        self.tally.add("skipped" if output.skipped else "shown")
+        self.tally.metrics.network.observe(network_ms / 1000)
+        self.tally.metrics.latency.observe(server)
+        self.post(protocol.Picture(arrived.frame.id, jpeg, output.skipped, network_ms, 1000 * server))
+
+    def _account(self, stream: Stream, lost: int) -> None:
+        withheld, self._not_finite = stream.not_finite - self._not_finite, stream.not_finite
+        self.tally.add("not_finite", withheld)
+        self.tally.add("dropped", lost - withheld)
+        if withheld:
+            self.post(Notice("problem", {"kind": "not_finite", "message": NOT_FINITE}))
+
+    def _fail(self, error: Exception) -> None:
+        """Count the frames that the error took with it, and tell the client."""
+        logger.warning("the network failed on a frame of session %s", self.id, exc_info=error)
+        left = self._stream.frames_in_flight if self._stream is not None else 0
+        self.tally.add("failed", len(self._inside) - left)
+        while len(self._inside) > left:
+            self._inside.pop()
+        memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+        kind, text = ("memory", OUT_OF_MEMORY) if memory else ("network", f"The network failed on a frame: {error}")
+        self.post(Notice("problem", {"kind": kind, "message": text}))
+
+    def close(self) -> None:
+        """Close the stream."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+OUT_OF_MEMORY = "The machine ran out of memory on a frame. Use fewer steps, or start it with a smaller --size."
+NOT_FINITE = "The network returned numbers that are no picture, so it was left out. Try a lower guidance scale."

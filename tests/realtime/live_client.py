@@ -1,0 +1,145 @@
+"""A Python client of the live server, and a stub network to put behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+from diffaccel.realtime import protocol
+from diffaccel.realtime.hub import Hub
+from diffaccel.realtime.server import LiveServer, ServerOptions
+from diffaccel.realtime.settings import Controls
+from diffaccel.stream.report import StreamOutput
+
+SIZE = 64
+
+
+def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (SIZE, SIZE), **options: Any) -> bytes:
+    """A picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+class StubStream:
+    """Inverts pictures. ``seconds`` is how long the network takes; ``trouble`` may raise, or return True for NaN."""
+
+    def __init__(
+        self, controls: Controls, seconds: float = 0.0, trouble: Callable[[int], bool] = lambda _: False
+    ) -> None:
+        self.seconds, self.trouble = seconds, trouble
+        self.frames_in_flight = self.not_finite = 0
+        self.closed = False
+        self.controls = controls
+
+    def push(self, image: np.ndarray, *, frame_id: int) -> list[StreamOutput]:
+        time.sleep(self.seconds)
+        if self.trouble(frame_id):
+            self.not_finite += 1
+            return []
+        return [StreamOutput(Image.fromarray(255 - image), frame_id)]
+
+    def flush(self) -> list[StreamOutput]:
+        return []
+
+    def configure(self, controls: Controls) -> None:
+        if controls.prompt == "impossible":
+            raise ValueError("no such thing: try another prompt")
+        self.controls = controls
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@contextmanager
+def serving(
+    open_stream: Callable[[Controls], Any] = StubStream, *, limit: int = 4, **options: Any
+) -> Iterator[LiveServer]:
+    """A server on a free port."""
+    about = {"model": "stub", "width": SIZE, "height": SIZE}
+    settings = ServerOptions(port=0, token="secret", **options)
+    with Hub(open_stream, limit=limit) as hub, LiveServer(hub, settings, about) as server:
+        yield server
+
+
+class Client:
+    """Sends frames and reads answers, in order."""
+
+    def __init__(
+        self, server: LiveServer, *, token: str = "secret", origin: str | None = "own", **options: Any
+    ) -> None:
+        own = f"http://127.0.0.1:{server.port}"
+        self._opened = connect(
+            f"ws://127.0.0.1:{server.port}/ws?token={token}",
+            origin=own if origin == "own" else origin,  # type: ignore[arg-type]
+            compression=None,
+            open_timeout=10,
+            **options,
+        )
+        self.socket: ClientConnection = self._opened.__enter__()
+        self._next = 0
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.__exit__(None, None, None)
+
+    def frame(self, data: bytes | None = None) -> int:
+        """Send a frame; its number."""
+        self._next += 1
+        self.socket.send(protocol.pack_frame(self._next, jpeg() if data is None else data))
+        return self._next
+
+    def shown(self, number: int) -> None:
+        self.socket.send(protocol.pack_mark(number))
+
+    def controls(self, **values: Any) -> None:
+        self.socket.send(json.dumps({"type": "controls", "values": values}))
+
+    def read(self, timeout: float = 5) -> Any:
+        """The next message: a Picture, a number (TAKEN), or a dictionary."""
+        message = self.socket.recv(timeout)
+        if isinstance(message, str):
+            return json.loads(message)
+        if protocol.is_picture(message):
+            return protocol.Picture.unpack(message)
+        return int.from_bytes(message[4:8], "little")
+
+    def wait(self, wanted: str | type, timeout: float = 5) -> Any:
+        """The next picture (`protocol.Picture`) or JSON message of a type; others are passed over."""
+        end = time.monotonic() + timeout
+        while (left := end - time.monotonic()) > 0:
+            message = self.read(left)
+            if isinstance(wanted, type) and isinstance(message, wanted):
+                return message
+            if isinstance(message, dict) and message["type"] == wanted:
+                return message
+        raise TimeoutError(f"no {wanted}")
+
+    def picture(self) -> protocol.Picture:
+        """The next picture, acknowledged."""
+        picture: protocol.Picture = self.wait(protocol.Picture)
+        self.shown(picture.id)
+        return picture
+
+
+def colour(picture: protocol.Picture) -> list[int]:
+    """Mean colour."""
+    return np.asarray(protocol.decode(picture.jpeg)).mean((0, 1)).round().astype(int).tolist()
+
+
+def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    """Whether the condition became true in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()

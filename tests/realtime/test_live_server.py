@@ -1,0 +1,310 @@
+"""The live server over real sockets, with a stub network behind it."""
+
+import json
+import struct
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from live_client import SIZE, Client, StubStream, colour, jpeg, serving, until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from diffaccel.realtime import protocol
+from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.server import LiveServer, ServerOptions
+from diffaccel.realtime.settings import Controls
+
+
+def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status, response.read().decode(), response.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers
+
+
+def test_a_frame_comes_back_painted() -> None:
+    with serving() as server, Client(server) as client:
+        hello = client.wait("hello")
+        assert (hello["width"], hello["height"], hello["window"]) == (SIZE, SIZE, 2)
+        number = client.frame(jpeg((255, 0, 0)))
+        picture = client.picture()
+        assert picture.id == number
+        assert not picture.skipped
+        assert picture.server_ms >= picture.network_ms >= 0
+        assert colour(picture) == pytest.approx([0, 255, 255], abs=3)
+
+
+def test_every_frame_is_acknowledged_when_the_network_takes_or_replaces_it() -> None:
+    with serving(lambda c: StubStream(c, 0.05)) as server, Client(server) as client:
+        last = [client.frame() for _ in range(10)][-1]
+        taken = 0
+        while taken < last:
+            message = client.read()
+            taken = message if isinstance(message, int) else taken
+        until(lambda: client.wait("stats")["dropped"] > 0)
+        stats = client.wait("stats")
+        assert stats["received"] == 10
+        assert stats["shown"] + stats["dropped"] == 10
+        assert stats["dropped"] >= 5
+
+
+def test_sessions_are_isolated() -> None:
+    with serving() as server, Client(server) as one, Client(server) as two:
+        for _ in range(5):
+            one.frame(jpeg((255, 0, 0)))
+            two.frame(jpeg((0, 0, 255)))
+            assert colour(one.picture()) == pytest.approx([0, 255, 255], abs=3)
+            assert colour(two.picture()) == pytest.approx([255, 255, 0], abs=3)
+
+
+def test_controls_change_one_session_and_are_told() -> None:
+    with serving() as server, Client(server) as one, Client(server) as two:
+        one.controls(prompt="a cat", strength=0.7)
+        assert one.wait("controls")["values"]["prompt"] == "a cat"
+        two.controls(seed=7)
+        told = two.wait("controls")["values"]
+        assert (told["seed"], told["prompt"]) == (7, Controls().prompt)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"strength": 2},
+        {"strength": float("nan")},
+        {"prompt": ""},
+        {"prompt": "x" * 501},
+        {"seed": -1},
+        {"color": "red"},
+    ],
+)
+def test_invalid_controls_are_refused_in_words(values: dict[str, Any]) -> None:
+    with serving() as server, Client(server) as client:
+        client.controls(**values)
+        problem = client.wait("problem")
+        assert problem["kind"] == "controls"
+        assert next(iter(values)) in problem["message"]
+        client.frame()
+        assert client.picture()
+
+
+def test_controls_that_the_model_cannot_follow_leave_the_old_ones() -> None:
+    with serving() as server, Client(server) as client:
+        client.frame()
+        client.picture()
+        client.controls(prompt="impossible")
+        assert client.wait("problem")["message"] == "no such thing: try another prompt"
+        assert client.wait("controls")["values"]["prompt"] == Controls().prompt
+        client.frame()
+        assert client.picture()
+
+
+def test_one_too_many_is_refused_and_others_go_on() -> None:
+    with serving(limit=1) as server, Client(server) as one:
+        one.wait("hello")
+        with Client(server) as two:
+            problem = two.wait("problem")
+            assert problem["kind"] == "busy"
+            assert "--max-sessions" in problem["message"]
+            with pytest.raises(ConnectionClosed):
+                two.read()
+        one.frame()
+        assert one.picture()
+    assert server.hub.metrics.refused.labels("full")._value.get() == 1
+
+
+def test_a_place_is_free_again_after_someone_left() -> None:
+    with serving(limit=1) as server:
+        for _ in range(3):
+            with Client(server) as client:
+                assert client.wait("hello")
+            assert until(lambda: server.hub.count == 0)
+        client = Client(server)
+        client.wait("hello")
+        client.socket.socket.shutdown(2)  # no goodbye
+        assert until(lambda: server.hub.count == 0, 2)
+
+
+def test_streams_are_closed_when_their_client_leaves() -> None:
+    streams: list[StubStream] = []
+
+    def open_stream(controls: Controls) -> StubStream:
+        streams.append(StubStream(controls))
+        return streams[-1]
+
+    with serving(open_stream) as server:
+        with Client(server) as client:
+            client.frame()
+            client.picture()
+        assert until(lambda: streams[0].closed)
+
+
+def test_a_failing_network_is_reported_and_goes_on() -> None:
+    def trouble(frame: int) -> bool:
+        if frame % 3 == 1:
+            raise RuntimeError("CUDA out of memory" if frame == 1 else "a bad day")
+        return False
+
+    with serving(lambda c: StubStream(c, trouble=trouble)) as server, Client(server) as client:
+        kinds = []
+        for _ in range(6):
+            client.frame()
+            message = client.read()
+            while isinstance(message, int) or (message.__class__ is dict and message["type"] != "problem"):
+                message = client.read()
+            if isinstance(message, protocol.Picture):
+                client.shown(message.id)
+            else:
+                kinds.append(message["kind"])
+        assert kinds == ["memory", "network"]
+        assert until(lambda: client.wait("stats")["failed"] == 2)
+
+
+def test_pictures_that_are_not_finite_are_withheld_and_counted() -> None:
+    with serving(lambda c: StubStream(c, trouble=lambda n: n % 5 == 4)) as server, Client(server) as client:
+        for number in range(20):
+            client.frame()
+            if number % 5 == 4:
+                assert client.wait("problem")["kind"] == "not_finite"
+            else:
+                assert client.picture().id == number + 1
+        assert until(lambda: client.wait("stats")["not_finite"] == 4)
+
+
+def test_a_slow_reader_gets_the_latest_picture() -> None:
+    with serving() as server, Client(server) as client:
+        for _ in range(20):
+            number = client.frame()
+            while client.read() != number:  # TAKEN arrives; at most two pictures do
+                pass
+        stats = client.wait("stats")
+        assert until(lambda: client.wait("stats")["shown"] + stats["dropped"] >= 20)
+        client.shown(2)
+        assert client.wait(protocol.Picture).id == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "headers"),
+    [
+        ({"token": "wrong"}, {}),
+        ({"token": ""}, {}),
+        ({"origin": None}, {}),
+        ({"origin": "http://evil.example"}, {}),
+        ({"origin": "null"}, {}),
+        ({"origin": "http://127.0.0.1"}, {}),
+        ({"origin": "http://localhost:1"}, {}),
+        ({}, {"Host": "evil.example"}),
+        ({}, {"Host": "127.0.0.1.evil.example"}),
+        ({}, {"Host": ""}),
+    ],
+)
+def test_ten_ways_in_are_closed(options: dict[str, Any], headers: dict[str, str]) -> None:
+    with serving() as server:
+        if headers:
+            assert get(server, "/?token=secret", **headers)[0] in (400, 403)
+            assert get(server, "/schema?token=secret", **headers)[0] in (400, 403)
+            return
+        with pytest.raises(InvalidStatus):
+            Client(server, **options)
+        assert server.hub.count == 0
+
+
+@pytest.mark.parametrize("path", ["/schema", "/metrics", "/mjpeg", "/schema?token=wrong", "/docs", "/openapi.json"])
+def test_paths_want_the_token(path: str) -> None:
+    with serving() as server:
+        status, text, _ = get(server, path)
+        assert status == 403
+        assert "token" in text
+
+
+def test_page_health_schema_and_metrics() -> None:
+    with serving() as server, Client(server) as client:
+        client.frame()
+        client.picture()
+        status, page, headers = get(server, "/")
+        assert status == 200
+        assert "<title>" in page
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert json.loads(get(server, "/health")[1]) == {"status": "ok", "sessions": 1, "max_sessions": 4}
+        schema = json.loads(get(server, "/schema?token=secret")[1])
+        assert set(schema["properties"]) == set(Controls.model_fields)
+        text = get(server, "/metrics", Authorization="Bearer secret")[1]
+        assert 'diffaccel_frames_total{outcome="shown"} 1.0' in text
+        assert "diffaccel_sessions 1.0" in text
+
+
+def test_mjpeg_shows_the_latest_picture_and_ends_with_the_session() -> None:
+    with serving() as server:
+        assert get(server, "/mjpeg?token=secret")[0] == 409
+        assert get(server, "/mjpeg?token=secret&session=nobody")[0] == 404
+        with Client(server) as client:
+            client.frame(jpeg((255, 0, 0)))
+            picture = client.picture()
+            request = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/mjpeg?token=secret", timeout=5)
+            with request:
+                assert "multipart/x-mixed-replace" in request.headers["Content-Type"]
+                head = b"".join(iter(request.readline, b"\r\n"))
+                assert f"Content-Length: {len(picture.jpeg)}".encode() in head
+                assert request.read(len(picture.jpeg)) == picture.jpeg
+                client.socket.close()
+                start = time.monotonic()
+                request.read()
+                assert time.monotonic() - start < 2
+
+
+BAD = {
+    "empty": b"",
+    "short": b"\1\0\0",
+    "unknown type": struct.pack("<BxxxI", 9, 1),
+    "no picture": protocol.pack_frame(1, b""),
+    "png": protocol.pack_frame(1, b"\x89PNG\r\n\x1a\n" + bytes(50)),
+    "svg": protocol.pack_frame(1, b"<svg xmlns='http://www.w3.org/2000/svg' width='60000' height='60000'/>"),
+    "too wide": protocol.pack_frame(1, jpeg(size=(4096, 16))),
+    "noise": protocol.pack_frame(1, bytes(range(256))),
+    "header only": protocol.pack_frame(1, jpeg()[:20]),
+    "many scans": protocol.pack_frame(1, jpeg()[:-2] + b"\xff\xda" * 50 + b"\xff\xd9"),
+    "text": "hello",
+    "list": "[1, 2]",
+    "deep": "[" * 100_000,
+    "other type": '{"type": "shutdown"}',
+    "values": '{"type": "controls", "values": 3}',
+}
+
+
+def test_bad_messages_are_answered_and_harm_nobody() -> None:
+    with serving() as server, Client(server) as client:
+        client.wait("hello")
+        for name, message in BAD.items():
+            start = time.monotonic()
+            client.socket.send(message)
+            assert client.wait("problem")["message"], name
+            assert time.monotonic() - start < 0.5, name
+        client.frame()
+        assert client.picture()
+
+
+def test_a_damaged_picture_is_rejected_by_the_decoder() -> None:
+    with serving() as server, Client(server) as client:
+        client.frame(jpeg(size=(640, 480))[:-400])
+        assert client.wait("problem")["kind"] == "frame"
+        client.frame()
+        assert client.picture()
+
+
+def test_a_message_over_one_mebibyte_ends_the_connection() -> None:
+    with serving() as server, Client(server, max_size=None) as client:
+        client.wait("hello")
+        client.socket.send(bytes(protocol.LARGEST_MESSAGE + 1))
+        with pytest.raises(ConnectionClosed) as closed:
+            client.wait("nothing")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+
+def test_a_taken_port_is_explained() -> None:
+    with serving() as server, pytest.raises(MediaError, match="choose another, as in --port"):
+        LiveServer(server.hub, ServerOptions(port=server.port), {})
