@@ -75,7 +75,8 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
     name = os.fspath(lora)
     file = find_lora(name)
     check_header(file)
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    with quiet_loading():
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
 
 
 def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import torch
 from benchmarks.movies import SIZE, films, movie
-from diffusers import AutoencoderTiny
 
 from diffaccel import (
     DeepCache,
@@ -23,7 +22,7 @@ from diffaccel import (
 )
 from diffaccel.macs import count_macs
 from diffaccel.measure import interleaved
-from diffaccel.models import load, path
+from diffaccel.models import load, load_lora, load_vae
 from diffaccel.stream.images import to_frames
 
 GUIDANCES = {
@@ -174,7 +173,7 @@ def overhead(pipe: Any, rounds: int) -> dict[str, float]:
 
 def sd15(bundled: Any) -> Any:
     """A pipeline with the shape of Stable Diffusion 1.5 and random weights in bfloat16; text embeddings are zeros."""
-    from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -209,10 +208,10 @@ def command(
     """Frame rates of the streaming engine as ratios, and what slot caches cost in quality."""
     pipe = load(model)
     if lora:
-        pipe.load_lora_weights(path(lora))
+        load_lora(pipe, lora)
         pipe.fuse_lora()
     if vae:
-        pipe.vae = AutoencoderTiny.from_pretrained(path(vae))
+        pipe.vae = load_vae(vae, dtype=pipe.dtype, device=pipe.device)
     two: dict[str, Any] = {"timestep_indices": STAGES[2], "guidance": GUIDANCES["none"]}
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "guidance": lambda: guidance(pipe, rounds),
