@@ -1,0 +1,46 @@
+"""What a person at the keyboard can mend, a sentence each; light to import, so that the command line can catch it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+class MediaError(ValueError):
+    """A camera, a screen, a window or a video file that cannot be used; the message says why and what to do."""
+
+
+def need(module: str, *, extra: str, purpose: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        MediaError: where it is not installed (naming the extra that brings it), or where it cannot be loaded.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MediaError(f"{purpose} needs {module}: pip install 'diffaccel[{extra}]'") from error
+    except ImportError as error:
+        raise MediaError(
+            f"{purpose} needs {module}, which is installed but cannot be loaded: {error}; "
+            "if a lib*.so is missing on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"
+        ) from error
+
+
+def pyav() -> Any:
+    """The PyAV library. Raises `MediaError` that names the extra."""
+    return need("av", extra="video", purpose="a video file")
+
+
+@contextmanager
+def explained(action: str, path: Path) -> Iterator[None]:
+    """Turn FFmpeg's errors into a `MediaError` that names the file."""
+    from av.error import FFmpegError
+
+    try:
+        yield
+    except FFmpegError as error:
+        raise MediaError(f"cannot {action} {path}: {error.strerror or error}") from error

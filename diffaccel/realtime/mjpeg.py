@@ -1,0 +1,136 @@
+"""Moving JPEG over HTTP, for OBS, VLC and browsers: everyone gets the latest picture, nobody waits for the slowest."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from PIL import Image
+
+from diffaccel.realtime.errors import MediaError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+BOUNDARY = "frame"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+class MjpegServer:
+    """Serves ``/mjpeg``, on this machine only and to whoever knows the token in its URL.
+
+    Args:
+        port: where to listen; 0 for any that is free.
+        token: secret of the URL; None for a random one.
+        host: address to listen on. One other than loopback lets others on the network watch, if they know the token.
+
+    Raises:
+        MediaError: where the port is taken or not allowed.
+    """
+
+    PORT = 8090
+    QUALITY = 90
+
+    def __init__(self, *, port: int = PORT, token: str | None = None, host: str = "127.0.0.1") -> None:
+        self.token = token or secrets.token_urlsafe(16)
+        self._socket = _listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{host}:{self.port}/mjpeg?token={self.token}"
+        self._jpeg: bytes | None = None
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = threading.Event()
+        self._server, self._thread = self._uvicorn(host), threading.Thread(target=self._run, daemon=True, name="mjpeg")
+
+    def _uvicorn(self, host: str) -> Any:
+        import uvicorn
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.routing import Route
+
+        hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]  # a foreign name here is DNS rebinding
+        app = Starlette(
+            routes=[Route("/mjpeg", self._respond)],
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        )
+        return uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready.set()
+        await self._server.serve(sockets=[self._socket])
+
+    async def _respond(self, request: Request) -> Response:
+        from starlette.responses import PlainTextResponse, StreamingResponse
+
+        if not secrets.compare_digest(request.query_params.get("token", ""), self.token):
+            return PlainTextResponse("wrong or missing token: use the URL that the program printed", 403)
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+        return StreamingResponse(self._parts(), media_type=kind, headers=headers)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """The latest picture, and every newer one; the one at hand is sent again where none comes for a second."""
+        while not self._server.should_exit:
+            changed = self._changed
+            if self._jpeg is not None:
+                yield b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (
+                    BOUNDARY.encode(), len(self._jpeg), self._jpeg
+                )  # fmt: skip
+            try:
+                await asyncio.wait_for(changed.wait(), timeout=1)
+            except TimeoutError:
+                continue
+
+    def start(self) -> None:
+        """Begin to serve, on a thread of its own."""
+        self._thread.start()
+        self._ready.wait()
+
+    def show(self, pixels: np.ndarray) -> None:
+        """Make a picture ``(H, W, 3)`` uint8 the latest; from any thread."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=self.QUALITY)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._replace, buffer.getvalue())
+
+    def _replace(self, jpeg: bytes) -> None:
+        self._jpeg, changed, self._changed = jpeg, self._changed, asyncio.Event()
+        changed.set()
+
+    def close(self) -> None:
+        """Hang up and free the port. Closing twice is harmless."""
+        self._server.should_exit = True
+        if self._thread.is_alive() and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed.set)
+            self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise MediaError(f"cannot listen on port {port}: {error.strerror}; choose another, as in mjpeg:8091") from error
+    return listener

@@ -1,0 +1,156 @@
+"""Where pictures go without a browser: a window, a video file, or a stream that OBS and browsers can show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from contextlib import nullcontext, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.mjpeg import MjpegServer
+from diffaccel.realtime.sources import opencv
+from diffaccel.realtime.video_writer import VideoWriter
+
+TICKS = Fraction(1, 90_000)
+"""Unit of a recording's times, in seconds: that of MPEG, which 24, 25, 29.97, 30 and 60 frames a second divide."""
+
+
+class Sink(ABC):
+    """Takes pictures; used with ``with``.
+
+    Attributes:
+        where: what to tell the user, in words that go on after "Pictures go to ".
+    """
+
+    where: str
+
+    @abstractmethod
+    def write(self, pixels: np.ndarray, time: Fraction | float) -> None:
+        """Take one picture ``(H, W, 3)`` uint8 RGB that belongs at ``time`` seconds."""
+
+    def wanted(self) -> bool:
+        """Whether the user still wants pictures; asked between pictures, many times a second."""
+        return True
+
+    def close(self, *, complete: bool) -> None:  # noqa: B027 (most sinks hold nothing)
+        """End it; ``complete`` is False after an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(complete=kind is None)
+
+
+class Window(Sink):
+    """A window of OpenCV; q, Esc or its close button ends it. Used on the main thread only.
+
+    Raises:
+        MediaError: without OpenCV (extra ``camera``), with one that was built without windows, or without a display.
+    """
+
+    where = "a window; q, Esc or closing it ends this"
+    TITLE = "diffaccel"
+    SMALLEST = 512
+
+    def __init__(self) -> None:
+        if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+            raise MediaError("there is no display for a window: use --sink mjpeg or --sink file.mp4 here")
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # OpenCV ships Qt without its fonts
+        self._cv2, self._shape = opencv("a window"), (0, 0)
+        try:
+            self._cv2.namedWindow(self.TITLE, self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO)
+        except self._cv2.error as error:
+            raise MediaError(
+                "this OpenCV was built without windows: pip uninstall opencv-python-headless, "
+                "then pip install --force-reinstall opencv-python"
+            ) from error
+
+    def write(self, pixels: np.ndarray, time: Fraction | float) -> None:  # noqa: ARG002
+        """Show one picture."""
+        if pixels.shape[:2] != self._shape:
+            self._shape = height, width = pixels.shape[:2]
+            scale = max(1, round(self.SMALLEST / max(height, width)))
+            self._cv2.resizeWindow(self.TITLE, width * scale, height * scale)
+        self._cv2.imshow(self.TITLE, self._cv2.cvtColor(pixels, self._cv2.COLOR_RGB2BGR))
+
+    def wanted(self) -> bool:
+        """Let the window draw itself; False once it was closed."""
+        key = self._cv2.waitKey(1) & 0xFF
+        return key not in (27, ord("q")) and self._cv2.getWindowProperty(self.TITLE, self._cv2.WND_PROP_VISIBLE) > 0
+
+    def close(self, *, complete: bool) -> None:  # noqa: ARG002
+        """Close the window."""
+        self._cv2.destroyAllWindows()
+        self._cv2.waitKey(1)
+
+
+class Recording(Sink):
+    """A video file, complete once the stream ends; pictures keep the times they were taken at.
+
+    Args:
+        path, overwrite: as `VideoWriter`, which also says what it raises.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self.where = f"{path}; Ctrl-C completes it"
+        self._writer = VideoWriter(path, rate=Fraction(30), time_base=TICKS, overwrite=overwrite)
+
+    def write(self, pixels: np.ndarray, time: Fraction | float) -> None:
+        """Add one picture."""
+        if not self._writer.written:
+            self._writer.start(pixels.shape[1], pixels.shape[0])
+        self._writer.write(pixels, time)
+
+    def close(self, *, complete: bool) -> None:
+        """Complete the file, also after an error: what was recorded is worth keeping."""
+        with nullcontext() if complete else suppress(MediaError):
+            self._writer.finish()
+
+
+class Mjpeg(Sink):
+    """Moving JPEG over HTTP, see `MjpegServer`."""
+
+    def __init__(self, server: MjpegServer) -> None:
+        self._server, self.where = server, server.url
+        server.start()
+
+    def write(self, pixels: np.ndarray, time: Fraction | float) -> None:  # noqa: ARG002
+        """Show one picture to everyone who watches."""
+        self._server.show(pixels)
+
+    def close(self, *, complete: bool) -> None:  # noqa: ARG002
+        """Hang up."""
+        self._server.close()
+
+
+def is_file(sink: str) -> bool:
+    """Whether a sink's name means a video file."""
+    return sink.partition(":")[0] not in ("window", "mjpeg")
+
+
+def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -> Sink:
+    """Open what a name means: ``window``, ``mjpeg``, ``mjpeg:8090`` (the port) or a video file.
+
+    Args:
+        sink: the name.
+        overwrite: whether an existing file may be replaced.
+        token: of the MJPEG stream's URL; None for a random one.
+
+    Raises:
+        MediaError: where it cannot be opened.
+    """
+    kind, _, port = sink.partition(":")
+    if kind == "window" and not port:
+        return Window()
+    if kind == "mjpeg" and (port.isdecimal() or not port):
+        return Mjpeg(MjpegServer(port=int(port or MjpegServer.PORT), token=token))
+    if not Path(sink).suffix:
+        raise MediaError(f"no sink {sink!r}: say window, mjpeg, mjpeg:8090, or name a .mp4 file")
+    return Recording(Path(sink), overwrite=overwrite)

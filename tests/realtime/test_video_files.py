@@ -1,0 +1,221 @@
+"""Video files are read as they are, and written whole or not at all."""
+
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import videos
+
+from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.video_reader import Frame, VideoReader
+from diffaccel.realtime.video_writer import VideoWriter
+
+
+def read(path: Path) -> list[Frame]:
+    with VideoReader(path) as reader:
+        return list(reader.frames())
+
+
+def write(path: Path, count: int = 3, **options: object) -> None:
+    given = {"rate": Fraction(25), "time_base": Fraction(1, 1000), **options}
+    with VideoWriter(path, **given) as writer:
+        writer.start(64, 48)
+        for number in range(count):
+            writer.write(videos.picture(number, 64, 48), Fraction(number, 25))
+
+
+@pytest.mark.parametrize("times", [videos.STEADY, videos.UNEVEN], ids=["steady", "uneven"])
+@pytest.mark.parametrize("size", [(64, 48), (66, 50)], ids=["aligned", "odd"])
+def test_frames_come_with_their_own_times(tmp_path: Path, times: list[Fraction], size: tuple[int, int]) -> None:
+    path = videos.make(tmp_path / "in.mp4", times=times, size=size)
+    frames = read(path)
+    assert [frame.time for frame in frames] == times
+    for number, frame in enumerate(frames):
+        assert frame.pixels.shape == (size[1], size[0], 3)
+        assert np.abs(frame.pixels.astype(int) - videos.picture(number, *size)).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("in.avi", {"codec": "mpeg4", "time_base": Fraction(1, 25), "audio": "mp3"}),
+        ("in.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "time_base": Fraction(1, 25), "size": (65, 49)}),
+        ("in.mkv", {"codec": "ffv1", "pix_fmt": "bgr0", "audio": "flac", "size": (65, 49)}),
+        ("in.webm", {"codec": "libvpx-vp9", "audio": "libopus"}),
+        ("in.ts", {"codec": "mpeg2video", "time_base": Fraction(1, 25), "audio": "mp2"}),
+        ("in.mp4", {"pix_fmt": "yuv444p10le"}),
+    ],
+    ids=["avi", "mjpeg-odd", "mkv-lossless-odd", "webm", "transport-stream", "ten-bit"],
+)
+def test_what_cameras_and_programs_write_is_read(tmp_path: Path, name: str, options: dict) -> None:
+    path = videos.make(tmp_path / name, **options)
+    with VideoReader(path) as reader:
+        assert (reader.width, reader.height) == options.get("size", (64, 48))
+        assert reader.rate == 25
+        frames = list(reader.frames())
+    assert len(frames) == 12
+    written = videos.times(path)
+    assert [frame.time - frames[0].time for frame in frames] == [time - written[0] for time in written]
+    assert np.abs(frames[5].pixels.astype(int) - videos.picture(5, reader.width, reader.height)).mean() < 12
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90, -1), (180, 2), (270, 1)])
+def test_a_camera_held_sideways_gives_upright_frames(tmp_path: Path, degrees: int, turns: int) -> None:
+    path = videos.turn(videos.make(tmp_path / "in.mp4"), degrees)
+    with VideoReader(path) as reader:
+        frame = next(reader.frames())
+        assert frame.pixels.shape == (reader.height, reader.width, 3)
+    assert np.abs(frame.pixels.astype(int) - np.rot90(videos.picture(0, 64, 48), turns)).mean() < 8
+
+
+def test_a_transport_stream_starts_at_its_own_beginning(tmp_path: Path) -> None:
+    late = [time + 5 for time in videos.STEADY]
+    path = videos.make(tmp_path / "in.ts", times=late, codec="mpeg2video", audio=None, time_base=Fraction(1, 25))
+    assert videos.times(path)[0] >= 5
+    with VideoReader(path) as reader:
+        assert [frame.time for frame in reader.frames()] == videos.STEADY
+
+
+def test_a_damaged_piece_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = videos.make(tmp_path / "in.avi", codec="png", pix_fmt="rgb24", audio=None, time_base=Fraction(1, 25))
+    data = path.read_bytes()
+    where = [k for k in range(len(data)) if data[k : k + 4] == b"IHDR"][5]
+    path.write_bytes(data[:where] + b"\0" * 20 + data[where + 20 :])
+    with caplog.at_level(logging.WARNING), VideoReader(path) as reader:
+        assert len(list(reader.frames())) == 11
+        assert reader.damaged == 1
+    assert "left out a damaged piece" in caplog.text
+
+
+def nothing(path: Path) -> Path:
+    return path
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("not a video")
+    return path
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(videos.make(path.with_suffix(".mov")).read_bytes()[:2000])
+    return path
+
+
+def sound_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=48000, layout="mono")
+        videos.add_sound(container, sound, 0.2, np.random.default_rng(0))
+    return path
+
+
+def undecodable(path: Path) -> Path:
+    data = videos.make(path, audio=None).read_bytes()
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    path.write_bytes(data[:start] + b"\xff" * (end - start) + data[end:])
+    return path
+
+
+def unknown_codec(path: Path) -> Path:
+    path.write_bytes(videos.make(path, audio=None).read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (nothing, "no video file at"),
+        (folder, "is a folder"),
+        (text, "cannot read .*Invalid data"),
+        (cut, "cannot read"),
+        (sound_only, "holds no video, only audio"),
+        (undecodable, "none of its h264 video can be decoded"),
+        (unknown_codec, "cannot decode its video codec"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path: Path, broken, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        VideoReader(broken(tmp_path / "in.mp4"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov", ".mkv"])
+def test_a_file_is_written_with_its_colours(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write(path)
+    assert videos.times(path) == [Fraction(k, 25) for k in range(3)]
+    for number, pixels in enumerate(videos.pictures(path)):
+        flat = pixels[:, 4:28].reshape(-1, 3).mean(0)
+        assert np.abs(flat - videos.picture(number, 64, 48)[0, 0]).max() < 4
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def interrupted(path: Path) -> None:
+    with VideoWriter(path, rate=Fraction(25), time_base=Fraction(1, 25)) as writer:
+        writer.start(64, 48)
+        writer.write(videos.picture(0, 64, 48), 0)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"precious")
+    with pytest.raises(MediaError, match="no picture came"):
+        write(path, count=0, overwrite=True)
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
+    write(path, overwrite=True)
+    assert len(videos.times(path)) == 3
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(MediaError, match=r"cannot write .*out.mp4: File too large"):
+            write(tmp_path / "out.mp4", count=60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.gif", "must end in .mp4"),
+        ("missing/out.mp4", "there is no folder"),
+        ("there.mp4", "exists.*--overwrite"),
+        ("folder.mp4", "is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_at_once(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "there.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(MediaError, match=message):
+        write(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.mp4", "there.mp4"]
+
+
+def test_times_that_do_not_rise_are_made_to(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with VideoWriter(path, rate=Fraction(25), time_base=Fraction(1, 100)) as writer:
+        writer.start(64, 48)
+        for time in (0.0, 0.04, 0.04, 0.02, 0.2):
+            writer.write(videos.picture(0, 64, 48), time)
+    assert videos.times(path) == [Fraction(k, 100) for k in (0, 4, 5, 6, 20)]
