@@ -7,7 +7,7 @@ import torch
 
 from diffaccel.branch import Part
 from diffaccel.clock import RunClock
-from diffaccel.config import check, number
+from diffaccel.config import check, number, whole
 from diffaccel.families.layout import Layout
 from diffaccel.guidance import virtual_negative
 from diffaccel.host import Host
@@ -28,20 +28,26 @@ class ResidualGuidance(Method):
     (equation 5 of the paper). T sampling steps take T + 1 or T network rows per picture instead of 2 T.
 
     As z does not follow the picture, the pipeline's guidance_scale acts more strongly than in ordinary guidance: the
-    paper uses 1.2 to 1.4 with few steps.
+    paper uses 1.2 to 1.4 with few steps. In runs of many steps z grows stale: `renew` keeps it fresh, at a price.
 
     Args:
         negative: "one-time" computes the negative prompt in the first call, and z is its clean estimate there; "self"
             never does, and z is the run's own start without its noise: zero, for a run that starts from pure noise.
         delta: magnitude of the virtual negative noise.
+        renew: compute the negative prompt, and with it z, anew in every `renew`-th call; 1 is plain guidance. Goes well
+            with a cache of the same interval, which computes in these calls anyway. None is the paper's: never again.
     """
 
     negative: str = "one-time"
     delta: float = 1.0
+    renew: int | None = None
 
     def __post_init__(self) -> None:
         check(self.negative in NEGATIVES, f"negative must be one of {', '.join(NEGATIVES)}; got {self.negative!r}")
         number("delta", self.delta, 0.0)
+        if self.renew is not None:
+            whole("renew", self.renew, 1)
+            check(self.negative == "one-time", "renew is for negative='one-time'; 'self' computes no negative prompt")
 
     def parts(self, layout: Layout) -> list[Part]:  # noqa: ARG002
         """None: no feature is stored."""
@@ -85,12 +91,16 @@ class _VirtualNegative(Wrapper):
         """One network call."""
         if not inputs.guided:
             return network(inputs)
-        clean = context.memory.get(self)
+        clean = None if self._is_due(context.step) else context.memory.get(self)
         if clean is not None or self.method.negative == "self":
             return self._virtually(network, self.positive(inputs), clean)
         output = network(inputs)
         map_output(lambda prediction: self._remember(context, prediction, inputs), output)
         return output
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the negative prompt is to be computed anew."""
+        return self.method.renew is not None and step % self.method.renew == 0
 
     def _remember(self, context: Context, prediction: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Keep the clean estimate of the negative rows."""

@@ -69,6 +69,30 @@ def test_rows(negative: str, expected: list[int]) -> None:
     assert saved == pytest.approx(1 - sum(expected) / 12)
 
 
+@pytest.mark.parametrize(("renew", "expected"), [(1, [2] * 6), (2, [2, 1, 2, 1, 2, 1]), (4, [2, 1, 1, 1, 2, 1])])
+def test_renewed_negative(renew: int, expected: list[int]) -> None:
+    pipe = pipeline(sd_unet())
+    plain = generate(pipe, guidance_scale=SCALE)
+    once, rows = ResidualGuidance(), []
+    pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
+    with accelerate(pipe, once):
+        stale = generate(pipe, guidance_scale=SCALE)
+    rows.clear()
+    with accelerate(pipe, ResidualGuidance(renew=renew)):
+        renewed = generate(pipe, guidance_scale=SCALE)
+    assert rows == expected
+    assert torch.equal(renewed, plain) == (renew == 1)
+    assert (renewed - plain).norm() < (stale - plain).norm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"renew": 0}, "renew must be"), ({"negative": "self", "renew": 2}, "is for")]
+)
+def test_bad_renewals_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResidualGuidance(**settings)
+
+
 @pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 def test_noise_levels_are_the_schedulers(kind: Any) -> None:
     scheduler = kind(steps_offset=1)
