@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,19 @@ class Timing:
         return {"median": self.median, "spread": self.spread, "seconds": list(self.seconds)}
 
 
-def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int = 5, warmup: int = 1) -> dict[str, Timing]:
+def interleaved(
+    work: Mapping[str, Callable[[], Any]],
+    rounds: int = 5,
+    warmup: int = 1,
+    around: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
+) -> dict[str, Timing]:
     """Time pieces of work in turns: in each round every one runs once, in an order that rotates from round to round.
 
     Args:
         work: what to run, by name. Each call must do the same.
         rounds: how often, >= 1.
         warmup: rounds before that are not counted, >= 0.
+        around: for some names, what is entered before the work and left after it, outside of the time measured.
 
     Raises:
         ValueError: if there is no work, or a number is out of range.
@@ -63,7 +70,8 @@ def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int = 5, warmup: 
     for number in range(-warmup, rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            elapsed = timed(work[name])
+            with (around or {}).get(name, nullcontext)():
+                elapsed = timed(work[name])
             if number >= 0:
                 seconds[name].append(elapsed)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -1,0 +1,144 @@
+"""`diffaccel bench`: what each method costs and gives, on a page that explains itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffaccel.cli.subject import Subject, command_line, with_subject
+
+if TYPE_CHECKING:
+    from diffaccel.measure.bench import Benchmark
+    from diffaccel.measure.candidates import Candidate
+
+UNET_METHODS = (
+    "deepcache:interval=2",
+    "deepcache:interval=3",
+    "deepcache:interval=5",
+    "deepcache:interval=3,branch=2",
+    "deepcache:interval=3,forecast=taylor(1)",
+    "encoderpropagation",
+    "featureinheritance",
+    "tgate",
+    "textkvcache",
+    "residualguidance",
+)
+TRANSFORMER_METHODS = (
+    "blockcache:threshold=0.1",
+    "blockcache:threshold=0.3",
+    "blockcache:threshold=0.3,forecast=taylor(1)",
+    "intervalcache:interval=2",
+    "intervalcache:interval=3",
+    "intervalcache:interval=3,forecast=taylor(1)",
+    "deltacache",
+    "tgate",
+    "textkvcache",
+    "residualguidance",
+)
+
+
+@click.command("bench", short_help="Measure methods: speed, quality, memory, energy; writes a report.")
+@with_subject
+@click.option(
+    "--methods", "specs", multiple=True, metavar="SPEC", help="METHOD or METHOD+METHOD.  [default: one of each kind]"
+)
+@click.option(
+    "--profile", "profiles", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A tuned profile, too."
+)
+@click.option("--fewer-steps", multiple=True, type=click.IntRange(1), help="Plain runs to compare.  [1/2, 1/3, 1/5]")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Other installed packages, too.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds.")
+@click.option("--trace", is_flag=True, help="Write a profiler's trace of one picture with the first method.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="bench", show_default=True, help="Folder.")
+def bench(
+    subject: Subject,
+    specs: tuple[str, ...],
+    profiles: tuple[str, ...],
+    fewer_steps: tuple[int, ...],
+    peers: bool,
+    rounds: int,
+    trace: bool,
+    output: Path,
+) -> None:
+    """Measure caching methods on a model against the plain pipeline, fewer steps, and other packages.
+
+    Writes report.html, a page that needs nothing else, report.json and report.csv.
+    """
+    from diffaccel import models
+    from diffaccel.measure.bench import bench as measure
+    from diffaccel.measure.candidates import PLAIN
+    from diffaccel.measure.workload import Workload
+
+    workload = Workload(subject.texts(), (subject.seed,), subject.settings())
+    pipe = subject.load()
+    own = _own(pipe, specs, profiles)
+    candidates = [PLAIN, *own, *_others(pipe, workload.settings["num_inference_steps"], fewer_steps, peers)]
+    judge = subject.name in models.names("pipeline") and "emoji-clip" in models.names()
+    result = measure(pipe, workload, candidates, rounds=rounds, judge=judge, progress=subject.say)
+    _write(subject, result, profiles, output)
+    if trace:
+        _trace(pipe, workload, own[0], output / "trace.json")
+    _print(result)
+    click.echo(f"See {output / 'report.html'}")
+
+
+def _own(pipe: Any, specs: tuple[str, ...], profiles: tuple[str, ...]) -> "list[Candidate]":
+    """The methods of this package that were asked for."""
+    from diffaccel.batch.settings import parse_cache
+    from diffaccel.measure.candidates import ours
+    from diffaccel.methods import load_methods
+
+    default = TRANSFORMER_METHODS if getattr(pipe, "transformer", None) is not None else UNET_METHODS
+    methods = [ours(parse_cache(spec), spec) for spec in specs or default if spec != "none"]
+    return [*methods, *(ours(load_methods(path), f"profile {Path(path).stem}") for path in profiles)]
+
+
+def _others(pipe: Any, steps: int, fewer: tuple[int, ...], with_peers: bool) -> "list[Candidate]":
+    """What methods are compared with."""
+    from diffaccel.measure.candidates import fewer_steps, peers
+
+    counts = fewer or tuple(sorted({max(1, steps // n) for n in (2, 3, 5)}, reverse=True))
+    return [*map(fewer_steps, counts), *(peers(pipe) if with_peers else [])]
+
+
+def _write(subject: Subject, result: "Benchmark", profiles: tuple[str, ...], output: Path) -> None:
+    """The report."""
+    from diffaccel.measure import machine
+    from diffaccel.measure.report import Setting, write_report
+    from diffaccel.methods import Profile, load_methods
+    from diffaccel.tune import to_svg
+
+    drawings = {
+        f"profile {Path(path).stem}": to_svg(method.loaded)
+        for path in profiles
+        for method in load_methods(path)
+        if isinstance(method, Profile)
+    }
+    settings = {"model": subject.name, "scheduler": subject.scheduler or "the model's", **subject.settings()}
+    settings |= {"pictures": len(result.truth), "seed": subject.seed}
+    setting = Setting(f"What speed costs on {subject.name}", command_line(), machine(), settings, drawings)
+    write_report(output, result, setting)
+
+
+def _trace(pipe: Any, workload: Any, candidate: "Candidate", path: Path) -> None:
+    """A trace of one picture."""
+    from diffaccel.measure.trace import write_trace
+    from diffaccel.measure.workload import Workload
+
+    one = Workload(workload.prompts[:1], workload.seeds[:1], workload.settings)
+    with candidate.attach(pipe):
+        one.pictures(pipe)
+        write_trace(lambda: one.pictures(pipe), path)
+
+
+def _print(result: "Benchmark") -> None:
+    """The table, as text."""
+    width = max(len(row.name) for row in result.rows)
+    click.echo(f"{'':{width}}  seconds  speed  ceiling   PSNR   SSIM  top-1")
+    for row in result.rows:
+        judged = f"{row.accuracy.top1:6.0%}" if row.accuracy else "     -"
+        likeness = "     -      -" if row.kind == "plain" else f"{row.quality.psnr:6.1f}  {row.quality.ssim:5.3f}"
+        speed = f"{row.timing.median:7.3f}  {row.speedup:4.2f}x  {row.ceiling:6.2f}x"
+        click.echo(f"{row.name:{width}}  {speed} {likeness} {judged}")
+    for name, reason in result.failures.items():
+        click.echo(f"left out: {name}: {reason}", err=True)

@@ -1,0 +1,123 @@
+"""The options that `diffaccel bench` and `diffaccel tune` share: which pipeline, which prompts, which settings."""
+
+import random
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any
+
+import click
+
+DEFAULT_MODEL = "emoji-sd"
+DEFAULT_PROMPTS = 12
+
+_OPTIONS = (
+    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
+    click.option(
+        "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: 12 captions]"
+    ),
+    click.option("--steps", type=click.IntRange(2), help="Sampling steps.  [bundled models: 20; else 50]"),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [default: the model's]"),
+    click.option("--scheduler", help="ddim, dpm++, euler, ... or default, the model's."),
+    click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise."),
+    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
+    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
+    click.option("-q", "--quiet", is_flag=True, help="Do not say what is being done."),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be measured, as the command line says it."""
+
+    model: str | None
+    prompts: tuple[str, ...]
+    steps: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+    size: str | None
+    seed: int
+    dtype: str | None
+    device: str | None
+    quiet: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model or DEFAULT_MODEL
+
+    def say(self, text: str) -> None:
+        """Tell what is being done."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompts; a bundled model has some of its own."""
+        from diffaccel import models
+        from diffaccel.batch.readers import BadRow, InputError, read_rows
+        from diffaccel.measure import captions
+
+        rows = list(read_rows(self.prompts, sys.stdin))
+        bad = next((row for row in rows if isinstance(row, BadRow)), None)
+        if bad is not None:
+            raise InputError(f"{bad.where}: {bad.error}")
+        texts = [row.prompt for row in rows if not isinstance(row, BadRow)]
+        if not texts and self.name in models.names("pipeline"):
+            texts = random.Random(0).sample(captions(), DEFAULT_PROMPTS)
+        if not texts:
+            raise InputError("no prompts; try: --prompts 'a red heart' --prompts prompts.txt")
+        return tuple(texts)
+
+    def settings(self) -> dict[str, Any]:
+        """The pipeline call's settings."""
+        from diffaccel import models
+        from diffaccel.batch.settings import parse_size
+
+        known = models.defaults(self.name)
+        steps = self.steps or known.get("steps", 50)
+        scale = self.guidance_scale if self.guidance_scale is not None else known.get("guidance_scale")
+        width, height = parse_size(self.size) if self.size else (known.get("width"), known.get("height"))
+        values = {"num_inference_steps": steps, "guidance_scale": scale, "width": width, "height": height}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def load(self) -> Any:
+        """The pipeline, with its scheduler."""
+        import diffusers
+
+        from diffaccel import models
+        from diffaccel.batch.settings import SCHEDULERS
+
+        name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
+        if name not in (*SCHEDULERS, "default"):
+            raise click.UsageError(f"--scheduler: unknown {name!r}; one of default, {', '.join(SCHEDULERS)}")
+        pipe = models.load(self.name, dtype=self.dtype, device=self.device)
+        pipe.set_progress_bar_config(disable=True)
+        if name != "default":
+            pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+        return pipe
+
+
+def with_subject(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; it receives them as one `Subject` before its own."""
+    names = [field.name for field in fields(Subject)]
+
+    @wraps(function)  # brings the options that the command has of its own
+    def command(**values: Any) -> None:
+        subject = Subject(**{name: values.pop(name) for name in names})
+        try:
+            function(subject, **values)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    result: Callable[..., None] = command
+    for option in reversed(_OPTIONS):
+        result = option(result)
+    return result
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["diffaccel", *sys.argv[1:]])

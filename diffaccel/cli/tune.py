@@ -1,0 +1,55 @@
+"""`diffaccel tune`: a budget in, the best schedule for it out."""
+
+from pathlib import Path
+
+import click
+
+from diffaccel.cli.subject import Subject, with_subject
+
+
+@click.command("tune", short_help="Find the cheapest schedule for a quality, or the best for a cost.")
+@with_subject
+@click.option("--min-psnr", type=float, help="Least PSNR to the plain pipeline's pictures, dB; the cheapest is sought.")
+@click.option("--min-ssim", type=float, help="Least SSIM to them.")
+@click.option("--max-time", type=float, help="Most seconds of one picture on this machine; the best is sought.")
+@click.option("--max-macs", type=float, help="Most multiply-accumulates, as a fraction of the plain network's.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="profile.json", show_default=True)
+@click.option(
+    "--runs", type=click.IntRange(10), default=40, show_default=True, help="Real runs of the search, at most."
+)
+@click.option("--best-effort", is_flag=True, help="Write the profile although the budget could not be met.")
+def tune(
+    subject: Subject,
+    min_psnr: float | None,
+    min_ssim: float | None,
+    max_time: float | None,
+    max_macs: float | None,
+    output: Path,
+    runs: int,
+    best_effort: bool,
+) -> None:
+    """Tune a schedule for a model, a sampler and a budget, and write it as a profile.
+
+    The last third of the prompts, with other noise, is kept to confirm. Use the profile with accelerate(pipe,
+    Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
+    """
+    from diffaccel.tune import Budget, to_text
+    from diffaccel.tune import tune as search
+
+    budget = Budget(min_psnr, min_ssim, max_macs, max_time)
+    prompts, settings = subject.texts(), subject.settings()
+    tuned = search(subject.load(), prompts, budget, seed=subject.seed, runs=runs, progress=subject.say, **settings)
+    evidence = tuned.recipe.evidence
+    assert evidence is not None
+    click.echo(to_text(tuned.recipe))
+    click.echo(
+        f"{evidence.macs:.1%} of the network's multiply-accumulates ({1 / evidence.macs:.2f}x at most), held out: PSNR "
+        f"{evidence.psnr:.1f} dB, SSIM {evidence.ssim:.3f}"
+    )
+    if evidence.best_fixed:
+        click.echo(f"best fixed setting of no higher cost: {evidence.best_fixed}, {evidence.best_fixed_psnr:.1f} dB")
+    if not evidence.met and not best_effort:
+        click.echo(f"{budget} cannot be met: the above is the closest found; --best-effort writes it", err=True)
+        raise click.exceptions.Exit(1)
+    tuned.recipe.save(output)
+    click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s")

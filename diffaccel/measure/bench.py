@@ -1,0 +1,181 @@
+"""Run candidates on one workload and measure all of them: speed, cost, likeness, accuracy, memory, energy."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffaccel.accelerate import Handle
+from diffaccel.config import check
+from diffaccel.families import supports
+from diffaccel.macs import count_macs
+from diffaccel.measure.accuracy import Accuracy, Judge, captions
+from diffaccel.measure.candidates import Candidate
+from diffaccel.measure.energy import joules
+from diffaccel.measure.memory import peak_memory, watch_cache
+from diffaccel.measure.quality import Quality, compare
+from diffaccel.measure.timing import Timing, interleaved
+from diffaccel.measure.workload import Workload
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one candidate.
+
+    Attributes:
+        name, kind: of the candidate.
+        timing: of one picture.
+        speedup: how many times as fast as the plain pipeline.
+        macs: multiply-accumulates of one picture that were executed, text encoder and decoder included.
+        ceiling: speed-up if time followed multiply-accumulates.
+        quality: likeness to the plain pipeline's pictures.
+        accuracy: whether pictures show their prompts; None where that cannot be judged.
+        peak_bytes: growth of memory during a run; None where that cannot be measured.
+        cache_bytes: stored features at their most, for one picture; None for what is not ours.
+        joules: energy of one picture; None where there is no meter.
+    """
+
+    name: str
+    kind: str
+    timing: Timing
+    speedup: float
+    macs: int
+    ceiling: float
+    quality: Quality
+    accuracy: Accuracy | None
+    peak_bytes: int | None
+    cache_bytes: int | None
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Figures of all candidates that ran, the plain pipeline first.
+
+    Attributes:
+        rows: the figures.
+        failures: why each candidate that could not run did not.
+        pictures: for each candidate its pictures, (n, 3, height, width) in [0, 1].
+        truth: the prompt of each picture.
+    """
+
+    rows: tuple[Row, ...]
+    failures: dict[str, str]
+    pictures: dict[str, torch.Tensor]
+    truth: tuple[str, ...]
+
+
+@dataclass
+class _Trial:
+    """What was measured of a candidate without a clock."""
+
+    candidate: Candidate
+    pictures: torch.Tensor
+    macs: int
+    peak_bytes: int | None
+    cache_bytes: int | None
+    joules: float | None = field(default=None)
+
+
+def bench(
+    pipe: Any,
+    workload: Workload,
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int = 5,
+    judge: bool = False,
+    progress: Callable[[str], None] = log.info,
+) -> Benchmark:
+    """Measure candidates.
+
+    Quality is that of all pictures of the workload; time, memory, energy and multiply-accumulates are those of one
+    picture, the first, made alone. Times are taken in turns. A candidate that raises is left out, with the reason.
+
+    Args:
+        pipe: the pipeline.
+        workload: what to run.
+        candidates: the plain pipeline first.
+        rounds: timed runs of each.
+        judge: whether the bundled emoji-clip is to say if pictures show their prompts.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: if the plain pipeline is not first, or two candidates have one name.
+    """
+    names = [candidate.name for candidate in candidates]
+    check(bool(candidates) and candidates[0].kind == "plain", "the first candidate must be the plain pipeline")
+    check(len(set(names)) == len(names), f"every candidate needs a name of its own; got {names}")
+    trials, failures = {}, {}
+    for candidate in candidates:
+        progress(f"measuring {candidate.name}")
+        try:
+            trials[candidate.name] = _try(pipe, workload, candidate)
+        except Exception as error:  # a peer may fail in any way; what failed is shown, never hidden
+            if candidate.kind == "plain":
+                raise
+            failures[candidate.name] = f"{type(error).__name__}: {error}"
+    progress("timing in turns")
+    one = _single(workload)
+    timings = interleaved(
+        {name: partial(one.pictures, pipe, **trial.candidate.changes) for name, trial in trials.items()},
+        rounds,
+        around={name: partial(_attached, trial.candidate, pipe) for name, trial in trials.items()},
+    )
+    referee = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
+    rows = tuple(_row(trial, trials[names[0]], timings, workload, referee) for trial in trials.values())
+    return Benchmark(rows, failures, {name: t.pictures for name, t in trials.items()}, workload.truth)
+
+
+def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Handle | None]:
+    """The candidate on the pipeline."""
+    return candidate.attach(pipe)
+
+
+def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
+    """Everything about a candidate but its times."""
+    one = partial(_single(workload).pictures, pipe, **candidate.changes)
+    with ExitStack() as stack:
+        handle = stack.enter_context(candidate.attach(pipe))
+        pictures = workload.pictures(pipe, **candidate.changes)
+        peak, energy = peak_memory(one), joules(one)
+        cache = None if handle is None else _cache_bytes(pipe, handle, one)
+        return _Trial(candidate, pictures, count_macs(one), peak, cache, energy)
+
+
+def _cache_bytes(pipe: Any, handle: Handle, run: Callable[[], Any]) -> int:
+    """The most that stored features take during a run, over all denoisers."""
+    with ExitStack() as stack:
+        models = [component for component in pipe.components.values() if supports(component)]
+        watched = [stack.enter_context(watch_cache(handle, model)) for model in models]
+        run()
+    return max(memory.peak for memory in watched)
+
+
+def _single(workload: Workload) -> Workload:
+    """The first picture of a workload alone."""
+    return Workload(workload.prompts[:1], workload.seeds[:1], workload.settings)
+
+
+def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Workload, judge: Judge | None) -> Row:
+    """All figures of a candidate."""
+    candidate = trial.candidate
+    timing = timings[candidate.name]
+    return Row(
+        candidate.name,
+        candidate.kind,
+        timing,
+        timing.speedup(timings[plain.candidate.name]),
+        trial.macs,
+        plain.macs / trial.macs,
+        compare(trial.pictures, plain.pictures),
+        None if judge is None else judge.accuracy(trial.pictures, workload.truth),
+        trial.peak_bytes,
+        trial.cache_bytes,
+        trial.joules,
+    )

@@ -1,0 +1,119 @@
+"""What can be compared: the plain pipeline, methods of this package, fewer steps, and installed peers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from diffaccel._diffusers import first_block_cache
+from diffaccel.accelerate import Handle, accelerate
+from diffaccel.methods import Method
+
+Attach = Callable[[Any], AbstractContextManager[Handle | None]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a pipeline.
+
+    Attributes:
+        name: for tables.
+        kind: "plain", "diffaccel", "steps" or "peer".
+        attach: puts it on a pipeline and takes it off again.
+        changes: settings of the run that differ.
+    """
+
+    name: str
+    kind: str
+    attach: Attach
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAIN = Candidate("plain", "plain", lambda _: nullcontext())
+
+
+def ours(methods: Sequence[Method], name: str | None = None) -> Candidate:
+    """Some methods of this package together."""
+    label = name or " + ".join(method.to_text() for method in methods)
+    return Candidate(label, "diffaccel", lambda pipe: accelerate(pipe, *methods))
+
+
+def fewer_steps(steps: int) -> Candidate:
+    """The plain pipeline in fewer steps, the baseline that caching must beat."""
+    return Candidate(f"{steps} steps", "steps", lambda _: nullcontext(), {"num_inference_steps": steps})
+
+
+def peers(pipe: Any) -> list[Candidate]:
+    """The installed packages that are made for such a pipeline, in usual settings, and diffusers' own cache."""
+    if getattr(pipe, "transformer", None) is None:
+        rows = {
+            "DeepCache": [Candidate(f"DeepCache 1:{n}", "peer", _deepcache(n)) for n in (2, 3, 5)],
+            "tomesd": [Candidate("tomesd 0.5", "peer", _tomesd)],
+        }
+    else:
+        rows = {
+            "cache_dit": [Candidate(f"cache-dit {t:g}", "peer", _cache_dit(t)) for t in (0.1, 0.3)],
+            "diffusers": [Candidate(f"diffusers FirstBlockCache {t:g}", "peer", _first_block(t)) for t in (0.1, 0.3)],
+        }
+    return [candidate for package, known in rows.items() if find_spec(package) for candidate in known]
+
+
+def _deepcache(interval: int) -> Attach:
+    """The DeepCache package at branch 0."""
+
+    @contextmanager
+    def attach(pipe: Any) -> Iterator[None]:
+        from DeepCache import DeepCacheSDHelper
+
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
+        helper.enable()
+        try:
+            yield
+        finally:
+            helper.disable()
+
+    return attach
+
+
+@contextmanager
+def _tomesd(pipe: Any) -> Iterator[None]:
+    """Token merging of half of the tokens."""
+    import tomesd
+
+    tomesd.apply_patch(pipe, ratio=0.5)
+    try:
+        yield
+    finally:
+        tomesd.remove_patch(pipe)
+
+
+def _cache_dit(threshold: float) -> Attach:
+    """cache-dit's dual-block cache with one front block, as many warm-up calls as blocks caches here have."""
+
+    @contextmanager
+    def attach(pipe: Any) -> Iterator[None]:
+        import cache_dit
+
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=threshold, max_warmup_steps=1
+        )
+        cache_dit.enable_cache(pipe, cache_config=config)
+        try:
+            yield
+        finally:
+            cache_dit.disable_cache(pipe)
+
+    return attach
+
+
+def _first_block(threshold: float) -> Attach:
+    """The first-block cache of diffusers."""
+
+    @contextmanager
+    def attach(pipe: Any) -> Iterator[None]:
+        with first_block_cache(pipe.transformer, threshold):
+            yield
+
+    return attach

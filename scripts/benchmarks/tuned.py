@@ -1,0 +1,73 @@
+"""Tuned profiles against the best fixed setting of equal cost, held out: two networks, two samplers, three budgets."""
+
+import json
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from diffusers import DDIMScheduler
+
+from diffaccel.measure import captions, machine
+from diffaccel.models import load
+from diffaccel.schedule import Uniform
+from diffaccel.tune import Budget, Tuner, to_text
+
+MODELS = ("emoji-sd", "emoji-dit")
+SAMPLERS = ("dpm++", "ddim")
+INTERVALS = (2, 3, 5)  # budgets are the costs of caching at these intervals
+STEPS = 20
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS)
+@click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
+@click.option("--runs", type=int, default=20, show_default=True, help="Real runs per search.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/tuned"), show_default=True)
+def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, output: Path) -> None:
+    """Tune the bundled models and write one JSON file and the profiles of each network and sampler."""
+    output.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        for sampler in samplers:
+            rows = tuned(model, sampler, runs, output)
+            result = {"model": model, "sampler": sampler, "machine": asdict(machine()), "rows": rows}
+            (output / f"{model}-{sampler}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def tuned(model: str, sampler: str, runs: int, output: Path) -> list[dict[str, Any]]:
+    """Figures of the three budgets."""
+    start = time.perf_counter()
+    pipe = load(model, dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    if sampler == "ddim":
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    words = list(captions())
+    random.Random(0).shuffle(words)
+
+    def say(text: str) -> None:
+        click.echo(f"{model} {sampler} [{time.perf_counter() - start:5.0f} s] {text}")
+
+    tuner = Tuner(pipe, words[:12], runs=runs, progress=say, num_inference_steps=STEPS, guidance_scale=2.0)
+    rows = []
+    for interval in INTERVALS:
+        result = tuner.tune(Budget(max_macs=round(cost(tuner, interval), 4)))
+        result.recipe.save(output / f"{model}-{sampler}-{interval}.json")
+        assert result.recipe.evidence is not None
+        click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
+        fixed = [{"name": b.name, **asdict(b.score)} for b in sorted(result.fixed, key=lambda b: -b.score.psnr)]
+        rows.append({"interval": interval, **asdict(result.recipe.evidence), "fixed": fixed})
+    say("done")
+    rows[-1]["total_seconds"] = time.perf_counter() - start
+    return rows
+
+
+def cost(tuner: Tuner, interval: int) -> float:
+    """Cost of the usual cache of this network at an interval, as a fraction of computing everything."""
+    space = tuner.known.space
+    computed = set(Uniform(interval).computed(STEPS))
+    if space.nested:
+        return 1 - space.saved["branch 0"] * (STEPS - len(computed)) / STEPS
+    reused = STEPS - len(computed | {STEPS - 1})
+    return 1 - sum(space.saved[part] for part in space.parts) * reused / STEPS
