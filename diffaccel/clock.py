@@ -47,7 +47,8 @@ class RunClock:
         host: the pipeline whose scheduler is watched.
 
     Attributes:
-        total: network calls of the current run, None if unknown.
+        total: network calls of the current run, None if unknown. A bare network's run is taken to go through its table
+            of timesteps to the end.
     """
 
     def __init__(self, host: Host) -> None:
@@ -95,9 +96,7 @@ class RunClock:
             return table.numel() - position[1] + int(table.storage_offset())
         if table is not None:
             return self._host.num_timesteps or table.numel()
-        if position is not None and isinstance(timestep, torch.Tensor):
-            return timestep.untyped_storage().nbytes() // timestep.element_size() - position[1]
-        return None
+        return calls_left(timestep) if position is not None else None
 
 
 def _turns(run: _Run, timestep: Any) -> bool:
@@ -134,6 +133,22 @@ def _position(timestep: Any, table: torch.Tensor | None) -> tuple[int, int] | No
     if longer or timestep._base is not None or (table is not None and _share_storage(timestep, table)):
         return _address(timestep), int(timestep.storage_offset())
     return None
+
+
+def calls_left(timestep: torch.Tensor) -> int | None:
+    """Calls of a run whose table of timesteps begins with this view of it, None if the table's layout is not known.
+
+    The table has one number for each call, or several, as many as there are rows; either dimension comes first.
+    """
+    length, start = timestep.untyped_storage().nbytes() // timestep.element_size(), int(timestep.storage_offset())
+    count = timestep.numel()
+    if count > 1 and timestep.is_contiguous():  # a row of the table
+        return (length - start) // count if length % count == 0 else None
+    steps = [step for n, step in zip(timestep.shape, timestep.stride(), strict=True) if n > 1 and step > 0]
+    if steps:  # a column of it
+        return steps[0] - start % steps[0] if len(steps) == 1 else None
+    base = timestep._base
+    return length - start if base is None or base.numel() == max(base.shape) else None
 
 
 def _sign(value: float) -> int:

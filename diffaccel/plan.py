@@ -1,7 +1,7 @@
 """A plan: what the methods that were asked for do to one network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,9 +38,17 @@ class Plan:
         wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
         return Session(Signature(model), self.parts, host, layout.writes, wrappers, leader, self.follows)
 
-    def without_wrappers(self) -> "Plan":
-        """The same parts alone, whose calls have the inputs that the network sees."""
-        return Plan((), self.parts, self.owners, (None,) * len(self.parts))
+    def bare(self, ranges: Sequence[int]) -> "Plan":
+        """The same parts alone, whose calls have the inputs that the network sees.
+
+        Args:
+            ranges: for each part that has several ranges of blocks, which of them is always in force.
+        """
+        parts = [
+            replace(part, branch=part.branch.only(index)) if isinstance(part.branch, Residual) else part
+            for part, index in zip(self.parts, ranges, strict=True)
+        ]
+        return Plan((), tuple(parts), self.owners, (None,) * len(parts))
 
 
 def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:

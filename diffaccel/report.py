@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from diffaccel.cost import CostModel
+from diffaccel.cost import CostModel, UncountableError
 from diffaccel.session import Session
+
+MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,22 @@ class Report:
         return self._count()
 
     @property
+    def _uncountable(self) -> str | None:
+        """Why multiply-accumulates are not known, if they are not."""
+        try:
+            self._counted  # noqa: B018
+        except UncountableError as error:
+            return str(error)
+        return None
+
+    @property
     def macs(self) -> int:
-        """Multiply-accumulates of all network calls."""
+        """Multiply-accumulates of all network calls.
+
+        Raises:
+            UncountableError: for a network that reads values of its inputs, as Lumina 2 does of its masks. This goes
+                for all figures made from these; `to_dict` has None for them.
+        """
         return self._counted[0]
 
     @property
@@ -58,16 +74,19 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""
-        names = ("computed", "replayed", "macs", "macs_plain", "macs_saved", "ceiling", "cache_bytes")
+        names = ("computed", "replayed", *(MACS if self._uncountable is None else ()), "cache_bytes")
+        unknown = dict.fromkeys(MACS) if self._uncountable else {}
         counts = self.methods | {"controlnet": self.controlnet}
         pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
         controlnet = pairs.pop("controlnet")
-        return {name: getattr(self, name) for name in names} | {"methods": pairs, "controlnet": controlnet}
+        known = {name: getattr(self, name) for name in names}
+        return {**known, **unknown, "methods": pairs, "controlnet": controlnet}
 
     def __str__(self) -> str:
         lines = [
             f"{self.computed + self.replayed} network calls: {self.computed} computed, {self.replayed} replayed",
-            f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
+            self._uncountable
+            or f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
             f"at most {self.ceiling:.2f}x as fast",
         ]
         counts = self.methods | ({"ControlNet": self.controlnet} if any(self.controlnet) else {})

@@ -7,7 +7,7 @@ own, because rows are independent: those whose front blocks changed too much com
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -47,6 +47,10 @@ class Residual(Branch):
                 cut.append([])
             cut[-1].append(name)
         return [tuple(names) for names in cut]
+
+    def only(self, index: int) -> "Residual":
+        """The same with one of its ranges, always in force; other blocks keep a hook that lets them run."""
+        return replace(self, ranges=(self.ranges[index],), gate=None)
 
     def in_force(self, step: int, total: int | None) -> int:
         """Index of the range in force at a call of a run."""

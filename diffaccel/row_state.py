@@ -33,7 +33,6 @@ class RowState(CacheState):
 
     Attributes:
         rows: one entry per row; a single one for all rows where they do not stay apart.
-        range: index of the range of blocks in force.
         open: whether the rows of this call are still to be decided.
         late: rows that must compute after a call in which others reuse.
         entering: hidden states at the start of the segment that is running.
@@ -48,7 +47,6 @@ class RowState(CacheState):
             [(r, s) for s, _ in enumerate(self.branch.segments(r))] for r, _ in enumerate(self.branch.ranges)
         ]
         self.rows: list[Row] = []
-        self.range = 0
         self.open = False
         self.late: tuple[int, ...] = ()
         self.entering: dict[str, Any] = {}

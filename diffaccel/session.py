@@ -152,7 +152,7 @@ class Session:
         for active in self.active:
             active.state.begin(context.rows, inputs.rows, self._forced is not None, self.clock.total)
         output = forward(**inputs.values)
-        self.tally.inner(inputs, tuple(active.state.compute for active in self.active))
+        self.tally.inner(inputs, [active.state for active in self.active])
         return output
 
     def _decide_all(self, context: Context, decisions: tuple[bool, ...] | None, inputs: Inputs) -> None:

@@ -25,6 +25,7 @@ class CacheState:
         filled: whether the part has computed once.
         count: rows of the current call as the pipeline makes it, None where the network takes no tensor.
         selected: places of the rows at hand, None for all of them.
+        range: index of the range of blocks in force, for parts that have several.
         entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
         reference: the network's input at the last computed call, kept only for schedules that measure its change.
     """
@@ -38,6 +39,7 @@ class CacheState:
         self.filled = False
         self.count: int | None = None
         self.selected: tuple[int, ...] | None = None
+        self.range = 0
         self.entries: list[Any] = [None] * len(part.branch.modules)
         self.reference: torch.Tensor | None = None
 

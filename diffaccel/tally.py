@@ -1,7 +1,7 @@
 """The count of network calls by kind, from which the report is made."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +9,24 @@ from typing import Any
 import torch
 
 from diffaccel.signature import Inputs
-from diffaccel.state import map_tensors
+from diffaccel.state import CacheState, map_tensors
 
 Shapes = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class CallKind:
-    """Calls that cost the same: equal shapes of sample and conditioning, equal decisions for every part."""
+    """Calls that cost the same.
+
+    Attributes:
+        shapes: of sample and conditioning.
+        computes: the decision for every part.
+        ranges: for every part that reuses, which of its ranges of blocks is in force; 0 for the others.
+    """
 
     shapes: Shapes
     computes: tuple[bool, ...]
+    ranges: tuple[int, ...]
 
 
 class Tally:
@@ -52,9 +59,11 @@ class Tally:
         computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
         self.asked[shapes, computed] += 1
 
-    def inner(self, inputs: Inputs, computes: tuple[bool, ...]) -> None:
-        """Count a call of the network."""
-        kind = CallKind(self._shapes(inputs), computes)
+    def inner(self, inputs: Inputs, states: Sequence[CacheState]) -> None:
+        """Count a call of the network, which `states` says what it computed."""
+        computes = tuple(state.compute for state in states)
+        ranges = tuple(0 if state.compute else state.range for state in states)
+        kind = CallKind(self._shapes(inputs), computes, ranges)
         self._current.append(kind)
         self.calls[kind] += 1
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffaccel.clock import RunClock
+from diffaccel.clock import RunClock, calls_left
 from diffaccel.host import Host
 
 
@@ -88,3 +88,32 @@ def test_timesteps_that_tell_nothing() -> None:
     assert clock.total is None
     clock.reset()
     assert clock.tick(torch.tensor(900.0)) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (torch.zeros(7, 3)[0], 7),
+        (torch.zeros(7, 3)[2], 5),
+        (torch.zeros(7, 3, 2)[1], 6),
+        (torch.zeros(3, 7)[:, 0], 7),
+        (torch.zeros(3, 7)[:, 2], 5),
+        (torch.zeros(7)[2].expand(3), 5),
+        (torch.zeros(7)[2:3], 5),
+        (torch.zeros(7, 3)[:, 1][0], None),
+        (torch.zeros(2, 7, 3)[:, 1], None),
+    ],
+)
+def test_calls_left_in_a_table_of_timesteps(first: torch.Tensor, expected: int | None) -> None:
+    assert calls_left(first) == expected
+    clock = RunClock(Host())
+    clock.tick(first)
+    assert clock.total == expected
+
+
+def test_a_table_with_a_timestep_for_every_row_is_one_run() -> None:
+    clock = RunClock(Host())
+    assert ticks(clock, torch.linspace(900, 1, 8).reshape(4, 2)) == START
+    assert clock.total == 4
+    assert ticks(clock, torch.linspace(900, 1, 8).reshape(2, 4).unbind(1)) == START
+    assert clock.total == 4

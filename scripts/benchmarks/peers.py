@@ -9,7 +9,7 @@ import torch
 
 Attach = Callable[[], AbstractContextManager[Any]]  # puts something on a pipeline, and takes it off at the end
 
-os.environ.setdefault("CACHE_DIT_ENABLE_LOGGERS_SUPPRESS", "1")
+os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "warning")
 
 
 @contextmanager
@@ -36,14 +36,13 @@ def stored_bytes(tree: Any) -> int:
 @contextmanager
 def first_block_cache(pipe: Any, threshold: float) -> Iterator[None]:
     """diffusers' own FirstBlockCache, given the context that pipelines of some networks do not set."""
-    from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, apply_first_block_cache
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
     model = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
     try:
         apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
         _set_cache_context(model, CacheContext("run"))
-        HookRegistry.check_if_exists_or_initialize(model).reset_stateful_hooks(recurse=True)
         yield
     finally:
         _set_cache_context(model, None)

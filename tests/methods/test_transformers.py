@@ -1,14 +1,16 @@
 """Every cache for transformers on every transformer, against the plain network and a reference without hooks."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from diffusers import ConfigMixin, ModelMixin
 from tiny_transformers import TRANSFORMERS
 from transformer_reference import ReferenceBlocks, ReferenceUnits
 
 from diffaccel.accelerate import accelerate
-from diffaccel.families import layout_of
+from diffaccel.families import UnsupportedModelError, layout_of
 from diffaccel.forecast import Taylor
 from diffaccel.methods import BlockCache, CalibratedCache, Calibration, DeltaCache, IntervalCache, KindSteps
 from diffaccel.schedule import Always
@@ -30,10 +32,10 @@ def build(name: str) -> Any:
     return MODELS[name]
 
 
-def run_inputs(name: str, rows: int = ROWS) -> list[dict[str, Any]]:
+def run_inputs(name: str, rows: int = ROWS, seed: int = 3) -> list[dict[str, Any]]:
     """Inputs of one run: row 0 hardly moves, row 1 does, each with timesteps of its own."""
     tiny = TRANSFORMERS[name]
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     inputs = tiny.inputs(rows, generator)
     sample = next(iter(inputs))
     speed = torch.tensor([0.01, 0.6, 0.05][:rows])
@@ -223,3 +225,59 @@ def test_rows_do_not_leak(name: str) -> None:
             with accelerate(model, method):
                 alone = outputs(model, [row(call, j, 3) for call in calls])
             close([x[j : j + 1] for x in together], alone)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contexts_do_not_leak(name: str) -> None:
+    """Conditional and unconditional calls that alternate equal two runs of their own."""
+    model = build(name)
+    runs = {context: run_inputs(name, seed=seed)[:4] for seed, context in enumerate(("cond", "uncond"))}
+    for method in (BlockCache(threshold=0.02), IntervalCache(interval=2, total=4), DeltaCache(interval=2, gate=2)):
+        with accelerate(model, method) as handle:
+            alone = {}
+            for context, calls in runs.items():
+                alone[context] = outputs(model, calls)
+                handle.reset()
+            both: dict[str, list[torch.Tensor]] = {context: [] for context in runs}
+            for pair in zip(*runs.values(), strict=True):
+                for context, call in zip(runs, pair, strict=True):
+                    with in_context(model, handle, context):
+                        both[context] += outputs(model, [call])
+        assert all(equal(both[context], alone[context]) for context in runs), method
+
+
+def in_context(model: Any, handle: Any, name: str) -> Any:
+    """As a pipeline says which prediction it computes, where the network can be told."""
+    return model.cache_context(name) if hasattr(model, "cache_context") else handle.forced(None, context=name)
+
+
+def stranger(model: Any) -> Any:
+    """The same network, of a class that no table names and that has no known base."""
+    bases = (ModelMixin, ConfigMixin)
+    cls = type("StrangerTransformer", bases, {"forward": type(model).forward, "config_name": "config.json"})
+    other = copy.copy(model)
+    other.__class__ = cls
+    return other
+
+
+def test_a_network_of_an_unknown_class_is_found_by_its_lists_of_blocks() -> None:
+    calls, known = run_inputs("PixArtTransformer2DModel"), build("PixArtTransformer2DModel")
+    unknown = stranger(known)
+    assert layout_of(unknown).blocks == layout_of(known).blocks
+    assert not layout_of(unknown).rows_apart
+    plain = outputs(known, calls)
+    for method in (BlockCache(threshold=0.0), IntervalCache(interval=1, total=CALLS)):
+        with accelerate(unknown, method):
+            assert equal(outputs(unknown, calls), plain)
+    for method in (IntervalCache(interval=3, total=CALLS), DeltaCache(interval=3, gate=2)):
+        with accelerate(known, method):
+            expected = outputs(known, calls)
+        with accelerate(unknown, method):
+            assert equal(outputs(unknown, calls), expected)
+
+
+def test_a_network_without_a_list_of_blocks_is_refused() -> None:
+    unknown = stranger(build("PixArtTransformer2DModel"))
+    unknown._modules = {key: value for key, value in unknown._modules.items() if key != "transformer_blocks"}
+    with pytest.raises(UnsupportedModelError, match=r"StrangerTransformer is not a supported denoiser; .*PixArtTransf"):
+        accelerate(unknown, BlockCache())

@@ -1,0 +1,111 @@
+"""Multiply-accumulates in a report are those of the calls that were executed, whatever the network has on it."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_networks import sd_unet, unet_inputs
+from tiny_transformers import TRANSFORMERS
+
+from diffaccel.accelerate import accelerate
+from diffaccel.cost import UncountableError
+from diffaccel.forecast import Taylor
+from diffaccel.macs import count_macs, skeleton
+from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, TextKVCache, TGate
+
+CALLS = 6
+ON_TRANSFORMERS = [
+    BlockCache(threshold=0.3, forecast=Taylor(1)),
+    IntervalCache(interval=3, total=CALLS),
+    DeltaCache(interval=3, blocks=3),
+    DeltaCache(interval=2, gate=4),
+]
+
+
+def executed(model: Any, calls: list[dict[str, Any]]) -> int:
+    return sum(count_macs(lambda call=call: model(**call)) for call in calls)
+
+
+def transformer(name: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A network, and a run in which the first row hardly moves and the second does."""
+    tiny, table = TRANSFORMERS[name], torch.linspace(900, 100, CALLS)
+    inputs = tiny.inputs(2, torch.Generator().manual_seed(0))
+    sample = next(iter(inputs))
+    speed = torch.tensor([0.01, 0.6]).reshape(2, *[1] * (inputs[sample].dim() - 1))
+    moving = [inputs[sample] * (1 + i * speed) + i * speed * inputs[sample].roll(1, -1) for i in range(CALLS)]
+    return tiny.build(name), [
+        {**inputs, sample: value, tiny.timestep: t.expand(2)} for value, t in zip(moving, table, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("method", ON_TRANSFORMERS)
+@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"])
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_transformers(name: str, method: Any) -> None:
+    model, calls = transformer(name)
+    plain = executed(model, calls)
+    with accelerate(model, method) as handle:
+        done = executed(model, calls)
+        report = handle.report()
+    assert report.replayed > 0
+    assert (report.macs, report.macs_plain) == (done, plain)
+    assert 0 < report.macs_saved < 1
+
+
+def adapted(unet: Any) -> None:
+    names = ["to_q", "to_k", "conv1"]
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=names))
+
+
+@pytest.mark.parametrize("change", [adapted, lambda unet: unet.fuse_qkv_projections()], ids=["LoRA", "fused"])
+@pytest.mark.parametrize("methods", [(DeepCache(interval=2, branch=1), TextKVCache()), (TGate(gate=2),)])
+def test_the_network_as_it_is(change: Any, methods: Any) -> None:
+    unet = sd_unet()
+    inputs = unet_inputs(unet)
+    bare = count_macs(lambda: unet(**inputs, timestep=500))
+    change(unet)
+    calls = [{**inputs, "timestep": t} for t in (900, 700, 500, 300)]
+    plain = executed(unet, calls)
+    with accelerate(unet, *methods) as handle:
+        assert executed(unet, calls) == handle.report().macs
+        assert handle.report().macs_plain == plain
+    assert (plain > 4 * bare) == (change is adapted)
+
+
+def test_a_copy_without_weights_leaves_the_network_alone() -> None:
+    unet = sd_unet()
+    inputs = unet_inputs(unet)
+    with torch.no_grad():
+        before = unet(**inputs, timestep=500).sample
+        with accelerate(unet, DeepCache(interval=2)):
+            clone = skeleton(unet)
+        assert all(parameter.is_meta for parameter in clone.parameters())
+        assert all(module.forward.__func__ is type(module).forward for module in clone.modules())
+        assert torch.equal(unet(**inputs, timestep=500).sample, before)
+
+
+class Packed(torch.nn.Linear):
+    """A linear layer that keeps two weights in a byte, as quantized ones do."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 6)
+        self.weight = torch.nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+
+
+def test_quantized_layers_count_as_plain_ones() -> None:
+    clone = skeleton(torch.nn.Sequential(Packed()))
+    assert count_macs(lambda: clone(torch.empty(3, 8, device="meta"))) == 3 * 8 * 6
+
+
+def test_a_network_that_reads_values_of_its_inputs() -> None:
+    model, calls = transformer("Lumina2Transformer2DModel")
+    with accelerate(model, IntervalCache(interval=3, total=CALLS)) as handle, torch.no_grad():
+        for call in calls:
+            model(**call)
+        report = handle.report()
+    with pytest.raises(UncountableError, match="of Lumina2Transformer2DModel are not known: it reads values"):
+        assert report.macs
+    assert "3 computed, 3 replayed\nmultiply-accumulates of Lumina2Transformer2DModel are not known" in str(report)
+    assert report.to_dict()["macs"] is None
+    assert report.to_dict()["replayed"] == 3
