@@ -3,11 +3,13 @@
 Checked against diffusers 0.42; a version that moves a name fails here, at import, and nowhere else.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook, apply_first_block_cache
+from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 
 REGISTRY_ATTRIBUTE = "_diffusers_hook"
 RESET_ATTRIBUTE = "_reset_stateful_cache"
@@ -46,6 +48,21 @@ def hooks_of(module: torch.nn.Module) -> list[str]:
     """Names of the hooks in the module's registry, innermost first."""
     registry = module.__dict__.get(REGISTRY_ATTRIBUTE)
     return [] if registry is None else list(registry._hook_order)
+
+
+@contextmanager
+def first_block_cache(model: torch.nn.Module, threshold: float) -> Iterator[None]:
+    """diffusers' FirstBlockCache on a transformer, in a context of its own, which some pipelines do not set."""
+    before = {name: hooks_of(module) for name, module in model.named_modules()}
+    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
+    _set_cache_context(model, CacheContext("diffaccel"))
+    try:
+        yield
+    finally:
+        _set_cache_context(model, None)
+        for name, module in model.named_modules():
+            for hook in [hook for hook in hooks_of(module) if hook not in before[name]]:
+                registry_of(module).remove_hook(hook, recurse=False)
 
 
 def num_timesteps(pipe: Any) -> int | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.profiler import record_function
+
 from diffaccel.branch import Branch, Part
 from diffaccel.clock import RunClock
 from diffaccel.config import Config, check, whole
@@ -182,9 +184,12 @@ class Profile(Method):
         recipe = self.loaded
         branches = [what for what in recipe.parts if what.startswith("branch")]
         return [
-            (Part(_branch(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)), recipe.parts.index(what))
+            (
+                Part(branch_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)),
+                recipe.parts.index(what),
+            )
             for what in branches
-            if _branch(what, layout).modules
+            if branch_of(what, layout).modules
         ]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
@@ -250,7 +255,8 @@ class _Outputs(Wrapper):
             return network(inputs)
         stored = context.memory.setdefault(self, _Stored())
         if context.step in self.weights and stored.history is not None:
-            predicted = self.blend.predict(stored.history, context.step)
+            with record_function("diffaccel: replay output"):
+                predicted = self.blend.predict(stored.history, context.step)
             return map_output(lambda _: predicted, stored.latest)
         stored.latest = network(inputs)
         stored.history = self.blend.update(stored.history, prediction(stored.latest), context.step)
@@ -279,11 +285,11 @@ def _planned(recipe: Recipe, layout: Layout) -> list[tuple[Branch, Schedule, Ble
         check(not blocks & taken, f"the profile reuses block {min(blocks & taken, default=0)} in two ranges")
         taken |= blocks
         weights = recipe.at(what)
-        found.append((_branch(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
+        found.append((branch_of(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
     return found
 
 
-def _branch(what: str, layout: Layout) -> Branch:
+def branch_of(what: str, layout: Layout) -> Branch:
     """What `what` stands for in a network."""
     kind, numbers = Reuse(1, what).target
     if kind == "branch":
