@@ -43,7 +43,7 @@ def generate(request: Request) -> None:
     if request.dry_run:
         print_plan(request, work)
         return
-    with _interruptible():
+    with interruptible():
         summary, calls = _render(request, work)
     print_summary(request, work, summary, calls)
     if summary.failed:
@@ -264,7 +264,7 @@ def _show(bar: Any, record: "Record") -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does: pictures under way are finished on disk, then exit 130."""
 
     def stop(_signal: int, _frame: object) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import secrets
 import socket
 import threading
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import numpy as np
-from PIL import Image
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.guard import Guard
+from diffaccel.realtime.protocol import encode
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-BOUNDARY = "frame"
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+BOUNDARY = b"frame"
 
 
 class MjpegServer:
@@ -36,7 +36,6 @@ class MjpegServer:
     """
 
     PORT = 8090
-    QUALITY = 90
 
     def __init__(self, *, port: int = PORT, token: str | None = None, host: str = "127.0.0.1") -> None:
         self.token = token or secrets.token_urlsafe(16)
@@ -49,19 +48,13 @@ class MjpegServer:
         self._ready = threading.Event()
         self._server, self._thread = self._uvicorn(host), threading.Thread(target=self._run, daemon=True, name="mjpeg")
 
-    def _uvicorn(self, host: str) -> Any:
-        import uvicorn
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.routing import Route
-
-        hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]  # a foreign name here is DNS rebinding
-        app = Starlette(
-            routes=[Route("/mjpeg", self._respond)],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+    def _uvicorn(self, host: str) -> uvicorn.Server:
+        app = Starlette(routes=[Route("/mjpeg", self._respond)])
+        guarded = Guard(app, token=self.token, host=host, refused=lambda _: None)
+        config = uvicorn.Config(
+            guarded, log_level="error", lifespan="off", server_header=False, timeout_graceful_shutdown=1
         )
-        return uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+        return uvicorn.Server(config)
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -71,23 +64,17 @@ class MjpegServer:
         self._ready.set()
         await self._server.serve(sockets=[self._socket])
 
-    async def _respond(self, request: Request) -> Response:
-        from starlette.responses import PlainTextResponse, StreamingResponse
-
-        if not secrets.compare_digest(request.query_params.get("token", ""), self.token):
-            return PlainTextResponse("wrong or missing token: use the URL that the program printed", 403)
-        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-        return StreamingResponse(self._parts(), media_type=kind, headers=headers)
+    async def _respond(self, _: Request) -> Response:
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
+        return StreamingResponse(self._parts(), media_type=kind)
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """The latest picture, and every newer one; the one at hand is sent again where none comes for a second."""
         while not self._server.should_exit:
             changed = self._changed
             if self._jpeg is not None:
-                yield b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (
-                    BOUNDARY.encode(), len(self._jpeg), self._jpeg
-                )  # fmt: skip
+                head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(self._jpeg))
+                yield head + self._jpeg + b"\r\n"
             try:
                 await asyncio.wait_for(changed.wait(), timeout=1)
             except TimeoutError:
@@ -100,10 +87,8 @@ class MjpegServer:
 
     def show(self, pixels: np.ndarray) -> None:
         """Make a picture ``(H, W, 3)`` uint8 the latest; from any thread."""
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=self.QUALITY)
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._replace, buffer.getvalue())
+            self._loop.call_soon_threadsafe(self._replace, encode(pixels))
 
     def _replace(self, jpeg: bytes) -> None:
         self._jpeg, changed, self._changed = jpeg, self._changed, asyncio.Event()

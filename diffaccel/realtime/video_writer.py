@@ -83,10 +83,10 @@ class VideoWriter:
         return stream
 
     def _copied(self, stream: AudioStream) -> AudioStream:
-        codec = stream.codec_context.name if stream.codec_context is not None else "unknown"
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
         if codec not in self._container.supported_codecs:
             raise MediaError(
-                f"a {self.path.suffix} file cannot hold {codec} sound: write to a .mkv file, or leave the sound out"
+                f"a {self.path.suffix} file cannot hold {codec} sound: write to a .mkv file, or leave it out"
             )
         copy: AudioStream = self._container.add_stream_from_template(stream)
         copy.metadata.update(stream.metadata)
@@ -97,8 +97,13 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise MediaError(f"H.264 needs even sizes, not {width}x{height}")
         self._stream.width, self._stream.height = width, height
-        with explained("write", self.path):
-            self._container.start_encoding()
+        try:
+            with explained("write", self.path):
+                self._container.start_encoding()
+        except MediaError as error:
+            if not self._audio:
+                raise
+            raise MediaError(f"{error}; if it is the sound, write to a .mkv file or leave it out") from error
 
     def write(self, pixels: np.ndarray, time: Fraction | float, duration: Fraction | None = None) -> None:
         """Add a picture ``(H, W, 3)`` uint8 RGB, shown at ``time`` seconds; a time that does not rise is made to."""

@@ -31,9 +31,10 @@ def make(
     audio: str | None = "aac",
     audio_streams: int = 1,
     time_base: Fraction = Fraction(1, 1000),
+    frames: Sequence[np.ndarray] | None = None,
     **options: str,
 ) -> Path:
-    """Write a video whose k-th frame is ``picture(k)``, with noise for sound."""
+    """Write a video whose k-th frame is ``picture(k)``, or ``frames[k]``, with noise for sound."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
@@ -41,7 +42,7 @@ def make(
         count = audio_streams if audio else 0
         sounds = [container.add_stream(audio, rate=48000, layout="mono") for _ in range(count)]
         for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(frames[number] if frames else picture(number, *size), format="rgb24")
             frame.pts, frame.time_base = round(time / time_base), time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,0 +1,166 @@
+"""`diffaccel video`: a video file in, the same video painted anew out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from diffaccel.realtime.repaint import VideoReport
+    from diffaccel.realtime.settings import Controls, LiveSettings
+    from diffaccel.stream.engine import StreamEngine
+
+CONTROLS = (
+    "prompt",
+    "negative_prompt",
+    "strength",
+    "steps",
+    "guidance",
+    "guidance_scale",
+    "seed",
+    "cache",
+    "similarity",
+)
+
+
+def _parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and (height or width).isdecimal()):
+        raise click.BadParameter(f"{text!r} is not a size in pixels, as in 512 or 640x384")
+    return int(width), int(height or width)
+
+
+@click.command("video", short_help="Paint a video file anew.")
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUTPUT", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="What the video should become.")
+@click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it.")
+@click.option("--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]")
+@click.option("--steps", type=int, help="More are finer and slower.  [default: 2]")
+@click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]")
+@click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]")
+@click.option("--seed", type=int, help="Another number, another video.  [default: 0]")
+@click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th step only.  [default: 3]")
+@click.option("--similarity", is_flag=True, help="Repeat the last picture where frames hardly change.")
+@click.option("--size", callback=_parse_size, help="Pixels, as in 640x384.  [default: the video's shape, model's area]")
+@click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]")
+@click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated.")
+@click.option("--vae", help="Another autoencoder: bundled name or folder.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]")
+@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames.")
+@click.option("--no-audio", is_flag=True, help="Leave the sound out.")
+@click.option("--side-by-side", is_flag=True, help="Show the input to the left of each picture.")
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def video(
+    source: Path, target: Path, no_audio: bool, side_by_side: bool, overwrite: bool, quiet: bool, **given: Any
+) -> None:
+    """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv).
+
+    Frames keep their number and times, and sound is copied. OUTPUT appears when it is complete; after an error or an
+    interrupt there is none.
+    """
+    import logging
+
+    from diffaccel.cli.generate import interruptible
+    from diffaccel.realtime.repaint import repaint
+
+    logging.basicConfig(format="%(message)s")
+    settings = _settings(given)
+    bar = _Progress(quiet)
+    try:
+        with interruptible(), bar:
+            report = repaint(
+                lambda: _open(settings, source, given["size"]),
+                source,
+                target,
+                audio=not no_audio,
+                overwrite=overwrite,
+                side_by_side=side_by_side,
+                on_frame=bar.advance,
+            )
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; {target} was not written.", err=True)
+        raise click.exceptions.Exit(130) from None
+    if not quiet:
+        click.echo(summary(target, report))
+
+
+def _settings(given: dict[str, Any]) -> "LiveSettings":
+    from diffaccel.realtime.settings import LiveSettings
+
+    values = {name: given[name] for name in ("model", "vae", "dtype", "device", "compiled") if given[name] is not None}
+    return LiveSettings(**values, lora=given["lora"] or None, controls=_controls(given))
+
+
+def _controls(given: dict[str, Any]) -> "Controls":
+    """The command line's controls, checked. Raises `click.UsageError` that names the option."""
+    from pydantic import ValidationError
+
+    from diffaccel.realtime.settings import Controls
+
+    try:
+        return Controls(**{name: given[name] for name in CONTROLS if given[name] is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "--" + str(problem["loc"][0]).replace("_", "-")
+        raise click.UsageError(f"{name}: {problem['msg']} (got {problem['input']!r})") from error
+
+
+def _open(settings: "LiveSettings", source: Path, size: tuple[int, int] | None) -> "StreamEngine":
+    """Load the model, and open a stream in the asked size or the video's shape."""
+    from dataclasses import replace
+
+    from diffaccel.realtime.errors import MediaError
+    from diffaccel.realtime.repaint import size_like
+    from diffaccel.realtime.settings import load_pipeline, open_engine, picture_size
+    from diffaccel.realtime.video_reader import VideoReader
+
+    pipe = load_pipeline(settings)
+    if size is None:
+        with VideoReader(source, audio=False) as reader:
+            size = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))
+    try:
+        return open_engine(pipe, replace(settings, width=size[0], height=size[1]))
+    except ValueError as error:
+        raise MediaError(str(error)) from error
+
+
+def summary(target: Path, report: "VideoReport") -> str:
+    """What became of a video, in one line."""
+    facts = [f"{report.frames} frames", f"{report.frames / max(report.seconds, 1e-9):.1f} per second"]
+    if report.audio_streams:
+        facts.append("sound copied")
+    if report.repeated:
+        facts.append(f"{report.repeated} of them repeat their neighbour's picture")
+    if report.stream.frames_not_finite:
+        facts.append(f"{report.stream.frames_not_finite} pictures were not finite")
+    if report.damaged:
+        facts.append(f"{report.damaged} damaged pieces of the input are missing")
+    return f"{target}: {', '.join(facts)}"
+
+
+class _Progress:
+    """A progress bar that appears with the first frame."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def advance(self, total: int | None) -> None:
+        """One more frame, of ``total`` or of nobody knows how many."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="frame", disable=True if self._quiet else None, smoothing=0.1)
+        self._bar.update()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
