@@ -135,8 +135,9 @@ class Tuner:
 
     def _confirm(self, plan: Plan) -> Score:
         """The score on held-out prompts and seeds."""
+        plain = self.plain  # made before anything is attached
         with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
-            quality = compare(self.held_out.pictures(self.pipe), self.plain)
+            quality = compare(self.held_out.pictures(self.pipe), plain)
         return Score(self.known.space.macs(plan), quality.psnr, quality.ssim)
 
     def _as_cost(self, budget: Budget) -> Budget:

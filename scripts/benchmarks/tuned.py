@@ -24,7 +24,7 @@ STEPS = 20
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS)
 @click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
-@click.option("--runs", type=int, default=20, show_default=True, help="Real runs per search.")
+@click.option("--runs", type=int, default=16, show_default=True, help="Real runs per search.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/tuned"), show_default=True)
 def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, output: Path) -> None:
     """Tune the bundled models and write one JSON file and the profiles of each network and sampler."""
@@ -49,7 +49,7 @@ def tuned(model: str, sampler: str, runs: int, output: Path) -> list[dict[str, A
     def say(text: str) -> None:
         click.echo(f"{model} {sampler} [{time.perf_counter() - start:5.0f} s] {text}")
 
-    tuner = Tuner(pipe, words[:12], runs=runs, progress=say, num_inference_steps=STEPS, guidance_scale=2.0)
+    tuner = Tuner(pipe, words[:16], runs=runs, progress=say, num_inference_steps=STEPS, guidance_scale=2.0)
     rows = []
     for interval in INTERVALS:
         result = tuner.tune(Budget(max_macs=round(cost(tuner, interval), 4)))

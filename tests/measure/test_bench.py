@@ -1,0 +1,196 @@
+"""The benchmark on a tiny pipeline: what it measures is what runs, and the report says it."""
+
+import csv
+import io
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import PixArtTransformer2DModel, StableDiffusionPipeline
+from tiny_transformers import TRANSFORMERS
+
+from diffaccel import DeepCache, models
+from diffaccel._diffusers import first_block_cache, hooks_of
+from diffaccel.accelerate import accelerate
+from diffaccel.cli import main
+from diffaccel.macs import count_macs
+from diffaccel.measure.bench import Benchmark, bench
+from diffaccel.measure.candidates import PLAIN, Candidate, fewer_steps, ours, peers
+from diffaccel.measure.chart import Point, front, pareto
+from diffaccel.measure.machine import machine
+from diffaccel.measure.report import Setting, write_report
+from diffaccel.measure.trace import write_trace
+from diffaccel.measure.workload import Workload
+
+STEPS = 4
+WORKLOAD = Workload(("ab", "cd"), (0,), {"num_inference_steps": STEPS})
+
+
+@contextmanager
+def broken(_: Any) -> Any:
+    raise OSError("not today")
+    yield
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd: Path) -> Any:
+    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def result(pipe: Any) -> Benchmark:
+    candidates = [PLAIN, ours((DeepCache(2),)), fewer_steps(2), Candidate("broken", "peer", broken)]
+    return bench(pipe, WORKLOAD, candidates, rounds=2, progress=lambda _: None)
+
+
+def test_rows_are_what_ran(pipe: Any, result: Benchmark) -> None:
+    plain, cached, fewer = result.rows
+    assert [row.name for row in result.rows] == ["plain", "deepcache:interval=2", "2 steps"]
+    assert result.failures == {"broken": "OSError: not today"}
+    assert torch.equal(result.pictures["plain"], WORKLOAD.pictures(pipe))
+    with accelerate(pipe, DeepCache(2)):
+        assert torch.equal(result.pictures["deepcache:interval=2"], WORKLOAD.pictures(pipe))
+        one = Workload(("ab",), (0,), WORKLOAD.settings)
+        assert cached.macs == count_macs(lambda: one.pictures(pipe))
+    assert plain.ceiling == 1
+    assert cached.ceiling == plain.macs / cached.macs > 1
+    assert fewer.ceiling > 1.3
+    assert plain.quality.psnr == 100
+    assert cached.quality.psnr < 100
+    assert cached.cache_bytes
+    assert plain.cache_bytes is None
+    assert all(len(row.timing.seconds) == 2 for row in result.rows)
+
+
+def test_a_workload_is_reproducible_and_every_picture_has_its_noise(pipe: Any) -> None:
+    many = Workload(("ab", "ab", "ab"), (0, 1), WORKLOAD.settings, batch_size=2)
+    pictures = many.pictures(pipe)
+    assert pictures.shape == (6, 3, 32, 32)
+    assert torch.equal(pictures, many.pictures(pipe))
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 6
+    assert many.truth == ("ab",) * 6
+    with pytest.raises(ValueError, match="at least one prompt"):
+        Workload(())
+
+
+def test_candidates_must_start_with_the_plain_pipeline(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="first candidate must be the plain pipeline"):
+        bench(pipe, WORKLOAD, [ours((DeepCache(2),))])
+    with pytest.raises(ValueError, match="name of its own"):
+        bench(pipe, WORKLOAD, [PLAIN, PLAIN])
+
+
+def test_report_holds_every_figure(result: Benchmark, tmp_path: Path) -> None:
+    setting = Setting(
+        "Title & more", "diffaccel bench -q", machine(), {"pictures": 2, "steps": STEPS}, {"p": "<svg></svg>"}
+    )
+    write_report(tmp_path / "new", result, setting)
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "Title &amp; more" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page must need nothing else"
+    assert page.count("data:image/webp") == 2 * 2 + 2 * 2 + 2 * 2 * 1 + 2 * 2
+    for row in result.rows:
+        assert row.name in page
+        assert f"{row.timing.median:.3f}" in page
+    assert "OSError: not today" in page
+    values = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert [row["name"] for row in values["rows"]] == [row.name for row in result.rows]
+    assert values["rows"][1]["macs"] == result.rows[1].macs
+    table = list(csv.DictReader(io.StringIO((tmp_path / "new" / "report.csv").read_text())))
+    assert float(table[1]["psnr"]) == pytest.approx(result.rows[1].quality.psnr, rel=1e-4)
+
+
+def test_front_is_what_nothing_beats() -> None:
+    points = [
+        Point("a", "peer", 1.0, 50),
+        Point("b", "peer", 2.0, 30),
+        Point("c", "peer", 1.5, 29),
+        Point("d", "peer", 3.0, 10),
+    ]
+    assert [point.name for point in front(points)] == ["a", "b", "d"]
+    svg = pareto([*points, Point("e<", "diffaccel", 2.5, 20)])
+    assert svg.count("<rect") == 4
+    assert svg.count("<circle") == 1
+    assert "e&lt;" in svg
+    assert pareto([Point("plain", "plain", 1.0, 100)]) == ""
+
+
+def test_peers_come_off_again(pipe: Any) -> None:
+    plain = WORKLOAD.pictures(pipe)
+    for candidate in peers(pipe):
+        with candidate.attach(pipe):
+            assert WORKLOAD.pictures(pipe).shape == plain.shape
+        assert torch.equal(WORKLOAD.pictures(pipe), plain), candidate.name
+
+
+def test_first_block_cache_comes_off_again() -> None:
+    tiny = TRANSFORMERS["PixArtTransformer2DModel"]
+    model: PixArtTransformer2DModel = tiny.build("PixArtTransformer2DModel")
+    inputs = {**tiny.inputs(2, torch.Generator().manual_seed(0)), tiny.timestep: torch.full((2,), 500.0)}
+    with torch.no_grad():
+        plain = model(**inputs).sample
+        with first_block_cache(model, 0.5):
+            model(**inputs)
+        assert torch.equal(model(**inputs).sample, plain)
+    assert not any(hooks_of(module) for module in model.modules())
+
+
+def test_trace_names_the_decisions(pipe: Any, tmp_path: Path) -> None:
+    with accelerate(pipe, DeepCache(2)):
+        write_trace(lambda: WORKLOAD.pictures(pipe), tmp_path / "trace.json")
+    names = [event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    assert names.count("diffaccel: compute") == 2
+    assert sum(name.startswith("diffaccel: replay up_blocks") for name in names) == 2
+
+
+def test_the_command_writes_its_report(tiny_sd: Path, tmp_path: Path) -> None:
+    arguments = [
+        "bench",
+        "--model",
+        str(tiny_sd),
+        "--steps",
+        "4",
+        "--prompts",
+        "ab",
+        "--rounds",
+        "1",
+        "--no-peers",
+        "-q",
+    ]
+    arguments += [
+        "--methods",
+        "deepcache:interval=2",
+        "--methods",
+        "textkvcache",
+        "--trace",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "textkvcache" in done.output
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "report.html",
+        "report.json",
+        "report.csv",
+        "trace.json",
+    }
+    bad = CliRunner().invoke(main, [*arguments, "--methods", "nothing"], catch_exceptions=False)
+    assert bad.exit_code == 2
+    assert "nothing" in bad.output
+
+
+def test_bundled_models_have_prompts_of_their_own() -> None:
+    from diffaccel.cli.subject import Subject
+
+    subject = Subject(None, (), None, None, None, None, 0, None, None, True)
+    assert len(set(subject.texts())) == 12
+    assert subject.settings() == {"num_inference_steps": 20, "guidance_scale": 2.0, "width": 128, "height": 128}
+    assert subject.name in models.names("pipeline")

@@ -1,0 +1,248 @@
+"""Tuning: the mathematics against formulas, the choices against the network, and whole runs on tiny pipelines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import StableDiffusionPipeline
+
+from diffaccel import DeepCache, Profile, accelerate, models
+from diffaccel.cli import main
+from diffaccel.families import layout_of
+from diffaccel.measure.quality import compare
+from diffaccel.measure.workload import Workload
+from diffaccel.methods import Recipe, Reuse
+from diffaccel.methods.profile import OUTPUT, sampler_of
+from diffaccel.tune import Budget, Tuner, to_svg, to_text
+from diffaccel.tune.blend import blend, left_over
+from diffaccel.tune.budget import Score
+from diffaccel.tune.calibration import Calibrated, calibrate
+from diffaccel.tune.picture import rows_of
+from diffaccel.tune.space import COMPUTE, Choice, fixed_plans, neighbours, plan_of, space_of
+
+STEPS = 5
+PROMPTS = ("ab", "cd", "efg")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd: Path) -> Any:
+    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def known(pipe: Any) -> Calibrated:
+    return calibrate(pipe, Workload(PROMPTS[:2], settings={"num_inference_steps": STEPS}), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def tuner(pipe: Any) -> Tuner:
+    return Tuner(pipe, PROMPTS, runs=16, progress=lambda _: None, num_inference_steps=STEPS)
+
+
+def gram_of(features: np.ndarray) -> np.ndarray:
+    return features @ features.T
+
+
+def test_blend_finds_the_least_squares_weights() -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 500))
+    features = np.stack([one, two, 0.7 * two - 0.2 * one])
+    weights = blend(gram_of(features), 2, [1, 0])
+    assert weights == pytest.approx((0.7, -0.2), abs=5e-3)  # up to the ridge
+    assert left_over(gram_of(features), 2, [1, 0], weights) < 0.01
+    expected = np.linalg.norm(features[2] - features[1]) / np.linalg.norm(features[2])
+    assert left_over(gram_of(features), 2, [1], (1.0,)) == pytest.approx(expected)
+
+
+def test_blend_of_equal_features_holds_the_latest() -> None:
+    gram = np.ones((3, 3))
+    assert blend(gram, 2, [1, 0]) == pytest.approx((1.0, 0.0), abs=1e-2)
+    assert blend(gram, 2, [1]) == (1.0,)
+
+
+def test_grams_are_inner_products_of_the_outputs(pipe: Any, known: Calibrated) -> None:
+    outputs: list[torch.Tensor] = []
+    hook = pipe.unet.register_forward_hook(lambda *args: outputs.append(args[2][0].flatten().double()))
+    known.bench.workload.pictures(pipe)
+    hook.remove()
+    features = torch.stack(outputs).numpy()
+    expected = gram_of(features) / np.mean(np.square(features).sum(1))
+    np.testing.assert_allclose(known.space.grams[OUTPUT], expected, rtol=1e-5)
+
+
+def test_savings_are_those_of_deepcache(pipe: Any, known: Calibrated) -> None:
+    plan = plan_of((0, 2, 4), Choice(("branch 1",), 1), STEPS)
+    with accelerate(pipe, DeepCache(interval=2, branch=1)) as handle:
+        fixed = known.bench.workload.pictures(pipe)
+        assert known.space.macs(plan) == pytest.approx(1 - handle.report().macs_saved, abs=1e-6)
+    assert torch.equal(known.bench.pictures(known.space, plan), fixed)
+
+
+def test_sources_follow_what_was_computed(known: Calibrated) -> None:
+    reuse = {1: "branch 2", 2: "branch 0", 3: OUTPUT, 4: "branch 0"}
+    plan = tuple(Choice((reuse[i],), 3) if i in reuse else COMPUTE for i in range(6))
+    found = [known.space.sources(plan, call) for call in range(6)]
+    assert found[0] == {}
+    assert found[2] == {"branch 0": [1, 0]}  # call 1 ran what lies above branch 2
+    assert found[3] == {OUTPUT: [2, 1, 0]}
+    assert found[4] == {"branch 0": [1, 0]}
+    assert found[5] == {}
+
+
+def test_the_model_is_exact_for_what_was_probed(known: Calibrated) -> None:
+    plan = tuple(Choice((OUTPUT,), 2) if call == 3 else COMPUTE for call in range(STEPS))
+    real = known.bench.score(known.space, plan)
+    assert known.model.psnr(plan) == pytest.approx(real.psnr, abs=0.05)
+
+
+def test_neighbours_differ_little_and_stay_valid(known: Calibrated) -> None:
+    plan = plan_of((0, 2), Choice(("branch 0",)), STEPS)
+    found = list(neighbours(known.space, plan))
+    assert len(found) > 20
+    assert all(other[0] == COMPUTE and other != plan for other in found)
+    assert all(sum(a != b for a, b in zip(plan, other, strict=True)) <= 2 for other in found)
+    assert plan in set(fixed_plans(known.space, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "budget"),
+    [
+        (Score(0.4, 31, 0.9), Score(0.5, 40, 0.99), Budget(min_psnr=30)),
+        (Score(0.5, 30, 0.9), Score(0.1, 29, 0.9), Budget(min_psnr=30)),
+        (Score(0.4, 25, 0.9), Score(0.4, 24, 0.95), Budget(max_macs=0.5)),
+        (Score(0.5, 20, 0.5), Score(0.6, 40, 0.9), Budget(max_macs=0.5)),
+        (Score(0.4, 20, 0.95), Score(0.3, 30, 0.9), Budget(min_ssim=0.93)),
+    ],
+)
+def test_budgets_order_scores(better: Score, worse: Score, budget: Budget) -> None:
+    assert budget.key(better) > budget.key(worse)
+    assert budget.holds(better)
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"min_psnr": 30.0, "max_macs": 0.5}, {"max_macs": 1.5}, {"min_ssim": float("nan")}]
+)
+def test_bad_budgets_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"exactly one|must be a number"):
+        Budget(**limits)
+
+
+def test_a_cost_is_kept_and_no_fixed_start_is_better(pipe: Any, tuner: Tuner) -> None:
+    tuned = tuner.tune(Budget(max_macs=0.6))
+    evidence = tuned.recipe.evidence
+    assert evidence is not None
+    assert evidence.met
+    assert tuned.met
+    with accelerate(pipe, Profile(tuned.recipe)) as handle:
+        pictures = tuner.held_out.pictures(pipe)
+        assert 1 - handle.report().macs_saved == pytest.approx(evidence.macs, abs=1e-4)
+    assert evidence.macs <= 0.6
+    assert torch.equal(tuner.plain, tuner.held_out.pictures(pipe))
+    assert evidence.psnr < 99
+    quality = compare(pictures, tuner.plain)
+    assert quality.psnr == pytest.approx(evidence.psnr, abs=1e-3)
+    seeker = [score for score in tuner.known.bench.scores if score.macs <= 0.6]
+    assert evidence.search_psnr == pytest.approx(max(score.psnr for score in seeker), abs=1e-4)
+    assert {baseline.name for baseline in tuned.fixed} >= {"3 steps"}
+    assert all(baseline.score.macs <= evidence.macs + 1e-6 for baseline in tuned.fixed)
+
+
+def test_a_quality_is_kept_at_less_than_full_cost(tuner: Tuner) -> None:
+    easy = tuner.tune(Budget(min_psnr=15))
+    hard = tuner.tune(Budget(min_psnr=40))
+    assert easy.met
+    assert easy.score.psnr >= 15
+    assert easy.score.macs <= hard.score.macs <= 1
+    similar = tuner.tune(Budget(min_ssim=0.5))
+    assert similar.score.ssim >= 0.5
+
+
+def test_held_out_prompts_and_seeds_are_others(tuner: Tuner) -> None:
+    assert not set(tuner.seen.prompts) & set(tuner.held_out.prompts)
+    assert not set(tuner.seen.seeds) & set(tuner.held_out.seeds)
+
+
+def test_what_cannot_be_met_is_said(tuner: Tuner) -> None:
+    with pytest.raises(ValueError, match=r"cannot be met: the first of 5 calls must compute"):
+        tuner.tune(Budget(max_macs=0.1))
+    with pytest.raises(ValueError, match=r"cannot be met: one network call alone takes"):
+        tuner.tune(Budget(max_time=1e-6))
+
+
+def test_a_time_becomes_a_cost(tuner: Tuner) -> None:
+    tuned = tuner.tune(Budget(max_time=100.0))
+    assert tuned.met
+    assert tuned.score.psnr > 50
+
+
+def test_tuning_a_transformer() -> None:
+    pipe = models.load("emoji-dit", dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    tuner = Tuner(pipe, ["red heart"], runs=10, progress=lambda _: None, num_inference_steps=4, guidance_scale=1.0)
+    tuned = tuner.tune(Budget(max_macs=0.7))
+    assert tuned.met
+    assert tuner.known.space.parts == tuple(f"blocks {i}-{i}" for i in range(6))
+    assert any(baseline.name.startswith(("deltacache", "intervalcache", "blockcache")) for baseline in tuned.fixed)
+
+
+def test_bad_input_is_refused(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        Tuner(pipe, [], num_inference_steps=4)
+    with pytest.raises(ValueError, match="needs num_inference_steps"):
+        Tuner(pipe, ["a"])
+    with pytest.raises(ValueError, match="one known denoiser is needed"):
+        calibrate(type("Empty", (), {"components": {}})(), Workload(("a",)))
+
+
+def test_space_of_a_unet_has_branches(pipe: Any) -> None:
+    space = space_of(layout_of(pipe.unet))
+    assert space.parts == ("branch 0", "branch 1", "branch 2", "branch 3")
+    assert space.choices[0] == ()
+    assert space.choices[-1] == (OUTPUT,)
+
+
+RECIPE = Recipe("M", "f", "S", "s", 4, (Reuse(1, "branch 2"), Reuse(2, "branch 0"), Reuse(3, OUTPUT)))
+
+
+def test_the_picture_shows_what_computes() -> None:
+    assert [row.computes for row in rows_of(RECIPE)] == [
+        (True, False, False, False),  # below branch 2
+        (True, True, False, False),  # between branches 2 and 0
+        (True, True, True, False),  # from branch 0 to the output
+    ]
+    text = to_text(RECIPE)
+    assert "0123" in text.splitlines()[0]
+    assert [line.split()[-1] for line in text.splitlines()[1:4]] == ["█···", "██··", "███·"]
+    svg = to_svg(RECIPE)
+    assert svg.count("<rect") == 12
+    assert svg.count(": replayed") == 6
+
+
+def test_the_picture_of_blocks() -> None:
+    recipe = Recipe("M", "f", "S", "s", 3, (Reuse(1, "blocks 0-1"), Reuse(2, "blocks 2-3"), Reuse(2, "blocks 0-1")))
+    rows = {row.name: row.computes for row in rows_of(recipe)}
+    assert rows == {"blocks 2-3": (True, True, False), "blocks 0-1": (True, False, False), "rest": (True, True, True)}
+
+
+def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, pipe: Any) -> None:
+    profile = tmp_path / "p.json"
+    arguments = ["tune", "--model", str(tiny_sd), "--steps", str(STEPS), "--max-macs", "0.6", "--runs", "10", "-q"]
+    for prompt in PROMPTS:
+        arguments += ["--prompts", prompt]
+    done = CliRunner().invoke(main, [*arguments, "-o", str(profile)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "█" in done.output
+    assert json.loads(profile.read_text())["type"] == "recipe"
+    recipe = Recipe.load(profile)
+    assert (recipe.sampler, recipe.total) == (sampler_of(pipe.scheduler)[0], STEPS)
+    with accelerate(pipe, Profile(profile)):
+        pipe("ab", num_inference_steps=STEPS, output_type="latent")
+    impossible = CliRunner().invoke(main, [*arguments, "--max-macs", "0.01"], catch_exceptions=False)
+    assert impossible.exit_code == 2
+    assert "cannot be met" in impossible.output
