@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -86,8 +87,9 @@ class Connection:
                 self._accept(Notice("problem", {"kind": "message", "message": str(error)}))
             except ValidationError as error:
                 self._accept(Notice("problem", {"kind": "controls", "message": _words(error)}))
+                self._accept(Notice("controls", {"values": self.session.asked.model_dump()}))
 
-    def _handle(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: MutableMapping[str, Any]) -> None:
         if message.get("text") is not None:
             self._hub.change(self.session, protocol.parse_text(message["text"]).values)
             return

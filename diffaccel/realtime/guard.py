@@ -117,7 +117,8 @@ def _token(scope: Scope, headers: list[tuple[str, str]]) -> str:
     authorization = next((value for name, value in headers if name == "authorization"), "")
     if authorization.startswith("Bearer "):
         return authorization.removeprefix("Bearer ").strip()
-    return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+    query: str = scope["query_string"].decode("latin-1")
+    return parse_qs(query).get("token", [""])[0]
 
 
 def _with_headers(send: Any) -> Any:

@@ -71,4 +71,4 @@ class Tally:
 
     def to_dict(self) -> dict[str, float]:
         """For a client."""
-        return {"fps": round(self.rate(), 1), "received": self.received, **self.outcomes}
+        return {"fps": round(self.rate(), 1), "received": self.received} | {**self.outcomes}

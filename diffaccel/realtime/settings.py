@@ -25,10 +25,25 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 
 NONE = "none"
 CACHE_BRANCH = 2
+EXAMPLES = (
+    "a green apple",
+    "a burger",
+    "a rainbow",
+    "a strawberry",
+    "a ladybug",
+    "a cat",
+    "a doughnut",
+    "a blue heart",
+)
 LONGEST_TEXT = 500
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
+
+
+def _draw(**hints: Any) -> Any:
+    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``."""
+    return hints
 
 
 class Controls(BaseModel):
@@ -40,42 +55,83 @@ class Controls(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt: Annotated[Text, Field(min_length=1)] = Field(
-        "a purple heart", title="Prompt", description="What the picture should become."
+        default="a purple heart",
+        title="Prompt",
+        description="What the picture should become.",
+        examples=list(EXAMPLES),
+        json_schema_extra=_draw(group="prompt", main=True, placeholder="What should it become?"),
     )
-    second_prompt: Text = Field("", title="Second prompt", description="Something to turn it into, bit by bit.")
     blend: float = Field(
-        0.0, ge=0, le=1, title="Blend", description="From the first prompt (0) to the second (1).",
-        json_schema_extra={"step": 0.01},
-    )  # fmt: skip
+        default=0.0,
+        ge=0,
+        le=1,
+        title="Blend",
+        description="From the first prompt (0) to the second (1).",
+        json_schema_extra=_draw(group="prompt", step=0.01, needs={"second_prompt": True}),
+    )
+    second_prompt: Text = Field(
+        default="",
+        title="Second prompt",
+        description="Something to turn it into, bit by bit.",
+        json_schema_extra=_draw(group="prompt", placeholder="… and what else?"),
+    )
     strength: float = Field(
-        0.5, ge=0.05, le=1, title="Strength", description="How much of the input is painted anew.",
-        json_schema_extra={"step": 0.01},
-    )  # fmt: skip
-    steps: int = Field(2, ge=1, le=8, title="Steps", description="More are finer and slower.")
-    seed: int = Field(0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
+        default=0.5,
+        ge=0.05,
+        le=1,
+        title="Strength",
+        description="How much of the input is painted anew.",
+        json_schema_extra=_draw(step=0.01),
+    )
+    steps: int = Field(default=2, ge=1, le=8, title="Steps", description="More are finer, slower and later.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
     guidance: GuidanceKind = Field(
-        "self", title="Guidance",
-        description="What the picture is pushed away from: the input, the negative prompt (once a frame, or at every "
-        "step, which costs twice the time), or nothing.",
-    )  # fmt: skip
+        default="self",
+        title="Guidance",
+        description="What the picture is pushed away from.",
+        json_schema_extra=_draw(
+            labels={
+                "self": "the input (RCFG, self-negative)",
+                "one-time": "the negative prompt, once a frame (RCFG)",
+                "full": "the negative prompt, every step (CFG)",
+                "none": "nothing",
+            }
+        ),
+    )
     guidance_scale: float = Field(
-        1.2, ge=1, le=4, title="Guidance scale", description="How hard; 1 is not at all.",
-        json_schema_extra={"step": 0.05},
-    )  # fmt: skip
+        default=1.2,
+        ge=1,
+        le=4,
+        title="Guidance scale",
+        description="How hard it is pushed; 1 is not at all.",
+        json_schema_extra=_draw(step=0.05, needs={"guidance": ["self", "one-time", "full"]}),
+    )
     negative_prompt: Text = Field(
-        "", title="Negative prompt", description="What should not be seen; one-time and full guidance read it."
+        default="",
+        title="Negative prompt",
+        description="What should not be seen, with one of its two guidances.",
+        json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
     )
     cache: int = Field(
-        3, ge=1, le=6, title="Cache interval",
-        description="The deep layers are computed in every n-th step and carried on between; 1 computes them always.",
-    )  # fmt: skip
+        default=3,
+        ge=1,
+        le=6,
+        title="Cache interval",
+        description="Deep layers are computed in every n-th step; 1 reuses nothing.",
+    )
     similarity: bool = Field(
-        True, title="Skip still frames", description="Shows the last picture again while the input hardly changes."
+        default=True,
+        title="Skip still frames",
+        description="Show the last picture again while the input hardly changes.",
     )
     similarity_threshold: float = Field(
-        0.999, ge=0.9, le=1, title="Similarity", description="From this cosine similarity on, frames may be skipped.",
-        json_schema_extra={"step": 0.001},
-    )  # fmt: skip
+        default=0.999,
+        ge=0.9,
+        le=1,
+        title="Similarity",
+        description="Frames more alike than this may be skipped.",
+        json_schema_extra=_draw(step=0.001, needs={"similarity": True}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

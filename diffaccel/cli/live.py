@@ -1,0 +1,161 @@
+"""`diffaccel live`: what you draw, or show the camera, is painted anew while you watch."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffaccel.cli.streaming import live_settings, parse_size
+
+if TYPE_CHECKING:
+    from diffaccel.realtime.hub import Hub
+    from diffaccel.realtime.server import ServerOptions
+    from diffaccel.realtime.settings import LiveSettings
+    from diffaccel.stream.engine import StreamEngine
+
+START = {"prompt": "a green apple", "strength": 0.65, "guidance_scale": 1.4}
+"""With the bundled model, a heart on the canvas becomes an apple."""
+
+_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option("--prompt", help=f"What the picture should become.  [default: {START['prompt']}]"),
+    click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
+    click.option("--strength", type=float, help=f"How much is painted anew, to 1.  [default: {START['strength']}]"),
+    click.option("--steps", type=int, help="More are finer, slower and later.  [default: 2]"),
+    click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
+    click.option("--guidance-scale", type=float, help=f"How hard, from 1.  [default: {START['guidance_scale']}]"),
+    click.option("--seed", type=int, help="Another number, another picture.  [default: 0]"),
+    click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th step only.  [default: 3]"),
+    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
+    click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated."),
+    click.option("--vae", help="Another autoencoder: bundled name or folder; none for the model's own."),
+    click.option("--size", callback=parse_size, help="Pixels, as in 512 or 640x384.  [default: the model's]"),
+    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
+    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for everyone."),
+    click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one."),
+    click.option("--allow-host", multiple=True, metavar="NAME", help="Host name of a reverse proxy in front of it."),
+    click.option("--token", help="Secret of the address.  [default: a new random one]"),
+    click.option(
+        "--ssl-certfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For https, with the key."
+    ),
+    click.option("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its key."),
+    click.option(
+        "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="People at a time."
+    ),
+    click.option("--no-browser", is_flag=True, help="Do not open the page."),
+    click.option("--source", metavar="SOURCE", help="camera, screen or a video file: run without a browser."),
+    click.option("--sink", metavar="SINK", help="window, mjpeg or a video file, with --source.  [default: window]"),
+    click.option("--overwrite", is_flag=True, help="Replace the file that --sink names."),
+)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a live run."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command("live", short_help="Paint what you draw or show the camera, live.")
+@with_options
+def live(**given: Any) -> None:
+    """Open a page that paints what you draw, or show the camera, while you watch.
+
+    Everything stays on this machine: the bundled model needs no download, and the page can be reached from here alone,
+    with the token in its address. With --source, frames come from a camera, the screen or a file, without a browser.
+    """
+    logging.basicConfig(format="%(message)s")
+    if given["sink"] and not given["source"]:
+        raise click.UsageError("--sink needs --source: camera, screen or a video file")
+    click.echo(f"Loading {given['model'] or 'emoji-sd'} ...")  # first, because importing torch takes seconds
+    begin = time.monotonic()
+    settings = live_settings(given, START)
+    if given["source"]:
+        _run_without_browser(given, settings)
+    else:
+        _serve(given, settings, begin)
+
+
+def _options(given: dict[str, Any]) -> "ServerOptions":
+    from diffaccel.realtime.server import ServerOptions
+
+    if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
+        raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
+    token = {"token": given["token"]} if given["token"] else {}
+    return ServerOptions(
+        host=given["host"],
+        port=given["port"],
+        allow_hosts=given["allow_host"],
+        certificate=given["ssl_certfile"],
+        key=given["ssl_keyfile"],
+        **token,
+    )
+
+
+def _serve(given: dict[str, Any], settings: "LiveSettings", begin: float) -> None:
+    """Load, say where the page is, and serve until Ctrl-C."""
+    from diffaccel.realtime.server import LiveServer, is_local
+
+    options = _options(given)
+    hub, about = _hub(settings, given["max_sessions"])
+    with hub:
+        server = LiveServer(hub, options, about)
+        click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:\n\n  {server.url}\n")
+        if not is_local(options.host):
+            click.echo("Everyone who can reach this machine and knows the address can use it.\n")
+        try:
+            server.run(browser=not given["no_browser"])
+        except KeyboardInterrupt:
+            click.echo("\nStopped.")
+
+
+def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
+    """The network, warmed up, and what the page is told about it."""
+    from dataclasses import replace
+
+    from diffaccel.realtime.hub import EngineStream, Hub
+    from diffaccel.realtime.settings import load_pipeline, picture_size
+
+    pipe = load_pipeline(settings)
+    width, height = picture_size(pipe, settings)
+    with _open(pipe, settings) as engine:
+        engine.warmup()
+    hub = Hub(
+        lambda controls: EngineStream(pipe, replace(settings, controls=controls)),
+        controls=settings.controls,
+        limit=limit,
+    )
+    return hub, {"model": Path(settings.model).name, "width": width, "height": height}
+
+
+def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":
+    """A stream. Raises `MediaError` for settings that the model cannot follow."""
+    from diffaccel.realtime.errors import MediaError
+    from diffaccel.realtime.settings import open_engine
+
+    try:
+        return open_engine(pipe, settings)
+    except ValueError as error:
+        raise MediaError(str(error)) from error
+
+
+def _run_without_browser(given: dict[str, Any], settings: "LiveSettings") -> None:
+    from diffaccel.realtime.local import run
+    from diffaccel.realtime.settings import load_pipeline
+
+    def open_stream() -> "StreamEngine":
+        return _open(load_pipeline(settings), settings)
+
+    report = run(
+        open_stream,
+        source=given["source"],
+        sink=given["sink"] or "window",
+        overwrite=given["overwrite"],
+        token=given["token"],
+        announce=lambda where: click.echo(f"Pictures go to {where}"),
+    )
+    click.echo(str(report.stream))

@@ -1,0 +1,135 @@
+// The drawing canvas: strokes as vectors, so that they can be undone; a heart beats on it until somebody draws.
+
+const COLOURS = ["#e53935", "#fb8c00", "#fdd835", "#43a047", "#1e88e5", "#8e24aa", "#6d4c41", "#212121", "#ffffff"];
+const NAMES = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white"];
+const BRUSHES = [10, 24, 56];
+
+export class Drawing {
+  constructor(canvas, hint) {
+    this.canvas = canvas;
+    this.hint = hint;
+    this.strokes = [{ heart: true }];
+    this.beating = true;
+    this.colour = COLOURS[0];
+    this.brush = BRUSHES[1];
+    this.fill = true;
+    this.enabled = true;
+    canvas.addEventListener("pointerdown", (event) => this.begin(event));
+    canvas.addEventListener("pointermove", (event) => this.move(event));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (this.stroke = null));
+    document.addEventListener("keydown", (event) => {
+      const typing = event.target.matches("input[type=text], input[type=number]");
+      if (this.enabled && !typing && event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
+    });
+  }
+
+  begin(event) {
+    if (!this.enabled || event.button > 0) return;
+    event.preventDefault();
+    this.canvas.setPointerCapture(event.pointerId);
+    this.hold();
+    this.stroke = { colour: this.colour, brush: this.brush, fill: this.fill, points: [this.point(event)] };
+    this.strokes.push(this.stroke);
+  }
+
+  move(event) {
+    if (!this.stroke) return;
+    for (const part of event.getCoalescedEvents?.() ?? [event]) this.stroke.points.push(this.point(part));
+  }
+
+  point(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const scale = this.canvas.width / box.width;
+    return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  }
+
+  hold() {
+    if (this.beating) this.pose = this.time();
+    this.beating = false;
+    this.hint.hidden = true;
+  }
+
+  undo() {
+    this.hold();
+    this.strokes.pop();
+  }
+
+  clear() {
+    this.hold();
+    this.strokes = [];
+  }
+
+  time() {
+    return this.beating ? performance.now() / 1000 : this.pose;
+  }
+
+  paint(context) {
+    const { width, height } = this.canvas;
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, width, height);
+    context.lineCap = context.lineJoin = "round";
+    for (const stroke of this.strokes) (stroke.heart ? this.paintHeart : this.paintStroke).call(this, context, stroke);
+  }
+
+  paintStroke(context, { colour, brush, fill, points }) {
+    context.strokeStyle = context.fillStyle = colour;
+    context.lineWidth = brush;
+    context.beginPath();
+    context.moveTo(...points[0]);
+    for (const [x, y] of points) context.lineTo(x, y);
+    if (fill && points.length > 2) context.fill();
+    context.stroke();
+  }
+
+  paintHeart(context) {
+    const t = this.time() * 2 * Math.PI;
+    const beat = 1 + 0.045 * Math.sin(t / 1.6) + 0.02 * Math.sin(t / 0.8);
+    const { width, height } = this.canvas;
+    context.save();
+    context.translate(width / 2, height * 0.53);
+    context.rotate(0.1 * Math.sin(t / 4.1));
+    context.scale((beat * width) / 512, (beat * width) / 512);
+    context.fillStyle = COLOURS[0];
+    context.beginPath();
+    context.moveTo(0, 175);
+    context.bezierCurveTo(-250, 0, -200, -190, -90, -175);
+    context.bezierCurveTo(-40, -170, -10, -135, 0, -105);
+    context.bezierCurveTo(10, -135, 40, -170, 90, -175);
+    context.bezierCurveTo(200, -190, 250, 0, 0, 175);
+    context.fill();
+    context.restore();
+  }
+
+  buildTools(colours, brushes, fill, undo, clear) {
+    const choose = (group, element) => {
+      for (const other of group.children) other.setAttribute("aria-checked", other === element);
+    };
+    const radio = (group, label) => {
+      const button = document.createElement("button");
+      button.setAttribute("role", "radio");
+      button.title = label;
+      button.setAttribute("aria-label", label);
+      group.append(button);
+      return button;
+    };
+    COLOURS.forEach((colour, i) => {
+      const button = radio(colours, NAMES[i]);
+      button.style.background = colour;
+      button.onclick = () => { this.colour = colour; choose(colours, button); };
+    });
+    const custom = document.createElement("input");
+    Object.assign(custom, { type: "color", value: "#00acc1", title: "another colour" });
+    custom.oninput = () => { this.colour = custom.value; choose(colours, custom); };
+    colours.append(custom);
+    BRUSHES.forEach((brush, i) => {
+      const button = radio(brushes, ["thin", "medium", "thick"][i]);
+      button.style.setProperty("--dot", `${[5, 10, 17][i]}px`);
+      button.onclick = () => { this.brush = brush; choose(brushes, button); };
+    });
+    choose(colours, colours.children[0]);
+    choose(brushes, brushes.children[1]);
+    fill.onclick = () => fill.setAttribute("aria-pressed", (this.fill = !this.fill));
+    undo.onclick = () => this.undo();
+    clear.onclick = () => this.clear();
+  }
+}

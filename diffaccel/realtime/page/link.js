@@ -1,0 +1,100 @@
+// The WebSocket: at most two frames and two pictures on the way, and a new connection after an old one is lost.
+
+const FRAME = 1, MARK = 2, HEAD = 8, PICTURE_HEAD = 16, SKIPPED = 1;
+const BUSY = 1013;
+
+export class Link extends EventTarget {
+  // Events: "hello", "controls", "stats", "problem" (detail: the message), "picture" (detail: {id, skipped, networkMs,
+  // serverMs, jpeg}), "room" (another frame may be sent), "lost" (detail: {seconds}, until the next attempt).
+  constructor(token) {
+    super();
+    this.token = token;
+    this.failures = 0;
+    this.connect();
+  }
+
+  connect() {
+    clearTimeout(this.timer);
+    this.next = 1;
+    this.taken = 0;
+    this.window = 0;
+    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(`${scheme}//${location.host}/ws?token=${encodeURIComponent(this.token)}`);
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => (typeof data === "string" ? this.told(JSON.parse(data)) : this.got(data));
+    socket.onclose = ({ code }) => this.closed(socket, code);
+    this.socket = socket;
+  }
+
+  told(message) {
+    if (message.type === "hello") {
+      this.failures = 0;
+      this.window = message.window;
+    }
+    this.emit(message.type, message);
+    if (message.type === "hello") this.emit("room");
+  }
+
+  got(buffer) {
+    const view = new DataView(buffer);
+    const id = view.getUint32(4, true);
+    if (view.getUint8(0) === MARK) {
+      this.taken = Math.max(this.taken, id);
+      this.emit("room");
+      return;
+    }
+    this.emit("picture", {
+      id,
+      skipped: (view.getUint8(1) & SKIPPED) !== 0,
+      networkMs: view.getFloat32(8, true),
+      serverMs: view.getFloat32(12, true),
+      jpeg: new Blob([new Uint8Array(buffer, PICTURE_HEAD)], { type: "image/jpeg" }),
+    });
+  }
+
+  closed(socket, code) {
+    if (socket !== this.socket) return;
+    this.window = 0;
+    if (code === BUSY) return;
+    this.failures += 1;
+    const seconds = Math.min(10, 2 ** (this.failures - 1));
+    this.timer = setTimeout(() => this.connect(), 1000 * seconds);
+    this.emit("lost", { seconds });
+  }
+
+  get hasRoom() {
+    return this.next - 1 - this.taken < this.window && this.socket.readyState === WebSocket.OPEN;
+  }
+
+  reserve() {
+    return this.next++;
+  }
+
+  async sendFrame(id, blob) {
+    const bytes = new Uint8Array(HEAD + blob.size);
+    const view = new DataView(bytes.buffer);
+    view.setUint8(0, FRAME);
+    view.setUint32(4, id, true);
+    bytes.set(new Uint8Array(await blob.arrayBuffer()), HEAD);
+    this.send(bytes);
+  }
+
+  sendShown(id) {
+    const view = new DataView(new ArrayBuffer(HEAD));
+    view.setUint8(0, MARK);
+    view.setUint32(4, id, true);
+    this.send(view.buffer);
+  }
+
+  sendControls(values) {
+    this.send(JSON.stringify({ type: "controls", values }));
+  }
+
+  send(data) {
+    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(data);
+  }
+
+  emit(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}

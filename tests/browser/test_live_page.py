@@ -1,0 +1,230 @@
+"""The page in a real browser: it draws, types, watches pictures change, and reads what is said when something is wrong.
+
+`DIFFACCEL_PICTURES=1 pytest tests/browser` also renews the screenshots in docs/pictures.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from live_client import Client, StubStream, serving, until
+
+from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.server import LiveServer, ServerOptions
+from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline
+
+OpenPage = Callable[..., Any]
+
+AVERAGE = """() => {
+  const canvas = document.getElementById("output");
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const sum = [0, 0, 0];
+  for (let i = 0; i < data.length; i++) if (i % 4 < 3) sum[i % 4] += data[i];
+  return sum.map((value) => value / (data.length / 4));
+}"""
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveServer]:
+    """The bundled model, as `diffaccel live` serves it."""
+    start = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4)
+    pipe = load_pipeline(LiveSettings(device="cpu"))
+    about = {"model": "emoji-sd", "width": 128, "height": 128}
+    with (
+        Hub(lambda c: EngineStream(pipe, LiveSettings(controls=c)), controls=start) as hub,
+        LiveServer(hub, ServerOptions(port=0), about) as server,
+    ):
+        yield server
+
+
+def pictures(page: Any, count: int = 1) -> None:
+    """Wait until so many more pictures were shown."""
+    page.evaluate(
+        """(count) => new Promise((done) => addEventListener("diffaccel-picture", () => --count || done()))""", count
+    )
+
+
+def average(page: Any) -> np.ndarray:
+    """Mean colour of the output."""
+    return np.array(page.evaluate(AVERAGE))
+
+
+def draw(page: Any, *points: tuple[float, float]) -> None:
+    """A stroke through points, as fractions of the canvas."""
+    box = page.locator("#input").bounding_box()
+    where = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*where[0])
+    page.mouse.down()
+    for point in where[1:]:
+        page.mouse.move(*point, steps=4)
+    page.mouse.up()
+
+
+def message(page: Any) -> str:
+    page.wait_for_selector("#message:not([hidden])")
+    return page.locator("#message p").text_content()
+
+
+def settled(page: Any) -> None:
+    pictures(page, 6)
+
+
+def test_a_drawing_is_painted_and_follows_the_prompt(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
+    page = open_page(live.url)
+    settled(page)
+    apple = average(page)
+    assert apple[1] > apple[0] + 10  # green, though the heart on the canvas is red
+    keep(page, "live-canvas")
+    page.fill("#control-prompt", "a blue heart")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => {{ const [r, g, b] = ({AVERAGE})(); return b > r + 10 && b > g; }}")
+    page.click("text=Clear")
+    draw(page, (0.3, 0.5), (0.5, 0.3), (0.7, 0.5), (0.5, 0.7), (0.3, 0.5))
+    page.click("#colours [aria-label=green]")
+    draw(page, (0.5, 0.3), (0.6, 0.15))
+    settled(page)
+    assert float(page.locator("#fps").text_content()) > 0
+    assert float(page.locator("#latency").text_content()) > 0
+    assert page.locator("#message").is_hidden()
+
+
+def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
+    page = open_page(live.url)
+    page.click("text=Camera")
+    page.fill("#control-prompt", "a sunflower")
+    page.keyboard.press("Enter")
+    settled(page)
+    first = average(page)
+    assert page.locator("#message").is_hidden()
+    keep(page, "live-camera")
+    page.click(".examples >> text=a strawberry")
+    page.wait_for_function(f"(old) => Math.abs(({AVERAGE})()[1] - old) > 8", arg=float(first[1]))
+
+
+@pytest.fixture
+def stub() -> Iterator[LiveServer]:
+    with serving(lambda c: StubStream(c, 0.005), limit=2) as server:
+        yield server
+
+
+def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    assert page.locator("[id^=control-]").count() == len(Controls.model_fields)
+    page.fill("#control-second_prompt", "a dog")
+    page.locator("#control-blend").fill("0.5")
+    page.select_option("#control-guidance", "one-time")
+    page.fill("#control-negative_prompt", "grey")
+    page.locator("#control-strength").fill("0.8")
+    page.uncheck("#control-similarity")
+    page.click("text=Shuffle")
+    expected = {
+        "second_prompt": "a dog",
+        "blend": 0.5,
+        "guidance": "one-time",
+        "negative_prompt": "grey",
+        "strength": 0.8,
+    }
+
+    def arrived() -> bool:
+        page.wait_for_timeout(50)
+        now = next(iter(stub.connections.values())).session.controls.model_dump()
+        return expected.items() <= now.items() and now["negative_prompt"] == "grey"
+
+    assert until(arrived)
+    assert page.locator("#control-similarity_threshold").is_disabled()
+    page.click("text=Reset controls")
+    assert until(lambda: page.wait_for_timeout(50) or page.input_value("#control-guidance") == "self")
+
+
+def test_undo_clear_and_fill(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.click("text=Clear")
+    pictures(page, 3)
+    assert average(page) == pytest.approx([0, 0, 0], abs=2)  # the stub inverts white paper
+    draw(page, (0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8))
+    pictures(page, 3)
+    assert average(page)[1] > 60
+    page.keyboard.press("Control+z")
+    pictures(page, 3)
+    assert average(page) == pytest.approx([0, 0, 0], abs=2)
+
+
+def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenPage) -> None:
+    none = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=device-count=0")
+    page = open_page(stub.url, arguments=none)
+    page.click("text=Camera")
+    assert "No camera was found" in message(page)
+    page.click("text=Draw instead")
+    assert page.locator("#message").is_hidden()
+    pictures(page, 2)
+
+
+def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage, keep: Any) -> None:
+    refused = ("--use-fake-device-for-media-stream", "--deny-permission-prompts")
+    page = open_page(stub.url, arguments=refused)
+    page.click("text=Camera")
+    assert "may not use the camera" in message(page)
+    keep(page, "live-no-camera")
+
+
+def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.click("text=Camera")
+    pictures(page, 2)
+    page.evaluate("() => video.srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
+    assert "unplugged" in message(page)
+    page.click("text=Try again")
+    pictures(page, 2)
+    assert page.locator("#message").is_hidden()
+
+
+def test_a_camera_may_change_its_size_again_and_again(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.click("text=Camera")
+    pictures(page, 2)
+    for width in (160, 320) * 10:
+        page.evaluate("(width) => video.srcObject.getVideoTracks()[0].applyConstraints({ width })", width)
+        pictures(page)
+    assert until(lambda: page.wait_for_timeout(50) or page.locator("#failed").text_content() == "0")
+
+
+def test_one_too_many_is_told_and_may_try_again(stub: LiveServer, open_page: OpenPage) -> None:
+    token = stub.options.token
+    with Client(stub, token=token) as one, Client(stub, token=token) as two:
+        one.wait("hello"), two.wait("hello")
+        page = open_page(stub.url)
+        assert "limit" in message(page)
+    assert until(lambda: stub.hub.count == 0)
+    page.click("text=Try again")
+    pictures(page)
+    assert page.locator("#message").is_hidden()
+
+
+def test_a_lost_connection_is_told_and_restored_with_the_controls(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.fill("#control-prompt", "a fox")
+    page.keyboard.press("Enter")
+    pictures(page, 2)
+    connection = next(iter(stub.connections.values()))
+    asyncio.run_coroutine_threadsafe(connection._socket.close(1001), connection._loop)
+    assert "connection" in message(page)
+    pictures(page, 2)
+    assert next(iter(stub.connections.values())).session.controls.prompt == "a fox"
+
+
+def test_a_wrong_token_is_told(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(f"http://127.0.0.1:{stub.port}/?token=wrong")
+    assert "open the address that the program printed" in message(page)
+
+
+def test_a_phone_in_the_dark(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
+    page = open_page(
+        live.url, viewport={"width": 375, "height": 812}, device_scale_factor=2, is_mobile=True, has_touch=True,
+        color_scheme="dark",
+    )  # fmt: skip
+    settled(page)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
+    keep(page, "live-phone")
