@@ -1,0 +1,279 @@
+"""Custom pipelines that are stock pipelines with a few abilities more.
+
+A custom pipeline names the stock pipelines it can be. Built from components, it becomes an instance of the first one
+that fits them: a UNet with SDXL's conditioning makes a StableDiffusionXLPipeline, a ControlNet its ControlNet variant.
+Everything of the stock class works - offload, LoRA, IP-Adapter, callbacks - because it *is* that class; no line of its
+call is copied. Custom pipeline files use this module as `diffaccel.fast_pipeline`: diffusers takes any second pipeline
+class among a file's names for a mistake.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+
+from diffusers import DiffusionPipeline
+
+from diffaccel import models
+from diffaccel.accelerate import Handle, accelerate
+from diffaccel.methods import Method, ResidualGuidance, TGate
+from diffaccel.models.source import check_weights
+from diffaccel.report import Report
+
+MethodLike = Method | str | Mapping[str, Any]
+DENOISERS = ("unet", "transformer")
+M = TypeVar("M", bound=Method)
+
+
+def as_method(value: MethodLike, kind: type[M]) -> M:
+    """A method given as itself, as text (`"deepcache:interval=3"`), or as a dictionary (`{"type": "deepcache"}`).
+
+    Raises:
+        TypeError: where it is none of these, or a method of another kind.
+        ValueError: where a name or a value is not valid; the message names what is.
+    """
+    method = kind.parse(value) if isinstance(value, str) else value
+    method = kind.from_dict(method) if isinstance(method, Mapping) else method
+    if not isinstance(method, kind):
+        raise TypeError(f"expected a {kind.__name__}, its text or its dictionary, not {value!r}")
+    return method
+
+
+def as_methods(
+    cache: MethodLike | Sequence[MethodLike] | None = None,
+    guidance: MethodLike | None = None,
+    gate: MethodLike | int | None = None,
+) -> tuple[Method, ...]:
+    """The methods that the call arguments of a custom pipeline ask for.
+
+    Args:
+        cache: one or several methods; `"none"` or None for none.
+        guidance: a ResidualGuidance, or its text, or just `"one-time"` or `"self"`; `"full"` or None for the stock one.
+        gate: a TGate, or the network call from which cross-attention is replayed.
+    """
+    chosen: list[Method] = []
+    if cache is not None and cache != "none":
+        several = isinstance(cache, Sequence) and not isinstance(cache, str)
+        chosen += [as_method(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr]
+    if guidance is not None and guidance != "full":
+        short = guidance if guidance in ("one-time", "self") else None
+        chosen.append(ResidualGuidance(short) if isinstance(short, str) else as_method(guidance, ResidualGuidance))
+    if gate is not None:
+        chosen.append(TGate(gate) if isinstance(gate, int) else as_method(gate, TGate))
+    return tuple(chosen)
+
+
+class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Base of the custom pipelines: `class Mine(FastPipeline, stock=(StableDiffusionPipeline, ...))`."""
+
+    stock: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()
+    stock_class: ClassVar[type[DiffusionPipeline] | None] = None
+    _optional_components: ClassVar[list[str]] = []
+    _feature_cache: Handle | None = None
+    _last_report: Report | None = None
+
+    def __init_subclass__(cls, stock: tuple[type[DiffusionPipeline], ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if stock:
+            cls.stock = stock
+            cls.__init__, cls._optional_components = _union(stock)  # type: ignore[method-assign]
+
+    def __new__(cls, *args: Any, **components: Any) -> Self:
+        """An instance of this class and of the stock pipeline that fits the components."""
+        if args:
+            raise TypeError(f"{cls.__name__} takes its components by name, not by position")
+        kind = cls if cls.stock_class else _specialised(cls, cls.choose(components))
+        instance: Self = object.__new__(kind)  # type: ignore[type-var]
+        return instance
+
+    @classmethod
+    def choose(cls, components: Mapping[str, Any]) -> type[DiffusionPipeline]:
+        """The first stock pipeline that takes all components and lacks none.
+
+        Raises:
+            TypeError: where there is none; the message names the stock pipelines.
+        """
+        for stock in cls.stock:
+            if _fits(stock, components):
+                return stock
+        given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if _is_component(v))
+        raise TypeError(
+            f"{cls.__name__} cannot be built of {given or 'nothing'}: "
+            f"it needs the components of {', '.join(stock.__name__ for stock in cls.stock)}"
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load as diffusers does, from a bundled name, a local folder or a Hub id; weights only as safetensors.
+
+        Raises:
+            ModelError: for a folder whose weights are pickled only or damaged, or which names components outside of
+                diffusers, transformers and diffaccel, unless `trust_remote_code=True` consents to those.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise models.ModelError("weights are read as safetensors only: leave use_safetensors out")
+        if name in models.names("pipeline"):
+            name = str(models.path(name))
+        if Path(name).is_dir():
+            if kwargs.get("trust_remote_code"):
+                check_weights(Path(name))
+            else:
+                models.resolve(name)
+        return super().from_pretrained(name, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The configuration under the stock pipeline's name, so that a saved folder needs nothing of ours to load."""
+        text: str = super().to_json_string()
+        if self.stock_class is None:
+            return text
+        return (
+            json.dumps(json.loads(text) | {"_class_name": self.stock_class.__name__}, indent=2, sort_keys=True) + "\n"
+        )
+
+    def enable_feature_cache(
+        self,
+        cache: MethodLike | Sequence[MethodLike] | None = None,
+        *,
+        guidance: MethodLike | None = None,
+        gate: MethodLike | int | None = None,
+    ) -> Handle:
+        """Accelerate every call from now on, until `disable_feature_cache`; arguments as in a call.
+
+        Raises:
+            RuntimeError: where it is enabled already.
+            ValueError, TypeError, UnsupportedModelError: where a method is not valid or does not fit the network.
+        """
+        if self._feature_cache is not None:
+            raise RuntimeError("a feature cache is enabled already: call disable_feature_cache() first")
+        self._feature_cache = accelerate(self, *as_methods(cache, guidance, gate))
+        return self._feature_cache
+
+    def disable_feature_cache(self) -> None:
+        """Go back to the stock pipeline; harmless where nothing was enabled."""
+        if self._feature_cache is not None:
+            self._feature_cache.detach()
+            self._last_report, self._feature_cache = self._feature_cache.report(), None
+
+    def report(self) -> Report | None:
+        """What was saved: since `enable_feature_cache`, or in the last accelerated call; None before any."""
+        return self._last_report if self._feature_cache is None else self._feature_cache.report()
+
+    @contextmanager
+    def accelerated(self, methods: Sequence[Method]) -> Iterator[None]:
+        """Put methods on for one call; none leaves everything as it is."""
+        if not methods:
+            yield
+            return
+        if self._feature_cache is not None:
+            raise RuntimeError(
+                "a feature cache is enabled for all calls: call disable_feature_cache() first, or leave cache, "
+                "guidance and gate out"
+            )
+        with accelerate(self, *methods) as handle:
+            yield
+            self._last_report = handle.report()
+
+    def __call__(
+        self,
+        *args: Any,
+        cache: MethodLike | Sequence[MethodLike] | None = None,
+        guidance: MethodLike | None = None,
+        gate: MethodLike | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock call, accelerated: see `as_methods` for `cache`, `guidance` and `gate`."""
+        with self.accelerated(as_methods(cache, guidance, gate)):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _is_component(value: object) -> bool:
+    return value is not None and not isinstance(value, bool | int | float | str)
+
+
+def _parameters(stock: type) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(stock.__init__).parameters)  # type: ignore[misc]
+    parameters.pop("self")
+    return parameters
+
+
+def _required(stock: type[DiffusionPipeline]) -> set[str]:
+    """Names of the components that a stock pipeline cannot do without."""
+    names = {name for name, p in _parameters(stock).items() if p.default is p.empty}
+    return names - set(stock._optional_components)
+
+
+def _fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
+    given = {name for name, value in components.items() if _is_component(value)}
+    if not (_required(stock) <= given <= set(_parameters(stock))):
+        return False
+    hints = get_type_hints(stock.__init__)
+    for name in given.intersection(DENOISERS):
+        kinds = tuple(k for k in get_args(hints[name]) or (hints[name],) if isinstance(k, type))
+        network = components[name]
+        if not isinstance(getattr(network, "_orig_mod", network), kinds):
+            return False
+    network = components.get("unet")
+    xl = network is not None and network.config.get("addition_embed_type") == "text_time"
+    return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
+
+
+def _union(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None], list[str]]:
+    """An `__init__` that names the components of all stock pipelines, and those that not all of them need."""
+    names = list(dict.fromkeys(name for s in stock for name in _parameters(s)))
+    always = set.intersection(*map(_required, stock))
+    modules = {name for s in stock for name in (*_required(s), *s._optional_components)}
+
+    def __init__(self: FastPipeline, **components: object) -> None:
+        raise AssertionError("an instance is of a specialised class")
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    for name in sorted(names, key=lambda n: n not in always):
+        default = inspect.Parameter.empty if name in always else None
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return __init__, [name for name in names if name in modules - always]
+
+
+@cache
+def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> type[FastPipeline]:
+    """A class that is both: ours first, the stock pipeline behind it."""
+    parameters = _parameters(stock)
+
+    def __init__(self: FastPipeline, **components: Any) -> None:
+        kept = {
+            name: components.get(name)
+            for name, p in parameters.items()
+            if components.get(name) is not None or p.default is p.empty
+        }
+        stock.__init__(self, **kept)
+
+    def __call__(self: FastPipeline, *args: Any, **kwargs: Any) -> Any:
+        return cls.__call__(self, *args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[attr-defined]
+    if cls.__call__ is FastPipeline.__call__:
+        ours = [p for p in inspect.signature(FastPipeline.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        theirs = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        rest = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is p.VAR_KEYWORD]
+        __call__.__signature__ = inspect.Signature([*theirs, *ours, *rest])  # type: ignore[attr-defined]
+        __call__.__doc__ = stock.__call__.__doc__
+    else:
+        __call__.__signature__ = inspect.signature(cls.__call__)  # type: ignore[attr-defined]
+        __call__.__doc__ = cls.__call__.__doc__
+    body = {
+        "__init__": __init__,
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "_optional_components": stock._optional_components,
+        "stock_class": stock,
+    }
+    return type(cls.__name__, (cls, stock), body)

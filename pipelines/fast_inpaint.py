@@ -1,0 +1,28 @@
+"""Inpainting with Stable Diffusion and SDXL, with or without a ControlNet, accelerated by call arguments.
+
+    pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipelines/fast_inpaint.py", trust_remote_code=True)
+    pipe("a red heart", image=image, mask_image=mask, cache="deepcache:interval=2").images[0]
+
+`cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
+"""
+
+from diffusers import (
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
+
+import diffaccel.fast_pipeline
+
+
+class FastInpaintPipeline(
+    diffaccel.fast_pipeline.FastPipeline,
+    stock=(
+        StableDiffusionInpaintPipeline,
+        StableDiffusionXLInpaintPipeline,
+        StableDiffusionControlNetInpaintPipeline,
+        StableDiffusionXLControlNetInpaintPipeline,
+    ),
+):
+    """The stock inpainting pipeline of its components, with `cache`, `guidance` and `gate`."""

@@ -1,0 +1,154 @@
+"""StreamDiffusion as a diffusers pipeline: text-to-image and image-to-image streams on SD 1.x / 2.x / Turbo and SDXL.
+
+pipe = DiffusionPipeline.from_pretrained(
+    model, custom_pipeline="pipelines/stream_diffusion.py", trust_remote_code=True
+)
+images = pipe("a watercolor", image=frames, strength=0.5, num_steps=2).images    # a list in, a list out
+engine = pipe.stream("a watercolor", height=512, width=512, timestep_indices=(22, 32, 45))
+for frame in camera:
+    for output in engine.push(frame):
+        show(output.image)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+import diffaccel.fast_pipeline
+from diffaccel import NoGuidance, SlotCache, StreamEngine
+from diffaccel.methods import Method
+
+DEFAULT_STEPS = 4
+
+
+class StreamDiffusionPipeline(
+    diffaccel.fast_pipeline.FastPipeline, stock=(StableDiffusionPipeline, StableDiffusionXLPipeline)
+):
+    """A stream per call, or one that stays open (`stream`), on the components of Stable Diffusion or SDXL."""
+
+    def stream(self, prompt: Any, *, cache: Any = None, **settings: Any) -> StreamEngine:
+        """Open a stream: frames in with `push`, finished pictures out.
+
+        Args:
+            prompt: text, or several with weights.
+            cache: a SlotCache, or a method as itself, its text or its dictionary.
+            settings: as `diffaccel.StreamEngine` takes them; by default no guidance, four stages from the start.
+
+        Raises:
+            TypeError, ValueError: for unknown or invalid settings; the message names what is valid.
+        """
+        if cache is not None and not isinstance(cache, SlotCache):
+            cache = diffaccel.fast_pipeline.as_method(cache, Method)
+        if settings.get("timestep_indices") is None and settings.get("strength") is None:
+            settings["strength"] = 1.0
+        if settings.get("strength") is not None and settings.get("num_steps") is None:
+            settings["num_steps"] = DEFAULT_STEPS
+        size = self.unet.config.sample_size * self.vae_scale_factor
+        height, width = settings.pop("height", None) or size, settings.pop("width", None) or size
+        settings["guidance"] = settings.get("guidance") or NoGuidance()
+        return StreamEngine(self, prompt=prompt, cache=cache, height=height, width=width, **settings)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        image: Any = None,
+        *,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_frame_end: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Run a list of pictures, a video `(frames, ...)`, or for text-to-image a number of frames through a stream.
+
+        Args:
+            prompt: text; a list of texts gives the frames of one after those of the other.
+            image: pictures to paint anew, as `StreamEngine.push` takes them; None for text-to-image.
+            num_images_per_prompt: frames of each prompt, for text-to-image.
+            generator: draws the initial noise of text-to-image frames: one for all, or one for each.
+            latents: initial noise `(frames, C, h, w)` in place of it.
+            output_type: "pil", "np", "pt" or "latent"; arrays and tensors have a leading dimension of frames.
+            return_dict: False gives the tuple `(images, None)`, or `(images,)` for SDXL.
+            callback_on_frame_end: called with the pipeline and each finished `StreamOutput`.
+            settings: as for `stream`.
+
+        Raises:
+            TypeError, ValueError: for settings that the stream refuses, and numbers of frames that do not match.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self._interrupt = False
+        frames = None if image is None else _frames(image)
+        count = num_images_per_prompt if frames is None else len(frames)
+        noises = self._noises(len(prompts) * count, generator, latents, settings) if frames is None else None
+        outputs: list[Any] = []
+        with self.progress_bar(total=len(prompts) * count) as bar:
+            for k, text in enumerate(prompts):
+                with self.stream(text, output_type=output_type, **settings) as engine:
+                    for i in [*range(count), None]:
+                        if self._interrupt:
+                            break
+                        finished = (
+                            engine.flush()
+                            if i is None
+                            else engine.push(
+                                None if frames is None else frames[i],
+                                None if noises is None else noises[k * count + i],
+                            )
+                        )
+                        for output in finished:
+                            outputs.append(output.image)
+                            bar.update()
+                            if callback_on_frame_end is not None:
+                                callback_on_frame_end(self, output)
+        images = _stacked(outputs, output_type)
+        if isinstance(self, StableDiffusionXLPipeline):
+            return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
+        result = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
+        return result if return_dict else (images, None)
+
+    def _noises(
+        self,
+        count: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor | None:
+        """Initial noise of text-to-image frames; None leaves it to the stream's seed."""
+        if latents is not None:
+            if len(latents) != count:
+                raise ValueError(f"{count} frames need as many latents, not {len(latents)}")
+            return latents
+        if generator is None:
+            return None
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"{count} frames need as many generators, not {len(generator)}")
+        size = self.unet.config.sample_size
+        height, width = (
+            size if settings.get(side) is None else settings[side] // self.vae_scale_factor
+            for side in ("height", "width")
+        )
+        return randn_tensor((count, self.unet.config.in_channels, height, width), generator=generator)
+
+
+def _frames(image: Any) -> Sequence[Any]:
+    """Single pictures of a list, of a video, or of one picture."""
+    if isinstance(image, list | tuple):
+        return image
+    if isinstance(image, torch.Tensor | np.ndarray) and image.ndim == 4:
+        return list(image)
+    return [image]
+
+
+def _stacked(outputs: list[Any], output_type: str) -> Any:
+    if output_type == "pil" or not outputs:
+        return outputs
+    return np.stack(outputs) if output_type == "np" else torch.stack(outputs)
