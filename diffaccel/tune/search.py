@@ -13,6 +13,7 @@ from diffaccel.tune.space import COMPUTE, Plan, fixed_plans, neighbours
 STARTS = 8  # fixed schedules that are run
 POLISHED = 3  # of these the best are improved in the model first
 MODEL_ROUNDS = 40
+PRICES = (160.0, 80.0, 40.0, 25.0, 15.0, 8.0)  # dB for the cost of one plain run
 PATIENCE = 14  # real runs in a row that bring nothing, after which the search ends
 DEEP, WIDE = 6, 2500  # neighbours run per round, and plans looked at per round
 
@@ -115,13 +116,32 @@ class _Seeker:
 
     def polished(self, plan: Plan) -> Plan:
         """A plan improved step by step in the model alone."""
-        start, expected = plan, self.expected(plan, plan)
+
+        def key(other: Plan) -> tuple[float, ...]:
+            return self.budget.key(self.expected(other, plan))
+
+        found = max((p for p in self._traded(plan) if self._affordable(p)), key=key)
         for _ in range(MODEL_ROUNDS):
-            best = max(self._reachable(plan), key=lambda p: self.budget.key(self.expected(p, start)), default=plan)
-            if self.budget.key(self.expected(best, start)) <= self.budget.key(expected):
+            best = max(self._reachable(found), key=key, default=found)
+            if key(best) <= key(found):
                 break
-            plan, expected = best, self.expected(best, start)
-        return plan
+            found = best
+        return found
+
+    def _traded(self, plan: Plan) -> list[Plan]:
+        """Plans on the way from one to the best at each of several prices, at which quality is traded for cost."""
+        passed = [plan]
+        for price in PRICES:
+
+            def worth(other: Plan, price: float = price) -> float:
+                return self._psnr(other) - price * self.known.space.macs(other)
+
+            for _ in range(MODEL_ROUNDS):
+                best = max(neighbours(self.known.space, passed[-1]), key=worth)
+                if worth(best) <= worth(passed[-1]) + 1e-9:
+                    break
+                passed.append(best)
+        return passed
 
     def proposals(self, plan: Plan) -> Iterator[Plan]:
         """Plans near one that were not run, the most promising first."""
@@ -129,7 +149,7 @@ class _Seeker:
         yield from sorted(unseen, key=lambda p: self.budget.key(self.expected(p, plan)), reverse=True)
 
     def _reachable(self, plan: Plan) -> Iterable[Plan]:
-        """Affordable plans near one, those that are two changes away included where a cost is the limit."""
+        """Affordable plans near one."""
         return islice((other for other in neighbours(self.known.space, plan) if self._affordable(other)), WIDE)
 
     def _affordable(self, plan: Plan) -> bool:

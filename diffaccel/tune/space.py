@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from diffaccel.families import Layout, UnsupportedModelError
 from diffaccel.methods.profile import OUTPUT, Recipe, Reuse
@@ -73,7 +73,7 @@ class Space:
         """For each part that a call reuses, the calls whose features are blended, the latest first."""
         order = plan[call].order
         return {
-            name: [s for s in range(call - 1, -1, -1) if self._fresh(name, plan[s])][:order]
+            name: list(islice((s for s in range(call - 1, -1, -1) if self._fresh(name, plan[s])), order))
             for name in plan[call].reused
         }
 
