@@ -1,0 +1,137 @@
+"""Measure everything that benchmarks/README.md says, and write it: `python scripts/make_benchmarks.py`.
+
+--only NAME   run one of the commands again (all figures of the others stay as they were measured)
+--write-only  run nothing, write the page from what was measured
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks"
+PROFILES = {"emoji-sd": "emoji-sd-dpm++", "emoji-dit": "emoji-dit-dpm++"}
+
+
+def commands() -> dict[str, list[str]]:
+    """Each name with the command that measures it, as a user would type it in the repository."""
+    tuned = ["python", "scripts/bench.py", "tuned"]
+    found = {"tuned": tuned}
+    for model, profile in PROFILES.items():
+        found[model] = ["diffaccel", "bench", "--model", model, "-q", "-o", f"benchmarks/{model}"]
+        found[model] += [a for n in (2, 3, 5) for a in ("--profile", f"benchmarks/tuned/{profile}-{n}.json")]
+    return found
+
+
+def run(name: str, command: list[str]) -> None:
+    """One command; a report's pictures are shown once, in the page."""
+    print(f"{name}: {shlex.join(command)}", flush=True)
+    program = (
+        [sys.executable, "-m", "diffaccel", *command[1:]]
+        if command[0] == "diffaccel"
+        else [sys.executable, *command[1:]]
+    )
+    subprocess.run(program, cwd=ROOT, check=True)
+
+
+def page() -> str:
+    """The page."""
+    parts = [
+        "# Benchmarks\n\nWritten by `python scripts/make_benchmarks.py`, which runs the commands below; no figure is "
+        "typed by hand. Times are of one picture, medians of rounds that take turns; *ceiling* is the speed-up if "
+        "time followed the multiply-accumulates that were executed; PSNR is to the plain pipeline's pictures at equal "
+        "seeds.\n"
+    ]
+    for model in PROFILES:
+        if (FOLDER / model / "report.json").exists():
+            parts.append(bench_section(model))
+    results = [json.loads(file.read_text()) for file in sorted((FOLDER / "tuned").glob("emoji-*[m+].json"))]
+    if results:
+        parts.append(tuned_section(results))
+    return "\n".join(parts)
+
+
+def bench_section(model: str) -> str:
+    """Every method on one model."""
+    report = json.loads((FOLDER / model / "report.json").read_text())
+    front = set(report["front"])
+    lines = [
+        f"## Every method on {model}\n",
+        f"    {report['command']}\n",
+        f"{machine(report['machine'])}. {report['settings']['pictures']} pictures, "
+        f"{report['settings']['num_inference_steps']} steps. In bold: the front, which nothing else beats in both "
+        f"speed and likeness. The same with pictures and sliders: [report.html]({model}/report.html).\n",
+        "| method | seconds | times as fast | ceiling | PSNR, dB | SSIM | top-1 | cache, MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in report["rows"]:
+        name = f"**{row['name']}**" if row["name"] in front else row["name"]
+        quality, plain = row["quality"], row["kind"] == "plain"
+        top = f"{row['accuracy']['top1']:.0%}" if row["accuracy"] else ""
+        cache = "" if row["cache_bytes"] is None else f"{row['cache_bytes'] / 1e6:.2f}"
+        likeness = "| |" if plain else f"{quality['psnr']:.1f} | {quality['ssim']:.3f} |"
+        speed = f"{row['timing']['median']:.3f} | {row['speedup']:.2f} | {row['ceiling']:.2f}"
+        lines.append(f"| {name} | {speed} | {likeness} {top} | {cache} |")
+    lines += [f"\nLeft out: {name} ({reason})." for name, reason in report["failures"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def tuned_section(results: list[dict[str, Any]]) -> str:
+    """Tuned profiles against fixed settings."""
+    rows = [(result, row) for result in results for row in result["rows"]]
+    gains = [row["psnr"] - row["best_fixed_psnr"] for _, row in rows]
+    seconds = [row["total_seconds"] / 60 for _, row in rows if "total_seconds" in row]
+    lines = [
+        "## Tuned profiles against the best fixed setting of equal cost\n",
+        "    python scripts/bench.py tuned\n",
+        f"{machine(results[0]['machine'])}, other work running beside it. Budgets are the costs of caching at "
+        "intervals 2, 3 and 5 (DeepCache at branch 0; IntervalCache for the transformer). Prompts and seeds are held "
+        "out. Fixed settings: DeepCache uniform and quadratic at four branches, interval, offset and first-block "
+        "caches, fewer steps, each at the most generous setting that the budget allows. Over all rows: "
+        f"{mean(gains):+.1f} dB on average, {min(gains):+.1f} dB at the least. Calibration and three searches took "
+        f"{max(seconds):.0f} minutes at most.\n",
+        "| network | sampler | budget | tuned, dB | best fixed, dB | gain | which |",
+        "|---|---|--:|--:|--:|--:|---|",
+    ]
+    for (result, row), gain in zip(rows, gains, strict=True):
+        lines.append(
+            f"| {result['model']} | {result['sampler']} | {row['macs']:.1%} | {row['psnr']:.1f} | "
+            f"{row['best_fixed_psnr']:.1f} | {gain:+.1f} | {row['best_fixed']} |"
+        )
+    lines.append("\nThe searches' own accounts:\n")
+    lines += [f"- {r['model']}, {r['sampler']}, {row['macs']:.0%}: {row['account']}." for r, row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def machine(values: dict[str, Any]) -> str:
+    """The machine in a line."""
+    packages = ", ".join(
+        f"{name} {values['packages'][name]}" for name in ("torch", "diffusers") if name in values["packages"]
+    )
+    return f"{values['processor']}, {packages}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(commands()))
+    parser.add_argument("--write-only", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run and write."""
+    args = arguments()
+    for name, command in commands().items():
+        if not args.write_only and args.only in (None, name):
+            run(name, command)
+    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
