@@ -5,9 +5,13 @@ from typing import Any
 import click
 
 from diffaccel import __version__
+from diffaccel.cli.bench import bench
 from diffaccel.cli.generate import generate
 from diffaccel.cli.inspect import inspect
+from diffaccel.cli.live import live
 from diffaccel.cli.models import models
+from diffaccel.cli.tune import tune
+from diffaccel.cli.video import video
 
 
 class BadInput(click.ClickException):
@@ -25,10 +29,11 @@ class Commands(click.Group):
         from diffaccel.batch.readers import InputError
         from diffaccel.batch.store import StoreError
         from diffaccel.models import ModelError
+        from diffaccel.realtime.errors import MediaError
 
         try:
             return super().invoke(ctx)
-        except (InputError, ModelError) as error:
+        except (InputError, MediaError, ModelError) as error:
             raise BadInput(str(error)) from error
         except (StoreError, WorkerError) as error:
             raise click.ClickException(str(error)) from error
@@ -43,5 +48,5 @@ def main() -> None:
     """Faster diffusers pipelines, with the price in quality measured."""
 
 
-for command in (generate, inspect, models):
+for command in (bench, generate, inspect, live, models, tune, video):
     main.add_command(command)
