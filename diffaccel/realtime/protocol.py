@@ -5,7 +5,7 @@ Little endian. ``id`` numbers are the client's own; the server only gives them b
     client -> server    FRAME    u8 1, 3 unused, u32 id, JPEG       a frame to paint
                         SHOWN    u8 2, 3 unused, u32 id             this picture is on the screen: send another
                         {"type": "controls", "values": {...}}       change some controls
-    server -> client    PICTURE  u8 1, u8 flags, 2 unused, u32 id, f32 network ms, f32 server ms, JPEG
+    server -> client    PICTURE  u8 1, u8 flags, 2 unused, u32 id, f32 network ms, f32 busy ms, JPEG
                         TAKEN    u8 2, 3 unused, u32 id             frames up to this one are taken: send another
                         {"type": "hello" | "controls" | "stats" | "problem", ...}
 
@@ -69,26 +69,26 @@ class Picture:
         id: number of the frame.
         jpeg: the picture.
         skipped: whether the similarity filter showed the last picture again.
-        network_ms: milliseconds in the network, autoencoder included.
-        server_ms: milliseconds from the frame's arrival to this picture.
+        network_ms: milliseconds of the last tick of the network, autoencoder included.
+        busy_ms: milliseconds of all ticks that this frame took part in, one a stage.
     """
 
     id: int
     jpeg: bytes
     skipped: bool
     network_ms: float
-    server_ms: float
+    busy_ms: float
 
     def pack(self) -> bytes:
         """As it is sent."""
         flags = _SKIPPED if self.skipped else 0
-        return _PICTURE.pack(_FRAME, flags, self.id, self.network_ms, self.server_ms) + self.jpeg
+        return _PICTURE.pack(_FRAME, flags, self.id, self.network_ms, self.busy_ms) + self.jpeg
 
     @classmethod
     def unpack(cls, data: bytes) -> Picture:
         """What `pack` made, for clients."""
-        _, flags, number, network_ms, server_ms = _PICTURE.unpack_from(data)
-        return cls(number, data[_PICTURE.size :], bool(flags & _SKIPPED), network_ms, server_ms)
+        _, flags, number, network_ms, busy_ms = _PICTURE.unpack_from(data)
+        return cls(number, data[_PICTURE.size :], bool(flags & _SKIPPED), network_ms, busy_ms)
 
 
 def pack_frame(number: int, jpeg: bytes) -> bytes:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from diffaccel.realtime import protocol
 from diffaccel.realtime.metrics import Metrics, Tally
@@ -65,11 +65,13 @@ Message = protocol.Picture | Taken | Notice
 Post = Callable[[Message], None]
 
 
-class Arrived(NamedTuple):
-    """A frame and when it arrived."""
+@dataclass
+class Arrived:
+    """A frame, when it arrived, and the milliseconds for which the network has worked on it."""
 
     frame: protocol.Frame
     at: float
+    busy_ms: float = 0.0
 
 
 class Session:
@@ -175,6 +177,8 @@ class Session:
     def _deliver(self, stream: Stream, outputs: list[StreamOutput], network_ms: float) -> None:
         """Send what came out, and count what will not come out any more."""
         lost = 0
+        for _, arrived in self._inside:
+            arrived.busy_ms += network_ms
         for output in outputs:
             while self._inside[0][0] < output.frame_id:
                 self._inside.popleft()
@@ -192,7 +196,7 @@ class Session:
         self.tally.add("skipped" if output.skipped else "shown")
         self.tally.metrics.network.observe(network_ms / 1000)
         self.tally.metrics.latency.observe(server)
-        self.post(protocol.Picture(arrived.frame.id, jpeg, output.skipped, network_ms, 1000 * server))
+        self.post(protocol.Picture(arrived.frame.id, jpeg, output.skipped, network_ms, arrived.busy_ms))
 
     def _account(self, stream: Stream, lost: int) -> None:
         withheld, self._not_finite = stream.not_finite - self._not_finite, stream.not_finite

@@ -62,6 +62,10 @@ def draw(page: Any, *points: tuple[float, float]) -> None:
     page.mouse.up()
 
 
+def press(page: Any, label: str) -> None:
+    page.get_by_role("button", name=label, exact=True).click()
+
+
 def message(page: Any) -> str:
     page.wait_for_selector("#message:not([hidden])")
     return page.locator("#message p").text_content()
@@ -80,7 +84,7 @@ def test_a_drawing_is_painted_and_follows_the_prompt(live: LiveServer, open_page
     page.fill("#control-prompt", "a blue heart")
     page.keyboard.press("Enter")
     page.wait_for_function(f"() => {{ const [r, g, b] = ({AVERAGE})(); return b > r + 10 && b > g; }}")
-    page.click("text=Clear")
+    press(page, "Clear")
     draw(page, (0.3, 0.5), (0.5, 0.3), (0.7, 0.5), (0.5, 0.7), (0.3, 0.5))
     page.click("#colours [aria-label=green]")
     draw(page, (0.5, 0.3), (0.6, 0.15))
@@ -92,7 +96,7 @@ def test_a_drawing_is_painted_and_follows_the_prompt(live: LiveServer, open_page
 
 def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
     page = open_page(live.url)
-    page.click("text=Camera")
+    page.get_by_role("tab", name="Camera").click()
     page.fill("#control-prompt", "a sunflower")
     page.keyboard.press("Enter")
     settled(page)
@@ -119,7 +123,7 @@ def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer,
     page.fill("#control-negative_prompt", "grey")
     page.locator("#control-strength").fill("0.8")
     page.uncheck("#control-similarity")
-    page.click("text=Shuffle")
+    press(page, "Shuffle")
     expected = {
         "second_prompt": "a dog",
         "blend": 0.5,
@@ -135,13 +139,13 @@ def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer,
 
     assert until(arrived)
     assert page.locator("#control-similarity_threshold").is_disabled()
-    page.click("text=Reset controls")
+    press(page, "Reset controls")
     assert until(lambda: page.wait_for_timeout(50) or page.input_value("#control-guidance") == "self")
 
 
 def test_undo_clear_and_fill(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
-    page.click("text=Clear")
+    press(page, "Clear")
     pictures(page, 3)
     assert average(page) == pytest.approx([0, 0, 0], abs=2)  # the stub inverts white paper
     draw(page, (0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8))
@@ -155,9 +159,9 @@ def test_undo_clear_and_fill(stub: LiveServer, open_page: OpenPage) -> None:
 def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenPage) -> None:
     none = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=device-count=0")
     page = open_page(stub.url, arguments=none)
-    page.click("text=Camera")
+    page.get_by_role("tab", name="Camera").click()
     assert "No camera was found" in message(page)
-    page.click("text=Draw instead")
+    press(page, "Draw instead")
     assert page.locator("#message").is_hidden()
     pictures(page, 2)
 
@@ -165,25 +169,25 @@ def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenP
 def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage, keep: Any) -> None:
     refused = ("--use-fake-device-for-media-stream", "--deny-permission-prompts")
     page = open_page(stub.url, arguments=refused)
-    page.click("text=Camera")
+    page.get_by_role("tab", name="Camera").click()
     assert "may not use the camera" in message(page)
     keep(page, "live-no-camera")
 
 
 def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
-    page.click("text=Camera")
+    page.get_by_role("tab", name="Camera").click()
     pictures(page, 2)
     page.evaluate("() => video.srcObject.getVideoTracks()[0].dispatchEvent(new Event('ended'))")
     assert "unplugged" in message(page)
-    page.click("text=Try again")
+    press(page, "Try again")
     pictures(page, 2)
     assert page.locator("#message").is_hidden()
 
 
 def test_a_camera_may_change_its_size_again_and_again(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
-    page.click("text=Camera")
+    page.get_by_role("tab", name="Camera").click()
     pictures(page, 2)
     for width in (160, 320) * 10:
         page.evaluate("(width) => video.srcObject.getVideoTracks()[0].applyConstraints({ width })", width)
@@ -198,7 +202,7 @@ def test_one_too_many_is_told_and_may_try_again(stub: LiveServer, open_page: Ope
         page = open_page(stub.url)
         assert "limit" in message(page)
     assert until(lambda: stub.hub.count == 0)
-    page.click("text=Try again")
+    press(page, "Try again")
     pictures(page)
     assert page.locator("#message").is_hidden()
 

@@ -5,7 +5,7 @@ const BUSY = 1013;
 
 export class Link extends EventTarget {
   // Events: "hello", "controls", "stats", "problem" (detail: the message), "picture" (detail: {id, skipped, networkMs,
-  // serverMs, jpeg}), "room" (another frame may be sent), "lost" (detail: {seconds}, until the next attempt).
+  // busyMs, jpeg}), "room" (another frame may be sent), "lost" (detail: {seconds}, until the next attempt).
   constructor(token) {
     super();
     this.token = token;
@@ -47,7 +47,7 @@ export class Link extends EventTarget {
       id,
       skipped: (view.getUint8(1) & SKIPPED) !== 0,
       networkMs: view.getFloat32(8, true),
-      serverMs: view.getFloat32(12, true),
+      busyMs: view.getFloat32(12, true),
       jpeg: new Blob([new Uint8Array(buffer, PICTURE_HEAD)], { type: "image/jpeg" }),
     });
   }

@@ -132,7 +132,7 @@ function send() {
 
 // Pictures in
 
-async function show({ id, skipped, networkMs, jpeg }) {
+async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   const picture = await createImageBitmap(jpeg);
   output.drawImage(picture, 0, 0);
   picture.close();
@@ -142,7 +142,8 @@ async function show({ id, skipped, networkMs, jpeg }) {
   const at = sentAt.get(id);
   if (at !== undefined) {
     latencies = [...latencies.slice(-29), now - at];
-    window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail: { id, latency: now - at, networkMs, skipped } }));
+    const detail = { id, skipped, latency: now - at, networkMs, busyMs };
+    window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
   }
   for (const old of sentAt.keys()) if (old <= id) sentAt.delete(old);
   if (!skipped) networks = [...networks.slice(-8), networkMs];
