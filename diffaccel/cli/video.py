@@ -5,31 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.streaming import live_settings, parse_size
+
 if TYPE_CHECKING:
     from diffaccel.realtime.repaint import VideoReport
-    from diffaccel.realtime.settings import Controls, LiveSettings
+    from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
-
-CONTROLS = (
-    "prompt",
-    "negative_prompt",
-    "strength",
-    "steps",
-    "guidance",
-    "guidance_scale",
-    "seed",
-    "cache",
-    "similarity",
-)
-
-
-def _parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and (height or width).isdecimal()):
-        raise click.BadParameter(f"{text!r} is not a size in pixels, as in 512 or 640x384")
-    return int(width), int(height or width)
 
 
 @click.command("video", short_help="Paint a video file anew.")
@@ -43,8 +24,10 @@ def _parse_size(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]")
 @click.option("--seed", type=int, help="Another number, another video.  [default: 0]")
 @click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th step only.  [default: 3]")
-@click.option("--similarity", is_flag=True, help="Repeat the last picture where frames hardly change.")
-@click.option("--size", callback=_parse_size, help="Pixels, as in 640x384.  [default: the video's shape, model's area]")
+@click.option(
+    "--similarity/--no-similarity", default=None, help="Repeat the picture while frames hardly change.  [default: no]"
+)
+@click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: the video's shape, model's area]")
 @click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]")
 @click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated.")
 @click.option("--vae", help="Another autoencoder: bundled name or folder.")
@@ -69,12 +52,12 @@ def video(
     from diffaccel.realtime.repaint import repaint
 
     logging.basicConfig(format="%(message)s")
-    settings = _settings(given)
+    settings = live_settings(given, {"similarity": False})
     bar = _Progress(quiet)
     try:
         with interruptible(), bar:
             report = repaint(
-                lambda: _open(settings, source, given["size"]),
+                lambda: _open(settings, source),
                 source,
                 target,
                 audio=not no_audio,
@@ -89,28 +72,7 @@ def video(
         click.echo(summary(target, report))
 
 
-def _settings(given: dict[str, Any]) -> "LiveSettings":
-    from diffaccel.realtime.settings import LiveSettings
-
-    values = {name: given[name] for name in ("model", "vae", "dtype", "device", "compiled") if given[name] is not None}
-    return LiveSettings(**values, lora=given["lora"] or None, controls=_controls(given))
-
-
-def _controls(given: dict[str, Any]) -> "Controls":
-    """The command line's controls, checked. Raises `click.UsageError` that names the option."""
-    from pydantic import ValidationError
-
-    from diffaccel.realtime.settings import Controls
-
-    try:
-        return Controls(**{name: given[name] for name in CONTROLS if given[name] is not None})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{name}: {problem['msg']} (got {problem['input']!r})") from error
-
-
-def _open(settings: "LiveSettings", source: Path, size: tuple[int, int] | None) -> "StreamEngine":
+def _open(settings: "LiveSettings", source: Path) -> "StreamEngine":
     """Load the model, and open a stream in the asked size or the video's shape."""
     from dataclasses import replace
 
@@ -120,11 +82,12 @@ def _open(settings: "LiveSettings", source: Path, size: tuple[int, int] | None) 
     from diffaccel.realtime.video_reader import VideoReader
 
     pipe = load_pipeline(settings)
-    if size is None:
+    if settings.width is None:
         with VideoReader(source, audio=False) as reader:
-            size = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))
+            width, height = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))
+        settings = replace(settings, width=width, height=height)
     try:
-        return open_engine(pipe, replace(settings, width=size[0], height=size[1]))
+        return open_engine(pipe, settings)
     except ValueError as error:
         raise MediaError(str(error)) from error
 

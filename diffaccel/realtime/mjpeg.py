@@ -115,6 +115,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # clients wait from now on, also while the server starts
     except OSError as error:
         listener.close()
         raise MediaError(f"cannot listen on port {port}: {error.strerror}; choose another, as in mjpeg:8091") from error

@@ -64,8 +64,9 @@ class Window(Sink):
             raise MediaError("there is no display for a window: use --sink mjpeg or --sink file.mp4 here")
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # OpenCV ships Qt without its fonts
         self._cv2, self._shape = opencv("a window"), (0, 0)
+        plain = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO | self._cv2.WINDOW_GUI_NORMAL
         try:
-            self._cv2.namedWindow(self.TITLE, self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO)
+            self._cv2.namedWindow(self.TITLE, plain)
         except self._cv2.error as error:
             raise MediaError(
                 "this OpenCV was built without windows: pip uninstall opencv-python-headless, "

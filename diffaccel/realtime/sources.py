@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,8 +138,7 @@ class Playback(Source):
 def opencv(purpose: str) -> Any:
     """OpenCV, with its messages about devices that do not open held back: ours says the same in one sentence."""
     cv2 = need("cv2", extra="camera", purpose=purpose)
-    with suppress(AttributeError):  # not in every build
-        cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
 
 
@@ -162,6 +160,6 @@ def open_source(source: str) -> Source:
         if which and not which.isdecimal():
             raise MediaError(f"{source!r} is no screen: say screen, or screen:2 for the second monitor")
         return Screen(int(which or 1))
-    if not Path(source).exists():
+    if not source or not Path(source).exists():
         raise MediaError(f"no source {source!r}: say camera, camera:1, screen, screen:2, or name a video file")
     return Playback(Path(source))

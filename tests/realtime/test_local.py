@@ -1,0 +1,381 @@
+"""Without a browser: cameras, screens and files into windows, files and moving JPEG."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import videos
+
+from diffaccel.realtime import local, sources
+from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.local import FAILURES_IN_A_ROW, LiveReport, run
+from diffaccel.realtime.protocol import decode
+from diffaccel.realtime.sinks import Recording, open_sink
+from diffaccel.realtime.sources import Camera, Playback, Source, open_source
+from diffaccel.realtime.video_reader import Frame
+from diffaccel.stream.engine import StreamEngine
+
+OpenEngine = Callable[..., StreamEngine]
+cv2 = pytest.importorskip("cv2", reason="tests of cameras and windows need OpenCV", exc_type=ImportError)
+
+
+class Ticker(Source):
+    """A live source: ``count`` frames, ``interval`` seconds apart, that tell their number by their colour."""
+
+    def __init__(self, count: int, interval: float, end: Exception | None = None) -> None:
+        self.count, self.interval, self.end, self.closed = count, interval, end, False
+
+    def __iter__(self) -> Iterator[Frame]:
+        for number in range(self.count):
+            yield Frame(videos.picture(number, 64, 32), number * self.interval)
+            time.sleep(self.interval)
+        if self.end is not None:
+            raise self.end
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def ticker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ticker]:
+    """Puts a ticker in the place of the camera."""
+
+    def put(count: int, interval: float, end: Exception | None = None) -> Ticker:
+        source = Ticker(count, interval, end)
+        monkeypatch.setattr(sources, "open_source", lambda _: source)
+        return source
+
+    return put
+
+
+def slow(engine: StreamEngine, seconds: float) -> StreamEngine:
+    """The engine, with a network that takes so long for every frame."""
+    push = engine.push
+
+    def delayed(*arguments: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return push(*arguments, **named)
+
+    engine.push = delayed  # type: ignore[method-assign]
+    return engine
+
+
+def test_a_file_into_a_file_keeps_every_frame(tmp_path: Path, open_engine: OpenEngine) -> None:
+    source = videos.make(tmp_path / "in.mp4", times=videos.UNEVEN)
+    announced: list[str] = []
+    run(open_engine, source=str(source), sink=str(tmp_path / "out.mp4"), announce=announced.append)
+    assert videos.times(tmp_path / "out.mp4") == videos.UNEVEN
+    assert videos.sound(tmp_path / "out.mp4") == videos.sound(source)
+    assert announced == [str(tmp_path / "out.mp4")]
+
+
+def test_a_live_source_is_recorded_with_its_times(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
+) -> None:
+    source = ticker(10, 0.1)
+    report = run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
+    assert isinstance(report, LiveReport)
+    assert source.closed
+    assert report.shown == report.stream.frames_out >= 8
+    written = videos.times(tmp_path / "out.mp4")
+    assert len(written) == report.shown
+    assert {round(float(time), 1) for time in written} <= {round(k / 10, 1) for k in range(10)}
+    assert float(written[-1]) == pytest.approx(0.9, abs=0.11)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
+
+
+def test_the_latest_frame_wins_where_the_network_is_slow(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
+) -> None:
+    ticker(60, 0.01)
+    report = run(lambda: slow(open_engine(), 0.1), source="camera", sink=str(tmp_path / "out.mp4"))
+    assert report.stream.frames_in == 60
+    assert report.stream.frames_dropped >= 40
+    assert report.stream.frames_in == report.stream.frames_out + report.stream.frames_dropped
+    gaps = np.diff([float(time) for time in videos.times(tmp_path / "out.mp4")])
+    assert gaps.max() >= 0.08
+
+
+def test_an_unplugged_camera_is_an_error_that_keeps_the_recording(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
+) -> None:
+    ticker(5, 0.05, MediaError("camera 0 delivers no more pictures: was it unplugged?"))
+    with pytest.raises(MediaError, match="unplugged"):
+        run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
+    assert len(videos.times(tmp_path / "out.mp4")) >= 3
+
+
+def test_a_run_ends_after_its_time(tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]) -> None:
+    ticker(10_000, 0.01)
+    begin = time.monotonic()
+    run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"), duration=0.5)
+    assert 0.5 <= time.monotonic() - begin < 5
+    assert videos.times(tmp_path / "out.mp4")
+
+
+def test_frames_that_the_network_fails_on_are_counted(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker], caplog: pytest.LogCaptureFixture
+) -> None:
+    ticker(12, 0.05)
+
+    def failing() -> StreamEngine:
+        engine = open_engine()
+        push = engine.push
+
+        def sometimes(image: np.ndarray, *rest: Any, frame_id: int) -> Any:
+            if frame_id % 4 == 3:
+                engine.discard(1)
+                raise RuntimeError("out of memory")
+            return push(image, *rest, frame_id=frame_id)
+
+        engine.push = sometimes  # type: ignore[method-assign]
+        return engine
+
+    report = run(failing, source="camera", sink=str(tmp_path / "out.mp4"))
+    assert 1 <= report.failed <= 3
+    assert report.shown >= 6
+    assert "the network failed on a frame, which is left out: out of memory" in caplog.text
+
+
+def test_a_network_that_always_fails_ends_the_run(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
+) -> None:
+    ticker(10_000, 0.002)
+
+    def failing() -> StreamEngine:
+        engine = open_engine()
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("broken for good")
+
+        engine.push = fail  # type: ignore[method-assign]
+        return engine
+
+    with pytest.raises(RuntimeError, match="broken for good"):
+        run(failing, source="camera", sink=str(tmp_path / "out.mp4"))
+    assert list(tmp_path.iterdir()) == []
+    assert FAILURES_IN_A_ROW == 10
+
+
+def test_signals_end_a_run_in_good_order() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with local.stopped_by_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(2)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_playback_keeps_the_files_speed(tmp_path: Path) -> None:
+    path = videos.make(tmp_path / "in.mp4", times=[Fraction(k, 10) for k in range(6)])
+    begin, arrivals = time.perf_counter(), []
+    with Playback(path) as source:
+        for frame in source:
+            arrivals.append(time.perf_counter() - begin)
+            assert arrivals[-1] >= float(frame.time) - 0.001
+    assert len(arrivals) == 6
+    assert arrivals[-1] < 2
+
+
+def test_a_camera_gives_frames_in_rgb_until_it_ends(tmp_path: Path) -> None:
+    path = videos.make(
+        tmp_path / "camera.avi", codec="mjpeg", pix_fmt="yuvj420p", audio=None, time_base=Fraction(1, 25)
+    )
+    with open_source(f"camera:{path}") as camera:
+        frames = list(camera)
+    assert len(frames) == 12
+    assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
+    assert np.abs(frames[7].pixels.astype(int) - videos.picture(7, 64, 48)).mean() < 8
+
+
+def test_a_camera_that_is_not_there_or_goes_away_is_said(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    with pytest.raises(MediaError, match="cannot open camera 77: is it plugged in, free"):
+        open_source("camera:77")
+    assert capfd.readouterr().err == ""
+
+    class Unplugged:
+        def __init__(self, address: object) -> None:
+            self.left = 2
+
+        def isOpened(self) -> bool:
+            return True
+
+        def set(self, *_: object) -> None:
+            pass
+
+        def release(self) -> None:
+            pass
+
+        def read(self) -> tuple[bool, np.ndarray]:
+            self.left -= 1
+            return self.left >= 0, np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Unplugged)
+    with Camera(0) as camera, pytest.raises(MediaError, match="camera 0 delivers no more pictures"):
+        list(camera)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sink", "extra"),
+    [
+        ("cv2", "camera", "out.mp4", "camera"),
+        ("cv2", "VIDEO", "window", "camera"),
+        ("mss", "screen", "out.mp4", "screen"),
+        ("av", "VIDEO", "mjpeg", "video"),
+    ],
+)
+def test_a_missing_library_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str, sink: str, extra: str
+) -> None:
+    video = videos.make(tmp_path / "in.mp4")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MediaError, match=re.escape(f"pip install 'diffaccel[{extra}]'")):
+        run(lambda: pytest.fail("the model was loaded"), source=source.replace("VIDEO", str(video)), sink=sink)
+    assert list(tmp_path.iterdir()) == [video]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("kamera", "no source 'kamera': say camera"), ("screen:left", "is no screen"), ("", "no source")],
+)
+def test_a_source_that_means_nothing_is_said(source: str, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        open_source(source)
+
+
+@pytest.mark.parametrize(
+    ("sink", "message"),
+    [
+        ("wndow", "no sink 'wndow': say window"),
+        ("mjpeg:x", "no sink"),
+        ("out.gif", "must end in"),
+        ("mjpeg:1", "port 1"),
+    ],
+)
+def test_a_sink_that_means_nothing_is_said(sink: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sink == "mjpeg:1":
+        import socket
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(MediaError, match=message):
+        open_sink(sink)
+
+
+def test_without_a_display_there_is_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MediaError, match="no display for a window: use --sink mjpeg"):
+        open_sink("window")
+    with pytest.raises(MediaError, match="cannot see the screen"):
+        open_source("screen")
+
+
+def test_a_recording_without_a_picture_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="no picture came"), Recording(tmp_path / "out.mp4"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moving_jpeg_shows_the_latest_picture_to_whoever_knows_the_token() -> None:
+    with open_sink("mjpeg:0", token="secret") as sink:
+        url = sink.where
+        sink.write(videos.picture(1, 64, 48), 0)
+        for wrong, headers in ((url.replace("secret", "wrong"), {}), (url, {"Host": "evil.example"})):
+            with pytest.raises(urllib.error.HTTPError, match="403") as error:
+                urllib.request.urlopen(urllib.request.Request(wrong, headers=headers), timeout=5)
+            error.value.close()
+        with urllib.request.urlopen(url, timeout=5) as one, urllib.request.urlopen(url, timeout=5) as two:
+            for number in (1, 5, 9):
+                sink.write(videos.picture(number, 64, 48), 0)
+                for watcher in (one, two):
+                    assert number in (_number(_next(watcher)) for _ in range(4))
+            closer = threading.Thread(target=sink.close, kwargs={"complete": True})
+            begin = time.monotonic()
+            closer.start()
+            one.read()
+            closer.join()
+            assert time.monotonic() - begin < 3
+
+
+def _next(watcher: Any) -> np.ndarray:
+    head = b"".join(iter(watcher.readline, b"\r\n"))
+    jpeg = watcher.read(int(head.split(b"Content-Length: ")[1]))
+    watcher.readline()
+    return decode(jpeg)
+
+
+def _number(pixels: np.ndarray) -> int:
+    return round(float(pixels[:, 4:28, 0].mean()) / 20)
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    """An X server without a screen of its own."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed")
+    with subprocess.Popen(
+        ["Xvfb", "-displayfd", "1", "-screen", "0", "800x700x24"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as server:
+        assert server.stdout is not None
+        yield f":{server.stdout.readline().decode().strip()}"
+        server.terminate()
+
+
+SCREEN_INTO_WINDOW = """
+import sys, threading, time
+import cv2, numpy as np
+from diffaccel.realtime.sinks import open_sink
+from diffaccel.realtime.sources import open_source
+
+with open_sink("window") as window, open_source("screen") as screen:
+    green = np.zeros((128, 128, 3), np.uint8)
+    green[..., 1] = 255
+    frames, seen, end = iter(screen), 0.0, time.monotonic() + 10
+    while seen < 0.2 and time.monotonic() < end:
+        window.write(green, 0)
+        assert window.wanted()
+        pixels = next(frames).pixels
+        assert pixels.shape == (700, 800, 3)
+        seen = float((pixels == (0, 255, 0)).all(-1).mean())
+    print("seen", seen)
+    cv2.destroyAllWindows()
+    cv2.waitKey(1)
+    assert not window.wanted()
+try:
+    open_source("screen:9")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_window_is_drawn_and_the_screen_is_seen(display: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SCREEN_INTO_WINDOW],
+        env=os.environ | {"DISPLAY": display},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout.split()[1]) >= 0.2
+    assert "there is no monitor 9: choose from 0 (all) to 1" in result.stdout
