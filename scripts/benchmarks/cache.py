@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 import torch
-from benchmarks import shapes
 from benchmarks.overhead import host_overhead, reads_values
 from benchmarks.peers import Attach, deepcache_package, stored_bytes
 from benchmarks.quality import against_fewer_steps
 from benchmarks.tables import Tables, markdown
 
+from benchmarks import shapes
 from diffaccel import DeepCache, accelerate
 from diffaccel.macs import count_macs
 from diffaccel.measure import interleaved, machine, watch_cache
@@ -99,6 +99,8 @@ PARTS: dict[str, Callable[[int, int], Tables]] = {
     "overhead": overhead,
     "emoji-sd": partial(against_fewer_steps, "emoji-sd"),
     "emoji-dit": partial(against_fewer_steps, "emoji-dit"),
+    "emoji-sd-ddim": partial(against_fewer_steps, "emoji-sd", ddim=True),
+    "emoji-dit-ddim": partial(against_fewer_steps, "emoji-dit", ddim=True),
 }
 
 

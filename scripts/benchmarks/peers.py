@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from diffaccel._diffusers import first_block_cache as cache_on
+
 Attach = Callable[[], AbstractContextManager[Any]]  # puts something on a pipeline, and takes it off at the end
 
 os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "warning")
@@ -33,23 +35,9 @@ def stored_bytes(tree: Any) -> int:
     return sum(storages.values())
 
 
-@contextmanager
-def first_block_cache(pipe: Any, threshold: float) -> Iterator[None]:
-    """diffusers' own FirstBlockCache, given the context that pipelines of some networks do not set."""
-    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
-    from diffusers.hooks.hooks import CacheContext, _set_cache_context
-
-    model = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
-    try:
-        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
-        _set_cache_context(model, CacheContext("run"))
-        yield
-    finally:
-        _set_cache_context(model, None)
-        for module in model.modules():
-            registry = module.__dict__.get("_diffusers_hook")
-            for name in list(registry.hooks) if registry is not None else ():
-                registry.remove_hook(name, recurse=False)
+def first_block_cache(pipe: Any, threshold: float) -> AbstractContextManager[None]:
+    """diffusers' own FirstBlockCache on the denoiser."""
+    return cache_on(pipe.transformer if hasattr(pipe, "transformer") else pipe.unet, threshold)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from benchmarks.peers import Attach, cache_dit, deepcache_package, first_block_cache
 from benchmarks.tables import Tables
+from diffusers import DDIMScheduler
 
 from diffaccel import (
     BlockCache,
@@ -73,6 +74,7 @@ def methods_for(model: str, pipe: Any, steps: int) -> dict[str, tuple[Method, ..
             "DeepCache(3)": (DeepCache(interval=3),),
             "DeepCache(5)": (DeepCache(interval=5),),
             "DeepCache(3), branch 3": (DeepCache(interval=3, branch=3),),
+            "DeepCache(2), Taylor(1)": (DeepCache(interval=2, forecast=Taylor(1)),),
             "DeepCache(3), Taylor(1)": (DeepCache(interval=3, forecast=Taylor(1)),),
             "FeatureInheritance(layer, 2)": (FeatureInheritance("layer", interval=2),),
             "EncoderPropagation": (EncoderPropagation(),),
@@ -87,6 +89,7 @@ def methods_for(model: str, pipe: Any, steps: int) -> dict[str, tuple[Method, ..
         "BlockCache(0.2)": (BlockCache(threshold=0.2, warmup=3),),
         "BlockCache(0.2), Taylor(1)": (BlockCache(threshold=0.2, warmup=3, forecast=Taylor(1)),),
         "IntervalCache(2)": (IntervalCache(interval=2),),
+        "IntervalCache(2), Taylor(1)": (IntervalCache(interval=2, forecast=Taylor(1)),),
         "IntervalCache(3), Taylor(1)": (IntervalCache(interval=3, forecast=Taylor(1)),),
         "DeltaCache(2)": (DeltaCache(interval=2),),
         "CalibratedCache(0.15)": (CalibratedCache(calibration),),
@@ -111,15 +114,18 @@ def _quiet(guidance_scale: float) -> dict[str, Any]:
     return {"guidance_scale": guidance_scale, "output_type": "latent", **OWN["emoji-dit"]}
 
 
-def against_fewer_steps(model: str, rounds: int, steps: int) -> Tables:
+def against_fewer_steps(model: str, rounds: int, steps: int, *, ddim: bool = False) -> Tables:
     """Speed, likeness to the plain pictures and prompt accuracy of each method, and of fewer steps in the same time.
 
     Args:
         model: a bundled pipeline.
         rounds: interleaved rounds, each of which draws other captions.
         steps: sampling steps of the plain pipeline.
+        ddim: sample with DDIM, as most papers on caching do, in place of the pipeline's own second-order sampler.
     """
     pipe = load(model)
+    if ddim:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     prompts = captions()[:: len(captions()) // (rounds * BATCH)]
     batches = [list(prompts[i * BATCH : (i + 1) * BATCH]) for i in range(rounds)]
@@ -135,7 +141,8 @@ def against_fewer_steps(model: str, rounds: int, steps: int) -> Tables:
     rows = _rows(runs | baselines, times, [caption for batch in batches for caption in batch])
     for name in runs.keys() - {"plain"}:
         rows[name] |= _same_time(rows, times, name, list(baselines))
-    tables: Tables = {f"{model}, {steps} steps, {rounds * BATCH} pictures, guidance {GUIDANCE}": rows}
+    sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
+    tables: Tables = {f"{model}, {steps} steps of {sampler}, {rounds * BATCH} pictures, guidance {GUIDANCE}": rows}
     return tables | ({f"{model}: do not run": refused} if refused else {})
 
 
