@@ -170,12 +170,11 @@ def load_pipeline(settings: LiveSettings) -> Any:
     source = models.resolve(settings.model)
     device = models.choose_device(settings.device)
     dtype = str(models.choose_dtype(settings.dtype, device)).removeprefix("torch.")
-    pipe = open_pipeline(source, dtype, None if vae == NONE else vae, Placement(device=settings.device))
+    placement = Placement(device=settings.device, compiled=settings.compiled)
+    pipe = open_pipeline(source, dtype, None if vae == NONE else vae, placement)
     for lora in loras:
         if lora != NONE:
             _merge(pipe, lora)
-    if settings.compiled:
-        compile_denoiser(pipe)
     return pipe
 
 
@@ -185,14 +184,6 @@ def _merge(pipe: Any, lora: str) -> None:
         models.load_lora(pipe, lora)
         pipe.fuse_lora()
         pipe.unload_lora_weights()
-
-
-def compile_denoiser(pipe: Any) -> None:
-    """Compile the denoiser's forward, which leaves room for the hooks of a cache around it."""
-    import torch
-
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    denoiser.forward = torch.compile(denoiser.forward)
 
 
 def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:

@@ -166,12 +166,11 @@ def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenP
     pictures(page, 2)
 
 
-def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage, keep: Any) -> None:
+def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage) -> None:
     refused = ("--use-fake-device-for-media-stream", "--deny-permission-prompts")
     page = open_page(stub.url, arguments=refused)
     page.get_by_role("tab", name="Camera").click()
     assert "may not use the camera" in message(page)
-    keep(page, "live-no-camera")
 
 
 def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_page: OpenPage) -> None:

@@ -9,7 +9,8 @@ export class Drawing {
     this.canvas = canvas;
     this.hint = hint;
     this.strokes = [{ heart: true }];
-    this.beating = true;
+    this.pose = 0;
+    this.beating = !matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.colour = COLOURS[0];
     this.brush = BRUSHES[1];
     this.fill = true;
@@ -46,7 +47,7 @@ export class Drawing {
   hold() {
     if (this.beating) this.pose = this.time();
     this.beating = false;
-    this.hint.hidden = true;
+    this.touched = this.hint.hidden = true;
   }
 
   undo() {

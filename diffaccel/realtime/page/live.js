@@ -53,7 +53,7 @@ async function choose(name) {
   const draws = name === "draw";
   drawing.enabled = draws;
   $("input").classList.toggle("drawing", draws);
-  $("hint").hidden = !(draws && drawing.beating);
+  $("hint").hidden = !draws || drawing.touched;
   $("tools").hidden = $("undo-tools").hidden = !draws;
   $("media-tools").hidden = draws;
   $("mirror-label").hidden = name !== "camera";
@@ -61,6 +61,7 @@ async function choose(name) {
   $("media-name").textContent = "";
   hush();
   media.stop();
+  if (!draws) blank();
   try {
     if (name === "camera") await media.camera();
     if (name === "screen") await media.screen();
@@ -70,6 +71,11 @@ async function choose(name) {
     if (source === name) say(error.message, name === "video" ? ["Choose a file", () => $("file").click()] : retry, drawInstead);
   }
   pump();
+}
+
+function blank() {
+  input.fillStyle = getComputedStyle(document.body).getPropertyValue("--well");
+  input.fillRect(0, 0, input.canvas.width, input.canvas.height);
 }
 
 async function playFile() {
@@ -105,7 +111,7 @@ function room() {
 function pump() {
   if (sending || !link?.hasRoom) return;
   clearTimeout(timer);
-  const wait = due() - performance.now();
+  const wait = document.hidden ? 0 : due() - performance.now(); // timers of hidden tabs are slow
   if (wait > 1) {
     timer = setTimeout(pump, wait);
     return;

@@ -1,0 +1,116 @@
+"""From controls to a stream: every control reaches the engine, on UNets and transformers."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.methods import DeepCache, IntervalCache
+from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.settings import Controls, LiveSettings, picture_size, stream_arguments
+
+SMALL = LiveSettings(width=64, height=32)
+
+
+def pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+
+
+def painted(pipe: Any, controls: Controls) -> np.ndarray:
+    """The picture of one frame."""
+    stream = EngineStream(pipe, replace(SMALL, controls=controls))
+    outputs = stream.push(pixels(0), frame_id=0) + stream.flush()
+    stream.close()
+    return np.asarray(outputs[-1].image)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "a dog"},
+        {"second_prompt": "a dog", "blend": 0.5},
+        {"strength": 0.9},
+        {"steps": 3},
+        {"seed": 1},
+        {"guidance": "none"},
+        {"guidance": "full"},
+        {"guidance_scale": 3.0},
+    ],
+)
+def test_a_control_changes_the_picture_as_it_does_from_the_start(pipe: Any, change: dict[str, Any]) -> None:
+    base, other = Controls(similarity=False, cache=1), Controls(similarity=False, cache=1, **change)
+    stream = EngineStream(pipe, replace(SMALL, controls=base))
+    stream.configure(other)
+    changed = np.asarray((stream.push(pixels(0), frame_id=0) + stream.flush())[-1].image)
+    stream.close()
+    np.testing.assert_array_equal(changed, painted(pipe, other))
+    assert np.abs(changed.astype(int) - painted(pipe, base)).max() > 0
+
+
+def test_guidance_kinds() -> None:
+    pipe = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=(1, 2, 3, 4))))
+    kinds = {"self": SelfNegative(2), "one-time": OneTimeNegative(2), "full": FullGuidance(2), "none": NoGuidance()}
+    for kind, guidance in kinds.items():
+        controls = Controls.model_validate({"guidance": kind, "guidance_scale": 2})
+        assert stream_arguments(pipe, controls)["guidance"] == guidance
+
+
+def test_cache_follows_the_network() -> None:
+    unet = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=(1, 2, 3, 4))))
+    assert isinstance(stream_arguments(unet, Controls(cache=4))["cache"].method, DeepCache)
+    assert stream_arguments(unet, Controls(cache=4))["cache"].method.interval == 4
+    assert isinstance(stream_arguments(SimpleNamespace(), Controls())["cache"].method, IntervalCache)
+    assert stream_arguments(unet, Controls(cache=1))["cache"] is None
+
+
+def test_a_still_input_is_skipped(pipe: Any) -> None:
+    stream = EngineStream(pipe, SMALL)
+    outputs = [output for n in range(6) for output in stream.push(pixels(0), frame_id=n)]
+    assert any(output.skipped for output in outputs)
+    stream.configure(Controls(similarity=False))
+    assert not any(output.skipped for n in range(6) for output in stream.push(pixels(0), frame_id=6 + n))
+    stream.close()
+
+
+def test_two_streams_on_one_pipeline_do_not_meet(pipe: Any) -> None:
+    controls = Controls(similarity=False)
+    one, two = (EngineStream(pipe, replace(SMALL, controls=controls)) for _ in range(2))
+    mixed = []
+    for n in range(8):
+        mixed += [np.asarray(output.image) for output in one.push(pixels(n), frame_id=n)]
+        two.push(pixels(100 + n), frame_id=n)
+    one.close()
+    alone = EngineStream(pipe, replace(SMALL, controls=controls))
+    expected = [np.asarray(output.image) for n in range(8) for output in alone.push(pixels(n), frame_id=n)]
+    np.testing.assert_array_equal(mixed, expected)
+    two.close()
+    alone.close()
+
+
+def test_size_is_the_models_unless_asked(pipe: Any) -> None:
+    own = picture_size(pipe, LiveSettings())
+    assert own[0] == own[1] > 0
+    assert picture_size(pipe, LiveSettings(width=96)) == (96, 96)
+    assert picture_size(pipe, SMALL) == (64, 32)
+
+
+@pytest.mark.parametrize("change", [{"strength": float("inf")}, {"steps": 0}, {"blend": 1.1}, {"guidance": "dog"}])
+def test_bad_values_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Controls(**change)
+
+
+def test_the_page_knows_how_to_draw_every_control() -> None:
+    for name, field in Controls.model_json_schema()["properties"].items():
+        assert field["title"], name
+        assert field["description"], name
+        assert field["type"] in ("string", "integer", "number", "boolean"), name
+        assert "default" in field, name
+        if field["type"] in ("integer", "number"):
+            assert field["minimum"] < field["maximum"], name
+        for other in field.get("needs", {}):
+            assert other in Controls.model_fields
