@@ -115,7 +115,7 @@ class Tuner:
             score = self._confirm(found.plan)
         met = budget.holds(score) if budget.name != "max_time" else self._seconds(found.plan) <= budget.limit
         self.progress("running the fixed settings of no higher cost")
-        fixed = self.fixed.within(score.macs)
+        fixed = self.fixed.within(score.macs if asked.wants_quality else max(score.macs, asked.limit))
         rival = best(fixed)
         evidence = Evidence(
             budget=str(budget),

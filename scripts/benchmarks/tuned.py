@@ -1,6 +1,7 @@
 """Tuned profiles against the best fixed setting of equal cost, held out: two networks, two samplers, three budgets."""
 
 import json
+import math
 import random
 import time
 from dataclasses import asdict
@@ -52,7 +53,7 @@ def tuned(model: str, sampler: str, runs: int, output: Path) -> list[dict[str, A
     tuner = Tuner(pipe, words[:16], runs=runs, progress=say, num_inference_steps=STEPS, guidance_scale=2.0)
     rows = []
     for interval in INTERVALS:
-        result = tuner.tune(Budget(max_macs=round(cost(tuner, interval), 4)))
+        result = tuner.tune(Budget(max_macs=math.ceil(1e4 * cost(tuner, interval)) / 1e4))
         result.recipe.save(output / f"{model}-{sampler}-{interval}.json")
         assert result.recipe.evidence is not None
         click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
