@@ -60,7 +60,7 @@ def as_methods(
     chosen: list[Method] = []
     if cache is not None and cache != "none":
         several = isinstance(cache, Sequence) and not isinstance(cache, str)
-        chosen += [as_method(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr]
+        chosen += [as_method(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr, type-abstract]
     if guidance is not None and guidance != "full":
         short = guidance if guidance in ("one-time", "self") else None
         chosen.append(ResidualGuidance(short) if isinstance(short, str) else as_method(guidance, ResidualGuidance))
@@ -88,8 +88,8 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """An instance of this class and of the stock pipeline that fits the components."""
         if args:
             raise TypeError(f"{cls.__name__} takes its components by name, not by position")
-        kind = cls if cls.stock_class else _specialised(cls, cls.choose(components))
-        instance: Self = object.__new__(kind)  # type: ignore[type-var]
+        kind: type = cls if cls.stock_class else _specialised(cls, cls.choose(components))  # type: ignore[arg-type]
+        instance: Self = object.__new__(kind)
         return instance
 
     @classmethod
@@ -127,6 +127,21 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             else:
                 models.resolve(name)
         return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """This pipeline on the components of another one, which it shares; `kwargs` replace or add some.
+
+        Raises:
+            TypeError: where they fit none of the stock pipelines.
+        """
+        if cls.stock_class is not None:
+            return super().from_pipe(pipeline, **kwargs)
+        components = pipeline.components | kwargs
+        stock = cls.choose(components)
+        accepted = _parameters(stock)
+        kept = {name: value for name, value in components.items() if name in accepted}
+        return _specialised(cls, stock).from_pipe(pipeline, **kept)  # type: ignore[arg-type]
 
     def to_json_string(self) -> str:
         """The configuration under the stock pipeline's name, so that a saved folder needs nothing of ours to load."""
@@ -190,7 +205,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> Any:
         """The stock call, accelerated: see `as_methods` for `cache`, `guidance` and `gate`."""
         with self.accelerated(as_methods(cache, guidance, gate)):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return super().__call__(*args, **kwargs)
 
 
 def _is_component(value: object) -> bool:
@@ -231,7 +246,7 @@ def _union(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None
     modules = {name for s in stock for name in (*_required(s), *s._optional_components)}
 
     def __init__(self: FastPipeline, **components: object) -> None:
-        raise AssertionError("an instance is of a specialised class")
+        raise AssertionError(f"{type(self).__name__} was not specialised for {', '.join(components)}")
 
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
