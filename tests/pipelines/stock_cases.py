@@ -138,7 +138,8 @@ CASES = (
     Case("sdxl", T2I, stream_pipelines.sdxl, TEXT | OUT, DEEP),
     Case("sd-control", T2I, of(StableDiffusionControlNetPipeline, sd, True), CONTROLLED | OUT, DEEP),
     Case(
-        "sdxl-control", T2I, of(StableDiffusionXLControlNetPipeline, stream_pipelines.sdxl, True), CONTROLLED | OUT, DEEP
+        "sdxl-control", T2I, of(StableDiffusionXLControlNetPipeline, stream_pipelines.sdxl, True),
+        CONTROLLED | OUT, DEEP,
     ),
     Case("sd-image", I2I, of(StableDiffusionImg2ImgPipeline, sd), IMAGE | OUT, DEEP),
     Case("sdxl-image", I2I, of(StableDiffusionXLImg2ImgPipeline, stream_pipelines.sdxl), IMAGE | OUT, DEEP),

@@ -1,0 +1,173 @@
+"""Both roads to a custom pipeline, offline; what is saved loads anywhere; what could run a stranger's code is refused."""
+
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+import diffaccel.pipelines
+from diffaccel import models
+from diffaccel.pipelines import FastTextToImagePipeline, StreamDiffusionPipeline
+
+FILES = Path(__file__).parents[2] / "pipelines"
+NAMES = sorted(path.stem for path in FILES.glob("*.py") if path.stem != "__init__")
+CALL = {"prompt": "a cat", "num_inference_steps": 2, "height": 32, "width": 32, "output_type": "pt"}
+
+
+def picture(pipe: Any, **options: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    images: torch.Tensor = pipe(**CALL | options, generator=torch.Generator().manual_seed(0)).images
+    return images
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_sd: Path) -> torch.Tensor:
+    return picture(StableDiffusionPipeline.from_pretrained(tiny_sd))
+
+
+@pytest.fixture
+def copied(tiny_sd: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to change."""
+    return Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+
+
+def test_every_file_is_offered_by_the_package() -> None:
+    assert len(NAMES) == 6
+    homes = {getattr(diffaccel.pipelines, name).__module__ for name in diffaccel.pipelines.__all__}
+    assert homes == {f"diffaccel.pipelines.{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", ["fast_text_to_image", "stream_diffusion"])
+def test_a_file(name: str, tiny_sd: Path) -> None:
+    file = str(FILES / f"{name}.py")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=file)
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=file, trust_remote_code=True)
+    home = import_module(f"diffaccel.pipelines.{name}")
+    assert hasattr(home, type(pipe).__name__)
+    assert isinstance(pipe, StableDiffusionPipeline)
+
+
+def test_a_file_draws_what_the_package_draws(tiny_sd: Path, plain: torch.Tensor) -> None:
+    file = str(FILES / "fast_text_to_image.py")
+    loaded = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=file, trust_remote_code=True)
+    imported = FastTextToImagePipeline.from_pretrained(tiny_sd)
+    assert torch.equal(picture(loaded), plain)
+    assert torch.equal(picture(imported), plain)
+    cached = picture(loaded, cache="deepcache:interval=2")
+    assert not torch.equal(cached, plain)
+    assert torch.equal(picture(imported, cache={"type": "deepcache", "interval": 2}), cached)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_alone_in_a_repository_of_its_own(name: str, tmp_path: Path) -> None:
+    from diffusers.pipelines.pipeline_loading_utils import _get_custom_pipeline_class
+
+    shutil.copy(FILES / f"{name}.py", tmp_path / "pipeline.py")
+    found = _get_custom_pipeline_class(str(tmp_path), trust_remote_code=True)
+    assert found.__name__ in diffaccel.pipelines.__all__
+
+
+def test_a_repository_of_one_pipeline(tiny_sd: Path, tmp_path: Path, plain: torch.Tensor) -> None:
+    shutil.copy(FILES / "fast_text_to_image.py", tmp_path / "pipeline.py")
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    assert torch.equal(picture(pipe), plain)
+
+
+def test_a_model_repository_with_the_folder_uploaded_as_it_is(copied: Path, plain: torch.Tensor) -> None:
+    for file in FILES.iterdir():
+        if file.is_file():
+            shutil.copy(file, copied)
+    pipe = DiffusionPipeline.from_pretrained(copied, custom_pipeline="fast_text_to_image", trust_remote_code=True)
+    assert torch.equal(picture(pipe), plain)
+    assert picture(pipe, cache="deepcache").shape == plain.shape
+
+
+def test_a_model_repository_that_names_its_pipeline(copied: Path, plain: torch.Tensor) -> None:
+    shutil.copy(FILES / "fast_text_to_image.py", copied)
+    index = json.loads((copied / "model_index.json").read_text())
+    index["_class_name"] = ["fast_text_to_image", "FastTextToImagePipeline"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    pipe = DiffusionPipeline.from_pretrained(copied, trust_remote_code=True)
+    assert torch.equal(picture(pipe), plain)
+    assert type(pipe).__name__ == "FastTextToImagePipeline"
+
+
+def test_a_model_in_the_local_hub_cache_at_a_revision(tiny_sd: Path, tmp_path: Path, plain: torch.Tensor) -> None:
+    commit = "0" * 40
+    place = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_sd, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "v1").write_text(commit)
+    options = {"revision": "v1", "cache_dir": str(tmp_path), "local_files_only": True}
+    assert torch.equal(picture(FastTextToImagePipeline.from_pretrained("someone/tiny", **options)), plain)
+    index = place / "snapshots" / commit / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["torchvision", "UNet"]}))
+    with pytest.raises(models.ModelError, match="'torchvision', which is not one of"):
+        FastTextToImagePipeline.from_pretrained("someone/tiny", **options)
+
+
+def test_saved_and_loaded_by_all(tiny_sd: Path, tmp_path: Path, plain: torch.Tensor) -> None:
+    FastTextToImagePipeline.from_pretrained(tiny_sd).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    stock = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(stock) is StableDiffusionPipeline
+    for pipe in (stock, FastTextToImagePipeline.from_pretrained(tmp_path)):
+        assert torch.equal(picture(pipe), plain)
+
+
+def test_variant_and_dtype(tiny_sd: Path, tmp_path: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
+    assert list((tmp_path / "unet").glob("*.bf16.safetensors"))
+    pipe = FastTextToImagePipeline.from_pretrained(tmp_path, variant="bf16", dtype=torch.bfloat16)
+    assert {p.dtype for p in pipe.unet.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="fp16"):
+        FastTextToImagePipeline.from_pretrained(tmp_path, variant="fp16")
+
+
+@pytest.mark.parametrize("road", ["file", "package", "package with consent"])
+def test_pickles_are_refused(road: str, copied: Path) -> None:
+    weights = next((copied / "unet").glob("*.safetensors"))
+    network = StableDiffusionPipeline.from_pretrained(copied).unet
+    torch.save(network.state_dict(), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(models.ModelError, match=r"pickled weights only .* safe_serialization=True"):
+        if road == "file":
+            file = str(FILES / "fast_text_to_image.py")
+            DiffusionPipeline.from_pretrained(copied, custom_pipeline=file, trust_remote_code=True)
+        else:
+            FastTextToImagePipeline.from_pretrained(copied, trust_remote_code=road != "package")
+
+
+def test_pickles_are_not_asked_for(tiny_sd: Path) -> None:
+    with pytest.raises(models.ModelError, match="leave use_safetensors out"):
+        FastTextToImagePipeline.from_pretrained(tiny_sd, use_safetensors=False)
+
+
+def test_other_libraries_need_consent(copied: Path) -> None:
+    index = json.loads((copied / "model_index.json").read_text())
+    index["scheduler"] = ["antigravity", "Scheduler"]
+    (copied / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(models.ModelError, match="scheduler comes from 'antigravity', which is not one of diffusers"):
+        FastTextToImagePipeline.from_pretrained(copied)
+    with pytest.raises(AttributeError, match="Scheduler"):  # with consent it is imported, and has no such class
+        FastTextToImagePipeline.from_pretrained(copied, trust_remote_code=True)
+
+
+def test_bundled_by_name() -> None:
+    pipe = StreamDiffusionPipeline.from_pretrained("emoji-sd")
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert pipe.unet.config.sample_size == 32 or pipe.unet.config.sample_size == 16
+
+
+def test_components_that_fit_nothing(tiny_sd: Path) -> None:
+    parts = StableDiffusionPipeline.from_pretrained(tiny_sd).components
+    with pytest.raises(TypeError, match="cannot be built of .*vae: AutoencoderTiny.*StableDiffusionXLPipeline"):
+        FastTextToImagePipeline(**parts | {"unet": parts["vae"]})
+    with pytest.raises(TypeError, match="by name, not by position"):
+        FastTextToImagePipeline(parts["vae"])
