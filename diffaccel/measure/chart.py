@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 18, 48
+TALLEST = 60.0  # dB; what is more alike, lossless methods among them, is drawn at the top
 SHAPES = {"plain": "plain pipeline", "diffaccel": "diffaccel", "steps": "fewer steps", "peer": "other packages"}
 
 
@@ -55,8 +56,8 @@ class _Scale:
     def __init__(self, points: Sequence[Point]) -> None:
         self.right = max(1.2, max(p.speedup for p in points)) * 1.08
         self.left = min(0.9, min(p.speedup for p in points) * 0.95)
-        low, high = min(p.psnr for p in points), max(p.psnr for p in points)
-        self.low, self.high = math.floor((low - 1) / 5) * 5, math.ceil((high + 1) / 5) * 5
+        low, high = (min(TALLEST, extreme(p.psnr for p in points)) for extreme in (min, max))
+        self.low, self.high = math.floor((low - 1) / 5) * 5, min(TALLEST, math.ceil((high + 1) / 5) * 5)
 
     def x(self, speedup: float) -> float:
         """Place across."""
@@ -64,7 +65,7 @@ class _Scale:
 
     def y(self, psnr: float) -> float:
         """Place down."""
-        return TOP + (self.high - psnr) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (self.high - min(psnr, TALLEST)) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> list[str]:
         """Grid lines with their figures, and what they count."""
@@ -73,7 +74,8 @@ class _Scale:
         for decibels in range(int(self.low), int(self.high) + 1, step):
             y = self.y(decibels)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{decibels}</text>')
+            more = "≥ " if decibels == TALLEST else ""
+            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{more}{decibels}</text>')
         spacing = 0.25 if self.right - self.left < 2.5 else 0.5 if self.right - self.left < 6 else 1
         for index in range(math.ceil(self.left / spacing), math.floor(self.right / spacing) + 1):
             x = self.x(index * spacing)

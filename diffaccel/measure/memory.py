@@ -1,5 +1,7 @@
 """Peak memory of a piece of work, and the part of it that stored features take."""
 
+import ctypes
+import gc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,9 +67,17 @@ def watch_cache(handle: Handle, model: torch.nn.Module) -> Iterator[Memory]:
 def _reset_high_water() -> bool:
     """Set this process's mark of peak memory to its current memory; whether that worked."""
     with suppress(OSError):
+        _release()
         _CLEAR.write_text("5")
         return True
     return False
+
+
+def _release() -> None:
+    """Hand memory that the allocator keeps for later back to the system, where its library is the GNU one."""
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(field: str) -> int | None:

@@ -92,6 +92,8 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         setting=setting,
         rows=benchmark.rows,
+        judged=any(row.accuracy for row in benchmark.rows),
+        metered=any(row.joules is not None for row in benchmark.rows),
         plain=benchmark.rows[0],
         failures=benchmark.failures,
         chart=pareto(points(benchmark)),
@@ -112,9 +114,9 @@ def points(benchmark: Benchmark) -> list[Point]:
 
 def _verdict(rows: Sequence[Row]) -> str:
     """The page's first sentence."""
-    good = [row for row in rows[1:] if row.quality.psnr >= 30]
+    good = [row for row in rows[1:] if row.quality.psnr >= 30 and row.speedup > 1]
     if not good:
-        return "No candidate's pictures reach 30 dB to the plain pipeline's."
+        return "Nothing that is faster reaches 30 dB to the plain pipeline's pictures."
     best = max(good, key=lambda row: row.speedup)
     return (
         f"The fastest whose pictures stay at 30 dB or more to the plain pipeline's is {best.name}: {best.speedup:.2f} "

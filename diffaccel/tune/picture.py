@@ -25,18 +25,19 @@ def rows_of(recipe: Recipe) -> list[Row]:
         edges = [*(f"branch {depth}" for depth in reversed(depths)), OUTPUT]
         rows = []
         for index, edge in enumerate(edges):
-            name = (
-                f"below {edge}"
-                if index == 0 and edge != OUTPUT
-                else f"down to {edges[index - 1]}"
-                if index
-                else "network"
-            )
+            name = _between(edges[index - 1] if index else None, edge)
             rows.append(Row(name, tuple(not what & set(edges[index:]) for what in reused)))
         return rows
     groups = sorted(recipe.parts, key=lambda what: int(what.split()[1].split("-")[0]), reverse=True)
     inner = [Row(group, tuple(not what & {group, OUTPUT} for what in reused)) for group in groups]
     return [*inner, Row("rest", tuple(OUTPUT not in what for what in reused))]
+
+
+def _between(deeper: str | None, edge: str) -> str:
+    """Name of the portion between two branches, or between a branch and an end of the network."""
+    if deeper is None:
+        return "network" if edge == OUTPUT else f"below {edge}"
+    return f"above {deeper}" if edge == OUTPUT else f"{deeper} to {edge.split()[1]}"
 
 
 def to_text(recipe: Recipe) -> str:
