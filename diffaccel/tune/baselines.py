@@ -15,7 +15,7 @@ from diffaccel.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Score
 from diffaccel.tune.space import Space
 
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
+THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)

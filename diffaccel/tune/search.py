@@ -11,7 +11,7 @@ from diffaccel.tune.calibration import Calibrated
 from diffaccel.tune.space import COMPUTE, Plan, fixed_plans, neighbours
 
 STARTS = 8  # fixed schedules that are run
-POLISHED = 3  # of these the best are improved in the model first
+POLISHED = 2  # of these the best are improved in the model first
 MODEL_ROUNDS = 40
 PRICES = (160.0, 80.0, 40.0, 25.0, 15.0, 8.0)  # dB for the cost of one plain run
 PATIENCE = 14  # real runs in a row that bring nothing, after which the search ends
