@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,19 +99,19 @@ def _options(given: dict[str, Any]) -> "ServerOptions":
 
 def _serve(given: dict[str, Any], settings: "LiveSettings", begin: float) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
-    from diffaccel.realtime.server import LiveServer, is_local
+    from diffaccel.realtime.server import LiveServer, is_local, listen
 
     options = _options(given)
-    hub, about = _hub(settings, given["max_sessions"])
-    with hub:
-        server = LiveServer(hub, options, about)
-        click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:\n\n  {server.url}\n")
-        if not is_local(options.host):
-            click.echo("Everyone who can reach this machine and knows the address can use it.\n")
-        try:
+    with listen(options.host, options.port) as listener:  # a taken port is told before the model is loaded
+        hub, about = _hub(settings, given["max_sessions"])
+        with hub, suppress(KeyboardInterrupt):
+            server = LiveServer(hub, options, about, listener)
+            click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:")
+            click.echo(f"\n  {server.url}\n")
+            if not is_local(options.host):
+                click.echo("Everyone who can reach this machine and knows the address can use it.\n")
             server.run(browser=not given["no_browser"])
-        except KeyboardInterrupt:
-            click.echo("\nStopped.")
+    click.echo("Stopped.")
 
 
 def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":

@@ -57,16 +57,19 @@ class LiveServer:
         hub: the network and its sessions.
         options: how it is reached.
         about: what the page is told about the model: ``model``, ``width`` and ``height``.
+        listener: what `listen` returned for the options; None to call it now.
 
     Raises:
         MediaError: where the port is taken or not allowed.
     """
 
-    def __init__(self, hub: Hub, options: ServerOptions, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self, hub: Hub, options: ServerOptions, about: Mapping[str, Any], listener: socket.socket | None = None
+    ) -> None:
         self.hub, self.options, self.about = hub, options, dict(about)
         self.connections: dict[str, Connection] = {}
         self._viewers = 0
-        self._socket = _listen(options.host, options.port)
+        self._socket = listener or listen(options.host, options.port)
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(self._config())
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="live")
@@ -221,11 +224,17 @@ def is_local(host: str) -> bool:
     return host in LOOPBACK
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; who connects from now on waits for the server to run.
+
+    Raises:
+        MediaError: where the port is taken or not allowed.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise MediaError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -88,7 +87,7 @@ class Session:
         self._box: Arrived | None = None
         self._stream: Stream | None = None
         self._count = self._not_finite = 0
-        self._inside: deque[tuple[int, Arrived]] = deque()
+        self._inside: dict[int, Arrived] = {}
         self._last = monotonic()
 
     def offer(self, frame: protocol.Frame) -> None:
@@ -148,9 +147,11 @@ class Session:
                 self._stream = open_stream(controls)
             else:
                 self._stream.configure(controls)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             if self._asked is controls:
-                self._asked = self.controls
+                self._asked = self.controls  # or it would be tried for ever
+            if not isinstance(error, TypeError | ValueError):
+                raise
             self.post(Notice("problem", {"kind": "controls", "message": str(error)}))
         else:
             self.controls = controls
@@ -164,7 +165,7 @@ class Session:
             return
         if arrived is not None:
             pixels = protocol.decode(arrived.frame.jpeg)
-            self._inside.append((self._count, arrived))
+            self._inside[self._count] = arrived
             self._count, self._last = self._count + 1, begin
             outputs = stream.push(pixels, frame_id=self._count - 1)
         elif self.due(begin) == 0.0:
@@ -175,19 +176,18 @@ class Session:
         self._deliver(stream, outputs, 1000 * (monotonic() - begin))
 
     def _deliver(self, stream: Stream, outputs: list[StreamOutput], network_ms: float) -> None:
-        """Send what came out, and count what will not come out any more."""
-        lost = 0
-        for _, arrived in self._inside:
+        """Send what came out, and count what will not come out any more: the oldest, for the others are in flight.
+
+        A skipped frame comes out at once, before older ones in flight.
+        """
+        for arrived in self._inside.values():
             arrived.busy_ms += network_ms
         for output in outputs:
-            while self._inside[0][0] < output.frame_id:
-                self._inside.popleft()
-                lost += 1
-            self._send(output, self._inside.popleft()[1], network_ms)
-        while len(self._inside) > stream.frames_in_flight:
-            self._inside.popleft()
-            lost += 1
-        if lost:
+            self._send(output, self._inside.pop(output.frame_id), network_ms)
+        lost = len(self._inside) - stream.frames_in_flight
+        for frame_id in list(self._inside)[: max(0, lost)]:
+            del self._inside[frame_id]
+        if lost > 0:
             self._account(stream, lost)
 
     def _send(self, output: StreamOutput, arrived: Arrived, network_ms: float) -> None:
@@ -211,15 +211,18 @@ class Session:
         left = self._stream.frames_in_flight if self._stream is not None else 0
         self.tally.add("failed", len(self._inside) - left)
         while len(self._inside) > left:
-            self._inside.pop()
+            self._inside.popitem()
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
         kind, text = ("memory", OUT_OF_MEMORY) if memory else ("network", f"The network failed on a frame: {error}")
         self.post(Notice("problem", {"kind": kind, "message": text}))
 
     def close(self) -> None:
-        """Close the stream."""
-        if self._stream is not None:
-            self._stream.close()
+        """Close the stream; one that cannot be closed must not end the thread that serves the others."""
+        try:
+            if self._stream is not None:
+                self._stream.close()
+        except Exception:
+            logger.exception("the stream of session %s could not be closed", self.id)
 
 
 OUT_OF_MEMORY = "The machine ran out of memory on a frame. Use fewer steps, or start it with a smaller --size."

@@ -19,10 +19,13 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
     with subprocess.Popen([*command, "--port", "0", "--no-browser"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = next(line.strip() for line in process.stdout if "token=" in line)
-        with urllib.request.urlopen(url.replace("/?", "/schema?"), timeout=10) as answer:
-            about = json.load(answer)["about"]
-        process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=10)
+        try:
+            with urllib.request.urlopen(url.replace("/?", "/schema?"), timeout=10) as answer:
+                about = json.load(answer)["about"]
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert about == {"model": tiny_sd.name, "width": 32, "height": 64}
     assert "Stopped." in rest
     assert process.returncode == 0

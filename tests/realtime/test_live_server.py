@@ -103,6 +103,22 @@ def test_controls_that_the_model_cannot_follow_leave_the_old_ones() -> None:
         assert client.picture()
 
 
+def test_a_stream_that_cannot_be_opened_is_reported_once_a_frame() -> None:
+    opened = []
+
+    def open_stream(controls: Controls) -> StubStream:
+        opened.append(controls)
+        raise RuntimeError("no such device")
+
+    with serving(open_stream) as server, Client(server) as client:
+        client.controls(seed=3)
+        assert "no such device" in client.wait("problem")["message"]
+        client.frame()
+        assert "no such device" in client.wait("problem")["message"]
+        assert len(opened) == 2
+        assert server.hub.alive
+
+
 def test_one_too_many_is_refused_and_others_go_on() -> None:
     with serving(limit=1) as server, Client(server) as one:
         one.wait("hello")

@@ -60,8 +60,7 @@ export class Controls {
 
   flush() {
     clearTimeout(this.timer);
-    const { prompt, ...rest } = this.pending;
-    const values = prompt?.trim() === "" ? rest : this.pending;
+    const values = this.pending;
     this.pending = {};
     if (Object.keys(values).length) this.changed(values);
   }
@@ -118,7 +117,8 @@ function text(name, field) {
   });
   const { box } = labelled(name, field, input);
   box.append(input);
-  return { box, input, get: () => input.value, set: (value) => (input.value = value) };
+  const get = () => (input.value.trim().length < (field.minLength ?? 0) ? undefined : input.value);
+  return { box, input, get, set: (value) => (input.value = value) };
 }
 
 function slider(name, field) {

@@ -67,16 +67,17 @@ export class Link extends EventTarget {
   }
 
   reserve() {
-    return this.next++;
+    return { id: this.next++, socket: this.socket };
   }
 
-  async sendFrame(id, blob) {
+  // A frame that was reserved on a connection that is lost by now is not sent: its number means nothing to the next one.
+  async sendFrame({ id, socket }, blob) {
     const bytes = new Uint8Array(HEAD + blob.size);
     const view = new DataView(bytes.buffer);
     view.setUint8(0, FRAME);
     view.setUint32(4, id, true);
     bytes.set(new Uint8Array(await blob.arrayBuffer()), HEAD);
-    this.send(bytes);
+    if (socket === this.socket) this.send(bytes);
   }
 
   sendShown(id) {

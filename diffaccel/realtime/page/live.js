@@ -19,7 +19,7 @@ const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 
 let source = "draw";
 let link, controls, session, stats = {};
-let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, lastTaken = 0, sending = false, timer = 0;
+let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, lastTaken = 0, newest = 0, sending = false, timer = 0;
 
 // What is wrong, in words, and buttons to go on.
 
@@ -126,11 +126,11 @@ function pump() {
 function send() {
   sending = true;
   lastSent = performance.now();
-  const id = link.reserve(), at = lastSent;
+  const place = link.reserve(), at = lastSent;
   small.drawImage(input.canvas, 0, 0, small.canvas.width, small.canvas.height);
   small.canvas.toBlob(async (blob) => {
-    sentAt.set(id, at);
-    await link.sendFrame(id, blob);
+    sentAt.set(place.id, at);
+    await link.sendFrame(place, blob);
     sending = false;
     pump();
   }, "image/jpeg", QUALITY);
@@ -140,7 +140,8 @@ function send() {
 
 async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   const picture = await createImageBitmap(jpeg);
-  output.drawImage(picture, 0, 0);
+  if (id > newest) output.drawImage(picture, 0, 0); // decoding may end out of order
+  newest = Math.max(newest, id);
   picture.close();
   link.sendShown(id);
   const now = performance.now();
@@ -179,6 +180,7 @@ function tick() {
 
 function greet({ detail }) {
   session = detail.session;
+  newest = 0;
   [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
   const { width, height } = detail;
   Object.assign(small.canvas, { width, height });
