@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("what", choices=SUBJECTS)
     parser.add_argument("--model", default=str(HERE.parent / "tests" / "data" / "tiny-sd"))
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of the length of the live checks")
     parser.add_argument("--only", action="append", help="name of a check; may be given several times")
     options = parser.parse_args()
     checks = import_module(f"reliability.{options.what}").CHECKS
@@ -40,7 +41,7 @@ def main() -> None:
                 outcome = f"ok    {name}: {check(options.model, Path(place), options)}"
             except (AssertionError, subprocess.CalledProcessError) as error:
                 failed = True
-                outcome = f"FAIL  {name}: {error or traceback.format_exc(limit=-1)}"
+                outcome = f"FAIL  {name}: {str(error) or traceback.format_exc(limit=-1)}"
             print(f"{outcome} ({time.monotonic() - start:.0f} s)", flush=True)
     raise SystemExit(failed)
 
