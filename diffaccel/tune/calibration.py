@@ -40,7 +40,6 @@ class Bench:
     runs: int = 0
 
     def __post_init__(self) -> None:
-        self._scores: dict[tuple[Space, Plan], Score] = {}
         self._seen: dict[Plan, Score] = {}
 
     def pictures(self, space: Space, plan: Plan) -> torch.Tensor:

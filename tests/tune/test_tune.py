@@ -42,7 +42,7 @@ def known(pipe: Any) -> Calibrated:
 
 @pytest.fixture(scope="module")
 def tuner(pipe: Any) -> Tuner:
-    return Tuner(pipe, PROMPTS, runs=16, progress=lambda _: None, num_inference_steps=STEPS)
+    return Tuner(pipe, PROMPTS, runs=10, progress=lambda _: None, num_inference_steps=STEPS)
 
 
 def gram_of(features: np.ndarray) -> np.ndarray:
