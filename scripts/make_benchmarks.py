@@ -86,6 +86,7 @@ def tuned_section(results: list[dict[str, Any]]) -> str:
     rows = [(result, row) for result in results for row in result["rows"]]
     gains = [row["psnr"] - row["best_fixed_psnr"] for _, row in rows]
     seconds = [row["total_seconds"] / 60 for _, row in rows if "total_seconds" in row]
+    prompts = sorted({result.get("calibration", 4) for result in results})
     lines = [
         "## Tuned profiles against the best fixed setting of equal cost\n",
         "    python scripts/bench.py tuned\n",
@@ -94,7 +95,7 @@ def tuned_section(results: list[dict[str, Any]]) -> str:
         "out. Fixed settings: DeepCache uniform and quadratic at four branches, interval, offset and first-block "
         "caches, fewer steps, each at the most generous setting that the budget allows. Over all rows: "
         f"{mean(gains):+.1f} dB on average, {min(gains):+.1f} dB at the least. Calibration and three searches took "
-        f"{max(seconds):.0f} minutes at most.\n",
+        f"{max(seconds):.0f} minutes at most, on {' or '.join(map(str, prompts))} prompts.\n",
         "| network | sampler | budget | tuned, dB | best fixed, dB | gain | which |",
         "|---|---|--:|--:|--:|--:|---|",
     ]

@@ -22,7 +22,7 @@ from diffaccel.tune.search import Found, search, tightened
 from diffaccel.tune.space import Choice, Plan, plan_of
 
 log = logging.getLogger(__name__)
-CALIBRATION = 4  # most prompts that the search runs
+CALIBRATION = 4  # most prompts that the search runs, unless it is told otherwise
 HELD_OUT = 8  # most prompts that confirm
 RETRIES = 2  # searches for a higher quality, where the held-out pictures fall short
 
@@ -56,6 +56,7 @@ class Tuner:
             both, with other noise.
         seed: of calibration; held-out pictures have seed + 1.
         runs: most real runs per search, >= 10.
+        calibration: most prompts that the search runs, >= 1.
         progress: told what is being done.
         settings: arguments of the pipeline, num_inference_steps among them.
     """
@@ -66,7 +67,8 @@ class Tuner:
         prompts: Sequence[str],
         *,
         seed: int = 0,
-        runs: int = 60,
+        runs: int = 40,
+        calibration: int = CALIBRATION,
         progress: Callable[[str], None] = log.info,
         **settings: Any,
     ) -> None:
@@ -74,11 +76,12 @@ class Tuner:
         check("num_inference_steps" in settings, "tune needs num_inference_steps: a recipe is for one number of steps")
         whole("num_inference_steps", settings["num_inference_steps"], 3)
         whole("runs", runs, 10)
+        whole("calibration", calibration, 1)
         count = len(prompts) - min(HELD_OUT, max(1, len(prompts) // 3))
         self.pipe = pipe
         self.runs = runs
         self.progress = progress
-        self.seen = Workload(tuple(prompts[: min(CALIBRATION, count)] or prompts), (seed,), settings)
+        self.seen = Workload(tuple(prompts[: min(calibration, count)] or prompts), (seed,), settings)
         self.held_out = Workload(tuple(prompts[-HELD_OUT:][-(len(prompts) - count) :]), (seed + 1,), settings)
 
     @cached_property

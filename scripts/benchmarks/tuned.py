@@ -4,6 +4,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,22 @@ STEPS = 20
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS)
 @click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
 @click.option("--runs", type=int, default=16, show_default=True, help="Real runs per search.")
+@click.option("--calibration", type=int, default=4, show_default=True, help="Prompts that a search runs.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/tuned"), show_default=True)
-def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, output: Path) -> None:
+def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, calibration: int, output: Path) -> None:
     """Tune the bundled models and write one JSON file and the profiles of each network and sampler."""
     output.mkdir(parents=True, exist_ok=True)
     for model in models:
         for sampler in samplers:
-            rows = tuned(model, sampler, runs, output)
-            result = {"model": model, "sampler": sampler, "machine": asdict(machine()), "rows": rows}
-            (output / f"{model}-{sampler}.json").write_text(json.dumps(result, indent=1) + "\n")
+            result: dict[str, Any] = {"model": model, "sampler": sampler, "calibration": calibration}
+            result |= {"machine": asdict(machine()), "rows": []}
+            for row in tuned(model, sampler, runs, calibration, output):
+                result["rows"].append(row)
+                (output / f"{model}-{sampler}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def tuned(model: str, sampler: str, runs: int, output: Path) -> list[dict[str, Any]]:
-    """Figures of the three budgets."""
+def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -> Iterator[dict[str, Any]]:
+    """Figures of the three budgets, one after the other."""
     start = time.perf_counter()
     pipe = load(model, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
@@ -50,18 +54,17 @@ def tuned(model: str, sampler: str, runs: int, output: Path) -> list[dict[str, A
     def say(text: str) -> None:
         click.echo(f"{model} {sampler} [{time.perf_counter() - start:5.0f} s] {text}")
 
-    tuner = Tuner(pipe, words[:16], runs=runs, progress=say, num_inference_steps=STEPS, guidance_scale=2.0)
-    rows = []
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 2.0}
+    tuner = Tuner(pipe, words[:16], runs=runs, calibration=calibration, progress=say, **settings)
     for interval in INTERVALS:
         result = tuner.tune(Budget(max_macs=math.ceil(1e4 * cost(tuner, interval)) / 1e4))
         result.recipe.save(output / f"{model}-{sampler}-{interval}.json")
         assert result.recipe.evidence is not None
         click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
         fixed = [{"name": b.name, **asdict(b.score)} for b in sorted(result.fixed, key=lambda b: -b.score.psnr)]
-        rows.append({"interval": interval, **asdict(result.recipe.evidence), "fixed": fixed})
+        elapsed = time.perf_counter() - start
+        yield {"interval": interval, **asdict(result.recipe.evidence), "fixed": fixed, "total_seconds": elapsed}
     say("done")
-    rows[-1]["total_seconds"] = time.perf_counter() - start
-    return rows
 
 
 def cost(tuner: Tuner, interval: int) -> float:
