@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
+PROMPTS = ("red heart", "dog", "rocket", "pizza")
 PROFILES = {"emoji-sd": "emoji-sd-dpm++", "emoji-dit": "emoji-dit-dpm++"}
 
 
@@ -23,7 +24,8 @@ def commands() -> dict[str, list[str]]:
     tuned = ["python", "scripts/bench.py", "tuned"]
     found = {"tuned": tuned}
     for model, profile in PROFILES.items():
-        found[model] = ["diffaccel", "bench", "--model", model, "-q", "-o", f"benchmarks/{model}"]
+        found[model] = ["diffaccel", "bench", "--model", model, "--rounds", "3", "-o", f"benchmarks/{model}"]
+        found[model] += [a for prompt in PROMPTS for a in ("--prompts", prompt)]
         found[model] += [a for n in (2, 3, 5) for a in ("--profile", f"benchmarks/tuned/{profile}-{n}.json")]
     return found
 
