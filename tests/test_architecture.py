@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ LAYERS = (
     {"__main__", "cli"},
     {"batch", "realtime"},
     {"pipelines"},
+    {"fast_pipeline"},
     {"accelerate", "calibrate", "measure", "models", "stream", "tune"},
     {"cost", "families", "guidance", "hooks", "methods", "plan", "report", "similarity"},
 )
@@ -119,3 +121,20 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_import_is_light() -> None:
     code = "import diffaccel, sys; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", [*modules().values(), *(ROOT.parent / "pipelines").glob("*.py")], ids=lambda p: p.name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+            assert (node.end_lineno or start) - start < 60, node.name
+
+
+def test_the_distribution_has_every_package() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    folders = {"diffaccel." + ".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.rglob("__init__.py")}
+    packages = {name if name != "diffaccel." else "diffaccel" for name in folders} | {"diffaccel.pipelines"}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
