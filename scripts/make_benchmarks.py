@@ -55,7 +55,17 @@ def page() -> str:
     results = [json.loads(file.read_text()) for file in sorted((FOLDER / "tuned").glob("emoji-*[m+].json"))]
     if results:
         parts.append(tuned_section(results))
+    others = [file for file in sorted(FOLDER.glob("*.md")) if file.name != "README.md"]
+    if others:
+        titles = [(file.name, title_of(file.read_text(encoding="utf-8"))) for file in others]
+        parts.append("## Further\n\n" + "\n".join(f"- [{title}]({name})" for name, title in titles) + "\n")
     return "\n".join(parts)
+
+
+def title_of(text: str) -> str:
+    """What a page is about: its first section, or its title."""
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    return next((line for line in headings if line.startswith("###")), headings[0]).lstrip("# ")
 
 
 def bench_section(model: str) -> str:
