@@ -1,4 +1,4 @@
-"""A real Chromium, headless, against a live server; pictures that the docs show are kept with `--keep-pictures`."""
+"""A real Chromium, headless, against a live server; `DIFFACCEL_PICTURES=1` renews the pictures that the docs show."""
 
 import os
 import shutil
@@ -93,7 +93,10 @@ def keep(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
     """Takes a screenshot, into docs/pictures where the tests were asked to renew those."""
 
     def shoot(page: Any, name: str, **options: Any) -> None:
-        folder = DOCS if os.environ.get("DIFFACCEL_PICTURES") else tmp_path
+        folder = tmp_path
+        if os.environ.get("DIFFACCEL_PICTURES"):
+            folder = DOCS
+            page.wait_for_timeout(4000)  # for figures of a stream that is under way
         page.screenshot(path=folder / f"{name}.png", **options)
         assert (folder / f"{name}.png").stat().st_size > 10_000
 

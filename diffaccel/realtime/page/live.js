@@ -98,8 +98,10 @@ function paintInput() {
 
 // Frames out: each so late that it is fresh, and so early that the network need not wait for it.
 
+// With a cache, long ticks that compute alternate with short ones that reuse, so the next one takes about as long as the
+// one an interval ago.
 function due() {
-  const busy = networks.length ? Math.min(...networks) - HEAD_START : 0;
+  const busy = (networks.at(-controls.values.cache) ?? 0) - HEAD_START;
   return Math.max(lastSent + FASTEST, lastTaken + busy);
 }
 
@@ -139,6 +141,7 @@ function send() {
 // Pictures in
 
 async function show({ id, skipped, networkMs, busyMs, jpeg }) {
+  if (!skipped) networks = [...networks.slice(-11), networkMs];
   const picture = await createImageBitmap(jpeg);
   if (id > newest) output.drawImage(picture, 0, 0); // decoding may end out of order
   newest = Math.max(newest, id);
@@ -153,7 +156,6 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
     window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
   }
   for (const old of sentAt.keys()) if (old <= id) sentAt.delete(old);
-  if (!skipped) networks = [...networks.slice(-8), networkMs];
   $("waiting").hidden = true;
 }
 
@@ -164,7 +166,8 @@ function median(values) {
 function tick() {
   const now = performance.now();
   shownAt = shownAt.filter((time) => time > now - 2000);
-  const fps = shownAt.length / 2, latency = median(latencies);
+  const fps = shownAt.length > 1 ? (1000 * (shownAt.length - 1)) / (shownAt.at(-1) - shownAt[0]) : 0;
+  const latency = median(latencies);
   $("fps").textContent = fps ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
   $("latency").textContent = fps && latency ? latency.toFixed(0) : "–";
   $("network").textContent = networks.length ? median(networks).toFixed(0) : "–";
