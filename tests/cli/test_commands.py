@@ -22,7 +22,9 @@ def invoke(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("command", [["--help"], ["generate", "--help"], ["models", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["generate", "--help"], ["live", "--help"], ["models", "--help"], ["--version"]]
+)
 def test_help_does_not_wait_for_torch(command: list[str]) -> None:
     code = f"import sys; sys.argv = ['diffaccel', *{command}]\ntry:\n    from diffaccel.cli import main; main()\n"
     code += "except SystemExit as end:\n    assert not end.code\n"
