@@ -22,7 +22,7 @@ from diffaccel.tune.search import Found, search, tightened
 from diffaccel.tune.space import Choice, Plan, plan_of
 
 log = logging.getLogger(__name__)
-CALIBRATION = 4  # most prompts that the search runs, unless it is told otherwise
+CALIBRATION = 8  # most prompts that the search runs, unless it is told otherwise
 HELD_OUT = 8  # most prompts that confirm
 RETRIES = 2  # searches for a higher quality, where the held-out pictures fall short
 
@@ -177,4 +177,6 @@ def _account(found: Found, score: Score, rival: Baseline | None) -> str:
     """What the search found out, in words."""
     held = f"held out {score.psnr:.1f} dB"
     against = f", the best fixed setting of no higher cost ({rival.name}) {rival.score.psnr:.1f} dB" if rival else ""
-    return f"{found.account}; {held}{against}"
+    worse = rival is not None and rival.score.psnr > score.psnr
+    advice = ": the search fitted its own prompts, so give it more of them" if worse else ""
+    return f"{found.account}; {held}{against}{advice}"
