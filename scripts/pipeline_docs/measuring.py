@@ -1,0 +1,81 @@
+"""Runs a page's example: pictures of every variant, its seconds, its likeness to the first, and what it stores."""
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from diffaccel.measure import compare
+from diffaccel.measure.machine import machine
+from diffaccel.measure.memory import watch_cache
+from diffaccel.measure.timing import interleaved
+from diffaccel.pipelines import StreamDiffusionPipeline
+from pipeline_docs.pages import Page
+
+LABEL, SHOWN = 18, 4
+
+
+def examine(page: Page, rounds: int) -> tuple[dict[str, Any], Image.Image]:
+    """Figures of every variant, and a sheet of their pictures."""
+    names: dict[str, Any] = {}
+    exec(page.code, names)  # the very code that the page shows
+    pipe, call = names["pipe"], names["call"]
+    pipe.set_progress_bar_config(disable=True)
+    added = {name: eval(f"dict({code})", names) for name, code in page.variants.items()}
+    pictures: dict[str, list[Image.Image]] = {}
+
+    def work(name: str) -> None:
+        pictures[name] = _draw(pipe, call | added[name])
+
+    runs = {name: partial(work, name) for name in added}
+    times = interleaved(runs, rounds, warmup=1 if rounds > 1 else 0)
+    first = next(iter(added))
+    rows = {}
+    for name, more in added.items():
+        quality = compare(pictures[name], pictures[first])
+        rows[name] = {
+            "seconds": times[name].median,
+            "speedup": times[name].speedup(times[first]),
+            "psnr": None if name == first else quality.psnr,
+            "ssim": None if name == first else quality.ssim,
+        } | _cost(pipe, call, more)
+    step = 4 if "frames" in names else 1
+    shown = {"input": names["inputs"]} if "inputs" in names else {}
+    shown |= {name: images[::step][:SHOWN] for name, images in pictures.items()}
+    return {"machine": asdict(machine()), "rows": rows}, _sheet(shown)
+
+
+def _draw(pipe: Any, call: dict[str, Any]) -> list[Image.Image]:
+    """Pictures from the same noise each time; frames of a video."""
+    seeded = {} if isinstance(pipe, StreamDiffusionPipeline) else {"generator": torch.Generator().manual_seed(0)}
+    output = pipe(**call, **seeded)
+    return list(output.frames[0] if "frames" in output else output.images)
+
+
+def _cost(pipe: Any, call: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Multiply-accumulates that a variant saves, and the most bytes that it stores."""
+    if isinstance(pipe, StreamDiffusionPipeline) or not more:
+        return {"saved": None, "cache_bytes": None}
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    handle = pipe.enable_feature_cache(more.get("cache"), guidance=more.get("guidance"), gate=more.get("gate"))
+    try:
+        with watch_cache(handle, denoiser) as memory:
+            _draw(pipe, call)
+        return {"saved": handle.report().macs_saved, "cache_bytes": memory.peak}
+    finally:
+        pipe.disable_feature_cache()
+
+
+def _sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """A row of pictures under its name for each variant."""
+    size = rows[next(iter(rows))][0].width
+    columns = max(len(images) for images in rows.values())
+    sheet = Image.new("RGB", (max(columns, 2) * size, len(rows) * (size + LABEL)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for k, (name, images) in enumerate(rows.items()):
+        pen.text((4, k * (size + LABEL) + 1), name, fill="black", font=font)
+        for i, image in enumerate(images):
+            sheet.paste(image, (i * size, k * (size + LABEL) + LABEL))
+    return sheet

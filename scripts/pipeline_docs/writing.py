@@ -1,0 +1,63 @@
+"""Turns a page's example and its figures into Markdown."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffaccel.pipelines
+from pipeline_docs.pages import Page
+
+HERE = Path(__file__).parent
+
+
+def markdown(page: Page, figures: dict[str, Any]) -> str:
+    """The page."""
+    home = importlib.import_module(f"diffaccel.pipelines.{page.name}")
+    kind = next(k for k in vars(home).values() if k in vars(diffaccel.pipelines).values() and inspect.isclass(k))
+    stock = ", ".join(f"`{s.__name__}`" for s in kind.stock)
+    summary = (home.__doc__ or "").splitlines()[0]
+    stream = page.name == "stream_diffusion"
+    parts = [
+        f"# {kind.__name__}\n\n{summary} It becomes the first of these that the components fit: {stock}.\n",
+        f"```python\n{page.code}images = pipe(**call{_example(page)})\n```\n",
+        f"`from diffaccel.pipelines import {kind.__name__}` and `{kind.__name__}.from_pretrained(...)` do the same "
+        "without `trust_remote_code`. Both read weights from safetensors only.\n",
+        "## Arguments\n\n" + (HERE / f"arguments-{'stream' if stream else 'fast'}.md").read_text(),
+        f"## Figures\n\n![Pictures of every row below](../pictures/pipelines/{page.name}.png)\n",
+        *([page.note + "\n"] if page.note else []),
+        _table(page, figures),
+        f"## Memory\n\n{page.memory}\n",
+        "Written by `python scripts/make_pipeline_docs.py`, which runs the code above; no figure is typed by hand.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _example(page: Page) -> str:
+    """What the shown call adds: the second variant."""
+    code = list(page.variants.values())[1]
+    return f", {code}" if code else ""
+
+
+def _table(page: Page, figures: dict[str, Any]) -> str:
+    """A row per variant."""
+    first = next(iter(page.variants))
+    where = figures["machine"]
+    lines = [
+        f"Medians of rounds that take turns on {where['processor']}, torch {where['packages']['torch']}, diffusers "
+        f"{where['packages']['diffusers']}. Likeness is to *{first}*.\n",
+        "| call | adds | seconds | times as fast | MACs saved | PSNR, dB | SSIM | cache, MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in figures["rows"].items():
+        cells = (
+            name, f"`{page.variants[name]}`" if page.variants[name] else "", f"{row['seconds']:.2f}",
+            f"{row['speedup']:.2f}", _number(row["saved"], ".0%"), _number(row["psnr"], ".1f"),
+            _number(row["ssim"], ".3f"), _number(row["cache_bytes"], ".2f", 1e6),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, form: str, unit: float = 1) -> str:
+    return "" if value is None else format(value / unit, form)
