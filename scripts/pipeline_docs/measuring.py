@@ -44,7 +44,7 @@ def examine(page: Page, rounds: int) -> tuple[dict[str, Any], Image.Image]:
     step = 4 if "frames" in names else 1
     shown = {"input": names["inputs"]} if "inputs" in names else {}
     shown |= {name: images[::step][:SHOWN] for name, images in pictures.items()}
-    return {"machine": asdict(machine()), "rows": rows}, _sheet(shown)
+    return {"machine": asdict(machine()), "rounds": rounds, "rows": rows}, _sheet(shown)
 
 
 def _draw(pipe: Any, call: dict[str, Any]) -> list[Image.Image]:

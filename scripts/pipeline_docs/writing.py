@@ -44,7 +44,7 @@ def _table(page: Page, figures: dict[str, Any]) -> str:
     first = next(iter(page.variants))
     where = figures["machine"]
     lines = [
-        f"Medians of rounds that take turns on {where['processor']}, torch {where['packages']['torch']}, diffusers "
+        f"{_rounds(figures['rounds'])} on {where['processor']}, other work running beside it; torch {where['packages']['torch']}, diffusers "
         f"{where['packages']['diffusers']}. Likeness is to *{first}*.\n",
         "| call | adds | seconds | times as fast | MACs saved | PSNR, dB | SSIM | cache, MB |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -57,6 +57,10 @@ def _table(page: Page, figures: dict[str, Any]) -> str:
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _rounds(count: int) -> str:
+    return "One round" if count == 1 else f"Medians of {count} rounds in turns"
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:
