@@ -66,6 +66,7 @@ class Handle:
     ) -> None:
         self._costs: list[CostModel] = []
         self._attachments: list[Attachment] = []
+        self._detached = False
         plans = [(model, plan(model, methods)) for model in denoisers]
         followers = [(model, companion_plan(model, denoisers[0], methods)) for model in companions]
         try:
@@ -91,6 +92,26 @@ class Handle:
         """
         for attachment in reversed(self._attachments):
             attachment.remove()
+        self._detached = True
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """All hooks are off within, and on again after, so that others, such as CPU offload's, are put on below them.
+
+        Features are forgotten; the report's totals stay. Nothing happens to a handle that is detached.
+
+        Raises:
+            RuntimeError: as `detach` does.
+        """
+        if self._detached:
+            yield
+            return
+        self.detach()
+        try:
+            yield
+        finally:
+            self._attachments = [Attachment(a.model, a.session) for a in self._attachments]
+            self._detached = False
 
     def reset(self) -> None:
         """Forget all features, so that the next network call starts a run. The report's totals stay."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -76,11 +77,13 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
     stock_class: ClassVar[type[DiffusionPipeline] | None] = None
     _optional_components: ClassVar[list[str]] = []
     _feature_cache: Handle | None = None
+    _call_cache: Handle | None = None
     _last_report: Report | None = None
 
     def __init_subclass__(cls, stock: tuple[type[DiffusionPipeline], ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if stock:
+            _forget_earlier_files(cls.__module__)
             cls.stock = stock
             cls.__init__, cls._optional_components = _union(stock)  # type: ignore[method-assign]
 
@@ -121,12 +124,22 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise models.ModelError("weights are read as safetensors only: leave use_safetensors out")
         if name in models.names("pipeline"):
             name = str(models.path(name))
-        if Path(name).is_dir():
-            if kwargs.get("trust_remote_code"):
-                check_weights(Path(name))
-            else:
-                models.resolve(name)
+        folder = Path(name) if Path(name).is_dir() else Path(cls.download(name, **kwargs))
+        if not kwargs.get("trust_remote_code"):
+            models.resolve(folder)
+        check_weights(folder)
         return super().from_pretrained(name, **kwargs)
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As in diffusers, which tells here where it loaded from; so pickles are refused on every road to a pipeline.
+
+        Raises:
+            ModelError: where weights in that folder are pickled only.
+        """
+        source = Path(kwargs.get("_name_or_path") or "")
+        if kwargs.get("_name_or_path") and source.is_dir():
+            check_weights(source)
+        super().register_to_config(**kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -137,11 +150,12 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if cls.stock_class is not None:
             return super().from_pipe(pipeline, **kwargs)
+        options = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
         components = pipeline.components | kwargs
         stock = cls.choose(components)
         accepted = _parameters(stock)
-        kept = {name: value for name, value in components.items() if name in accepted}
-        return _specialised(cls, stock).from_pipe(pipeline, **kept)  # type: ignore[arg-type]
+        kept = {name: value for name, value in components.items() if name in accepted or name in kwargs}
+        return _specialised(cls, stock).from_pipe(pipeline, **kept, **options)  # type: ignore[arg-type]
 
     def to_json_string(self) -> str:
         """The configuration under the stock pipeline's name, so that a saved folder needs nothing of ours to load."""
@@ -192,8 +206,26 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "guidance and gate out"
             )
         with accelerate(self, *methods) as handle:
-            yield
-            self._last_report = handle.report()
+            self._call_cache = handle
+            try:
+                yield
+                self._last_report = handle.report()
+            finally:
+                self._call_cache = None
+
+    def _suspended(self) -> AbstractContextManager[None]:
+        handle = self._call_cache or self._feature_cache
+        return nullcontext() if handle is None else handle.suspended()
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, which does so again after each call; caches stay above its hooks."""
+        with self._suspended():
+            super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; caches stay above its hooks."""
+        with self._suspended():
+            super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def __call__(
         self,
@@ -206,6 +238,17 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """The stock call, accelerated: see `as_methods` for `cache`, `guidance` and `gate`."""
         with self.accelerated(as_methods(cache, guidance, gate)):
             return super().__call__(*args, **kwargs)
+
+
+def _forget_earlier_files(module: str) -> None:
+    """Let a second local folder be loaded: diffusers runs its `pipeline.py` in the module of the first one's.
+
+    It would find the pipelines of both there, and refuse.
+    """
+    if module.startswith("diffusers_modules."):
+        names = vars(sys.modules[module])
+        for name in [n for n, value in names.items() if isinstance(value, type) and issubclass(value, FastPipeline)]:
+            del names[name]
 
 
 def _is_component(value: object) -> bool:
@@ -263,6 +306,9 @@ def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> typ
     parameters = _parameters(stock)
 
     def __init__(self: FastPipeline, **components: Any) -> None:
+        unknown = sorted(n for n, value in components.items() if value is not None and n not in parameters)
+        if unknown:
+            raise TypeError(f"{stock.__name__} has no {unknown[0]!r}: it takes {', '.join(parameters)}")
         kept = {
             name: components.get(name)
             for name, p in parameters.items()

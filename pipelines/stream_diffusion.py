@@ -44,7 +44,7 @@ class StreamDiffusionPipeline(
             TypeError, ValueError: for unknown or invalid settings; the message names what is valid.
         """
         if cache is not None and not isinstance(cache, SlotCache):
-            cache = diffaccel.fast_pipeline.as_method(cache, Method)
+            cache = diffaccel.fast_pipeline.as_method(cache, Method)  # type: ignore[type-abstract]
         if settings.get("timestep_indices") is None and settings.get("strength") is None:
             settings["strength"] = 1.0
         if settings.get("strength") is not None and settings.get("num_steps") is None:
@@ -55,7 +55,7 @@ class StreamDiffusionPipeline(
         return StreamEngine(self, prompt=prompt, cache=cache, height=height, width=width, **settings)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str],
         image: Any = None,
@@ -136,7 +136,10 @@ class StreamDiffusionPipeline(
             size if settings.get(side) is None else settings[side] // self.vae_scale_factor
             for side in ("height", "width")
         )
-        return randn_tensor((count, self.unet.config.in_channels, height, width), generator=generator)
+        shape = (count, self.unet.config.in_channels, height, width)
+        device, dtype = self._execution_device, self.unet.dtype
+        noises: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return noises
 
 
 def _frames(image: Any) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Both roads to a custom pipeline, offline; what is saved loads anywhere; what could run a stranger's code is refused."""
+"""Both roads to a custom pipeline, offline; what is saved loads anywhere; pickles and unknown libraries are refused."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import make_hub_folders
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -136,12 +137,10 @@ def test_pickles_are_refused(road: str, copied: Path) -> None:
     network = StableDiffusionPipeline.from_pretrained(copied).unet
     torch.save(network.state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
+    kind = DiffusionPipeline if road == "file" else FastTextToImagePipeline
+    file = {"custom_pipeline": str(FILES / "fast_text_to_image.py")} if road == "file" else {}
     with pytest.raises(models.ModelError, match=r"pickled weights only .* safe_serialization=True"):
-        if road == "file":
-            file = str(FILES / "fast_text_to_image.py")
-            DiffusionPipeline.from_pretrained(copied, custom_pipeline=file, trust_remote_code=True)
-        else:
-            FastTextToImagePipeline.from_pretrained(copied, trust_remote_code=road != "package")
+        kind.from_pretrained(copied, trust_remote_code=road != "package", **file)
 
 
 def test_pickles_are_not_asked_for(tiny_sd: Path) -> None:
@@ -151,23 +150,41 @@ def test_pickles_are_not_asked_for(tiny_sd: Path) -> None:
 
 def test_other_libraries_need_consent(copied: Path) -> None:
     index = json.loads((copied / "model_index.json").read_text())
-    index["scheduler"] = ["antigravity", "Scheduler"]
+    index["scheduler"] = ["wave", "Scheduler"]
     (copied / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(models.ModelError, match="scheduler comes from 'antigravity', which is not one of diffusers"):
+    with pytest.raises(models.ModelError, match="scheduler comes from 'wave', which is not one of diffusers"):
         FastTextToImagePipeline.from_pretrained(copied)
-    with pytest.raises(AttributeError, match="Scheduler"):  # with consent it is imported, and has no such class
+    with pytest.raises(ValueError, match="wave is not one of the libraries Diffusers can load"):
         FastTextToImagePipeline.from_pretrained(copied, trust_remote_code=True)
 
 
 def test_bundled_by_name() -> None:
     pipe = StreamDiffusionPipeline.from_pretrained("emoji-sd")
     assert isinstance(pipe, StableDiffusionPipeline)
-    assert pipe.unet.config.sample_size == 32 or pipe.unet.config.sample_size == 16
+    assert pipe.unet.config.sample_size == 16
 
 
 def test_components_that_fit_nothing(tiny_sd: Path) -> None:
     parts = StableDiffusionPipeline.from_pretrained(tiny_sd).components
-    with pytest.raises(TypeError, match="cannot be built of .*vae: AutoencoderTiny.*StableDiffusionXLPipeline"):
+    with pytest.raises(TypeError, match=r"cannot be built of .*vae: AutoencoderTiny.*StableDiffusionXLPipeline"):
         FastTextToImagePipeline(**parts | {"unet": parts["vae"]})
     with pytest.raises(TypeError, match="by name, not by position"):
         FastTextToImagePipeline(parts["vae"])
+
+
+def test_from_pipe_takes_a_dtype_and_no_unknown_names(tiny_sd: Path) -> None:
+    stock = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe = FastTextToImagePipeline.from_pipe(stock, dtype=torch.bfloat16)
+    assert pipe.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="StableDiffusionPipeline has no 'unett': it takes vae, text_encoder"):
+        FastTextToImagePipeline.from_pipe(stock, unett=1)
+
+
+def test_the_script_lays_out_repositories(tiny_sd: Path, tmp_path: Path, plain: torch.Tensor) -> None:
+    for file in make_hub_folders.files():
+        folder = make_hub_folders.make(file, tmp_path)
+        assert sorted(path.name for path in folder.iterdir()) == ["README.md", "pipeline.py"]
+        assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\nlibrary_name: diffusers\n")
+    folder = tmp_path / "fast-text-to-image"
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=str(folder), trust_remote_code=True)
+    assert torch.equal(picture(pipe), plain)

@@ -1,0 +1,120 @@
+"""Called once, a stream is a diffusers pipeline: pictures in, as many out, the same as from an engine held open."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import stream_pipelines
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from diffaccel import OneTimeNegative, SelfNegative, StreamEngine
+from diffaccel.pipelines import StreamDiffusionPipeline
+
+FRAMES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+IMAGE = {"prompt": "a cat", "strength": 0.6, "num_steps": 2, "output_type": "pt"}
+TEXT = {"prompt": "a cat", "num_steps": 2, "output_type": "pt"}
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def pipe(request: pytest.FixtureRequest) -> Any:
+    stock = stream_pipelines.sdxl() if request.param == "sdxl" else stream_pipelines.sd()
+    made = StreamDiffusionPipeline.from_pipe(stock)
+    assert isinstance(made, type(stock))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def size(pipe: Any) -> dict[str, int]:
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return {"height": side, "width": side}
+
+
+def seeds(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(k) for k in range(count)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": SelfNegative(1.4)}, {"cache": "deepcache:interval=2"}], ids=str)
+def test_a_video_gives_what_an_engine_gives(pipe: Any, settings: dict[str, Any]) -> None:
+    images = pipe(**IMAGE | settings, image=FRAMES).images
+    with pipe.stream(**IMAGE | settings) as engine:
+        assert isinstance(engine, StreamEngine)
+        pushed = [output.image for frame in FRAMES for output in engine.push(frame)]
+        expected = torch.stack(pushed + [output.image for output in engine.flush()])
+    assert len(images) == 5
+    assert torch.equal(images, expected)
+    assert torch.equal(pipe(**IMAGE | settings, image=FRAMES).images, expected)
+
+
+def test_inputs_of_every_kind(pipe: Any) -> None:
+    arrays = FRAMES.movedim(1, -1).numpy()
+    expected = pipe(**IMAGE, image=FRAMES).images
+    assert torch.equal(pipe(**IMAGE, image=list(FRAMES)).images, expected)
+    torch.testing.assert_close(pipe(**IMAGE, image=arrays).images, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(pipe(**IMAGE, image=FRAMES[0]).images, expected[:1], atol=1e-4, rtol=0)
+    pictures = [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
+    assert pipe(**IMAGE, image=pictures).images.shape == expected.shape
+
+
+def test_output_types(pipe: Any) -> None:
+    found = {kind: pipe(**IMAGE | {"output_type": kind}, image=FRAMES).images for kind in ("pt", "np", "pil", "latent")}
+    assert np.array_equal(np.moveaxis(found["np"], -1, 1), found["pt"].numpy())
+    assert [picture.size for picture in found["pil"]] == [tuple(size(pipe).values())] * 5
+    assert found["latent"].shape == (5, 4, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
+    returned = pipe(**IMAGE, image=FRAMES, return_dict=False)
+    assert torch.equal(returned[0], found["pt"])
+
+
+def test_text_to_image(pipe: Any) -> None:
+    one = pipe(**TEXT, generator=seeds(1)[0]).images
+    several = pipe(**TEXT, num_images_per_prompt=2, generator=seeds(2)).images
+    torch.testing.assert_close(several[:1], one, atol=1e-4, rtol=0)
+    assert not torch.allclose(several[0], several[1])
+    both = pipe(**TEXT | {"prompt": ["a cat", "a red star"]}, generator=[*seeds(1), *seeds(1)]).images
+    torch.testing.assert_close(both[:1], one, atol=1e-4, rtol=0)
+    assert not torch.allclose(both[0], both[1])
+    noise = torch.randn(1, 4, *[pipe.unet.config.sample_size] * 2, generator=seeds(1)[0])
+    torch.testing.assert_close(pipe(**TEXT, latents=noise).images, one, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generator": seeds(3)}, "1 frames need as many generators, not 3"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, "1 frames need as many latents, not 2"),
+        ({"guidance": SelfNegative(1.2)}, "for text-to-image use OneTimeNegative or FullGuidance"),
+        ({"cache": "deepcash"}, "unknown method 'deepcash'"),
+    ],
+)
+def test_bad_values(pipe: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe(**TEXT, **options)
+
+
+def test_callbacks_and_interruption(pipe: Any) -> None:
+    seen: list[int] = []
+
+    def note(called: Any, output: Any) -> None:
+        seen.append(output.frame_id)
+        called._interrupt = len(seen) == 2
+
+    images = pipe(**IMAGE, image=FRAMES, callback_on_frame_end=note).images
+    assert seen == [0, 1]
+    assert torch.equal(images, pipe(**IMAGE, image=FRAMES).images[:2])
+
+
+def test_one_time_negative_follows_the_negative_prompt(pipe: Any) -> None:
+    options = IMAGE | {"guidance": OneTimeNegative(2.0), "image": FRAMES}
+    first, second = (pipe(**options, negative_prompt=text).images for text in ("blurry", "a blue dog"))
+    assert not torch.equal(first, second)
+
+
+def test_back_to_the_stock_pipeline() -> None:
+    stock = stream_pipelines.sd()
+    made = StreamDiffusionPipeline.from_pipe(stock)
+    back = StableDiffusionPipeline.from_pipe(made, vae=stock.vae)
+    back.set_progress_bar_config(disable=True)
+    call = {"prompt": "a cat", "num_inference_steps": 2, "height": 32, "width": 32, "output_type": "pt"}
+    pictures = [pipe(**call, generator=seeds(1)[0]).images for pipe in (stock, back)]
+    assert torch.equal(*pictures)
