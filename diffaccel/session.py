@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from diffaccel.branch import Part
 from diffaccel.clock import RunClock
@@ -151,9 +152,16 @@ class Session:
             self._decide_all(context, decisions, inputs)
         for active in self.active:
             active.state.begin(context.rows, inputs.rows, self._forced is not None, self.clock.total)
-        output = forward(**inputs.values)
+        with record_function(self._decision()):
+            output = forward(**inputs.values)
         self.tally.inner(inputs, [active.state for active in self.active])
         return output
+
+    def _decision(self) -> str:
+        """What this call does, as a profiler's trace shows it."""
+        reusing = [active.part.branch for active in self.active if not active.state.compute]
+        replayed = [name for branch in reusing for name in branch.modules[-1:]]
+        return f"diffaccel: replay {', '.join(replayed)}" if replayed else "diffaccel: compute"
 
     def _decide_all(self, context: Context, decisions: tuple[bool, ...] | None, inputs: Inputs) -> None:
         """Decide for each part whether it computes in a call with all rows."""
