@@ -11,7 +11,6 @@ from diffaccel.measure import compare
 from diffaccel.measure.machine import machine
 from diffaccel.measure.memory import watch_cache
 from diffaccel.measure.timing import interleaved
-from diffaccel.pipelines import StreamDiffusionPipeline
 from pipeline_docs.pages import Page
 
 LABEL, SHOWN = 18, 4
@@ -49,14 +48,14 @@ def examine(page: Page, rounds: int) -> tuple[dict[str, Any], Image.Image]:
 
 def _draw(pipe: Any, call: dict[str, Any]) -> list[Image.Image]:
     """Pictures from the same noise each time; frames of a video."""
-    seeded = {} if isinstance(pipe, StreamDiffusionPipeline) else {"generator": torch.Generator().manual_seed(0)}
+    seeded = {} if hasattr(pipe, "stream") else {"generator": torch.Generator().manual_seed(0)}
     output = pipe(**call, **seeded)
     return list(output.frames[0] if "frames" in output else output.images)
 
 
 def _cost(pipe: Any, call: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """Multiply-accumulates that a variant saves, and the most bytes that it stores."""
-    if isinstance(pipe, StreamDiffusionPipeline) or not more:
+    if hasattr(pipe, "stream") or not more:
         return {"saved": None, "cache_bytes": None}
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     handle = pipe.enable_feature_cache(more.get("cache"), guidance=more.get("guidance"), gate=more.get("gate"))
