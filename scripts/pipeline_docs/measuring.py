@@ -42,7 +42,7 @@ def examine(page: Page, rounds: int) -> tuple[dict[str, Any], Image.Image]:
         } | _cost(pipe, call, more)
     step = 4 if "frames" in names else 1
     shown = {"input": names["inputs"]} if "inputs" in names else {}
-    shown |= {name: images[::step][:SHOWN] for name, images in pictures.items()}
+    shown |= {name: pictures[name][::step][:SHOWN] for name in added}
     return {"machine": asdict(machine()), "rounds": rounds, "rows": rows}, _sheet(shown)
 
 
