@@ -1,7 +1,8 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -111,6 +112,14 @@ def parse_cache(spec: str) -> tuple[Any, ...]:
     from diffaccel import methods
 
     return tuple(methods.parse(part) for part in re.split(r"\+(?=\s*[a-z])", spec))
+
+
+def write_cache(methods: Iterable[Any]) -> str:
+    """The text that `parse_cache` reads as `methods`; profiles are written out, without their evidence."""
+    from diffaccel.methods import Profile
+
+    plain = (Profile(replace(m.loaded, evidence=None)) if isinstance(m, Profile) else m for m in methods)
+    return " + ".join(method.to_text() for method in plain) or "none"
 
 
 @lru_cache

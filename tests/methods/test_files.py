@@ -1,0 +1,49 @@
+"""One function reads every JSON file that asks for methods, and its answer can be written out as text."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diffaccel.batch.settings import parse_cache, write_cache
+from diffaccel.methods import CalibratedCache, DeepCache, KindSteps, Profile, TGate, load_methods
+from diffaccel.methods.calibrated_cache import Calibration
+from diffaccel.methods.profile import Evidence, Recipe, Reuse
+
+CALIBRATION = Calibration("Net", "abc", 8, 0.1, (KindSteps("self_attention", (0, 3)), KindSteps("feed_forward", (0,))))
+METHODS = (DeepCache(interval=5, branch=1), TGate())
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "methods"),
+    [
+        (CALIBRATION.to_dict(), (CalibratedCache(CALIBRATION),)),
+        (METHODS[0].to_dict(), METHODS[:1]),
+        ([method.to_dict() for method in METHODS], METHODS),
+        ({"methods": [method.to_dict() for method in METHODS]}, METHODS),
+    ],
+    ids=["calibration", "method", "list", "methods"],
+)
+def test_methods_of_a_file_and_their_text(tmp_path: Path, values: object, methods: tuple[object, ...]) -> None:
+    loaded = load_methods(write(tmp_path / "p.json", values))
+    assert loaded == methods
+    assert parse_cache(write_cache(loaded)) == methods
+
+
+def test_a_recipe_is_written_out_without_its_evidence(tmp_path: Path) -> None:
+    recipe = Recipe("Net", "abc", "Sampler", "def", 4, (Reuse(1, "output"), Reuse(2, "branch 0", (2.0, -1.0))))
+    evidence = Evidence("min_psnr 30", True, 0.5, 31.0, 0.9, 32.0, account="tried a + b")
+    replace(recipe, evidence=evidence).save(tmp_path / "p.json")
+    assert parse_cache(write_cache(load_methods(tmp_path / "p.json"))) == (Profile(recipe),)
+
+
+@pytest.mark.parametrize("values", [3, {"type": "nothing"}, {"interval": 3}, {"type": "uniform"}, [[]]])
+def test_other_files_are_refused_by_name(tmp_path: Path, values: object) -> None:
+    with pytest.raises(ValueError, match=r"p\.json holds neither a calibration nor methods"):
+        load_methods(write(tmp_path / "p.json", values))
