@@ -45,7 +45,7 @@ _ROWS = (
             steps=20,
             guidance_scale=2.0,
             scheduler="dpm++",
-            cache="deepcache:interval=3,branch=0",
+            cache="deepcache:interval=3,branch=0,forecast=taylor(1)",
             width=128,
             height=128,
         ),

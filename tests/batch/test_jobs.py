@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from diffaccel import models
 from diffaccel.batch.jobs import Job, Plan, Source, batches, plan_jobs, row_id, shard
 from diffaccel.batch.readers import BadRow
 from diffaccel.batch.settings import Row, Settings
@@ -29,7 +30,7 @@ def test_a_bundled_lora_brings_its_own_defaults() -> None:
 
 
 def test_bundled_model_is_cached_by_default() -> None:
-    assert plan(Row(prompt="a"), model="emoji-sd").jobs[0].cache == "deepcache:interval=3,branch=0"
+    assert plan(Row(prompt="a"), model="emoji-sd").jobs[0].cache == models.defaults("emoji-sd")["cache"]
 
 
 @pytest.mark.parametrize(("steps", "cached"), [(None, True), (10, True), (9, False)])
