@@ -22,6 +22,10 @@ class Hook(ModelHook):  # type: ignore[misc]
         """Run the forward that this hook wraps."""
         return self.fn_ref.original_forward(*args, **kwargs)
 
+    def wrap(self, forward: Any) -> None:
+        """Have `original` run another forward. Only after the hook was registered."""
+        self.fn_ref.original_forward = forward
+
 
 class ContextName(StateManager):  # type: ignore[misc]
     """Learns the name that a pipeline gives its current call through `model.cache_context(name)`; None outside one."""

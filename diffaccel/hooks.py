@@ -5,7 +5,7 @@ carries at most one of ours, registered last and removed first, because diffuser
 the middle of a chain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from diffaccel.session import Session
 from diffaccel.state import ActivePart, copied, placeholder
 
 HOOK = "diffaccel"
+COMPILED = "_compiled_call_impl"  # what torch.nn.Module.compile leaves on a module
 
 
 class ScheduleHook(Hook):
@@ -112,21 +113,55 @@ class ReplayHook(Hook):
 
 @dataclass(frozen=True)
 class _Attached:
-    """One module that carries our hook, and what it had before."""
+    """One module that carries our hook, and what it had before.
+
+    A module that was compiled in place runs its compiled code beneath the hook, which stays outside of it.
+    """
 
     name: str
     module: torch.nn.Module
-    hook: Hook
-    had_forward: bool
     had_registry: bool
+    forward: Callable[..., Any] | None
+    compiled: Callable[..., Any] | None
+
+    @classmethod
+    def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> "_Attached":
+        """Put a hook on a module."""
+        own = module.__dict__
+        item = cls(name, module, REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED))
+        registry_of(module).register_hook(hook, HOOK)
+        if item.compiled is not None:
+            hook.wrap(_beneath(module, item.compiled, item.forward))
+            own[COMPILED] = None
+        return item
 
     def remove(self) -> None:
         """Take the hook off and leave the module's attributes as they were."""
         registry_of(self.module).remove_hook(HOOK, recurse=False)
-        if not self.had_forward:
+        for attribute, value in (("forward", self.forward), (COMPILED, self.compiled)):
+            if value is not None:
+                self.module.__dict__[attribute] = value
+        if self.forward is None:
             self.module.__dict__.pop("forward", None)
         if not self.had_registry and not hooks_of(self.module):
             self.module.__dict__.pop(REGISTRY_ATTRIBUTE, None)
+
+
+def _beneath(
+    module: torch.nn.Module, compiled: Callable[..., Any], before: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """Runs a module's compiled code as if the module had the forward that it had before our hook."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        hooked = module.__dict__.pop("forward")
+        if before is not None:
+            module.__dict__["forward"] = before
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            module.__dict__["forward"] = hooked
+
+    return run
 
 
 class Attachment:
@@ -161,7 +196,10 @@ class Attachment:
 
     def _attach_all(self) -> None:
         """Put one hook on each module of each part, and the schedule's on the denoiser last."""
-        for name, hook in _hooks(self.session.active, self.model):
+        hooks = list(_hooks(self.session.active, self.model))
+        _require_outside(self.model, [name for name, _ in hooks])
+        _require_whole(self.model, self.session.active)
+        for name, hook in hooks:
             self._attach(name, hook)
         self._attach("", ScheduleHook(self.session))
         self._refresh()
@@ -169,10 +207,8 @@ class Attachment:
     def _attach(self, name: str, hook: Hook) -> None:
         """Put `hook` on the module called `name`."""
         module = self.model.get_submodule(name)
-        item = _Attached(name, module, hook, "forward" in module.__dict__, REGISTRY_ATTRIBUTE in module.__dict__)
-        registry_of(module).register_hook(hook, HOOK)
+        self._attached.append(_Attached.put(name, module, hook))
         self._forwards[name] = module.forward
-        self._attached.append(item)
 
     def _require_top(self, item: _Attached) -> None:
         """Check that our hook is the outermost thing on the module's forward."""
@@ -190,6 +226,30 @@ class Attachment:
         """Let diffusers find the changed set of hooks."""
         if REGISTRY_ATTRIBUTE in self.model.__dict__:
             registry_of(self.model).invalidate_child_registries_cache()
+
+
+def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
+    """Refuse to decide within blocks that are compiled, where each block and each decision would be compiled anew."""
+    compiled = {name for name, module in model.named_modules() if name and module.__dict__.get(COMPILED) is not None}
+    for name in names:
+        parents = [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
+        inside = next((parent for parent in parents if parent in compiled), None)
+        if inside is not None:
+            raise RuntimeError(
+                f"{inside!r} was compiled as a block, and {name!r} within it is to be replayed: compile the network's "
+                "forward instead, before accelerate(): model.forward = torch.compile(model.forward, fullgraph=True), "
+                "or use a method that replays whole blocks or layers, such as DeepCache or DeltaCache"
+            )
+
+
+def _require_whole(model: torch.nn.Module, parts: Sequence[ActivePart]) -> None:
+    """Refuse to read a value in the middle of a forward that is compiled in one piece."""
+    measured = any(isinstance(active.part.branch, Residual) and active.part.branch.front for active in parts)
+    if measured and hasattr(model.forward, "_torchdynamo_orig_callable"):
+        raise RuntimeError(
+            "the network's forward was compiled as a whole, and BlockCache decides in the middle of it from a value on "
+            "the device: compile the blocks instead, with model.compile_repeated_blocks(fullgraph=True)"
+        )
 
 
 def _hooks(parts: Sequence[ActivePart], model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:

@@ -7,11 +7,21 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from peft import LoraConfig
+from test_cost import transformer
 from tiny_networks import generate, pipeline, sd_unet
 from torch._dynamo.testing import CompileCounter
 
 from diffaccel.accelerate import accelerate
-from diffaccel.methods import DeepCache, FeatureInheritance, ResidualGuidance, TextKVCache, TGate
+from diffaccel.methods import (
+    BlockCache,
+    DeepCache,
+    DeltaCache,
+    FeatureInheritance,
+    IntervalCache,
+    ResidualGuidance,
+    TextKVCache,
+    TGate,
+)
 
 REUSE = DeepCache(interval=3, branch=1)
 NEVER = DeepCache(interval=1, branch=1)
@@ -51,6 +61,62 @@ def test_compiled_blocks(pipe: Any, counter: CompileCounter) -> None:
     with accelerate(pipe, REUSE):
         assert torch.equal(generate(pipe), expected)
     assert counter.frame_count <= 3
+
+
+FLUX = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
+
+@FLUX
+@pytest.mark.parametrize(("method", "graphs"), [(DeltaCache(interval=3, gate=2), 3), (BlockCache(threshold=0.3), 8)])
+def test_compiled_blocks_of_a_transformer(method: Any, graphs: int, counter: CompileCounter) -> None:
+    model, calls = transformer("FluxTransformer2DModel")
+    with accelerate(model, method):
+        expected = outputs(model, calls)
+    model.compile_repeated_blocks(backend=counter, fullgraph=True)
+    before = [dict(module.__dict__) for module in model.modules()]
+    with accelerate(model, method) as handle:
+        for ours, theirs in zip(outputs(model, calls), expected, strict=True):
+            assert torch.equal(ours, theirs)
+        assert handle.report().replayed > 0
+    assert counter.frame_count <= graphs  # rows that compute alone have shapes of their own
+    assert [dict(module.__dict__).keys() for module in model.modules()] == [x.keys() for x in before]
+    assert all(
+        module._compiled_call_impl is x.get("_compiled_call_impl")
+        for module, x in zip(model.modules(), before, strict=True)
+    )
+
+
+@FLUX
+def test_compiled_forward_of_a_transformer(counter: CompileCounter) -> None:
+    model, calls = transformer("PixArtTransformer2DModel")
+    method = IntervalCache(interval=3, total=len(calls))
+    with accelerate(model, method):
+        expected = outputs(model, calls)
+    model.forward = torch.compile(model.forward, backend=counter, fullgraph=True)
+    with accelerate(model, method):
+        assert all(torch.equal(a, b) for a, b in zip(outputs(model, calls), expected, strict=True))
+    assert counter.frame_count <= 3
+
+
+@FLUX
+def test_what_cannot_be_compiled_together_is_refused(pipe: Any, counter: CompileCounter) -> None:
+    model, _ = transformer("FluxTransformer2DModel")
+    forward = model.forward
+    model.forward = torch.compile(forward, backend=counter)
+    with pytest.raises(RuntimeError, match="BlockCache decides in the middle of it from a value on the device"):
+        accelerate(model, BlockCache())
+    del model.forward
+    model.compile_repeated_blocks(backend=counter)
+    with pytest.raises(RuntimeError, match=r"'transformer_blocks.0' was compiled as a block, and 'transformer_blocks"):
+        accelerate(model, IntervalCache(total=6))
+    pipe.unet.compile_repeated_blocks(backend=counter)
+    with pytest.raises(RuntimeError, match=r"within it is to be replayed: compile the network's forward instead"):
+        accelerate(pipe, TextKVCache())
+
+
+def outputs(model: Any, calls: Any) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(**call).sample for call in calls]
 
 
 def add_lora(pipe: Any) -> None:
