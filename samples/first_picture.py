@@ -1,6 +1,6 @@
 """Draw one picture twice, plainly and with cached features, and save both side by side.
 
-    python samples/first_picture.py "a red heart"
+python samples/first_picture.py "a red heart"
 """
 
 import sys

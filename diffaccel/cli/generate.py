@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
 DEFAULT_MODEL = "emoji-sd"
-DEFAULT_CACHE = "deepcache:interval=3,branch=0"
+DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
 @click.command("generate", short_help="Render prompts into a folder of pictures.")

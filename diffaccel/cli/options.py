@@ -54,7 +54,7 @@ _OPTIONS = (
     click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
-    click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [deepcache:interval=3,branch=0]"),
+    click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [UNets: DeepCache, forecast]"),
     click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
     _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
     click.option("--init-image", metavar="PICTURE", help="Start from this picture instead of noise."),

@@ -21,8 +21,8 @@ class EncoderPropagation(Method):
 
     The paper also runs the decoder of several non-key steps as one batch (its parallel denoising), which shortens the
     wait on a device that one step does not fill. Here each runs when the sampler asks for it: a sampler asks for one
-    prediction at a time, and a batch made ahead would have to guess its coming timesteps, prompts and ControlNet scales,
-    which callbacks may change between steps. The number of operations is the same; pictures do not differ.
+    prediction at a time, and a batch made ahead would have to guess its coming timesteps, prompts and ControlNet
+    scales, which callbacks may change between steps. The number of operations is the same; pictures do not differ.
 
     Args:
         schedule: the key steps; None takes the paper's, 0 1 2 3 5 10 15 25 35 of 50, stretched to the run.
