@@ -108,7 +108,7 @@ def tuned_section(results: list[dict[str, Any]]) -> str:
         "caches without forecasts, fewer steps, each at the most generous setting that the budget allows; with a "
         "forecast, DeepCache itself comes close to a profile, see the table above. Over all rows: "
         f"{mean(gains):+.1f} dB on average, {min(gains):+.1f} dB at the least. Calibration and three searches took "
-        f"{max(seconds):.0f} minutes at most, on {' or '.join(map(str, prompts))} prompts.\n",
+        f"{max(seconds):.0f} minutes at most, on {', '.join(map(str, prompts))} prompts.\n",
         "| network | sampler | budget | tuned, dB | best fixed, dB | gain | which |",
         "|---|---|--:|--:|--:|--:|---|",
     ]
