@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,8 @@ from diffaccel.methods import Method
 from diffaccel.plan import Plan, companion_plan, plan
 from diffaccel.report import Report, summarize
 from diffaccel.session import Forced, Session
+
+OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 
 
 def accelerate(pipe_or_model: Any, *methods: Method, guided: bool | None = None) -> "Handle":
@@ -67,6 +70,7 @@ class Handle:
         self._costs: list[CostModel] = []
         self._attachments: list[Attachment] = []
         self._detached = False
+        self._host = host
         plans = [(model, plan(model, methods)) for model in denoisers]
         followers = [(model, companion_plan(model, denoisers[0], methods)) for model in companions]
         try:
@@ -78,6 +82,7 @@ class Handle:
         except BaseException:
             self.detach()
             raise
+        self._follow_offload()
 
     def _attach(self, model: torch.nn.Module, planned: Plan, session: Session) -> None:
         """Put a session on a network."""
@@ -92,7 +97,20 @@ class Handle:
         """
         for attachment in reversed(self._attachments):
             attachment.remove()
+        for name in OFFLOADS if self._host.pipe is not None else ():
+            vars(self._host.pipe).pop(name, None)
         self._detached = True
+
+    def _follow_offload(self) -> None:
+        """Stay above CPU offload's hooks, which a pipeline puts on anew at the end of each call."""
+        for name in OFFLOADS:
+            if hasattr(self._host.pipe, name):
+                vars(self._host.pipe)[name] = partial(self._offload, name)
+
+    def _offload(self, name: str, *args: Any, **kwargs: Any) -> None:
+        pipe = self._host.pipe
+        with self.suspended():
+            getattr(type(pipe), name)(pipe, *args, **kwargs)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -112,6 +130,7 @@ class Handle:
         finally:
             self._attachments = [Attachment(a.model, a.session) for a in self._attachments]
             self._detached = False
+            self._follow_offload()
 
     def reset(self) -> None:
         """Forget all features, so that the next network call starts a run. The report's totals stay."""

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -77,7 +77,6 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
     stock_class: ClassVar[type[DiffusionPipeline] | None] = None
     _optional_components: ClassVar[list[str]] = []
     _feature_cache: Handle | None = None
-    _call_cache: Handle | None = None
     _last_report: Report | None = None
 
     def __init_subclass__(cls, stock: tuple[type[DiffusionPipeline], ...] = (), **kwargs: Any) -> None:
@@ -206,26 +205,8 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "guidance and gate out"
             )
         with accelerate(self, *methods) as handle:
-            self._call_cache = handle
-            try:
-                yield
-                self._last_report = handle.report()
-            finally:
-                self._call_cache = None
-
-    def _suspended(self) -> AbstractContextManager[None]:
-        handle = self._call_cache or self._feature_cache
-        return nullcontext() if handle is None else handle.suspended()
-
-    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, which does so again after each call; caches stay above its hooks."""
-        with self._suspended():
-            super().enable_model_cpu_offload(*args, **kwargs)
-
-    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; caches stay above its hooks."""
-        with self._suspended():
-            super().enable_sequential_cpu_offload(*args, **kwargs)
+            yield
+            self._last_report = handle.report()
 
     def __call__(
         self,

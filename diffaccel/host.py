@@ -22,6 +22,11 @@ class Host:
         self._guided = guided
 
     @property
+    def pipe(self) -> Any:
+        """The pipeline, while it lives."""
+        return self._pipe()
+
+    @property
     def scheduler(self) -> Any:
         """The pipeline's current scheduler."""
         return getattr(self._pipe(), "scheduler", None)

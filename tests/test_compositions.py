@@ -164,6 +164,21 @@ def test_hooks_of_model_offload(pipe: Any) -> None:
     assert torch.equal(generate(pipe), plain)
 
 
+def test_model_offload_of_a_whole_pipeline(pipe: Any) -> None:
+    expected, plain = reused(pipe), generate(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    with accelerate(pipe, REUSE) as handle:
+        for _ in range(2):  # at the end of a call the pipeline puts its hooks on anew
+            assert torch.equal(generate(pipe), expected)
+        pipe.enable_model_cpu_offload(device="cpu")
+        assert torch.equal(generate(pipe), expected)
+        assert handle.report().replayed == 12
+    assert torch.equal(generate(pipe), plain)
+    pipe.remove_all_hooks()
+    assert "enable_model_cpu_offload" not in vars(pipe)
+    assert torch.equal(generate(pipe), plain)
+
+
 def image_pipeline(pipe: Any, scheduler: Any) -> Any:
     other = StableDiffusionImg2ImgPipeline(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
