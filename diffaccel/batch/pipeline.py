@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from diffaccel.models import ModelError, ModelSource, choose_device, choose_dtype, find_vae, load, load_vae
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
 
 RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
@@ -34,7 +33,7 @@ def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: P
     components = {}
     if vae is not None:
         _require_same_latents(source, vae)
-        device = torch.device("cpu") if placement.device_map else choose_device(placement.device)
+        device = choose_device("cpu" if placement.device_map else placement.device)
         components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device)
     pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
     if placement.compiled:
@@ -42,8 +41,10 @@ def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: P
     return pipe
 
 
-def devices(placement: Placement, processes: int = 1) -> list[torch.device]:
+def devices(placement: Placement, processes: int = 1) -> "list[torch.device]":
     """The accelerators that a run on this machine uses, or its CPU."""
+    import torch
+
     chosen = choose_device(placement.device)
     if chosen.type == "cpu" or (processes == 1 and placement.device_map != "balanced"):
         return [chosen]
@@ -66,6 +67,8 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
 
 def _compile(pipe: "DiffusionPipeline") -> None:
     """Compile the denoiser's forward, which leaves room for hooks around it and on the modules in it."""
+    import torch
+
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     denoiser.forward = torch.compile(denoiser.forward)
