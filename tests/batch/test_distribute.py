@@ -11,6 +11,7 @@ import pytest
 from diffaccel import models
 from diffaccel.batch.distribute import Part, Processes, WorkerError, rank, render_part, split
 from diffaccel.batch.jobs import Job
+from diffaccel.batch.pipeline import Placement
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
 
 JOBS = tuple(
@@ -34,7 +35,7 @@ def test_split_deals_full_batches(tiny_sd: Path, count: int) -> None:
     sizes = [len(each.jobs) for each in parts]
     assert max(sizes) - min(sizes) <= 2
     assert len(parts) == min(count, 8)
-    assert all(each.device is None for each in parts)
+    assert all(each.placement.device is None for each in parts)
 
 
 def test_rank_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,5 +76,5 @@ def test_a_process_that_always_dies_is_fatal(tmp_path: Path, tiny_sd: Path, monk
 
 def test_model_error_of_a_process_is_the_runs(tmp_path: Path, tiny_sd: Path) -> None:
     with OutputFolder(tmp_path) as folder, pytest.raises(models.ModelError, match="no device 'cuda'"):
-        Processes(folder, lambda record: None)(part(tiny_sd, device="cuda"), 1)
+        Processes(folder, lambda record: None)(part(tiny_sd, placement=Placement(device="cuda")), 1)
     assert not multiprocessing.active_children()
