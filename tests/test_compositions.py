@@ -23,6 +23,8 @@ from diffaccel.methods import (
     TGate,
 )
 
+pytestmark = pytest.mark.slow
+
 REUSE = DeepCache(interval=3, branch=1)
 NEVER = DeepCache(interval=1, branch=1)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageStat
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

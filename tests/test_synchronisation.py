@@ -24,6 +24,8 @@ from diffaccel.methods import (
 )
 from diffaccel.schedule import BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
 
+pytestmark = pytest.mark.slow
+
 CALLS = 6
 SCHEDULES = [
     Uniform(3),

@@ -14,6 +14,8 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.pipeline import Placement
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
 
+pytestmark = pytest.mark.slow
+
 JOBS = tuple(
     Job(id=f"j{number}", prompt=f"p{number}", seed=number, model="m", dtype="float32", steps=2 + number % 2)
     for number in range(14)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from diffaccel.batch.store import read_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def accept() -> None:
     """A shell's background job ignores Ctrl-C, and so would its children."""

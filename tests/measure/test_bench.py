@@ -27,6 +27,8 @@ from diffaccel.measure.report import Setting, write_report
 from diffaccel.measure.trace import write_trace
 from diffaccel.measure.workload import Workload
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 WORKLOAD = Workload(("ab", "cd"), (0,), {"num_inference_steps": STEPS})
 

@@ -11,6 +11,8 @@ from PIL import Image
 from pipeline_docs.pages import PAGES, Page
 from pipeline_docs.writing import markdown
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 FILES = sorted(file.stem for file in (ROOT / "pipelines").glob("*.py") if file.stem != "__init__")

@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import av
+import pytest
 import stream_pipelines
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 VIDEO = ROOT / "samples" / "drawing.mp4"

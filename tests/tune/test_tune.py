@@ -24,6 +24,8 @@ from diffaccel.tune.calibration import Calibrated, calibrate
 from diffaccel.tune.picture import rows_of
 from diffaccel.tune.space import COMPUTE, Choice, fixed_plans, neighbours, plan_of, space_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 PROMPTS = ("ab", "cd", "efg")
 
