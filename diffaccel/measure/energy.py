@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from diffaccel.measure.timing import synchronize
+from diffaccel.nvml import millijoules
 
 
 def joules(run: Callable[[], Any]) -> float | None:
@@ -20,21 +21,13 @@ def joules(run: Callable[[], Any]) -> float | None:
     start = meter()
     run()
     synchronize()
-    return (meter() - start) / 1000
+    end = meter()
+    return None if start is None or end is None else (end - start) / 1000
 
 
-def _meter() -> Callable[[], int] | None:
-    """Reads the counter of the current device in millijoules (NVML, Volta and later); None where there is none."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
+def _meter() -> Callable[[], int | None] | None:
+    """Reads the counter of the current device in millijoules; None where there is none."""
+    if not torch.cuda.is_available():
         return None
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(None))
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
-    except pynvml.NVMLError:
-        return None
-    return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(device))
+    current = [torch.device("cuda", torch.cuda.current_device())]
+    return None if millijoules(current) is None else lambda: millijoules(current)
