@@ -77,26 +77,30 @@ def generate(pipe: DiffusionPipeline, prompts: list[str], seeds: int, steps: int
     return torch.cat(result).cpu().float() * 2 - 1
 
 
-def evaluate_autoencoder(args: argparse.Namespace) -> dict[str, float]:
-    """PSNR on held-out drawings, in both styles, on white."""
+def held_out(args: argparse.Namespace) -> torch.Tensor:
+    """Held-out drawings in both styles, on white, (n, 3, 128, 128) in [-1, 1]."""
     _, test = split(args.data)
-    pictures = compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], np.ones(3, np.float32)) for rgba in test])
+    return compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], np.ones(3, np.float32)) for rgba in test])
+
+
+def evaluate_autoencoder(args: argparse.Namespace) -> dict[str, float]:
+    """PSNR on held-out drawings."""
+    pictures = held_out(args)
     vae = diffaccel.models.load("emoji-sd").vae
-    return {"psnr": psnr(vae, pictures).item(), "drawings": float(len(test))}
+    return {"psnr": psnr(vae, pictures).item(), "drawings": float(len(pictures))}
 
 
 def evaluate_small_autoencoder(args: argparse.Namespace) -> dict[str, float]:
     """The same for the small one, alone and with one half of the large one, whose latents it shares."""
-    large = evaluate_autoencoder(args)
-    _, test = split(args.data)
-    pictures = compose([([place(rgba, 1.0, 0.0, 0.0, 0.0)], np.ones(3, np.float32)) for rgba in test])
+    pictures = held_out(args)
     vae = diffaccel.models.load("emoji-sd").vae
     small = diffaccel.models.load_vae("emoji-vae-small", dtype=torch.float32, device=torch.device("cpu"))
-    result = {"psnr": psnr(small, pictures).item(), "psnr_of_the_large_one": large["psnr"]}
+    result = {"psnr": psnr(small, pictures).item(), "psnr_of_the_large_one": psnr(vae, pictures).item()}
     own_encoder, vae.encoder = vae.encoder, small.encoder
     result["psnr_small_encoder_large_decoder"] = psnr(vae, pictures).item()
     vae.encoder, vae.decoder = own_encoder, small.decoder
-    return {**result, "psnr_large_encoder_small_decoder": psnr(vae, pictures).item(), "drawings": large["drawings"]}
+    small_decoder = psnr(vae, pictures).item()
+    return {**result, "psnr_large_encoder_small_decoder": small_decoder, "drawings": float(len(pictures))}
 
 
 def evaluate_clip(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
