@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffaccel.accelerate import Handle, accelerate
 from diffaccel.methods import Method
 
 Attach = Callable[[Any], AbstractContextManager[Handle | None]]
+WARMUP = 1  # calls that cache-dit computes first: as many as the block caches here
 
 
 @dataclass(frozen=True)
@@ -48,33 +50,34 @@ def peers(pipe: Any) -> list[Candidate]:
     """The installed packages that are made for such a pipeline, in usual settings, and diffusers' own cache."""
     if getattr(pipe, "transformer", None) is None:
         rows = {
-            "DeepCache": [Candidate(f"DeepCache 1:{n}", "peer", _deepcache(n)) for n in (2, 3, 5)],
+            "DeepCache": [
+                Candidate(f"DeepCache 1:{n}", "peer", partial(deepcache_package, interval=n)) for n in (2, 3, 5)
+            ],
             "tomesd": [Candidate("tomesd 0.5", "peer", _tomesd)],
         }
     else:
         rows = {
-            "cache_dit": [Candidate(f"cache-dit {t:g}", "peer", _cache_dit(t)) for t in (0.1, 0.3)],
+            "cache_dit": [
+                Candidate(f"cache-dit {t:g}", "peer", partial(cache_dit, threshold=t, warmup=WARMUP))
+                for t in (0.1, 0.3)
+            ],
             "diffusers": [Candidate(f"diffusers FirstBlockCache {t:g}", "peer", _first_block(t)) for t in (0.1, 0.3)],
         }
     return [candidate for package, known in rows.items() if find_spec(package) for candidate in known]
 
 
-def _deepcache(interval: int) -> Attach:
-    """The DeepCache package at branch 0."""
+@contextmanager
+def deepcache_package(pipe: Any, interval: int, branch: int = 0) -> Iterator[Any]:
+    """The authors' DeepCache package. Yields its helper, which holds what is stored."""
+    from DeepCache import DeepCacheSDHelper
 
-    @contextmanager
-    def attach(pipe: Any) -> Iterator[None]:
-        from DeepCache import DeepCacheSDHelper
-
-        helper = DeepCacheSDHelper(pipe=pipe)
-        helper.set_params(cache_interval=interval, cache_branch_id=0)
-        helper.enable()
-        try:
-            yield
-        finally:
-            helper.disable()
-
-    return attach
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=branch)
+    helper.enable()
+    try:
+        yield helper
+    finally:
+        helper.disable()
 
 
 @contextmanager
@@ -89,23 +92,23 @@ def _tomesd(pipe: Any) -> Iterator[None]:
         tomesd.remove_patch(pipe)
 
 
-def _cache_dit(threshold: float) -> Attach:
-    """cache-dit's dual-block cache with one front block, as many warm-up calls as blocks caches here have."""
+@contextmanager
+def cache_dit(pipe: Any, threshold: float, warmup: int, **settings: Any) -> Iterator[None]:
+    """cache-dit's dual-block cache with one front block and none at the back; more `settings` are its own."""
+    import cache_dit as package
 
-    @contextmanager
-    def attach(pipe: Any) -> Iterator[None]:
-        import cache_dit
-
-        config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=threshold, max_warmup_steps=1
-        )
-        cache_dit.enable_cache(pipe, cache_config=config)
-        try:
-            yield
-        finally:
-            cache_dit.disable_cache(pipe)
-
-    return attach
+    config = package.DBCacheConfig(
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=threshold,
+        max_warmup_steps=warmup,
+        **settings,
+    )
+    package.enable_cache(pipe, cache_config=config)
+    try:
+        yield
+    finally:
+        package.disable_cache(pipe)
 
 
 def _first_block(threshold: float) -> Attach:

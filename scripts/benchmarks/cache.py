@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 from benchmarks.overhead import host_overhead, reads_values
-from benchmarks.peers import Attach, deepcache_package, stored_bytes
+from benchmarks.peers import Attach, stored_bytes
 from benchmarks.quality import against_fewer_steps
 from benchmarks.tables import Tables, markdown
 
@@ -20,6 +20,7 @@ from benchmarks import shapes
 from diffaccel import DeepCache, accelerate
 from diffaccel.macs import count_macs
 from diffaccel.measure import interleaved, machine, watch_cache
+from diffaccel.measure.candidates import deepcache_package
 
 INTERVALS = (2, 3, 5)
 

@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from benchmarks.peers import Attach, cache_dit, deepcache_package, first_block_cache
+from benchmarks.peers import Attach, first_block_cache
 from benchmarks.tables import Tables
 from diffusers import DDIMScheduler
 
@@ -27,6 +27,7 @@ from diffaccel import (
     calibrate,
 )
 from diffaccel.measure import Judge, Timing, captions, compare, interleaved
+from diffaccel.measure.candidates import cache_dit, deepcache_package
 from diffaccel.methods import Method
 from diffaccel.models import load
 
@@ -105,8 +106,8 @@ def peers_for(model: str, pipe: Any, steps: int) -> dict[str, Attach]:
     return {
         **peers,
         "diffusers FirstBlockCache(0.2)": partial(first_block_cache, pipe, 0.2),
-        "cache-dit F1B0(0.1)": partial(cache_dit, pipe, 0.1, steps, 3),
-        "cache-dit F1B0(0.2)": partial(cache_dit, pipe, 0.2, steps, 3),
+        "cache-dit F1B0(0.1)": partial(cache_dit, pipe, 0.1, 3, num_inference_steps=steps),
+        "cache-dit F1B0(0.2)": partial(cache_dit, pipe, 0.2, 3, num_inference_steps=steps),
     }
 
 
