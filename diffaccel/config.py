@@ -5,8 +5,10 @@ line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by
 """
 
 import ast
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 
@@ -77,6 +79,31 @@ class Config:
             raise ValueError(f"cannot build {name}: {error}; its fields are {', '.join(valid)}") from error
         assert isinstance(built, cls)
         return built
+
+
+class StoredConfig(Config):
+    """A configuration that travels as a JSON file; `_origin` says what it is and what writes it."""
+
+    _origin: ClassVar[str]
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else; the message names the file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path} is not {cls._origin}: {error}") from error
 
 
 def _is_concrete(cls: type[Config]) -> bool:

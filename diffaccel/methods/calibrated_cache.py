@@ -1,11 +1,11 @@
 """SmoothCache (arXiv 2411.10510): a calibration, made once per model, says when each kind of layer may be reused."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from diffaccel.branch import Branch, Part
-from diffaccel.config import Config, check, kind, number, whole
+from diffaccel.config import Config, StoredConfig, check, kind, number, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
@@ -29,7 +29,7 @@ class KindSteps(Config):
 
 
 @dataclass(frozen=True)
-class Calibration(Config):
+class Calibration(StoredConfig):
     """What `diffaccel.calibrate` measured. Made for one class and configuration of network, and one number of calls.
 
     Args:
@@ -39,6 +39,8 @@ class Calibration(Config):
         alpha: relative L1 error up to which an output may be reused.
         kinds: the computed calls of each kind of layer.
     """
+
+    _origin: ClassVar[str] = "a calibration written by diffaccel.calibrate"
 
     model: str
     fingerprint: str
@@ -53,25 +55,6 @@ class Calibration(Config):
         for item in self.kinds:
             check(isinstance(item, KindSteps), f"kinds of a calibration must be KindSteps; got {item!r}")
             check(item.steps[-1] < self.total, f"{item.kind} computes call {item.steps[-1]} of {self.total}")
-
-    def save(self, path: str | Path) -> None:
-        """Write the calibration as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Calibration":
-        """Read a calibration that `save` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not a calibration; the message names the file.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a calibration written by diffaccel.calibrate: {error}") from error
 
 
 @dataclass(frozen=True)

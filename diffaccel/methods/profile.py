@@ -1,17 +1,16 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.profiler import record_function
 
 from diffaccel.branch import Branch, Part
 from diffaccel.clock import RunClock
-from diffaccel.config import Config, check, whole
+from diffaccel.config import Config, StoredConfig, check, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError, fingerprint_of
 from diffaccel.forecast import Blend
 from diffaccel.host import Host
@@ -88,7 +87,7 @@ class Evidence(Config):
 
 
 @dataclass(frozen=True)
-class Recipe(Config):
+class Recipe(StoredConfig):
     """When what is reused, for one network, one sampler and one number of calls.
 
     Args:
@@ -100,6 +99,8 @@ class Recipe(Config):
         reuses: what is reused at each call; a call that is not named computes everything.
         evidence: what it was measured to give.
     """
+
+    _origin: ClassVar[str] = "a profile written by diffaccel tune"
 
     model: str
     fingerprint: str
@@ -128,25 +129,6 @@ class Recipe(Config):
     def parts(self) -> tuple[str, ...]:
         """All that is reused, the output aside, in an order that does not depend on the order of the recipe."""
         return tuple(sorted({reuse.what for reuse in self.reuses if reuse.what != OUTPUT}))
-
-    def save(self, path: str | Path) -> None:
-        """Write the recipe as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Recipe":
-        """Read a recipe that `save` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is not a recipe; the message names the file.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a profile written by diffaccel tune: {error}") from error
 
 
 @dataclass(frozen=True)
