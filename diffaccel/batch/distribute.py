@@ -6,12 +6,14 @@ the batch it was at: what it left is seen in the folder, and the rest is given t
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +124,8 @@ class _Worker:
         self.receiver, sender = context.Pipe(duplex=False)
         self.process = context.Process(target=_work, args=self.arguments(folder, sender))
         self.starts += 1
-        self.process.start()
+        with _deaf_to_ctrl_c():
+            self.process.start()
         sender.close()
 
     def arguments(self, folder: OutputFolder, sender: Connection) -> tuple[Any, ...]:
@@ -205,6 +208,19 @@ class Processes:
 
 
 @contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: the run's own process ends them."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def _reaped(workers: list[_Worker]) -> Iterator[None]:
     """Whatever happens, no process outlives the run; one may be stopped at any moment without harm to the folder."""
     try:
@@ -228,5 +244,3 @@ def _work(part: Part, folder: Path, name: tuple[int, int], sender: Connection) -
             sender.send(calls)
     except (StoreError, ModelError) as error:
         sender.send(type(error)(str(error)))
-    except KeyboardInterrupt:
-        pass

@@ -20,20 +20,20 @@ THUMBNAIL = 384
 _QUIET = ("prompt", "seed", "init_image")
 
 
-def write_sheet(folder: Path, records: Iterable[Record]) -> Path:
-    """Write the contact sheet of `records`, whose pictures lie in `folder`, and return its path.
+def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURES) -> Path:
+    """Write the contact sheet of the first `most` of `records`, whose pictures lie in `folder`, and return its path.
 
     Raises `StoreError` where it cannot be written.
     """
     records = [record for record in records if record.error or _exists(folder, record)]
-    shown = records[:MAX_PICTURES]
+    shown = records[:most]
     common = _common([record.settings for record in shown if not record.error])
     page = _template().render(
         title=_title(records),
         common=" · ".join(_label(key, value) for key, value in common.items()),
         cards=[_card(folder, record, common) for record in shown],
         column=420 if any(record.compare for record in shown) else 200,
-        footer=f"The first {MAX_PICTURES:,} of {len(records):,} pictures." if len(records) > MAX_PICTURES else "",
+        footer=f"The first {most:,} of {len(records):,} pictures." if len(records) > most else "",
     )
     path = folder / "index.html"
     with explained(folder):

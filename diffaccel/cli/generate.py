@@ -1,10 +1,9 @@
 """`diffaccel generate`: prompts in, a finished folder of pictures out."""
 
 import logging
-import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request, with_options
+from diffaccel.cli.signals import interruptible
 from diffaccel.cli.summary import Work, print_plan, print_summary
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
 DEFAULT_MODEL = "emoji-sd"
+IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted, which has seconds to end
 DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
@@ -37,15 +38,15 @@ def generate(request: Request) -> None:
     from diffaccel.batch.store import check_writable
 
     logging.basicConfig(format="%(message)s")
-    request = _ranked(request)
-    check_writable(request.output)
-    work = _plan(request)
-    if request.dry_run:
-        print_plan(request, work)
-        return
     with interruptible():
+        request = _ranked(request)
+        check_writable(request.output)
+        work = _plan(request)
+        if request.dry_run:
+            print_plan(request, work)
+            return
         summary, calls = _render(request, work)
-    print_summary(request, work, summary, calls)
+        print_summary(request, work, summary, calls)
     if summary.failed:
         raise click.exceptions.Exit(3)
 
@@ -171,9 +172,9 @@ def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
         bad = _record_bad_rows(folder, work.plan)
         try:
             summary, calls = _run(request, work, folder)
-        except BaseException:
+        except BaseException as error:
             with suppress(StoreError):
-                _write_sheet(request, work, bad)
+                _write_sheet(request, work, bad, IN_A_HURRY if isinstance(error, KeyboardInterrupt) else None)
             raise
         _write_sheet(request, work, bad)
         _export(request, work)
@@ -222,14 +223,15 @@ def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
     return records
 
 
-def _write_sheet(request: Request, work: Work, bad: "list[Record]") -> None:
+def _write_sheet(request: Request, work: Work, bad: "list[Record]", most: int | None = None) -> None:
     """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
-    from diffaccel.batch.sheet import write_sheet
+    from diffaccel.batch.sheet import MAX_PICTURES, write_sheet
     from diffaccel.batch.store import read_manifest
 
     asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
     records = read_manifest(request.output).values()
-    write_sheet(request.output, [record for record in records if record.status == "done" or record.id in asked])
+    shown = [record for record in records if record.status == "done" or record.id in asked]
+    write_sheet(request.output, shown, most or MAX_PICTURES)
 
 
 def _export(request: Request, work: Work) -> None:
@@ -262,17 +264,3 @@ def _show(bar: Any, record: "Record") -> None:
         bar.failed = getattr(bar, "failed", 0) + 1
         bar.set_postfix(failed=bar.failed, refresh=False)
     bar.update()
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: pictures under way are finished on disk, then exit 130."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -48,7 +48,7 @@ def video(
     """
     import logging
 
-    from diffaccel.cli.generate import interruptible
+    from diffaccel.cli.signals import interruptible
     from diffaccel.realtime.repaint import repaint
 
     logging.basicConfig(format="%(message)s")
