@@ -16,12 +16,13 @@ from PIL import Image
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.settings import SCHEDULERS, parse_cache, parse_guidance
+from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.text import TextMemory, encode_ahead
 from diffaccel.methods import Method
 from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
+from diffaccel.samplers import sampler
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -120,10 +121,7 @@ class Renderer:
 
     def _new_scheduler(self, name: str) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
-        import diffusers
-
-        chosen = type(self._scheduler) if name == "default" else getattr(diffusers, SCHEDULERS[name])
-        return chosen.from_config(self._scheduler.config)
+        return sampler(name, self._scheduler)
 
     def _set_lora(self, lora: str | None) -> None:
         if lora == self._lora:

@@ -1,29 +1,16 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from diffaccel.samplers import SCHEDULERS
+
 MAX_PROMPT_CHARACTERS = 10_000
-SCHEDULERS: Mapping[str, str] = MappingProxyType(
-    {
-        "ddim": "DDIMScheduler",
-        "ddpm": "DDPMScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "euler-a": "EulerAncestralDiscreteScheduler",
-        "heun": "HeunDiscreteScheduler",
-        "lcm": "LCMScheduler",
-        "pndm": "PNDMScheduler",
-        "tcd": "TCDScheduler",
-        "unipc": "UniPCMultistepScheduler",
-    }
-)
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]

@@ -85,10 +85,8 @@ class Subject:
 
     def load(self) -> Any:
         """The pipeline, with its scheduler."""
-        import diffusers
-
         from diffaccel import models
-        from diffaccel.batch.settings import SCHEDULERS
+        from diffaccel.samplers import SCHEDULERS, sampler
 
         name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
         if name not in (*SCHEDULERS, "default"):
@@ -96,7 +94,7 @@ class Subject:
         pipe = models.load(self.name, dtype=self.dtype, device=self.device)
         pipe.set_progress_bar_config(disable=True)
         if name != "default":
-            pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+            pipe.scheduler = sampler(name, pipe.scheduler)
         return pipe
 
 

@@ -1,0 +1,43 @@
+"""The samplers that have a short name, and a pipeline's change from one to another."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "lcm": "LCMScheduler",
+        "pndm": "PNDMScheduler",
+        "tcd": "TCDScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+)
+
+
+def sampler(name: str, like: Any) -> Any:
+    """A new scheduler for the noise schedule of another.
+
+    diffusers' DDIM and DDPM clip what they predict to [-1, 1] unless told otherwise, which is for pixels: latents are
+    clipped only where the model's own configuration says so.
+
+    Args:
+        name: one of `SCHEDULERS`, or "default" for a scheduler of the same class.
+        like: the scheduler whose configuration is taken over.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    import diffusers
+
+    if name not in (*SCHEDULERS, "default"):
+        raise ValueError(f"unknown scheduler {name!r}; one of default, {', '.join(SCHEDULERS)}")
+    if name == "default":
+        return type(like).from_config(like.config)
+    unclipped = {} if "clip_sample" in like.config else {"clip_sample": False}
+    return getattr(diffusers, SCHEDULERS[name]).from_config(like.config, **unclipped)
