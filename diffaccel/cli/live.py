@@ -118,9 +118,10 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
     """The network, warmed up, and what the page is told about it."""
     from dataclasses import replace
 
-    from diffaccel.realtime.hub import EngineStream, Hub
+    from diffaccel.realtime.hub import EngineStream, Hub, spare_a_core
     from diffaccel.realtime.settings import load_pipeline, picture_size
 
+    spare_a_core()
     pipe = load_pipeline(settings)
     width, height = picture_size(pipe, settings)
     with _open(pipe, settings) as engine:

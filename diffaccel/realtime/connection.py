@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from diffaccel.realtime import protocol
 from diffaccel.realtime.hub import Hub
-from diffaccel.realtime.session import Message, Notice, Session, Taken
+from diffaccel.realtime.session import Message, Notice, Session
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._notices: dict[str, Notice] = {}
         self._picture: protocol.Picture | None = None
-        self._taken: int | None = None
+        self._taken: protocol.Taken | None = None
         self._unshown: deque[int] = deque()
         self._wake = asyncio.Event()
         self.latest: bytes | None = None
@@ -51,8 +51,8 @@ class Connection:
             self._loop.call_soon_threadsafe(self._accept, message)
 
     def _accept(self, message: Message) -> None:
-        if isinstance(message, Taken):
-            self._taken = message.id
+        if isinstance(message, protocol.Taken):
+            self._taken = message
         elif isinstance(message, Notice):
             self._notices[message.type] = message
         else:
@@ -106,8 +106,8 @@ class Connection:
             await self._wake.wait()
             self._wake.clear()
             if self._taken is not None:
-                number, self._taken = self._taken, None
-                await self._socket.send_bytes(protocol.pack_mark(number))
+                taken, self._taken = self._taken, None
+                await self._socket.send_bytes(taken.pack())
             while self._notices:
                 notice = self._notices.pop(next(iter(self._notices)))
                 await self._socket.send_json({"type": notice.type, **notice.values})

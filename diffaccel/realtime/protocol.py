@@ -6,11 +6,13 @@ Little endian. ``id`` numbers are the client's own; the server only gives them b
                         SHOWN    u8 2, 3 unused, u32 id             this picture is on the screen: send another
                         {"type": "controls", "values": {...}}       change some controls
     server -> client    PICTURE  u8 1, u8 flags, 2 unused, u32 id, f32 network ms, f32 busy ms, JPEG
-                        TAKEN    u8 2, 3 unused, u32 id             frames up to this one are taken: send another
+                        TAKEN    u8 2, 3 unused, u32 id, f32 ms     frames up to this one are taken: send another,
+                                                                    as the network is free again in so many ms
                         {"type": "hello" | "controls" | "stats" | "problem", ...}
 
 Both sides keep at most `WINDOW` messages unacknowledged, so nothing piles up in any buffer between them. The server
-takes a frame the moment the network is free, or replaces it by a newer one.
+takes a frame the moment the network is free, or replaces it by a newer one. So a client that wants no frame to wait
+sends the next one just before the network is free, and a newer one if that was too early.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MOST_SCANS = 12
 
 _FRAME, _MARK = 1, 2
 _SMALL = struct.Struct("<BxxxI")
+_TAKEN = struct.Struct("<BxxxIf")
 _PICTURE = struct.Struct("<BBxxIff")
 _SKIPPED = 1
 
@@ -52,6 +55,28 @@ class Shown:
     """A client has shown the picture of this number, and every earlier one."""
 
     id: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Frames up to this number were taken by the network, or replaced by a newer one.
+
+    Attributes:
+        id: number of the frame.
+        free_ms: milliseconds until the network can probably take another one, from when this is sent.
+    """
+
+    id: int
+    free_ms: float
+
+    def pack(self) -> bytes:
+        """As it is sent."""
+        return _TAKEN.pack(_MARK, self.id, self.free_ms)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Taken:
+        """What `pack` made, for clients."""
+        return cls(*_TAKEN.unpack(data)[1:])
 
 
 @dataclass(frozen=True)
@@ -96,8 +121,8 @@ def pack_frame(number: int, jpeg: bytes) -> bytes:
     return _SMALL.pack(_FRAME, number) + jpeg
 
 
-def pack_mark(number: int) -> bytes:
-    """TAKEN or SHOWN, by direction."""
+def pack_shown(number: int) -> bytes:
+    """SHOWN, for clients."""
     return _SMALL.pack(_MARK, number)
 
 

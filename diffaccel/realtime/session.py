@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from diffaccel.realtime import protocol
 from diffaccel.realtime.metrics import Metrics, Tally
 from diffaccel.realtime.repaint import to_pixels
-from diffaccel.realtime.settings import Controls
+from diffaccel.realtime.settings import LONGEST_INTERVAL, Controls
 from diffaccel.stream.report import StreamOutput
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,6 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Frames up to this one were taken by the network or replaced by a newer one."""
-
-    id: int
-
-
-@dataclass(frozen=True)
 class Notice:
     """A JSON message; a newer one of the same type replaces one that waits to be sent."""
 
@@ -60,7 +54,7 @@ class Notice:
     values: dict[str, Any]
 
 
-Message = protocol.Picture | Taken | Notice
+Message = protocol.Picture | protocol.Taken | Notice
 Post = Callable[[Message], None]
 
 
@@ -88,14 +82,15 @@ class Session:
         self._stream: Stream | None = None
         self._count = self._not_finite = 0
         self._inside: dict[int, Arrived] = {}
-        self._last = monotonic()
+        self._last = self._free_at = monotonic()
+        self._ticks: deque[float] = deque([0.0], maxlen=LONGEST_INTERVAL)
 
     def offer(self, frame: protocol.Frame) -> None:
         """Put a frame into the box; one that was there is dropped."""
         self.tally.arrive()
         if self._box is not None:
             self.tally.add("dropped")
-            self.post(Taken(self._box.frame.id))
+            self._tell_taken(self._box)
         self._box = Arrived(frame, monotonic())
 
     def ask(self, controls: Controls) -> None:
@@ -129,7 +124,8 @@ class Session:
     def work(self, controls: Controls, arrived: Arrived | None, open_stream: Callable[[Controls], Stream]) -> None:
         """Follow the controls, and paint a frame or finish those in flight."""
         if arrived is not None:
-            self.post(Taken(arrived.frame.id))
+            self._free_at = monotonic() + self._expected()
+            self._tell_taken(arrived)
         try:
             self._follow(controls, open_stream)
             self._paint(arrived)
@@ -138,6 +134,13 @@ class Session:
             self.post(Notice("problem", {"kind": "frame", "message": str(error)}))
         except Exception as error:
             self._fail(error)
+
+    def _tell_taken(self, arrived: Arrived) -> None:
+        self.post(protocol.Taken(arrived.frame.id, 1000 * max(0.0, self._free_at - monotonic())))
+
+    def _expected(self) -> float:
+        """Seconds that the coming tick will take: ticks that compute and ticks that reuse come round with the cache."""
+        return self._ticks[-min(self.controls.cache, len(self._ticks))]
 
     def _follow(self, controls: Controls, open_stream: Callable[[Controls], Stream]) -> None:
         if self._stream is not None and controls is self.controls:
@@ -168,6 +171,8 @@ class Session:
             self._inside[self._count] = arrived
             self._count, self._last = self._count + 1, begin
             outputs = stream.push(pixels, frame_id=self._count - 1)
+            if not any(output.skipped for output in outputs):
+                self._ticks.append(monotonic() - begin)
         elif self.due(begin) == 0.0:
             self._last = begin
             outputs = stream.flush()

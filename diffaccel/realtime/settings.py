@@ -24,7 +24,7 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 """The LoRA and autoencoder that go with a bundled model in streams."""
 
 NONE = "none"
-CACHE_BRANCH = 2
+CACHE_BRANCH = 3
 EXAMPLES = (
     "a green apple",
     "a burger",
@@ -36,6 +36,7 @@ EXAMPLES = (
     "a blue heart",
 )
 LONGEST_TEXT = 500
+LONGEST_INTERVAL = 6
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
@@ -115,7 +116,7 @@ class Controls(BaseModel):
     cache: int = Field(
         default=3,
         ge=1,
-        le=6,
+        le=LONGEST_INTERVAL,
         title="Cache interval",
         description="Deep layers are computed in every n-th step; 1 reuses nothing.",
     )

@@ -100,19 +100,19 @@ class Client:
         return self._next
 
     def shown(self, number: int) -> None:
-        self.socket.send(protocol.pack_mark(number))
+        self.socket.send(protocol.pack_shown(number))
 
     def controls(self, **values: Any) -> None:
         self.socket.send(json.dumps({"type": "controls", "values": values}))
 
     def read(self, timeout: float = 5) -> Any:
-        """The next message: a Picture, a number (TAKEN), or a dictionary."""
+        """The next message: a Picture, a Taken, or a dictionary."""
         message = self.socket.recv(timeout)
         if isinstance(message, str):
             return json.loads(message)
         if protocol.is_picture(message):
             return protocol.Picture.unpack(message)
-        return int.from_bytes(message[4:8], "little")
+        return protocol.Taken.unpack(message)
 
     def wait(self, wanted: str | type, timeout: float = 5) -> Any:
         """The next picture (`protocol.Picture`) or JSON message of a type; others are passed over."""

@@ -45,7 +45,7 @@ def test_every_frame_is_acknowledged_when_the_network_takes_or_replaces_it() -> 
         taken = 0
         while taken < last:
             message = client.read()
-            taken = message if isinstance(message, int) else taken
+            taken = message.id if isinstance(message, protocol.Taken) else taken
         until(lambda: client.wait("stats")["dropped"] > 0)
         stats = client.wait("stats")
         assert stats["received"] == 10
@@ -324,3 +324,12 @@ def test_a_message_over_one_mebibyte_ends_the_connection() -> None:
 def test_a_taken_port_is_explained() -> None:
     with serving() as server, pytest.raises(MediaError, match="choose another, as in --port"):
         LiveServer(server.hub, ServerOptions(port=server.port), {})
+
+
+def test_a_client_is_told_when_the_network_will_be_free() -> None:
+    with serving(lambda c: StubStream(c, 0.05)) as server, Client(server) as client:
+        for _ in range(8):  # more than a cache has kinds of ticks
+            client.frame()
+            taken = client.wait(protocol.Taken)
+            client.picture()
+        assert 30 < taken.free_ms < 300

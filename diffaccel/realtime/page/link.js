@@ -5,7 +5,7 @@ const BUSY = 1013;
 
 export class Link extends EventTarget {
   // Events: "hello", "controls", "stats", "problem" (detail: the message), "picture" (detail: {id, skipped, networkMs,
-  // busyMs, jpeg}), "room" (another frame may be sent), "lost" (detail: {seconds}, until the next attempt).
+  // busyMs, jpeg}), "room" (another frame may be sent; detail: milliseconds until the network is free), "lost" (detail: {seconds}, until the next attempt).
   constructor(token) {
     super();
     this.token = token;
@@ -32,7 +32,7 @@ export class Link extends EventTarget {
       this.window = message.window;
     }
     this.emit(message.type, message);
-    if (message.type === "hello") this.emit("room");
+    if (message.type === "hello") this.emit("room", 0);
   }
 
   got(buffer) {
@@ -40,7 +40,7 @@ export class Link extends EventTarget {
     const id = view.getUint32(4, true);
     if (view.getUint8(0) === MARK) {
       this.taken = Math.max(this.taken, id);
-      this.emit("room");
+      this.emit("room", view.getFloat32(8, true));
       return;
     }
     this.emit("picture", {

@@ -6,7 +6,7 @@ import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
 
 const FASTEST = 1000 / 30;
-const HEAD_START = 12; // milliseconds that a frame takes to be encoded and to arrive
+const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
 const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token") ?? "";
@@ -19,7 +19,7 @@ const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 
 let source = "draw";
 let link, controls, session, stats = {};
-let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, lastTaken = 0, newest = 0, timer = 0;
+let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, freeAt = 0, newest = 0, timer = 0;
 
 // What is wrong, in words, and buttons to go on.
 
@@ -96,24 +96,19 @@ function paintInput() {
   return media.paint(input, source === "camera" && $("mirror").checked);
 }
 
-// Frames out: each so late that it is fresh, and so early that the network need not wait for it.
+// Frames out: each so late that it is fresh, and so early that the network need not wait for it. One that still waits
+// when the next is due was early: the next one replaces it.
 
-// With a cache, long ticks that compute alternate with short ones that reuse, so the next one takes about as long as the
-// one an interval ago.
-function due() {
-  const busy = (networks.at(-controls.values.cache) ?? 0) - HEAD_START;
-  return Math.max(lastSent + FASTEST, lastTaken + busy);
-}
-
-function room() {
-  lastTaken = performance.now();
+function room({ detail: ms }) {
+  freeAt = performance.now() + ms;
   pump();
 }
 
 function pump() {
   if (!link?.hasRoom) return;
   clearTimeout(timer);
-  const wait = document.hidden ? 0 : due() - performance.now(); // timers of hidden tabs are slow
+  const due = Math.max(lastSent + FASTEST, freeAt - HEAD_START);
+  const wait = document.hidden ? 0 : due - performance.now(); // timers of hidden tabs are slow
   if (wait > 1) {
     timer = setTimeout(pump, wait);
     return;
