@@ -20,6 +20,7 @@ from bad_rows import write_rows
 from PIL import Image
 
 PICTURES = 120
+PICTURES_TO_KILL = 400  # so many that every kill meets a run at work
 Check = Callable[[str, Path, argparse.Namespace], str]
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -28,15 +29,22 @@ ENVIRONMENT = os.environ | {
 SHORT_OF_MEMORY = Path(__file__).with_name("short_of_memory.py")
 
 
-def command(model: str, out: Path, *more: str) -> list[str]:
+def command(model: str, out: Path, *more: str, count: int = PICTURES) -> list[str]:
     """The command under test: many quick pictures, one to a batch."""
     base = [sys.executable, "-m", "diffaccel", "generate", "a red heart", "--model", model, "--output", str(out)]
-    return [*base, "--num-images", str(PICTURES), "--steps", "2", "--batch-size", "1", *more]
+    return [*base, "--num-images", str(count), "--steps", "2", "--batch-size", "1", *more]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(words, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that has to succeed."""
+    done = run(words)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
@@ -65,25 +73,27 @@ def wait_for(process: subprocess.Popen[str], out: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def unbroken(model: str, place: Path) -> dict[str, bytes]:
+def unbroken(model: str, place: Path, count: int = PICTURES) -> dict[str, bytes]:
     """The pictures of a run that nothing disturbed, rendered once."""
-    out = place / "unbroken"
+    out = place / f"unbroken-{count}"
     if not out.exists():
-        assert run(command(model, out)).returncode == 0
+        finish(command(model, out, count=count))
     return pictures(out)
 
 
 def check_kills(model: str, place: Path, options: argparse.Namespace) -> str:
     """Row 13. kill -9 at random moments: nothing torn, lost or done twice, the same bytes in the end."""
-    expected, out, chance = unbroken(model, place), place / "killed", random.Random(0)
+    expected, out, chance = unbroken(model, place, PICTURES_TO_KILL), place / "killed", random.Random(0)
+    words = command(model, out, count=PICTURES_TO_KILL)
     for _ in range(options.kills):
-        process = start(command(model, out))
-        wait_for(process, out, min(len(list(out.glob("*.png"))) + chance.randrange(1, 4), PICTURES))
+        process = start(words)
+        wait_for(process, out, len(list(out.glob("*.png"))) + chance.randrange(4))
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, "a run ended before it was killed"
         pictures(out)
-    assert run(command(model, out)).returncode == 0
+    finish(words)
     assert pictures(out) == expected
     done = [json.loads(line)["id"] for line in (out / "manifest.jsonl").read_text().splitlines() if line.endswith("}")]
     assert len(done) == len(set(done)) == len(expected), "a picture has two records"
@@ -104,7 +114,7 @@ def check_full_disk(model: str, place: Path, _options: argparse.Namespace) -> st
         kept = len(pictures(disk / "out"))
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        assert run(command(model, disk / "out")).returncode == 0
+        finish(command(model, disk / "out"))
         assert pictures(disk / "out") == unbroken(model, place)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -141,7 +151,7 @@ def interrupted(model: str, place: Path, name: str, numbers: list[int], delay: f
     seconds = time.monotonic() - begin
     assert process.returncode == 130, (name, process.returncode, errors)
     assert "Traceback" not in errors, errors
-    assert run(command(model, out)).returncode == 0
+    finish(command(model, out))
     assert pictures(out) == unbroken(model, place)
     return seconds
 
@@ -185,8 +195,7 @@ def check_large_input(model: str, place: Path, _options: argparse.Namespace) -> 
 
 def check_out_of_memory(model: str, place: Path, _options: argparse.Namespace) -> str:
     """Row 18. The machine refuses memory for large batches: they are halved, and every picture is that of batch 1."""
-    done = run([sys.executable, str(SHORT_OF_MEMORY), model, str(place / "memory")])
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = finish([sys.executable, str(SHORT_OF_MEMORY), model, str(place / "memory")])
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["done"] == figures["alone"] == 8, figures
     assert figures["sizes"][0] == 8, figures
@@ -207,21 +216,29 @@ def spread(one: Path, other: Path) -> int:
 
 def check_launchers(model: str, place: Path, _options: argparse.Namespace) -> str:
     """Row 19. --processes, --shard and accelerate launch make the files that one process makes, in full batches too."""
-    hashes = set()
+    hashes = []
     for size in ("1", "8"):
         batch = ("--batch-size", size)
         one, parts, shards, ranks = (place / f"{name}-{size}" for name in ("one", "processes", "shards", "ranks"))
-        assert run(command(model, one, *batch)).returncode == 0
-        assert run(command(model, parts, *batch, "--processes", "2")).returncode == 0
+        finish(command(model, one, *batch))
+        finish(command(model, parts, *batch, "--processes", "2"))
         for index in (0, 1, 2, 3):
-            assert run(command(model, shards, *batch, "--shard", f"{index + 1}/4")).returncode == 0
+            finish(command(model, shards, *batch, "--shard", f"{index + 1}/4"))
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
-        launched = run([*launcher, *command(model, ranks, *batch)[2:]])
-        assert launched.returncode == 0, launched.stderr[-2000:]
-        found = {digest(pictures(out)) for out in (one, parts, shards, ranks)}
-        assert len(found) == 1, f"batch size {size}: {found}"
-        hashes |= found
-    return f"1 process, 2 processes, 4 shards, 2 launched ranks: {' and '.join(sorted(hashes))} (batch size 1 and 8)"
+        finish([*launcher, *command(model, ranks, *batch)[2:]])
+        for out in (parts, shards, ranks):
+            assert pictures(out) == pictures(one), f"{out.name}: {differences(out, one)}"
+        hashes.append(digest(pictures(one)))
+    return f"1 process, 2 processes, 4 shards, 2 launched ranks: {' and '.join(hashes)} (batch size 1 and 8)"
+
+
+def differences(out: Path, other: Path) -> str:
+    """What is not the same in two folders of pictures: files, pixels or only the settings inside."""
+    found, expected = pictures(out), pictures(other)
+    if found.keys() != expected.keys():
+        return f"other files: {sorted(found.keys() ^ expected.keys())}"
+    names = [name for name in found if found[name] != expected[name]]
+    return f"{len(names)} of {len(found)} differ, by {spread(out, other)} of 255: {names[:10]}"
 
 
 def check_ray(model: str, place: Path, _options: argparse.Namespace) -> str:
@@ -242,14 +259,13 @@ def check_ray(model: str, place: Path, _options: argparse.Namespace) -> str:
 def check_damage(model: str, place: Path, _options: argparse.Namespace) -> str:
     """Row 20. A manifest cut short and pictures cut short are noticed and rendered again."""
     expected, out = unbroken(model, place), place / "damaged"
-    assert run(command(model, out)).returncode == 0
+    finish(command(model, out))
     manifest = out / "manifest.jsonl"
     manifest.write_bytes(manifest.read_bytes()[:-700])
     first, second = list(out.glob("*.png"))[:2]
     first.write_bytes(first.read_bytes()[:-1])
     second.unlink()
-    done = run(command(model, out, "--format", "json"))
-    assert done.returncode == 0
+    done = finish(command(model, out, "--format", "json"))
     assert pictures(out) == expected
     return f"{json.loads(done.stdout)['done']} rendered again, {digest(expected)} as unbroken"
 
@@ -258,12 +274,12 @@ def check_batches(model: str, place: Path, _options: argparse.Namespace) -> str:
     """Row 21. Batch size 8 against 1; a run in two parts against one."""
     unbroken(model, place)
     eight, parts = place / "eight", place / "parts"
-    assert run(command(model, eight, "--batch-size", "8")).returncode == 0
+    finish(command(model, eight, "--batch-size", "8"))
     for limit in ("40", str(PICTURES)):
-        assert run(command(model, parts, "--batch-size", "8", "--limit", limit)).returncode == 0
+        finish(command(model, parts, "--batch-size", "8", "--limit", limit))
     assert pictures(parts) == pictures(eight)
     equal = len(pictures(eight).items() & unbroken(model, place).items())
-    difference = spread(eight, place / "unbroken")
+    difference = spread(eight, place / f"unbroken-{PICTURES}")
     assert difference <= 1
     return f"resumed: identical; 8 against 1: {equal} of {PICTURES} identical, the others within {difference} of 255"
 
