@@ -29,7 +29,9 @@ class Placement:
 
 
 def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: Placement) -> "DiffusionPipeline":
-    """Load a pipeline. Raises `ModelError` where something cannot be loaded or does not fit."""
+    """Load a pipeline. Raises `ModelError` where something cannot be loaded, compiled, or does not fit."""
+    if placement.compiled and choose_device(placement.device).type == "cpu":
+        _require_compiler()
     components = {}
     if vae is not None:
         _require_same_latents(source, vae)
@@ -63,6 +65,20 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
             f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "
             "for the same latents"
         )
+
+
+def _require_compiler() -> None:
+    """Raise `ModelError` where there is no C++ compiler, by which PyTorch builds what it compiles for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ModelError(
+            "--compile needs a C++ compiler on the CPU, and none was found: install one (Debian, Ubuntu: apt install "
+            "g++), name it in the environment variable CXX, or leave out --compile"
+        ) from error
 
 
 def _compile(pipe: "DiffusionPipeline") -> None:

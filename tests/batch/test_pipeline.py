@@ -37,6 +37,15 @@ def test_compiled_denoiser_runs_through_the_compiler(tiny_sd: Path, monkeypatch:
     assert compiled == [pipe.unet.forward]
 
 
+def test_compiling_needs_a_compiler(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config, cpp_builder
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(models.ModelError, match=r"--compile needs a C\+\+ compiler.*apt install g\+\+"):
+        open_pipeline(models.resolve(tiny_sd), "float32", None, Placement(compiled=True))
+
+
 def test_device_maps_need_an_accelerator(tiny_sd: Path) -> None:
     for name in models.DEVICE_MAPS:
         with pytest.raises(models.ModelError, match="needs an accelerator"):
