@@ -170,7 +170,7 @@ def test_a_failing_network_is_reported_and_goes_on() -> None:
         for _ in range(6):
             client.frame()
             message = client.read()
-            while isinstance(message, int) or (message.__class__ is dict and message["type"] != "problem"):
+            while isinstance(message, protocol.Taken) or (message.__class__ is dict and message["type"] != "problem"):
                 message = client.read()
             if isinstance(message, protocol.Picture):
                 client.shown(message.id)
