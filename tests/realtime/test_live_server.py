@@ -195,7 +195,7 @@ def test_a_slow_reader_gets_the_latest_picture() -> None:
     with serving() as server, Client(server) as client:
         for _ in range(20):
             number = client.frame()
-            while client.read() != number:  # TAKEN arrives; at most two pictures do
+            while client.wait(protocol.Taken).id != number:  # that arrives; at most two pictures do
                 pass
         stats = client.wait("stats")
         assert until(lambda: client.wait("stats")["shown"] + stats["dropped"] >= 20)
