@@ -69,7 +69,14 @@ FLUX = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWar
 
 
 @FLUX
-@pytest.mark.parametrize(("method", "graphs"), [(DeltaCache(interval=3, gate=2), 3), (BlockCache(threshold=0.3), 8)])
+@pytest.mark.parametrize(
+    ("method", "graphs"),  # FLUX has two kinds of blocks
+    [
+        (DeltaCache(interval=3, gate=2), 3),
+        (BlockCache(threshold=0.3, per_row=False), 3),
+        (BlockCache(threshold=0.3), 8),  # rows that compute alone have shapes of their own
+    ],
+)
 def test_compiled_blocks_of_a_transformer(method: Any, graphs: int, counter: CompileCounter) -> None:
     model, calls = transformer("FluxTransformer2DModel")
     with accelerate(model, method):
@@ -80,7 +87,7 @@ def test_compiled_blocks_of_a_transformer(method: Any, graphs: int, counter: Com
         for ours, theirs in zip(outputs(model, calls), expected, strict=True):
             assert torch.equal(ours, theirs)
         assert handle.report().replayed > 0
-    assert counter.frame_count <= graphs  # rows that compute alone have shapes of their own
+    assert counter.frame_count <= graphs
     assert [dict(module.__dict__).keys() for module in model.modules()] == [x.keys() for x in before]
     assert all(
         module._compiled_call_impl is x.get("_compiled_call_impl")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from diffaccel.branch import Part
-from diffaccel.config import kind, number, whole
+from diffaccel.config import check, kind, number, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
@@ -29,6 +29,9 @@ class BlockCache(Method):
         warmup: the first calls of a run compute all rows, >= 1.
         max_consecutive: at most this many reused calls of a row between two computed ones; None sets no limit.
         forecast: carries the stored residual forward, such as `Taylor(1)`; None adds it unchanged.
+        per_row: whether each row decides for itself where the network keeps rows apart. False measures all rows
+            together: the blocks then see batches of one size only, where for compiled blocks every number of rows that
+            compute alone is one more graph.
     """
 
     front: int = 1
@@ -37,6 +40,7 @@ class BlockCache(Method):
     warmup: int = 1
     max_consecutive: int | None = None
     forecast: Forecast | None = None
+    per_row: bool = True
 
     def __post_init__(self) -> None:
         whole("front", self.front, 1)
@@ -46,6 +50,7 @@ class BlockCache(Method):
         if self.max_consecutive is not None:
             whole("max_consecutive", self.max_consecutive, 0)
         kind("forecast", self.forecast, Forecast)
+        check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the middle blocks, measured by the front ones."""
@@ -56,7 +61,8 @@ class BlockCache(Method):
         whole(f"front of {layout.model}", self.front, 1, min(first, len(blocks) - 1))
         whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)
         middle = blocks[self.front : len(blocks) - self.back]
-        branch = residual([middle], front=blocks[: self.front], rows_apart=layout.rows_apart, each=layout.long_skips)
+        apart = self.per_row and layout.rows_apart
+        branch = residual([middle], front=blocks[: self.front], rows_apart=apart, each=layout.long_skips)
         return [Part(branch, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
 
 

@@ -107,14 +107,19 @@ def test_never_reusing_is_the_plain_network(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "front", "back", "order"),
-    [(name, 1, *setting) for name in NAMES for setting in ((0, 0), (1, 1))] + [("DiTTransformer2DModel", 2, 0, 2)],
+    ("name", "front", "back", "order", "per_row"),
+    [
+        *((name, 1, *setting, True) for name in NAMES for setting in ((0, 0), (1, 1))),
+        ("DiTTransformer2DModel", 2, 0, 2, True),
+        ("PixArtTransformer2DModel", 1, 0, 1, False),
+    ],
 )
-def test_block_cache_equals_the_reference(name: str, front: int, back: int, order: int) -> None:
+def test_block_cache_equals_the_reference(name: str, front: int, back: int, order: int, per_row: bool) -> None:
     model, calls = build(name), run_inputs(name)
     layout = layout_of(model)
-    blocks, rows = list(layout.blocks), ROWS if layout.rows_apart else 1
-    taken = [[row(call, j) for call in calls] for j in range(ROWS)] if layout.rows_apart else [calls]
+    blocks, apart = list(layout.blocks), layout.rows_apart and per_row
+    rows = ROWS if apart else 1
+    taken = [[row(call, j) for call in calls] for j in range(ROWS)] if apart else [calls]
 
     def reference(threshold: float) -> list[ReferenceBlocks]:
         def decide(step: int, change: float, age: int) -> bool:
@@ -131,7 +136,7 @@ def test_block_cache_equals_the_reference(name: str, front: int, back: int, orde
     references = reference(threshold)
     expected = [torch.cat(results) for results in zip(*(map(outputs_of, references, taken)), strict=True)]
     forecast = Taylor(order) if order else None
-    method = BlockCache(front, back, threshold, warmup=2, max_consecutive=3, forecast=forecast)
+    method = BlockCache(front, back, threshold, warmup=2, max_consecutive=3, forecast=forecast, per_row=per_row)
     with accelerate(model, method):
         close(outputs(model, calls), expected)
     decisions = list(zip(*(reference.computed for reference in references), strict=True))
