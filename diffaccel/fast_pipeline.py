@@ -23,27 +23,28 @@ from diffusers import DiffusionPipeline
 
 from diffaccel import models
 from diffaccel.accelerate import Handle, accelerate
+from diffaccel.config import Config
 from diffaccel.methods import Method, ResidualGuidance, TGate
 from diffaccel.models.source import check_weights
 from diffaccel.report import Report
 
 MethodLike = Method | str | Mapping[str, Any]
 DENOISERS = ("unet", "transformer")
-M = TypeVar("M", bound=Method)
+C = TypeVar("C", bound=Config)
 
 
-def as_method(value: MethodLike, kind: type[M]) -> M:
-    """A method given as itself, as text (`"deepcache:interval=3"`), or as a dictionary (`{"type": "deepcache"}`).
+def as_config(value: Config | str | Mapping[str, Any], kind: type[C]) -> C:
+    """A configuration given as itself, as text (`"deepcache:interval=3"`), or as its dictionary.
 
     Raises:
-        TypeError: where it is none of these, or a method of another kind.
+        TypeError: where it is none of these, or of another kind.
         ValueError: where a name or a value is not valid; the message names what is.
     """
-    method = kind.parse(value) if isinstance(value, str) else value
-    method = kind.from_dict(method) if isinstance(method, Mapping) else method
-    if not isinstance(method, kind):
+    config = kind.parse(value) if isinstance(value, str) else value
+    config = kind.from_dict(config) if isinstance(config, Mapping) else config
+    if not isinstance(config, kind):
         raise TypeError(f"expected a {kind.__name__}, its text or its dictionary, not {value!r}")
-    return method
+    return config
 
 
 def as_methods(
@@ -61,12 +62,12 @@ def as_methods(
     chosen: list[Method] = []
     if cache is not None and cache != "none":
         several = isinstance(cache, Sequence) and not isinstance(cache, str)
-        chosen += [as_method(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr, type-abstract]
+        chosen += [as_config(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr, type-abstract]
     if guidance is not None and guidance != "full":
         short = guidance if guidance in ("one-time", "self") else None
-        chosen.append(ResidualGuidance(short) if isinstance(short, str) else as_method(guidance, ResidualGuidance))
+        chosen.append(ResidualGuidance(short) if isinstance(short, str) else as_config(guidance, ResidualGuidance))
     if gate is not None:
-        chosen.append(TGate(gate) if isinstance(gate, int) else as_method(gate, TGate))
+        chosen.append(TGate(gate) if isinstance(gate, int) else as_config(gate, TGate))
     return tuple(chosen)
 
 

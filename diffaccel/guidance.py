@@ -18,6 +18,8 @@ from typing import Literal
 
 import torch
 
+from diffaccel.config import Config
+
 NegativeSource = Literal["none", "predicted", "first", "input"]
 
 
@@ -61,8 +63,8 @@ def residual_guidance(cond: torch.Tensor, negative: torch.Tensor, *, scale: floa
 
 
 @dataclass(frozen=True)
-class Guidance(ABC):
-    """Base of the guidance objects.
+class Guidance(Config, ABC):
+    """Base of the guidance objects; as text, `selfnegative:scale=1.4`.
 
     ``negative_source`` says where the negative clean estimate comes from: nowhere, the network at every stage
     ("predicted"), the network at a frame's first stage only ("first"), or the frame's own input latent ("input").

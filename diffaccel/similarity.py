@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from diffaccel.config import Config
+
 
 @dataclass(frozen=True)
-class SimilarityFilter:
+class SimilarityFilter(Config):
     """Configuration of the filter.
 
     A frame is skipped with probability ``max(0, (cos - threshold) / (1 - threshold))``, where ``cos`` is the cosine

@@ -10,7 +10,7 @@ for frame in camera:
         show(output.image)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOut
 from diffusers.utils.torch_utils import randn_tensor
 
 import diffaccel.fast_pipeline
-from diffaccel import NoGuidance, SlotCache, StreamEngine
+from diffaccel import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
+from diffaccel.guidance import Guidance
 from diffaccel.methods import Method
 
 DEFAULT_STEPS = 4
+GUIDANCE = {"none": NoGuidance(), "full": FullGuidance(), "self": SelfNegative(), "one-time": OneTimeNegative()}
 
 
 class StreamDiffusionPipeline(
@@ -32,27 +34,35 @@ class StreamDiffusionPipeline(
 ):
     """A stream per call, or one that stays open (`stream`), on the components of Stable Diffusion or SDXL."""
 
-    def stream(self, prompt: Any, *, cache: Any = None, **settings: Any) -> StreamEngine:
+    def stream(
+        self, prompt: Any, *, cache: Any = None, guidance: Any = None, similarity: Any = None, **settings: Any
+    ) -> StreamEngine:
         """Open a stream: frames in with `push`, finished pictures out.
 
         Args:
             prompt: text, or several with weights.
-            cache: a SlotCache, or a method as itself, its text or its dictionary.
-            settings: as `diffaccel.StreamEngine` takes them; by default no guidance, four stages from the start.
+            cache: a method or a SlotCache, as itself, its text or its dictionary.
+            guidance: likewise, or just "none" (default), "full", "self" or "one-time".
+            similarity: a SimilarityFilter, likewise.
+            settings: as `diffaccel.StreamEngine` takes them; by default four stages from the start.
 
         Raises:
             TypeError, ValueError: for unknown or invalid settings; the message names what is valid.
         """
-        if cache is not None and not isinstance(cache, SlotCache):
-            cache = diffaccel.fast_pipeline.as_method(cache, Method)  # type: ignore[type-abstract]
         if settings.get("timestep_indices") is None and settings.get("strength") is None:
             settings["strength"] = 1.0
         if settings.get("strength") is not None and settings.get("num_steps") is None:
             settings["num_steps"] = DEFAULT_STEPS
         size = self.unet.config.sample_size * self.vae_scale_factor
         height, width = settings.pop("height", None) or size, settings.pop("width", None) or size
-        settings["guidance"] = settings.get("guidance") or NoGuidance()
-        return StreamEngine(self, prompt=prompt, cache=cache, height=height, width=width, **settings)
+        chosen = {
+            "cache": _cache(cache),
+            "guidance": _guidance(guidance),
+            "similarity": None
+            if similarity is None
+            else diffaccel.fast_pipeline.as_config(similarity, SimilarityFilter),
+        }
+        return StreamEngine(self, prompt=prompt, height=height, width=width, **chosen, **settings)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]
@@ -140,6 +150,22 @@ class StreamDiffusionPipeline(
         device, dtype = self._execution_device, self.unet.dtype
         noises: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return noises
+
+
+def _guidance(value: Any) -> Guidance:
+    """Guidance from an object, its text, its dictionary, or one word."""
+    if value is None or (isinstance(value, str) and value in GUIDANCE):
+        return GUIDANCE[value or "none"]
+    return diffaccel.fast_pipeline.as_config(value, Guidance)  # type: ignore[type-abstract]
+
+
+def _cache(value: Any) -> Method | SlotCache | None:
+    """A cache from an object, its text or its dictionary."""
+    if value is None or isinstance(value, SlotCache):
+        return value
+    name = str(value.get("type")) if isinstance(value, Mapping) else str(value)
+    kind = SlotCache if name.lower().startswith("slotcache") else Method
+    return diffaccel.fast_pipeline.as_config(value, kind)
 
 
 def _frames(image: Any) -> Sequence[Any]:

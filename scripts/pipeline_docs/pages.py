@@ -144,19 +144,19 @@ call = {"prompt": "a red heart", "num_frames": 4, "num_inference_steps": 12, "gu
     ),
     Page(
         "stream_diffusion",
-        loaded("stream_diffusion", "emoji-sd", PIL).replace("import models", "import SelfNegative, models")
+        loaded("stream_diffusion", "emoji-sd", PIL)
         + """models.load_lora(pipe, "emoji-lcm-lora")
 pipe.fuse_lora()
 frames = [Image.new("RGB", (128, 128), "white") for _ in range(12)]
 for i, frame in enumerate(frames):
     ImageDraw.Draw(frame).ellipse((8 + 4 * i, 36, 64 + 4 * i, 92), fill="purple")
 inputs = frames[::4]
-call = {"prompt": "a purple heart", "image": frames, "strength": 0.5, "num_steps": 2, "seed": 2}
+call = {"prompt": "a purple heart", "image": frames, "strength": 0.8, "num_steps": 2, "seed": 2}
 """,
         {
             "frame after frame": "stream_batch=False",
             "stream batch": "",
-            "self-negative guidance": "guidance=SelfNegative(scale=1.2)",
+            "self-negative guidance": 'guidance="selfnegative:scale=1.2"',
             "cached between frames": 'cache="deepcache:interval=3,branch=3,forecast=taylor(1)"',
         },
         "One slot per stage: the latents, the noise and the prompt's embedding of a frame. A cache between frames "

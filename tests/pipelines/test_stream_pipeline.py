@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from diffaccel import OneTimeNegative, SelfNegative, StreamEngine
+from diffaccel import DeepCache, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
 from diffaccel.pipelines import StreamDiffusionPipeline
 
 FRAMES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -45,6 +45,24 @@ def test_a_video_gives_what_an_engine_gives(pipe: Any, settings: dict[str, Any])
     assert len(images) == 5
     assert torch.equal(images, expected)
     assert torch.equal(pipe(**IMAGE | settings, image=FRAMES).images, expected)
+
+
+@pytest.mark.parametrize(
+    ("plain", "config"),
+    [
+        ({"guidance": "self"}, {"guidance": SelfNegative()}),
+        ({"guidance": "onetimenegative:scale=2.0"}, {"guidance": OneTimeNegative(2.0)}),
+        ({"guidance": {"type": "selfnegative", "scale": 1.4, "delta": 0.5}}, {"guidance": SelfNegative(1.4, 0.5)}),
+        ({"similarity": "similarityfilter:threshold=0.9"}, {"similarity": SimilarityFilter(0.9)}),
+        ({"cache": {"type": "deepcache", "interval": 2}}, {"cache": SlotCache(DeepCache(interval=2))}),
+        ({"cache": "slotcache:method=deepcache(interval=2),key=frame"}, {"cache": SlotCache(DeepCache(2), "frame")}),
+    ],
+    ids=str,
+)
+def test_settings_as_text_and_dictionaries(pipe: Any, plain: dict[str, Any], config: dict[str, Any]) -> None:
+    with pipe.stream(**IMAGE | plain) as engine:
+        name, expected = next(iter(config.items()))
+        assert getattr(engine.config, name) == expected
 
 
 def test_inputs_of_every_kind(pipe: Any) -> None:
