@@ -107,7 +107,7 @@ class ProductionLine(Generic[T]):
             return
         logger.debug("job %s failed", batch[0].id, exc_info=error)
         future: Future[T | Failure] = Future()
-        future.set_result(Failure(batch[0], f"{type(error).__name__}: {error}"))
+        future.set_result(Failure(batch[0], f"{type(error).__name__}: {_first_paragraph(error)}"))
         self._under_way.append((batch, future))
 
     def _drain(self, take: Callable[[T | Failure], bool]) -> None:
@@ -116,6 +116,11 @@ class ProductionLine(Generic[T]):
             _, future = self._under_way.popleft()
             if future.exception() is None:
                 take(future.result())
+
+
+def _first_paragraph(error: Exception) -> str:
+    """What went wrong, without the advice on debugging that some libraries add."""
+    return str(error).strip().split("\n\n")[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,12 @@
 """The pipeline of a run: loaded with another autoencoder, spread over devices, compiled, as the command line asks."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffaccel.models import ModelError, ModelSource, choose_device, choose_dtype, find_vae, load, load_vae
 
@@ -11,6 +15,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
+Forward = Callable[..., Any]
+_TORN_LIBRARY = re.compile(r"ImportError: (\S+\.so): ")
 
 
 @dataclass(frozen=True)
@@ -87,4 +93,25 @@ def _compile(pipe: "DiffusionPipeline") -> None:
 
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    denoiser.forward = torch.compile(denoiser.forward)
+    denoiser.forward = _rebuilding(torch.compile(denoiser.forward))
+
+
+def _rebuilding(compiled: Forward) -> Forward:
+    """`compiled`, which builds anew what an interrupted compiler left torn in the cache of an earlier run."""
+    from torch._inductor.exc import InductorError
+
+    rebuilt: set[str] = set()
+
+    @wraps(compiled)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return compiled(*args, **kwargs)
+            except InductorError as error:
+                torn = _TORN_LIBRARY.search(str(error))
+                if torn is None or torn[1] in rebuilt:
+                    raise
+                rebuilt.add(torn[1])
+                Path(torn[1]).unlink(missing_ok=True)
+
+    return forward

@@ -1,13 +1,15 @@
 """The run's pipeline: another autoencoder where it fits, compiled where that is asked for."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from torch._inductor.exc import InductorError
 
 from diffaccel import models
-from diffaccel.batch.pipeline import Placement, devices, open_pipeline
+from diffaccel.batch.pipeline import Placement, _rebuilding, devices, open_pipeline
 
 
 def test_another_autoencoder(tiny_sd: Path, tmp_path: Path) -> None:
@@ -34,7 +36,30 @@ def test_compiled_denoiser_runs_through_the_compiler(tiny_sd: Path, monkeypatch:
 
     monkeypatch.setattr(torch, "compile", compile_)
     pipe = open_pipeline(models.resolve(tiny_sd), "float32", None, Placement(compiled=True))
-    assert compiled == [pipe.unet.forward]
+    assert compiled == [pipe.unet.forward.__wrapped__]
+    assert inspect.signature(pipe.unet.forward) == inspect.signature(type(pipe.unet).forward.__get__(pipe.unet))
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_library_left_torn_is_built_anew_once(tmp_path: Path, mended: bool) -> None:
+    torn, calls = tmp_path / "a.so", []
+    torn.write_bytes(b"")
+
+    def compiled(value: int) -> int:
+        calls.append(value)
+        if torn.exists():
+            raise InductorError(ImportError(f"{torn}: file too short"), None)
+        if not mended:
+            torn.write_bytes(b"")
+            raise InductorError(ImportError(f"{torn}: file too short"), None)
+        return value + 1
+
+    if mended:
+        assert _rebuilding(compiled)(1) == 2
+    else:
+        with pytest.raises(InductorError, match="file too short"):
+            _rebuilding(compiled)(1)
+    assert calls == [1, 1]
 
 
 def test_compiling_needs_a_compiler(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
