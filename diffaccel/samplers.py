@@ -20,7 +20,7 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def sampler(name: str, like: Any) -> Any:
+def sampler_named(name: str, like: Any) -> Any:
     """A new scheduler for the noise schedule of another.
 
     diffusers' DDIM and DDPM clip what they predict to [-1, 1] unless told otherwise, which is for pixels: latents are

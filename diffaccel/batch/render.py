@@ -22,7 +22,7 @@ from diffaccel.batch.text import TextMemory, encode_ahead
 from diffaccel.methods import Method
 from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.samplers import sampler
+from diffaccel.samplers import sampler_named
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -121,7 +121,7 @@ class Renderer:
 
     def _new_scheduler(self, name: str) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
-        return sampler(name, self._scheduler)
+        return sampler_named(name, self._scheduler)
 
     def _set_lora(self, lora: str | None) -> None:
         if lora == self._lora:

@@ -16,7 +16,7 @@ DEFAULT_PROMPTS = 12
 _OPTIONS = (
     click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
     click.option(
-        "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: 12 captions]"
+        "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: some captions]"
     ),
     click.option("--steps", type=click.IntRange(2), help="Sampling steps.  [bundled models: 20; else 50]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [default: the model's]"),
@@ -54,8 +54,8 @@ class Subject:
         if not self.quiet:
             click.echo(text, err=True)
 
-    def texts(self) -> tuple[str, ...]:
-        """The prompts; a bundled model has some of its own."""
+    def texts(self, default: int = DEFAULT_PROMPTS) -> tuple[str, ...]:
+        """The prompts; a bundled model has some of its own, of which `default` are taken."""
         from diffaccel import models
         from diffaccel.batch.readers import BadRow, InputError, read_rows
         from diffaccel.measure import captions
@@ -66,7 +66,7 @@ class Subject:
             raise InputError(f"{bad.where}: {bad.error}")
         texts = [row.prompt for row in rows if not isinstance(row, BadRow)]
         if not texts and self.name in models.names("pipeline"):
-            texts = random.Random(0).sample(captions(), DEFAULT_PROMPTS)
+            texts = random.Random(0).sample(captions(), default)
         if not texts:
             raise InputError("no prompts; try: --prompts 'a red heart' --prompts prompts.txt")
         return tuple(texts)
@@ -86,7 +86,7 @@ class Subject:
     def load(self) -> Any:
         """The pipeline, with its scheduler."""
         from diffaccel import models
-        from diffaccel.samplers import SCHEDULERS, sampler
+        from diffaccel.samplers import SCHEDULERS, sampler_named
 
         name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
         if name not in (*SCHEDULERS, "default"):
@@ -94,7 +94,7 @@ class Subject:
         pipe = models.load(self.name, dtype=self.dtype, device=self.device)
         pipe.set_progress_bar_config(disable=True)
         if name != "default":
-            pipe.scheduler = sampler(name, pipe.scheduler)
+            pipe.scheduler = sampler_named(name, pipe.scheduler)
         return pipe
 
 

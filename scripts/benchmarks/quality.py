@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from benchmarks.peers import Attach, first_block_cache
 from benchmarks.tables import Tables
-from diffusers import DDIMScheduler
 
 from diffaccel import (
     BlockCache,
@@ -30,6 +29,7 @@ from diffaccel.measure import Judge, Timing, captions, compare, interleaved
 from diffaccel.measure.candidates import cache_dit, deepcache_package
 from diffaccel.methods import Method
 from diffaccel.models import load
+from diffaccel.samplers import sampler_named
 
 BATCH = 4  # pictures at a time
 GUIDANCE = 2.0
@@ -127,7 +127,7 @@ def against_fewer_steps(model: str, rounds: int, steps: int, *, ddim: bool = Fal
     """
     pipe = load(model)
     if ddim:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+        pipe.scheduler = sampler_named("ddim", pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     prompts = captions()[:: len(captions()) // (rounds * BATCH)]
     batches = [list(prompts[i * BATCH : (i + 1) * BATCH]) for i in range(rounds)]
