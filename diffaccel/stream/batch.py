@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """How a frame is denoised: the stages, the prompts, the guidance."""
+    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet."""
 
     stages: Stages
     positive: Conditioning
     negative: Conditioning | None
     guidance: Guidance
+    control_scales: tuple[float, ...] = ()
 
     @property
     def negative_prompt(self) -> Conditioning:
@@ -42,6 +43,19 @@ class Settings:
         if self.negative is None:
             raise ValueError(f"{type(self.guidance).__name__} needs an encoded negative prompt")
         return self.negative
+
+
+@dataclass(frozen=True, eq=False)
+class ControlImages:
+    """What a group of frames shows to ControlNets.
+
+    Attributes:
+        images: for each ControlNet ``(frames, 3, H, W)`` in [0, 1].
+        embedded: what the ControlNets' first layers made of them, by the ControlNet's place, once it is known.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    embedded: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -57,6 +71,7 @@ class Slot:
         anchor: clean estimate under the negative prompt, once it is known.
         denoised, noise: clean and noise estimates of the last tick.
         entered: when each frame was pushed, in seconds.
+        control: its control images, where the pipeline has ControlNets.
     """
 
     frame_ids: tuple[int, ...]
@@ -68,6 +83,7 @@ class Slot:
     denoised: torch.Tensor | None = None
     noise: torch.Tensor | None = None
     entered: tuple[float, ...] = field(default=())
+    control: ControlImages | None = None
 
     @property
     def finished(self) -> bool:

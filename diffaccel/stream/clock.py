@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-STAGES = ("preprocess", "encode", "denoise", "decode", "post")
+STAGES = ("preprocess", "encode", "control", "denoise", "decode", "post")
 
 
 class Clock:

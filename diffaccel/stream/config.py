@@ -13,6 +13,7 @@ from diffaccel.methods.base import Method
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.coefficients import indices_for
 from diffaccel.stream.conditioning import Blend
+from diffaccel.stream.control import Control
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.samplers import Sampler
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
@@ -78,6 +79,8 @@ class StreamConfig:
     sampler: Sampler | None = None
     stream_batch: bool = True
     embedded_guidance_scale: float | None = None
+    control: Control | Sequence[Control] | None = None
+    controlnet_scale: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))

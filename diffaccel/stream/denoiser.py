@@ -1,4 +1,4 @@
-"""The network of one engine: called on rows, with or without a slot cache, and counted."""
+"""The network of one engine and its ControlNets: called on rows, with or without a slot cache, and counted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 
 from diffaccel.stream.batch import Call
 from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.controlnet import ControlNets
+from diffaccel.stream.feature_reuse import FeatureReuse
 from diffaccel.stream.networks import Network
-from diffaccel.stream.slot_cache import FeatureReuse, as_slot_cache
+from diffaccel.stream.slot_cache import as_slot_cache
 from diffaccel.stream.text_kv import TextKeysValues
 
 
@@ -22,13 +24,14 @@ class Denoiser:
     def __init__(self, network: Network, config: StreamConfig) -> None:
         self.network = network
         self._config = config
+        self._control = ControlNets(network.pipe)
         self._reuse = self._build(config)
         self._text = TextKeysValues(network.model)
         self.calls = self.rows = 0
 
     def _build(self, config: StreamConfig) -> FeatureReuse | None:
         cache = as_slot_cache(config.cache)
-        return None if cache is None else cache.build(self.network.model)
+        return None if cache is None else cache.build(self.network.model, self._control.models)
 
     @property
     def replayed_rows(self) -> int:
@@ -36,7 +39,7 @@ class Denoiser:
         return 0 if self._reuse is None else self._reuse.replayed
 
     def enter(self, pixels: torch.Tensor | None) -> None:
-        """Note the pictures that enter with the next call, ``(frames, 3, H, W)``; None for text-to-image."""
+        """Note what enters with the next call, ``(frames, channels, H, W)``; None for text-to-image."""
         if self._reuse is not None:
             self._reuse.enter(pixels)
 
@@ -48,7 +51,9 @@ class Denoiser:
         self.calls += 1
         self.rows += len(call.latents)
         with self._text.using(call):
-            return self.network.predict(call.latents.to(self.network.dtype), call.timesteps, call.inputs)
+            latents = call.latents.to(self.network.dtype)
+            inputs = {**call.inputs, **self._control.residuals(latents, call)}
+            return self.network.predict(latents, call.timesteps, inputs)
 
     def configured(self, config: StreamConfig) -> Denoiser:
         """The denoiser for a new configuration: this one, or another one where the cache changed; counts go on.
@@ -70,5 +75,6 @@ class Denoiser:
     def close(self) -> None:
         """Take all hooks off the network."""
         self._text.close()
+        self._control.close()
         if self._reuse is not None:
             self._reuse.close()

@@ -16,15 +16,16 @@ from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.batch import Slot
 from diffaccel.stream.conditioning import Blend
 from diffaccel.stream.config import Prompt, StreamConfig
+from diffaccel.stream.control import Control, Given
 from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, Fit, OutputType, Picture, finish
-from diffaccel.stream.intake import accept, latent_shape
+from diffaccel.stream.intake import Intake, latent_shape
 from diffaccel.stream.networks import network_for
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.samplers import Sampler
-from diffaccel.stream.settings import At, SettingsBuilder, Transition
+from diffaccel.stream.settings import At, SettingsBuilder, Transition, check_way
 from diffaccel.stream.slot_cache import SlotCache
-from diffaccel.stream.state import Frame, StreamState, entering_slot
+from diffaccel.stream.state import Frame, StreamState, seen_in
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class StreamEngine:
 
     Args:
         pipe: a loaded diffusers text-to-image or image-to-image pipeline (SD, SDXL, LCM, Turbo, SD3, FLUX, Sana,
-            PixArt, Z-Image).
+            PixArt, Z-Image; SD and SDXL also with ControlNets).
         prompt: text, or several with weights (mapping, or pairs), blended as ``blend`` says.
         negative_prompt: likewise; only read by guidance that asks for it.
         timestep_indices: ascending positions of the N stages in the grid of ``num_inference_steps`` timesteps; or
@@ -60,6 +61,10 @@ class StreamEngine:
         stream_batch: False for the sequential mode, in which a frame runs through all stages before the next one
             enters.
         embedded_guidance_scale: scale that guidance-distilled networks are told (LCM 8.5, FLUX-dev 3.5).
+        control: for a pipeline with ControlNets, makes a frame's control image where it is pushed without one:
+            "edges", "canny" (needs OpenCV), "identity", or a function that takes the fitted picture ``(3, H, W)`` in
+            [0, 1], on the pipeline's device, and returns a picture. Several ControlNets may have one each.
+        controlnet_scale: how strongly ControlNets act; one number, or one for each.
 
     Raises:
         TypeError: for a pipeline that cannot stream, and arguments of a wrong type.
@@ -91,22 +96,23 @@ class StreamEngine:
         sampler: Sampler | None = None,
         stream_batch: bool = True,
         embedded_guidance_scale: float | None = None,
+        control: Control | Sequence[Control] | None = None,
+        controlnet_scale: float | Sequence[float] = 1.0,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae") and v is not None}
         self.pipe = pipe
         self.config = StreamConfig(**given)
         self._network = network_for(pipe, height, width)
         self._codec = Codec(pipe.vae if vae is None else vae)
-        self._builder = SettingsBuilder(self._network, latent_shape(self.config, self._network, self._codec))
+        shape = latent_shape(self.config, self._network, self._codec)
+        self._intake = Intake(self._network, self._codec, shape)
+        self._builder = SettingsBuilder(self._network, shape)
         self._settings = self._builder.build(self.config)
         self._denoiser = Denoiser(self._network, self.config)
         self._transition: Transition | None = None
         self._lock = threading.RLock()
         self._closed = False
-        self._state = self._new_state()
-
-    def _new_state(self) -> StreamState:
-        return StreamState(self.config, self._network.device)
+        self._state = StreamState(self.config, self._network.device)
 
     @property
     def latency(self) -> int:
@@ -124,7 +130,12 @@ class StreamEngine:
         return self._state.in_flight
 
     def push(
-        self, image: Picture | None = None, latents: torch.Tensor | None = None, *, frame_id: int | None = None
+        self,
+        image: Picture | None = None,
+        latents: torch.Tensor | None = None,
+        *,
+        control: Given | None = None,
+        frame_id: int | None = None,
     ) -> list[StreamOutput]:
         """Put in one frame (or a batch, frame by frame) and get what is finished.
 
@@ -132,6 +143,8 @@ class StreamEngine:
             image: PIL image, array ``(H, W, 3)`` or tensor ``(3, H, W)`` in [0, 1] (or uint8), with or without a
                 leading dimension of frames; None for text-to-image.
             latents: initial noise ``(C, h, w)`` or ``(frames, C, h, w)``; None for the seeded one.
+            control: control image, as ``image``, fitted like it; for several ControlNets one for all, or a list of one
+                for each. None makes it from the picture, as the engine's ``control`` says.
             frame_id: number of the (first) frame; None counts on. Numbers must rise.
 
         Raises:
@@ -141,13 +154,13 @@ class StreamEngine:
         with self._lock:
             self._check_open()
             with self._state.clock.stage("preprocess"):
-                inputs = accept(image, latents, self.config, self._builder.latent_shape)
+                inputs = self._intake.accept(image, latents, control, self.config)
             first = self._state.take_ids(len(inputs), frame_id)
             now = time.perf_counter()
             outputs: list[StreamOutput] = []
-            for k, (pixels, noise) in enumerate(inputs):
+            for k, given in enumerate(inputs):
                 try:
-                    outputs += self._push(Frame(first + k, now, pixels, noise))
+                    outputs += self._push(Frame(first + k, now, *given))
                 except BaseException:
                     self._state.drop(len(inputs) - k - 1)
                     raise
@@ -174,7 +187,8 @@ class StreamEngine:
 
     def _push(self, frame: Frame) -> list[StreamOutput]:
         state = self._state
-        if frame.pixels is not None and state.skips(frame.pixels):
+        seen = frame.seen
+        if seen is not None and state.skips(seen):
             drained = self._tick(self._group() if state.pending else None) if state.pending or state.batch.slots else []
             return [*drained, state.repeat(frame)]
         state.pending.append(frame)
@@ -205,19 +219,9 @@ class StreamEngine:
         """The slot of frames that enter together, noised to the first stage; missing frames repeat the last one."""
         self._step_transition()
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
-        source = self._encode(padded)
-        self._denoiser.enter(None if source is None else torch.cat([f.pixels for f in padded if f.pixels is not None]))
-        noises = [self._state.noise(f, self._builder.latent_shape) if source is None else f.noise for f in padded]
-        return entering_slot(group, self._settings, source, noises, self._network.device)
-
-    def _encode(self, group: list[Frame]) -> torch.Tensor | None:
-        pixels = [f.pixels for f in group if f.pixels is not None]
-        if not pixels:
-            return None
-        if len(pixels) < len(group):
-            raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
-        with self._state.clock.stage("encode"):
-            return self._codec.encode(torch.cat(pixels).to(self._network.device, non_blocking=True))
+        slot = self._intake.slot(group, padded, self._settings, self._state, self.config)
+        self._denoiser.enter(seen_in(padded))
+        return slot
 
     def _deliver(self, finished: list[Slot]) -> list[StreamOutput]:
         """Decode what is finished, withhold what overtook an older frame, and drop what is not finite."""
@@ -246,7 +250,7 @@ class StreamEngine:
             at: "all" (default) also changes frames in flight, from their next stage on; "new" only frames that enter
                 from now on. Frames in flight join new stages at the first one below the noise level they have
                 reached.
-            transition: number of entering frames over which prompts, scale and delta move from the old to the new
+            transition: number of entering frames over which prompts, scales and delta move from the old to the new
                 values.
             lora_scale: scale by adapter name, passed to ``pipe.set_adapters``; this reaches every engine on the
                 pipeline.
@@ -257,10 +261,7 @@ class StreamEngine:
         """
         with self._lock:
             self._check_open()
-            if at not in ("all", "new"):
-                raise ValueError(f"at must be 'all' or 'new', not {at!r}")
-            if isinstance(transition, bool) or not isinstance(transition, int) or transition < 0:
-                raise ValueError(f"transition must be a number of frames, not {transition!r}")
+            check_way(at, transition)
             config = self.config.updated(changes)
             target = self._builder.build(config)
             self._state.check_guidance(target.guidance, at)
@@ -299,7 +300,7 @@ class StreamEngine:
                 self._settings, self._transition = self._transition.end, None
             self._denoiser.close()
             self._denoiser = Denoiser(self._network, self.config)
-            self._state = self._new_state()
+            self._state = StreamState(self.config, self._network.device)
 
     def warmup(self) -> None:
         """Run the autoencoder and the network once for every number of rows, so that the first frame is not slow.
@@ -308,13 +309,12 @@ class StreamEngine:
         """
         with self._lock:
             self._check_open()
-            state, self._state = self._state, self._new_state()
+            state, self._state = self._state, StreamState(self.config, self._network.device)
             transition, self._transition = self._transition, None
             counts = self._denoiser.calls, self._denoiser.rows
             try:
-                black = torch.zeros(1, 3, self.config.height, self.config.width)
                 for _ in range(self.latency + 1):
-                    self._tick([Frame(0, 0.0, black, None)])
+                    self._tick([self._intake.blank(self.config)])
                 while self._state.batch.slots:
                     self._tick(None)
             finally:

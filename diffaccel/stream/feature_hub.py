@@ -22,6 +22,11 @@ STREAM_HOOK = "diffaccel-stream"
 Replays = Mapping[str, Hook]
 
 
+def is_compiled(model: object) -> bool:
+    """Whether a network was compiled as a module, so that a hook within would break its graph."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
 class _Current(threading.local):
     replays: Replays | None = None
 

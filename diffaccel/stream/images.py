@@ -17,7 +17,12 @@ _PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 
 
 def to_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
-    """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [-1, 1], a copy.
+    """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [-1, 1], a copy; see `to_unit_frames`."""
+    return to_unit_frames(image, height, width, fit) * 2 - 1
+
+
+def to_unit_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
+    """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [0, 1].
 
     Args:
         image: PIL image; array ``(H, W, 3)`` or ``(frames, H, W, 3)``; tensor ``(3, H, W)`` or ``(frames, 3, H, W)``.
@@ -30,9 +35,7 @@ def to_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor
         ValueError: for another mode or shape, an empty picture, or values outside [0, 1] (NaN included).
     """
     pixels = _unit_range(_channels_first(image))
-    if pixels.shape[-2:] != (height, width):
-        pixels = fit_to(pixels, height, width, fit)
-    return pixels * 2 - 1
+    return pixels if pixels.shape[-2:] == (height, width) else fit_to(pixels, height, width, fit)
 
 
 def _channels_first(image: Picture) -> torch.Tensor:

@@ -1,14 +1,37 @@
-"""What a caller pushes, checked and cut into frames; and the shape of their latents."""
+"""From what a caller pushes to a slot at its first stage: checked, cut into frames, encoded, noised."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
+from diffaccel.stream.batch import ControlImages, Settings, Slot
 from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.control import Given, functions_for, given_images, made_images
 from diffaccel.stream.images import Codec, Picture, to_frames
 from diffaccel.stream.networks import Network
+from diffaccel.stream.state import Frame, StreamState, entering_slot
 
-Input = tuple[torch.Tensor | None, torch.Tensor | None]
+NO_CONTROL = (
+    "this pipeline's ControlNet needs a control image: give it with the frame, as control=..., or let the engine make "
+    "it from the picture, as in StreamEngine(..., control='edges')"
+)
+
+
+class Input(NamedTuple):
+    """One frame as it was pushed.
+
+    Attributes:
+        pixels: ``(1, 3, H, W)`` in [-1, 1], or None for text-to-image.
+        noise: own noise ``(1, C, h, w)``, or None.
+        control: control images that were given, ``(1, 3, H, W)`` in [0, 1] for each ControlNet, or None.
+    """
+
+    pixels: torch.Tensor | None
+    noise: torch.Tensor | None
+    control: tuple[torch.Tensor, ...] | None
 
 
 def latent_shape(config: StreamConfig, network: Network, codec: Codec) -> tuple[int, int, int]:
@@ -25,25 +48,108 @@ def latent_shape(config: StreamConfig, network: Network, codec: Codec) -> tuple[
     return network.channels, config.height // codec.factor, config.width // codec.factor
 
 
-def accept(
-    image: Picture | None, latents: torch.Tensor | None, config: StreamConfig, shape: tuple[int, int, int]
-) -> list[Input]:
-    """Frames as pairs of pixels ``(1, 3, H, W)`` in [-1, 1] and own noise ``(1, C, h, w)``, either None.
+class Intake:
+    """The way in.
 
-    Raises:
-        TypeError, ValueError: for an unusable picture or noise, naming what is wrong.
+    Args:
+        network: the denoiser that frames are for.
+        codec: encodes pictures.
+        shape: latents of one frame, ``(C, h, w)``.
     """
-    if image is None and config.guidance.negative_source == "input":
-        raise ValueError("SelfNegative needs an input picture: for text-to-image use OneTimeNegative or FullGuidance")
-    pixels = None if image is None else to_frames(image, config.height, config.width, config.fit)
-    noise = None if latents is None else _checked(latents, shape)
-    count = len(pixels) if pixels is not None else len(noise) if noise is not None else 1
-    if noise is not None and len(noise) != count:
-        raise ValueError(f"{count} pictures need as many latents, not {len(noise)}")
-    return [
-        (None if pixels is None else pixels[k : k + 1], None if noise is None else noise[k : k + 1])
-        for k in range(count)
-    ]
+
+    def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
+        self._codec, self._shape, self._device = codec, shape, network.device
+        self._nets = len(network.controlnets)
+
+    def accept(
+        self, image: Picture | None, latents: torch.Tensor | None, control: Given | None, config: StreamConfig
+    ) -> list[Input]:
+        """What was pushed, as frames.
+
+        Raises:
+            TypeError, ValueError: for an unusable picture, noise or control image, naming what is wrong.
+        """
+        if image is None and config.guidance.negative_source == "input":
+            raise ValueError(
+                "SelfNegative needs an input picture: for text-to-image use OneTimeNegative or FullGuidance"
+            )
+        self._require_control(image, control, config)
+        size = config.height, config.width, config.fit
+        pixels = None if image is None else to_frames(image, *size)
+        noise = None if latents is None else _checked(latents, self._shape)
+        images = () if control is None else given_images(control, self._nets, *size)
+        counts = [len(x) for x in (pixels, noise, *images[:1]) if x is not None] or [1]
+        if noise is not None and len(noise) != counts[0]:
+            raise ValueError(f"{counts[0]} pictures need as many latents, not {len(noise)}")
+        if len(set(counts)) > 1:
+            raise ValueError(f"{counts[0]} frames need as many control images, not {counts[-1]}")
+        return [Input(_nth(pixels, k), _nth(noise, k), _nth_each(images, k)) for k in range(counts[0])]
+
+    def _require_control(self, image: Picture | None, control: Given | None, config: StreamConfig) -> None:
+        if not self._nets or control is not None:
+            return
+        if config.control is None:
+            raise ValueError(NO_CONTROL)
+        if image is None:
+            raise ValueError(
+                "a text-to-image frame has no picture to make a control image from: give it, as control=..."
+            )
+
+    def slot(
+        self, group: Sequence[Frame], padded: Sequence[Frame], settings: Settings, state: StreamState,
+        config: StreamConfig,
+    ) -> Slot:  # fmt: skip
+        """A slot of frames that enter together, noised to the first stage.
+
+        Args:
+            group: the frames.
+            padded: the same, and repetitions of the last one where the frame buffer is not full.
+            settings: how they are denoised.
+            state: counts the time, and draws the noise of text-to-image frames.
+            config: of the stream.
+        """
+        pictures = [f.pixels for f in padded if f.pixels is not None]
+        if pictures and len(pictures) < len(padded):
+            raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
+        pixels = source = None
+        if pictures:
+            with state.clock.stage("encode"):
+                pixels = torch.cat(pictures).to(self._device, non_blocking=True)
+                source = self._codec.encode(pixels)
+        noises = [state.noise(f, self._shape) if source is None else f.noise for f in padded]
+        slot = entering_slot(group, settings, source, noises, self._device)
+        if self._nets:
+            with state.clock.stage("control"):
+                slot.control = self._control(padded, pixels, config)
+        return slot
+
+    @torch.no_grad()
+    def _control(self, frames: Sequence[Frame], pixels: torch.Tensor | None, config: StreamConfig) -> ControlImages:
+        """Control images that were given with the frames, or are made from their pictures in [-1, 1]."""
+        functions, size = functions_for(config.control, self._nets), (config.height, config.width, config.fit)
+        images = []
+        for k, frame in enumerate(frames):
+            control = frame.control
+            if control is None:
+                if pixels is None or not functions:  # the engine's was taken away while the frame waited
+                    raise ValueError(NO_CONTROL)
+                control = made_images(pixels[k] / 2 + 0.5, functions, *size)
+            images.append(control)
+        return ControlImages(tuple(torch.cat(column).to(self._device) for column in zip(*images, strict=True)))
+
+    def blank(self, config: StreamConfig) -> Frame:
+        """A black frame, to warm up with."""
+        black = torch.zeros(1, 3, config.height, config.width)
+        given = self._nets and config.control is None
+        return Frame(0, 0.0, black, None, (black,) * self._nets if given else None)
+
+
+def _nth(frames: torch.Tensor | None, k: int) -> torch.Tensor | None:
+    return None if frames is None else frames[k : k + 1]
+
+
+def _nth_each(images: tuple[torch.Tensor, ...], k: int) -> tuple[torch.Tensor, ...] | None:
+    return tuple(image[k : k + 1] for image in images) or None
 
 
 def _checked(latents: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:

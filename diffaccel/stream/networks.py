@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.stream.conditioning import Conditioning, Inputs
+from diffaccel.stream.controlnet import ADDED, controlnets_of
 
 
 class Network(ABC):
@@ -26,6 +27,9 @@ class Network(ABC):
     Args:
         pipe: a loaded diffusers pipeline; only read.
         height, width: picture size in pixels.
+
+    Attributes:
+        controlnets: the pipeline's ControlNets.
     """
 
     component: ClassVar[str] = "transformer"
@@ -33,6 +37,7 @@ class Network(ABC):
 
     def __init__(self, pipe: Any, height: int, width: int) -> None:
         self.pipe, self.height, self.width = pipe, height, width
+        self.controlnets = controlnets_of(pipe)
         self._check()
 
     @property
@@ -132,14 +137,16 @@ class UNet(Network):
         return {"timestep_cond": embedding.to(self.device, self.dtype)}
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Call the UNet."""
-        added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
+        """Call the UNet, with what ControlNets add to it."""
+        added = {k: inputs[k] for k in ADDED if k in inputs}
         result: torch.Tensor = self.model(
             latents,
             timesteps,
             encoder_hidden_states=inputs["encoder_hidden_states"],
             timestep_cond=inputs.get("timestep_cond"),
             added_cond_kwargs=added or None,
+            down_block_additional_residuals=inputs.get("down_block_additional_residuals"),
+            mid_block_additional_residual=inputs.get("mid_block_additional_residual"),
             return_dict=False,
         )[0]
         return result

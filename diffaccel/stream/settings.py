@@ -12,6 +12,7 @@ from diffaccel.stream.batch import Settings
 from diffaccel.stream.coefficients import Stages, build_stages
 from diffaccel.stream.conditioning import Blend, Conditioning, blend
 from diffaccel.stream.config import Prompt, StreamConfig, weighted
+from diffaccel.stream.control import functions_for, scales_for
 from diffaccel.stream.networks import Network
 from diffaccel.stream.samplers import sampler_for
 
@@ -39,11 +40,14 @@ class SettingsBuilder:
         """Settings of ``config``."""
         stages = self._build_stages(config)
         config.guidance.check(stages.alphas)
+        nets = len(self.network.controlnets)
+        functions_for(config.control, nets)
+        scales = scales_for(config.controlnet_scale, nets)
         asks = config.guidance.negative_source in ("predicted", "first")
         positive = self._encode(config.prompt, config, negative=False)
         negative = self._encode(config.negative_prompt, config, negative=True) if asks else None
         self._trim()
-        return Settings(stages, positive, negative, config.guidance)
+        return Settings(stages, positive, negative, config.guidance, scales)
 
     def _build_stages(self, config: StreamConfig) -> Stages:
         scheduler = self.network.pipe.scheduler
@@ -91,6 +95,14 @@ class SettingsBuilder:
             self._prompts.pop(next(iter(self._prompts)))
 
 
+def check_way(at: At, transition: int) -> None:
+    """Raise ValueError for an unknown way from one setting to the next."""
+    if at not in ("all", "new"):
+        raise ValueError(f"at must be 'all' or 'new', not {at!r}")
+    if isinstance(transition, bool) or not isinstance(transition, int) or transition < 0:
+        raise ValueError(f"transition must be a number of frames, not {transition!r}")
+
+
 class Transition:
     """The way from one setting to another over a number of entering frames; over none, in one step."""
 
@@ -117,11 +129,16 @@ class Transition:
             if start.negative is None or end.negative is None
             else _between(start.negative, end.negative, weight, how),
             _between_guidances(start.guidance, end.guidance, weight),
+            _between_scales(start.control_scales, end.control_scales, weight),
         )
 
 
 def _between(start: Conditioning, end: Conditioning, weight: float, how: Blend) -> Conditioning:
     return end if start is end else blend([(start, 1 - weight), (end, weight)], how)
+
+
+def _between_scales(start: tuple[float, ...], end: tuple[float, ...], weight: float) -> tuple[float, ...]:
+    return end if start == end else tuple((1 - weight) * a + weight * b for a, b in zip(start, end, strict=True))
 
 
 def _between_guidances(start: Guidance, end: Guidance, weight: float) -> Guidance:

@@ -20,12 +20,31 @@ from diffaccel.stream.report import Counts, StreamOutput, StreamReport
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """An accepted input: pixels ``(1, 3, H, W)`` in [-1, 1] or None, own noise ``(1, C, h, w)`` or None."""
+    """An accepted input: pixels ``(1, 3, H, W)`` in [-1, 1] or None, own noise ``(1, C, h, w)`` or None.
+
+    ``control`` are control images that were given with it, ``(1, 3, H, W)`` in [0, 1] for each ControlNet.
+    """
 
     frame_id: int
     entered: float
     pixels: torch.Tensor | None
     noise: torch.Tensor | None
+    control: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def seen(self) -> torch.Tensor | None:
+        """What makes it like another frame or not: its picture and given control images, ``(1, channels, H, W)``."""
+        if self.pixels is None or self.control is None:
+            return self.pixels
+        return torch.cat([self.pixels, *(image.to(self.pixels) * 2 - 1 for image in self.control)], 1)
+
+
+def seen_in(frames: Sequence[Frame]) -> torch.Tensor | None:
+    """What all frames show, ``(frames, channels, H, W)``; None for text-to-image."""
+    seen = [x for f in frames if (x := f.seen) is not None]
+    if len({x.shape for x in seen}) > 1:  # control images were given with some of them
+        seen = [f.pixels for f in frames if f.pixels is not None]
+    return torch.cat(seen) if seen else None
 
 
 def entering_slot(

@@ -17,7 +17,7 @@ from diffaccel._diffusers import Hook, hooks_of
 from diffaccel.families import UnsupportedModelError, layout_of
 from diffaccel.hooks import HOOK
 from diffaccel.stream.batch import Call, Memo
-from diffaccel.stream.feature_hub import FeatureHub
+from diffaccel.stream.feature_hub import FeatureHub, is_compiled
 
 Stamp = tuple[object, ...]
 Projected = dict[str, tuple[Stamp, torch.Tensor]]
@@ -84,7 +84,7 @@ class TextKeysValues:
 
 
 def _names(model: torch.nn.Module) -> list[str]:
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+    if is_compiled(model):
         return []
     try:
         names = layout_of(model).conditioning_only

@@ -12,11 +12,12 @@ from typing import Self
 
 import torch
 
+from diffaccel.stream.control import Given
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.images import Picture
 from diffaccel.stream.report import StreamOutput
 
-Waiting = tuple[int, Picture | None, torch.Tensor | None]
+Waiting = tuple[int, Picture | None, torch.Tensor | None, Given | None]
 
 
 class StreamClosed(RuntimeError):
@@ -57,8 +58,10 @@ class StreamWorker:
         self._thread = threading.Thread(target=self._run, name="diffaccel-stream", daemon=True)
         self._thread.start()
 
-    def put(self, image: Picture | None = None, latents: torch.Tensor | None = None) -> int:
-        """Hand over one frame without waiting, and get its number.
+    def put(
+        self, image: Picture | None = None, latents: torch.Tensor | None = None, *, control: Given | None = None
+    ) -> int:
+        """Hand over one frame without waiting, as `StreamEngine.push` takes it, and get its number.
 
         Raises:
             StreamClosed: after `close`.
@@ -67,7 +70,7 @@ class StreamWorker:
             if self._closing:
                 raise StreamClosed("this StreamWorker is closed: build a new one")
             frame_id, self._next_id = self._next_id, self._next_id + 1
-            self._inputs.append((frame_id, image, latents))
+            self._inputs.append((frame_id, image, latents, control))
             if len(self._inputs) > self._sizes[0]:
                 self._inputs.popleft()
                 self._dropped += 1
@@ -143,9 +146,9 @@ class StreamWorker:
                 self._deliver_from(self.engine.flush)
 
     def _step(self, waiting: Waiting) -> None:
-        frame_id, image, latents = waiting
+        frame_id, image, latents, control = waiting
         self._account()
-        self._deliver_from(lambda: self.engine.push(image, latents, frame_id=frame_id))
+        self._deliver_from(lambda: self.engine.push(image, latents, control=control, frame_id=frame_id))
 
     def _deliver_from(self, work: Callable[[], list[StreamOutput]]) -> None:
         items: list[StreamOutput | Exception]
