@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import live_settings, parse_size
+from diffaccel.cli.streaming import CONTROLNET_OPTIONS, live_settings, parse_size
 
 if TYPE_CHECKING:
     from diffaccel.realtime.hub import Hub
@@ -32,6 +32,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
     click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated."),
     click.option("--vae", help="Another autoencoder: bundled name or folder; none for the model's own."),
+    *CONTROLNET_OPTIONS,
     click.option("--size", callback=parse_size, help="Pixels, as in 512 or 640x384.  [default: the model's]"),
     click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
@@ -119,7 +120,7 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
     from dataclasses import replace
 
     from diffaccel.realtime.hub import EngineStream, Hub, spare_a_core
-    from diffaccel.realtime.settings import load_pipeline, picture_size
+    from diffaccel.realtime.settings import controls_for, load_pipeline, picture_size
 
     spare_a_core()
     pipe = load_pipeline(settings)
@@ -128,7 +129,7 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
         engine.warmup()
     hub = Hub(
         lambda controls: EngineStream(pipe, replace(settings, controls=controls)),
-        controls=settings.controls,
+        controls=controls_for(pipe, settings.controls),
         limit=limit,
     )
     return hub, {"model": Path(settings.model).name, "width": width, "height": height}

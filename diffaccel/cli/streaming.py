@@ -1,12 +1,21 @@
 """From the command line to the settings of a live run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from diffaccel.realtime.settings import Controls, LiveSettings
+
+
+CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option("--controlnet", multiple=True, help="ControlNet: local folder or Hub id; may be repeated."),
+    click.option(
+        "--control", type=click.Choice(["edges", "canny", "identity"]), help="What it sees.  [default: edges]"
+    ),
+    click.option("--controlnet-scale", type=float, help="How closely it is followed, to 2.  [default: 1]"),
+)
 
 
 def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -17,6 +26,13 @@ def parse_size(_context: click.Context, _option: click.Parameter, text: str | No
     if not (width.isdecimal() and (height or width).isdecimal()):
         raise click.BadParameter(f"{text!r} is not a size in pixels, as in 512 or 640x384")
     return int(width), int(height or width)
+
+
+def with_controlnet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of ControlNets."""
+    for option in reversed(CONTROLNET_OPTIONS):
+        function = option(function)
+    return function
 
 
 def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSettings":
@@ -32,6 +48,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     return LiveSettings(
         **values,
         lora=given["lora"] or None,
+        controlnet=given["controlnet"],
         compiled=given["compiled"],
         width=width,
         height=height,
@@ -40,14 +57,15 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
 
 
 def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
-    """The controls, checked."""
+    """The controls, checked; with those of a ControlNet where one is asked for."""
     from pydantic import ValidationError
 
-    from diffaccel.realtime.settings import Controls
+    from diffaccel.realtime.settings import ControlNetControls, Controls
 
-    named = {name: given[name] for name in Controls.model_fields if given.get(name) is not None}
+    named = {name: given[name] for name in ControlNetControls.model_fields if given.get(name) is not None}
+    kind = Controls if named.keys() <= Controls.model_fields.keys() and not given["controlnet"] else ControlNetControls
     try:
-        return Controls.model_validate({**start, **named})
+        return kind.model_validate({**start, **named})
     except ValidationError as error:
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import live_settings, parse_size
+from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
 
 if TYPE_CHECKING:
     from diffaccel.realtime.repaint import VideoReport
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]")
 @click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated.")
 @click.option("--vae", help="Another autoencoder: bundled name or folder.")
+@with_controlnet
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]")
 @click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames.")

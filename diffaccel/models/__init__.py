@@ -6,6 +6,7 @@ print(models.figures("emoji-sd"))
 """
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
+from diffaccel.models.controlnet import find_controlnet, load_controlnet, with_controlnets
 from diffaccel.models.loader import (
     DEVICE_MAPS,
     DTYPES,
@@ -33,12 +34,15 @@ __all__ = [
     "choose_dtype",
     "defaults",
     "figures",
+    "find_controlnet",
     "find_lora",
     "find_vae",
     "load",
+    "load_controlnet",
     "load_lora",
     "load_vae",
     "names",
     "path",
     "resolve",
+    "with_controlnets",
 ]

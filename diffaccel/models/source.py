@@ -17,7 +17,7 @@ from diffaccel.models.catalogue import BUNDLED, names
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 16 * 2**20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -63,7 +63,7 @@ def _find(name: str) -> Path:
         return local
     if local.is_file():
         raise ModelError(f"{name} is a file; a model is a folder in diffusers format (with model_index.json)")
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return _download(name)
     raise ModelError(f"unknown model {name!r}; bundled: {_bundled()}; or give a local folder or a Hub id (owner/name)")
 
@@ -74,13 +74,18 @@ def _bundled() -> str:
 
 def _download(name: str) -> Path:
     """Fetch the safetensors and configuration files of a Hub repository, and nothing that could be code."""
+    snapshot = fetch(name, ["model_index.json"])
+    check_index(_read_index(snapshot), snapshot)
+    return fetch(name, _HUB_FILES)
+
+
+def fetch(name: str, patterns: list[str]) -> Path:
+    """Files of a Hub repository in a local folder. Raises `ModelError` where they cannot be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(name, allow_patterns=["model_index.json"]))
-        check_index(_read_index(snapshot), snapshot)
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise ModelError(f"no model {name!r} on the Hub (or it is private); bundled: {_bundled()}") from error
     except (HfHubHTTPError, OSError) as error:

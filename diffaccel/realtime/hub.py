@@ -136,7 +136,7 @@ class Hub:
             pydantic.ValidationError: for unknown names and values out of range; nothing has changed then.
         """
         with self._changed:
-            session.ask(Controls.model_validate({**session.asked.model_dump(), **values}))
+            session.ask(type(self.controls).model_validate({**session.asked.model_dump(), **values}))
             self._changed.notify_all()
 
     def close(self) -> None:

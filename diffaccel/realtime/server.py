@@ -23,7 +23,6 @@ from diffaccel.realtime.connection import Connection
 from diffaccel.realtime.errors import MediaError
 from diffaccel.realtime.guard import LOOPBACK, Guard
 from diffaccel.realtime.hub import Hub, HubFull
-from diffaccel.realtime.settings import Controls
 
 PAGE = Path(__file__).with_name("page")
 TRY_AGAIN_LATER = 1013
@@ -201,7 +200,7 @@ def build_app(server: LiveServer) -> FastAPI:
 
     @app.get("/schema")
     def schema() -> JSONResponse:
-        return JSONResponse({**Controls.model_json_schema(), "about": server.about})
+        return JSONResponse({**type(hub.controls).model_json_schema(), "about": server.about})
 
     @app.get("/health")
     def health() -> JSONResponse:

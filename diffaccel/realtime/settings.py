@@ -12,7 +12,6 @@ from diffaccel.batch.pipeline import Placement, open_pipeline
 from diffaccel.forecast import Taylor
 from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache, IntervalCache
-from diffaccel.models.quiet import quiet_loading
 from diffaccel.schedule import Uniform
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.engine import StreamEngine
@@ -40,6 +39,7 @@ LONGEST_INTERVAL = 6
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
+ControlKind = Literal["edges", "canny", "identity"]
 
 
 def _draw(**hints: Any) -> Any:
@@ -135,6 +135,27 @@ class Controls(BaseModel):
     )
 
 
+class ControlNetControls(Controls):
+    """What can change where the model has a ControlNet."""
+
+    control: ControlKind = Field(
+        default="edges",
+        title="Control image",
+        description="What the ControlNet sees of the input.",
+        json_schema_extra=_draw(
+            labels={"edges": "soft edges", "canny": "thin edges (Canny)", "identity": "the input itself"}
+        ),
+    )
+    controlnet_scale: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        title="ControlNet scale",
+        description="How closely the picture follows it; 0 is not at all.",
+        json_schema_extra=_draw(step=0.05),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveSettings:
     """A model, how it is loaded, and the controls to begin with.
@@ -143,6 +164,7 @@ class LiveSettings:
         model: bundled name, local folder or Hub id.
         lora: bundled names or files, merged into the weights; None for the model's own companion.
         vae: another autoencoder; None for the model's own companion, "none" for the one it was saved with.
+        controlnet: local folders or Hub ids of ControlNets, put before the UNet.
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
         width, height: of the pictures, in pixels; None for the model's size.
         controls: what can change later.
@@ -151,6 +173,7 @@ class LiveSettings:
     model: str = DEFAULT_MODEL
     lora: tuple[str, ...] | None = None
     vae: str | None = None
+    controlnet: tuple[str, ...] = ()
     dtype: str | None = None
     device: str | None = None
     compiled: bool = False
@@ -160,7 +183,7 @@ class LiveSettings:
 
 
 def load_pipeline(settings: LiveSettings) -> Any:
-    """Load the pipeline, merge its LoRAs into the weights, and put in the other autoencoder.
+    """Load the pipeline, merge its LoRAs into the weights, and put in the other autoencoder and the ControlNets.
 
     Raises:
         ModelError: something cannot be loaded or does not fit.
@@ -170,21 +193,21 @@ def load_pipeline(settings: LiveSettings) -> Any:
     vae = settings.vae or own_vae
     source = models.resolve(settings.model)
     device = models.choose_device(settings.device)
-    dtype = str(models.choose_dtype(settings.dtype, device)).removeprefix("torch.")
+    dtype = models.choose_dtype(settings.dtype, device)
     placement = Placement(device=settings.device, compiled=settings.compiled)
-    pipe = open_pipeline(source, dtype, None if vae == NONE else vae, placement)
+    nets = [models.load_controlnet(name, dtype=dtype, device=device) for name in settings.controlnet]
+    pipe = open_pipeline(source, str(dtype).removeprefix("torch."), None if vae == NONE else vae, placement)
     for lora in loras:
         if lora != NONE:
             _merge(pipe, lora)
-    return pipe
+    return models.with_controlnets(pipe, nets) if nets else pipe
 
 
 def _merge(pipe: Any, lora: str) -> None:
     """Add a LoRA to the weights for good: as adapter layers it would cost time in every frame."""
-    with quiet_loading():
-        models.load_lora(pipe, lora)
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
+    models.load_lora(pipe, lora)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
 
 
 def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
@@ -206,9 +229,24 @@ def open_engine(pipe: Any, settings: LiveSettings, *, output_type: OutputType = 
     return StreamEngine(pipe, width=width, height=height, output_type=output_type, **arguments)
 
 
+def controls_for(pipe: Any, controls: Controls) -> Controls:
+    """The controls with those of a ControlNet, where the pipeline has one.
+
+    Raises:
+        ValueError: for controls of a ControlNet where there is none.
+    """
+    has, asks = getattr(pipe, "controlnet", None) is not None, isinstance(controls, ControlNetControls)
+    if asks and not has:
+        raise ValueError("this model has no ControlNet: choose one with --controlnet, as a folder or a Hub id")
+    return ControlNetControls(**controls.model_dump()) if has and not asks else controls
+
+
 def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
     """The controls as `StreamEngine` takes them, at construction and in `update`."""
+    controls = controls_for(pipe, controls)
+    follows = isinstance(controls, ControlNetControls)
     return {
+        **(controls.model_dump(include={"control", "controlnet_scale"}) if follows else {}),
         "prompt": _blended(controls),
         "negative_prompt": controls.negative_prompt,
         "strength": controls.strength,

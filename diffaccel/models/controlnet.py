@@ -1,0 +1,86 @@
+"""ControlNets: found by name, checked, loaded, and put before a pipeline's UNet."""
+
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.models.source import HUB_ID, ModelError, check_weights, fetch
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+CLASS = "ControlNetModel"
+_HUB_FILES = [
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model-*.safetensors",
+]
+
+
+def find_controlnet(name: str) -> Path:
+    """The folder of a ControlNet, checked: a local folder, one in a pipeline's folder, or a Hub id.
+
+    Raises:
+        ModelError: there is none, it is of another class, or its weights are not safetensors.
+    """
+    place = Path(name).expanduser()
+    if not place.exists() and HUB_ID.fullmatch(name):
+        place = fetch(name, _HUB_FILES)
+    folder = next((f for f in (place / "controlnet", place) if (f / "config.json").is_file()), None)
+    if folder is None:
+        raise ModelError(f"no ControlNet at {name!r}: give a folder with its config.json, or a Hub id (owner/name)")
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"cannot read {folder / 'config.json'}: it is not the configuration of a {CLASS}") from error
+    if found != CLASS:
+        raise ModelError(f"{name} is a {found}, and streams run a {CLASS}, as for Stable Diffusion and SDXL")
+    check_weights(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} has no weights (diffusion_pytorch_model.safetensors)")
+    return folder
+
+
+def load_controlnet(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
+    """Load a ControlNet from a local folder or a Hub id.
+
+    Raises:
+        ModelError: nothing there is a ControlNet, or its weights are not safetensors.
+    """
+    folder = find_controlnet(os.fspath(model))
+    with quiet_loading():
+        from diffusers import ControlNetModel
+
+        try:
+            net = ControlNetModel.from_pretrained(
+                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError, AttributeError) as error:
+            raise ModelError(f"cannot load the ControlNet {model}: {error}") from error
+    return net.to(device)
+
+
+def with_controlnets(pipe: Any, nets: Sequence[Any]) -> "DiffusionPipeline":
+    """The stock ControlNet pipeline of the parts of ``pipe``, which stays as it is; weights are shared.
+
+    Raises:
+        ModelError: for a pipeline without a UNet.
+    """
+    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+
+    unet = pipe.components.get("unet")
+    if unet is None:
+        raise ModelError(f"a ControlNet needs a UNet, as of Stable Diffusion or SDXL; {type(pipe).__name__} has none")
+    xl = unet.config.get("addition_embed_type") == "text_time"
+    kind = StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline
+    taken = inspect.signature(kind.__init__).parameters
+    parts = {name: part for name, part in {**pipe.config, **pipe.components}.items() if name in taken}
+    parts["controlnet"] = list(nets) if len(nets) > 1 else nets[0]
+    with quiet_loading():
+        return kind(**parts)
