@@ -7,17 +7,26 @@ folder is as trustworthy as that of a run on one machine.
 
 import logging
 import pickle
-from collections.abc import Sequence
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import current_thread, main_thread
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from diffaccel.batch.distribute import OnRecord, Part
+from diffaccel.batch.distribute import MAX_STARTS, OnRecord, Part, WorkerError
 from diffaccel.batch.jobs import batches
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record
 from diffaccel.batch.summary import Calls, Summary
+from diffaccel.models import resolve
+
+REACHABLE_WITHIN = 10.0  # seconds
 
 
 def render_on_ray(
@@ -25,18 +34,20 @@ def render_on_ray(
 ) -> tuple[Summary, Calls]:
     """Render `part` with `actors` pipelines on the Ray cluster at `address`, or on one started on this machine.
 
-    Raises `InputError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written.
+    Raises `InputError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written,
+    `WorkerError` where a batch brought its actor down again and again.
     """
     ray = _start(address, actors)
     start, summary, calls = perf_counter(), Summary(), Calls()
     rows = [{"jobs": pickle.dumps(batch)} for batch in batches(part.jobs, part.batch_size)]
     rendered = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         RenderActor,
-        fn_constructor_args=(part,),
+        fn_constructor_args=(_portable(part),),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=int("GPU" in ray.cluster_resources()),
+        max_task_retries=MAX_STARTS - 1,
     )
     try:
         for row in rendered.iter_rows():
@@ -48,6 +59,8 @@ def render_on_ray(
             for record in records:
                 summary.add(record)
                 on_record(record)
+    except ray.exceptions.RayError as error:
+        raise WorkerError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
     finally:
         ray.shutdown()
     summary.seconds = perf_counter() - start
@@ -61,9 +74,11 @@ def _start(address: str | None, actors: int) -> Any:
         import ray.data
     except ImportError as error:
         raise InputError("--engine ray needs Ray: pip install 'diffaccel[ray]'") from error
+    _require_reachable(address)
     try:
-        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False)
-    except ConnectionError as error:
+        with _own_sigterm():
+            ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster at {address}: {error}") from error
     room = int(ray.cluster_resources().get("GPU", ray.cluster_resources().get("CPU", 0)))
     if actors > room:
@@ -72,6 +87,36 @@ def _start(address: str | None, actors: int) -> Any:
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _require_reachable(address: str | None) -> None:
+    """Raise `InputError` where nobody listens at HOST:PORT, for which Ray would wait many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray cluster at {address}: {error}") from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by one of its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _portable(part: Part) -> Part:
+    """The part with its model named so that other machines find it: bundled, on the Hub, or by its whole path."""
+    source = part.source
+    local = Path(source.name).expanduser()
+    name = str(local.absolute()) if source.folder == local else source.name
+    return replace(part, source=replace(source, name=name))
 
 
 class _Parcel:
@@ -94,8 +139,8 @@ class RenderActor:
     """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
 
     def __init__(self, part: Part) -> None:
-        self._part = part
-        self._pipe = part.pipeline()
+        self._part = replace(part, source=resolve(part.source.name))
+        self._pipe = self._part.pipeline()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Render the batch; `rows` is a column of one."""
