@@ -29,14 +29,14 @@ class Commands(click.Group):
         from diffaccel.batch.readers import InputError
         from diffaccel.batch.store import StoreError
         from diffaccel.models import ModelError
-        from diffaccel.realtime.errors import MediaError
+        from diffaccel.realtime.errors import DiskError, MediaError
 
         try:
             return super().invoke(ctx)
+        except (DiskError, StoreError, WorkerError) as error:
+            raise click.ClickException(str(error)) from error
         except (InputError, MediaError, ModelError) as error:
             raise BadInput(str(error)) from error
-        except (StoreError, WorkerError) as error:
-            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted; the same command goes on where this one stopped.", err=True)
             raise click.exceptions.Exit(130) from None

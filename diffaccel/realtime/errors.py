@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO})
+"""What a disk answers that cannot take more."""
+
 
 class MediaError(ValueError):
     """A camera, a screen, a window or a video file that cannot be used; the message says why and what to do."""
+
+
+class DiskError(MediaError):
+    """A file that was being written when the disk refused: nothing is wrong with what was asked for."""
 
 
 def need(module: str, *, extra: str, purpose: str) -> Any:
@@ -37,10 +45,11 @@ def pyav() -> Any:
 
 @contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn FFmpeg's errors into a `MediaError` that names the file."""
+    """Turn errors of FFmpeg and of files into a `MediaError` that names the file; `DiskError` for a full disk."""
     from av.error import FFmpegError
 
     try:
         yield
-    except FFmpegError as error:
-        raise MediaError(f"cannot {action} {path}: {error.strerror or error}") from error
+    except (FFmpegError, OSError) as error:
+        kind = DiskError if error.errno in FULL else MediaError
+        raise kind(f"cannot {action} {path}: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from diffaccel.realtime.errors import MediaError, explained, pyav
+from diffaccel.realtime.errors import DiskError, MediaError, explained, pyav
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -101,7 +101,7 @@ class VideoWriter:
             with explained("write", self.path):
                 self._container.start_encoding()
         except MediaError as error:
-            if not self._audio:
+            if not self._audio or isinstance(error, DiskError):
                 raise
             raise MediaError(f"{error}; if it is the sound, write to a .mkv file or leave it out") from error
 
@@ -133,7 +133,7 @@ class VideoWriter:
         """Complete the file and give it its name; without a picture there is no file.
 
         Raises:
-            MediaError: where nothing was written, or where the disk refuses the rest.
+            MediaError: where nothing was written, or (`DiskError`) where the disk refuses the rest.
         """
         try:
             if not self.written:
@@ -141,9 +141,9 @@ class VideoWriter:
             self._mux(None)
             with explained("write", self.path):
                 self._container.close()
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            self._temporary.replace(self.path)
+                with self._temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._temporary.replace(self.path)
         except BaseException:
             self.discard()
             raise

@@ -193,6 +193,23 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, tiny_sd: Path, options: 
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_a_full_disk_is_a_failure_and_no_mistake_of_the_user(tmp_path: Path, tiny_sd: Path) -> None:
+    import resource
+    import signal
+
+    source = videos.make(tmp_path / "in.mp4")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+    try:
+        result = invoke(tiny_sd, source, tmp_path / "out.mp4", "--steps", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert result.exit_code == 1
+    assert "File too large" in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_an_interrupted_command_says_so(tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
