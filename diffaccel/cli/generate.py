@@ -139,13 +139,13 @@ def _settings(request: Request) -> "Settings":
 
 def _profile(request: Request) -> dict[str, Any]:
     """The caching that `--profile` asks for, written out, so that pictures and manifest do without the file."""
-    from diffaccel.batch.settings import write_cache
-    from diffaccel.methods import load_methods
-
     if request.profile is None:
         return {}
     if "cache" in request.settings:
         raise click.UsageError("--profile and --cache both say what is reused: give one of them")
+    from diffaccel.batch.settings import write_cache
+    from diffaccel.methods import load_methods
+
     try:
         return {"cache": write_cache(load_methods(request.profile))}
     except (OSError, ValueError) as error:

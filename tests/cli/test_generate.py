@@ -165,6 +165,13 @@ def test_limit_then_the_rest(generate) -> None:
     assert "1 picture in" in generate("a", "b", "c").output
 
 
+def test_dry_run_does_not_wait_for_diffusers(tiny_sd: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['diffaccel', 'generate', 'p', '--model', {str(tiny_sd)!r}, '--dry-run']\ntry:\n"
+    code += "    from diffaccel.cli import main; main()\nexcept SystemExit as end:\n    assert not end.code\n"
+    code += "assert not {'diffusers', 'transformers'} & set(sys.modules), 'heavy import'"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
 def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\na\n")
     result = generate(tmp_path / "p.txt", "--dry-run")
