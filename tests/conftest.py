@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -19,6 +20,16 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-sd")
     build(tmp_path_factory.mktemp("tokenizer")).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_pipe(tiny_sd: Path) -> Any:
+    """The pipeline in `tiny_sd`, loaded anew for every module."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from diffaccel.cli.subject import Subject, command_line, with_subject
 if TYPE_CHECKING:
     from diffaccel.measure.bench import Benchmark
     from diffaccel.measure.candidates import Candidate
+    from diffaccel.measure.workload import Workload
 
 UNET_METHODS = (
     "deepcache:interval=2",
@@ -35,6 +36,7 @@ TRANSFORMER_METHODS = (
     "textkvcache",
     "residualguidance",
 )
+CALIBRATED_ALPHAS = (0.15, 0.3)
 
 
 @click.command("bench", short_help="Measure methods: speed, quality, memory, energy; writes a report.")
@@ -71,7 +73,7 @@ def bench(
 
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
     pipe = subject.load()
-    own = _own(pipe, specs, profiles)
+    own = _own(pipe, workload, specs, profiles)
     candidates = [PLAIN, *own, *_others(pipe, workload.settings["num_inference_steps"], fewer_steps, peers)]
     judge = subject.name in models.names("pipeline") and "emoji-clip" in models.names()
     result = measure(pipe, workload, candidates, rounds=rounds, judge=judge, progress=subject.say)
@@ -82,14 +84,17 @@ def bench(
     click.echo(f"See {output / 'report.html'}")
 
 
-def _own(pipe: Any, specs: tuple[str, ...], profiles: tuple[str, ...]) -> "list[Candidate]":
-    """The methods of this package that were asked for."""
+def _own(pipe: Any, workload: "Workload", specs: tuple[str, ...], profiles: tuple[str, ...]) -> "list[Candidate]":
+    """The methods of this package that were asked for; a calibrated one is among the default ones of transformers."""
     from diffaccel.batch.settings import parse_cache
-    from diffaccel.measure.candidates import ours
+    from diffaccel.measure.candidates import calibrated, ours
     from diffaccel.methods import load_methods
 
-    default = TRANSFORMER_METHODS if getattr(pipe, "transformer", None) is not None else UNET_METHODS
+    transformer = getattr(pipe, "transformer", None) is not None
+    default = TRANSFORMER_METHODS if transformer else UNET_METHODS
     methods = [ours(parse_cache(spec), spec) for spec in specs or default if spec != "none"]
+    if transformer and not specs:
+        methods += [calibrated(workload, alpha) for alpha in CALIBRATED_ALPHAS]
     return [*methods, *(ours(load_methods(path), f"profile {Path(path).stem}") for path in profiles)]
 
 
@@ -120,7 +125,7 @@ def _write(subject: Subject, result: "Benchmark", profiles: tuple[str, ...], out
     write_report(output, result, setting)
 
 
-def _trace(pipe: Any, workload: Any, candidate: "Candidate", path: Path) -> None:
+def _trace(pipe: Any, workload: "Workload", candidate: "Candidate", path: Path) -> None:
     """A trace of one picture."""
     from diffaccel.measure.trace import write_trace
     from diffaccel.measure.workload import Workload

@@ -6,6 +6,8 @@ import click
 
 from diffaccel.cli.subject import Subject, with_subject
 
+DEFAULT_PROMPTS = 24
+
 
 @click.command("tune", short_help="Find the cheapest schedule for a quality, or the best for a cost.")
 @with_subject
@@ -30,14 +32,15 @@ def tune(
 ) -> None:
     """Tune a schedule for a model, a sampler and a budget, and write it as a profile.
 
-    The last third of the prompts, with other noise, is kept to confirm. Use the profile with accelerate(pipe,
+    A third of the prompts is searched on, another chooses among the best found, the last confirms, each with noise of
+    its own; bundled models bring 24. Use the profile with accelerate(pipe,
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
     from diffaccel.tune import Budget, to_text
     from diffaccel.tune import tune as search
 
     budget = Budget(min_psnr, min_ssim, max_macs, max_time)
-    prompts, settings = subject.texts(), subject.settings()
+    prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     tuned = search(subject.load(), prompts, budget, seed=subject.seed, runs=runs, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence
     assert evidence is not None

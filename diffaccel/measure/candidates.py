@@ -9,9 +9,12 @@ from typing import Any
 
 from diffaccel._diffusers import first_block_cache
 from diffaccel.accelerate import Handle, accelerate
-from diffaccel.methods import Method
+from diffaccel.calibrate import calibrate
+from diffaccel.measure.workload import Workload
+from diffaccel.methods import CalibratedCache, Calibration, Method
 
 Attach = Callable[[Any], AbstractContextManager[Handle | None]]
+CALIBRATION = 4  # most prompts that calibrate
 WARMUP = 1  # calls that cache-dit computes first: as many as the block caches here
 
 
@@ -39,6 +42,19 @@ def ours(methods: Sequence[Method], name: str | None = None) -> Candidate:
     """Some methods of this package together."""
     label = name or " + ".join(method.to_text() for method in methods)
     return Candidate(label, "diffaccel", lambda pipe: accelerate(pipe, *methods))
+
+
+def calibrated(workload: Workload, alpha: float) -> Candidate:
+    """`CalibratedCache`, calibrated on a workload's first prompts when it is put on a pipeline for the first time."""
+    known: list[Calibration] = []
+
+    def attach(pipe: Any) -> Handle:
+        if not known:
+            settings = workload.arguments(pipe) | {"output_type": "latent"}
+            known.append(calibrate(pipe, workload.prompts[:CALIBRATION], alpha, seed=workload.seeds[0], **settings))
+        return accelerate(pipe, CalibratedCache(known[0]))
+
+    return Candidate(f"calibratedcache, alpha {alpha:g}", "diffaccel", attach)
 
 
 def fewer_steps(steps: int) -> Candidate:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +39,10 @@ class Workload:
         """The prompt of each picture."""
         return self.prompts * len(self.seeds)
 
+    def arguments(self, pipe: Any) -> dict[str, Any]:
+        """Arguments of every call of a pipeline, the prompts and the noise aside."""
+        return {**_needed(pipe), **self.settings}
+
     def pictures(self, pipe: Any, **changes: Any) -> torch.Tensor:
         """All pictures, (seeds * prompts, 3, height, width) in [0, 1], on the CPU.
 
@@ -45,7 +50,7 @@ class Workload:
             pipe: a diffusers pipeline that takes prompts.
             changes: settings of this run that differ.
         """
-        settings = {**_needed(pipe), **self.settings, **changes, "output_type": "pt"}
+        settings = {**self.arguments(pipe), **changes, "output_type": "pt"}
         parts = []
         for seed in self.seeds:
             for start in range(0, len(self.prompts), self.batch_size):
@@ -56,6 +61,9 @@ class Workload:
 
 
 def _needed(pipe: Any) -> dict[str, Any]:
-    """PixArt looks up its standard sizes otherwise, which it does not have for every size of network."""
-    takes_bins = "use_resolution_binning" in inspect.signature(pipe.__call__).parameters
-    return {"use_resolution_binning": False} if takes_bins else {}
+    """What PixArt needs to draw any size, and not to say in every call that a package is missing."""
+    takes = inspect.signature(pipe.__call__).parameters
+    needed = {"use_resolution_binning": False}  # it looks up its standard sizes otherwise, which not every network has
+    if find_spec("bs4") is None:
+        needed["clean_caption"] = False
+    return {name: value for name, value in needed.items() if name in takes}

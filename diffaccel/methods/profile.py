@@ -66,6 +66,7 @@ class Evidence(Config):
         macs: multiply-accumulates of the network in a run, divided by those of the plain pipeline.
         psnr, ssim: mean likeness to the plain pipeline's pictures, held out.
         search_psnr: the same on the calibration prompts.
+        validation_psnr: the same on the prompts by which this recipe was chosen among the best that the search found.
         best_fixed: the fixed schedule of no higher cost whose held-out pictures were the most alike.
         best_fixed_psnr: its PSNR.
         runs: real runs of the pipeline in the search.
@@ -79,6 +80,7 @@ class Evidence(Config):
     psnr: float
     ssim: float
     search_psnr: float
+    validation_psnr: float = 0.0
     best_fixed: str = ""
     best_fixed_psnr: float = 0.0
     runs: int = 0

@@ -1,21 +1,24 @@
 """Fixed settings of published methods, and fewer steps: what a tuned schedule must beat at equal cost."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from diffaccel.accelerate import accelerate
-from diffaccel.measure.quality import compare
+from diffaccel.forecast import Forecast, Taylor
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, Method
 from diffaccel.methods.profile import OUTPUT
 from diffaccel.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Score
+from diffaccel.tune.calibration import score_of
 from diffaccel.tune.space import Space
 
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
+FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1))
 
 
 @dataclass(frozen=True)
@@ -58,47 +61,45 @@ class FixedSettings:
         name = method.to_text()
         if name not in self._known:
             with accelerate(self.pipe, method) as handle:
-                quality = compare(self.workload.pictures(self.pipe), self.plain)
-                macs = 1 - handle.report().macs_saved
-            self._known[name] = Baseline(name, Score(macs, quality.psnr, quality.ssim))
+                pictures = self.workload.pictures(self.pipe)
+                score = score_of(1 - handle.report().macs_saved, pictures, self.plain)
+            self._known[name] = Baseline(name, score)
         return self._known[name]
 
     def _fewer(self, fewer: int, steps: int) -> Baseline:
         """The plain pipeline in fewer steps."""
         name = f"{fewer} steps"
         if name not in self._known:
-            quality = compare(self.workload.pictures(self.pipe, num_inference_steps=fewer), self.plain)
-            self._known[name] = Baseline(name, Score(fewer / steps, quality.psnr, quality.ssim))
+            pictures = self.workload.pictures(self.pipe, num_inference_steps=fewer)
+            self._known[name] = Baseline(name, score_of(fewer / steps, pictures, self.plain))
         return self._known[name]
 
     def _candidates(self, macs: float) -> Iterator[Method]:
         """Of each method whose cost is known beforehand the setting that fits, and all whose cost is not."""
-        space = self.space
-        if space.nested:
-            for index, part in enumerate(space.parts):
-                for schedule in self._schedules(macs, space.saved[part]):
-                    yield DeepCache(branch=index, schedule=schedule)
-            return
-        share = 1 / len(space.layout.blocks)
-        inside = sum(space.saved[part] for part in space.parts)
-        for schedule in self._schedules(macs, inside) if space.layout.units else ():
-            yield IntervalCache(schedule=schedule)
-        for blocks in {max(1, len(space.layout.blocks) // 2), len(space.layout.blocks) - 1}:
-            for schedule in self._schedules(macs, inside * share * blocks):
-                if isinstance(schedule, Uniform):
-                    yield DeltaCache(schedule.interval, blocks)
-        yield from (BlockCache(threshold=threshold) for threshold in THRESHOLDS)
+        for forecast in FORECASTS:
+            yield from self._of_unets(macs, forecast) if self.space.nested else self._of_blocks(macs, forecast)
+
+    def _of_unets(self, macs: float, forecast: Forecast | None) -> Iterator[Method]:
+        """DeepCache at every branch."""
+        for part in self.space.parts:
+            for schedule in self._schedules(macs, self.space.saved[part]):
+                yield DeepCache(branch=int(part.split()[1]), schedule=schedule, forecast=forecast)
+
+    def _of_blocks(self, macs: float, forecast: Forecast | None) -> Iterator[Method]:
+        """Interval, offset and first-block caches."""
+        count = len(self.space.layout.blocks)
+        inside = sum(self.space.saved[part] for part in self.space.parts)
+        for schedule in self._schedules(macs, inside) if self.space.layout.units else ():
+            yield IntervalCache(schedule=schedule, forecast=forecast)
+        for blocks in {max(1, count // 2), count - 1}:
+            for interval in islice(self._intervals(macs, inside * blocks / count, {self.total // 2}), 1):
+                yield DeltaCache(interval, blocks, forecast=forecast)
+        yield from (BlockCache(threshold=threshold, forecast=forecast) for threshold in THRESHOLDS)
 
     def _schedules(self, macs: float, saved: float) -> Iterator[Schedule]:
-        """The uniform and the quadratic schedule with the most computed calls that fit, and one more reused each."""
+        """The uniform and the quadratic schedule with the most computed calls that fit."""
         center = self.total * 15 // 50
-        uniform = (
-            i for i in range(2, self.total + 1) if self._cost(len(Uniform(i).computed(self.total)), saved) <= macs
-        )
-        if (interval := next(uniform, None)) is not None:
-            yield Uniform(interval)
-            if interval < self.total:
-                yield Uniform(interval + 1)  # methods that compute one call more than the schedule says
+        yield from map(Uniform, islice(self._intervals(macs, saved), 1))
         for interval in range(2, self.total):
             try:
                 computed = quadratic_steps(self.total, interval, center, 1.4)
@@ -107,6 +108,13 @@ class FixedSettings:
             if self._cost(len(computed), saved) <= macs:
                 yield Quadratic(interval, center)
                 return
+
+    def _intervals(self, macs: float, saved: float, more: Collection[int] = ()) -> Iterator[int]:
+        """Intervals that fit, from the shortest on, where some calls compute besides."""
+        for interval in range(2, self.total + 1):
+            computed = {*Uniform(interval).computed(self.total), *more}
+            if self._cost(len(computed), saved) <= macs:
+                yield interval
 
     def _cost(self, computed: int, saved: float) -> float:
         """Cost of a run in which all but some calls reuse a part."""

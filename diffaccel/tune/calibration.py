@@ -10,17 +10,18 @@ import torch
 
 from diffaccel.accelerate import accelerate
 from diffaccel.families import layout_of, supports
-from diffaccel.measure.quality import compare
+from diffaccel.measure.quality import psnr, ssim
 from diffaccel.measure.workload import Workload
 from diffaccel.methods.profile import OUTPUT, Profile, sampler_of
 from diffaccel.tune.blend import blend, left_over
-from diffaccel.tune.budget import Score
+from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.model import ErrorModel, Probe, single
 from diffaccel.tune.record import record
 from diffaccel.tune.space import Plan, Space, space_of
 
 log = logging.getLogger(__name__)
 PROBES = (0.3, 0.7)  # where in a run the parts other than the output are probed
+PROBED = 4  # most prompts that are probed: the model of errors only proposes
 
 
 @dataclass
@@ -42,6 +43,11 @@ class Bench:
     def __post_init__(self) -> None:
         self._seen: dict[Plan, Score] = {}
 
+    def first(self, count: int) -> "Bench":
+        """The same for the first prompts alone."""
+        few = replace(self.workload, prompts=self.workload.prompts[:count])
+        return Bench(self.pipe, few, few.pictures(self.pipe))
+
     def pictures(self, space: Space, plan: Plan) -> torch.Tensor:
         """The pictures of a plan."""
         self.runs += 1
@@ -51,9 +57,12 @@ class Bench:
     def score(self, space: Space, plan: Plan) -> Score:
         """How a plan does."""
         if plan not in self._seen:
-            quality = compare(self.pictures(space, plan), self.plain)
-            self._seen[plan] = Score(space.macs(plan), quality.psnr, quality.ssim)
+            self._seen[plan] = score_of(space.macs(plan), self.pictures(space, plan), self.plain)
         return self._seen[plan]
+
+    def best(self, budget: Budget, count: int) -> list[Plan]:
+        """The plans that did best so far for a budget, the best first."""
+        return sorted(self._seen, key=lambda plan: budget.key(self._seen[plan]), reverse=True)[:count]
 
     def knows(self, plan: Plan) -> bool:
         """Whether a plan was run."""
@@ -63,6 +72,11 @@ class Bench:
     def scores(self) -> list[Score]:
         """All scores so far."""
         return list(self._seen.values())
+
+
+def score_of(macs: float, pictures: torch.Tensor, plain: torch.Tensor) -> Score:
+    """The score of pictures against the plain pipeline's."""
+    return Score(macs, float(psnr(pictures, plain).mean()), float(ssim(pictures, plain, torch.float32).mean()))
 
 
 @dataclass(frozen=True)
@@ -96,17 +110,18 @@ def calibrate(pipe: Any, workload: Workload, progress: Callable[[str], None] = l
         raise ValueError("the pipeline's pictures differ from run to run at equal seeds, so they cannot be compared")
     space = replace(space, grams=grams)
     bench = Bench(pipe, workload, plain)
+    few = bench.first(PROBED)
     total = len(grams[OUTPUT])
     probes, saved = [], {OUTPUT: 1.0}
     for name in space.parts:
         progress(f"probing {name}")
-        found = [_probe(bench, space, name, call, total) for call in sorted({max(1, int(p * total)) for p in PROBES})]
+        found = [_probe(few, space, name, call, total) for call in sorted({max(1, int(p * total)) for p in PROBES})]
         probes += [probe for probe, _ in found]
         saved[name] = found[0][1]
     progress("probing every call")
     directions, errors = [], []
     for call in range(1, total):
-        moved, error = _alone(bench, space, OUTPUT, call, total)
+        moved, error = _alone(few, space, OUTPUT, call, total)
         directions.append(moved.flatten(1).double().numpy())
         errors.append(error)
     space = replace(space, saved=saved)

@@ -10,7 +10,7 @@ from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.calibration import Calibrated
 from diffaccel.tune.space import COMPUTE, Plan, fixed_plans, neighbours
 
-STARTS = 8  # fixed schedules that are run
+STARTS = 10  # most fixed schedules that are run
 POLISHED = 2  # of these the best are improved in the model first
 MODEL_ROUNDS = 40
 PRICES = (160.0, 80.0, 40.0, 25.0, 15.0, 8.0)  # dB for the cost of one plain run
@@ -20,11 +20,19 @@ DEEP, WIDE = 6, 2500  # neighbours run per round, and plans looked at per round
 
 @dataclass
 class Found:
-    """What a search found, and how it went."""
+    """What a search found, and how it went.
+
+    Attributes:
+        plan, score: the best, and how it did.
+        start: how the best fixed schedule did.
+        starts: the fixed schedules that were run, the best first.
+        tried, accepted, misses: plans run, those of them that were kept, and how far the model was off, dB.
+    """
 
     plan: Plan
     score: Score
     start: Score
+    starts: tuple[Plan, ...]
     tried: int = 0
     accepted: int = 0
     misses: list[float] = field(default_factory=list)
@@ -50,8 +58,8 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
         progress: told about every improvement.
     """
     seeker = _Seeker(known, budget)
-    starts = seeker.starts()
-    found = _best(seeker, starts[: max(1, runs // 3)])
+    starts = seeker.starts(min(STARTS, runs // 3))
+    found = _best(seeker, starts)
     for plan in sorted(starts, key=lambda p: budget.key(seeker.run(p)))[-POLISHED:]:
         _take(seeker, found, seeker.polished(plan), progress)
     failures = 0
@@ -69,8 +77,9 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
 
 def _best(seeker: "_Seeker", starts: list[Plan]) -> Found:
     """The best of the fixed schedules, all of them run."""
-    best = max(starts, key=lambda plan: seeker.budget.key(seeker.run(plan)))
-    return Found(best, seeker.run(best), seeker.run(best), tried=len(starts))
+    ranked = sorted(starts, key=lambda plan: seeker.budget.key(seeker.run(plan)), reverse=True)
+    score = seeker.run(ranked[0])
+    return Found(ranked[0], score, score, tuple(ranked), tried=len(starts))
 
 
 def _take(seeker: "_Seeker", found: Found, plan: Plan, progress: Callable[[str], None]) -> bool:
@@ -108,11 +117,18 @@ class _Seeker:
             decibels += self.run(near).psnr - self._psnr(near)
         return Score(self.known.space.macs(plan), decibels, self._ssim(decibels))
 
-    def starts(self) -> list[Plan]:
-        """The fixed schedules that promise most, and to compute everything."""
-        plans = {plan for plan in fixed_plans(self.known.space, self.total) if self._affordable(plan)}
-        ranked = sorted(plans, key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
-        return [*ranked[:STARTS], (COMPUTE,) * self.total]
+    def starts(self, count: int) -> list[Plan]:
+        """Fixed schedules: of each kind, held or blended, the one that promises most, and of these the best few.
+
+        To compute everything is one of them where it can be afforded.
+        """
+        kinds: dict[tuple[tuple[str, ...], bool], Plan] = {}
+        for plan in filter(self._affordable, fixed_plans(self.known.space, self.total)):
+            choice = next(choice for choice in plan if choice.reused)
+            kind = choice.reused, choice.order > 1
+            kinds[kind] = max(kinds.get(kind, plan), plan, key=lambda p: self.budget.key(self.expected(p)))
+        ranked = sorted(kinds.values(), key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
+        return [*ranked[:count], *filter(self._affordable, [(COMPUTE,) * self.total])]
 
     def polished(self, plan: Plan) -> Plan:
         """A plan improved step by step in the model alone."""

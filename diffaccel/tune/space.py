@@ -104,9 +104,10 @@ def space_of(layout: Layout) -> Space:
 
 def fixed_plans(space: Space, total: int) -> Iterator[Plan]:
     """Every fixed schedule as a plan: uniform and quadratic, of each choice of parts, held and blended."""
-    spreads = {tuple(Uniform(n).computed(total)) for n in range(2, total + 1)}
+    uniform = {tuple(Uniform(n).computed(total)) for n in range(2, total + 1)}
+    spreads = uniform | {tuple(sorted({*computed, total - 1})) for computed in uniform}  # IntervalCache's: and the last
     for interval in range(2, min(total, 8) + 1):
-        for center in {total // 4, total // 2}:
+        for center in {total // 4, total * 15 // 50, total // 2}:
             try:
                 spreads.add(quadratic_steps(total, interval, center, 1.4))
             except ValueError:  # no such spacing of so few calls

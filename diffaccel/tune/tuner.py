@@ -1,4 +1,4 @@
-"""Tune: calibrate once, search for a budget, confirm on prompts and seeds that the search did not see."""
+"""Tune: calibrate once, search for a budget, choose among the best found, confirm; each on prompts of its own."""
 
 import logging
 import time
@@ -7,23 +7,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from diffaccel.accelerate import accelerate
 from diffaccel.config import check, whole
-from diffaccel.measure.quality import compare
 from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import Workload
 from diffaccel.methods.profile import OUTPUT, Evidence, Profile, Recipe, sampler_of
 from diffaccel.tune.baselines import Baseline, FixedSettings, best
 from diffaccel.tune.budget import Budget, Score
-from diffaccel.tune.calibration import Calibrated, calibrate
+from diffaccel.tune.calibration import Bench, Calibrated, calibrate
 from diffaccel.tune.search import Found, search, tightened
 from diffaccel.tune.space import Choice, Plan, plan_of
+from diffaccel.tune.split import CALIBRATION, split
 
 log = logging.getLogger(__name__)
-CALIBRATION = 8  # most prompts that the search runs, unless it is told otherwise
-HELD_OUT = 8  # most prompts that confirm
+FINALISTS, FIXED_FINALISTS = 4, 2  # the best of all plans run, and of fixed schedules, that are run for validation
 RETRIES = 2  # searches for a higher quality, where the held-out pictures fall short
 
 
@@ -52,9 +49,9 @@ class Tuner:
 
     Args:
         pipe: a pipeline with one denoiser that takes prompts, with the sampler to tune for.
-        prompts: calibration prompts come first, held-out ones last: a third, 8 at most. A single prompt serves for
-            both, with other noise.
-        seed: of calibration; held-out pictures have seed + 1.
+        prompts: the first are searched on, the last third, 16 at most, is held out, and as many as that before them, 8
+            at most, choose among the best found. Fewer than three serve twice, with other noise.
+        seed: of calibration; validation has seeds seed + 1 and seed + 2, held-out pictures have seed + 3.
         runs: most real runs per search, >= 10.
         calibration: most prompts that the search runs, >= 1.
         progress: told what is being done.
@@ -77,27 +74,30 @@ class Tuner:
         whole("num_inference_steps", settings["num_inference_steps"], 3)
         whole("runs", runs, 10)
         whole("calibration", calibration, 1)
-        count = len(prompts) - min(HELD_OUT, max(1, len(prompts) // 3))
         self.pipe = pipe
         self.runs = runs
         self.progress = progress
-        self.seen = Workload(tuple(prompts[: min(calibration, count)] or prompts), (seed,), settings)
-        self.held_out = Workload(tuple(prompts[-HELD_OUT:][-(len(prompts) - count) :]), (seed + 1,), settings)
+        self.split = split(prompts, seed, calibration, settings)
 
     @cached_property
     def known(self) -> Calibrated:
         """The calibration, made on first use."""
-        return calibrate(self.pipe, self.seen, self.progress)
+        return calibrate(self.pipe, self.split.seen, self.progress)
 
     @cached_property
-    def plain(self) -> torch.Tensor:
-        """The plain pipeline's held-out pictures."""
-        return self.held_out.pictures(self.pipe)
+    def validation(self) -> Bench:
+        """Runs plans on prompts and seeds that the search does not see."""
+        return Bench(self.pipe, self.split.validation, self.split.validation.pictures(self.pipe))
+
+    @cached_property
+    def held_out(self) -> Bench:
+        """Runs plans on prompts and seeds that nothing is chosen by."""
+        return Bench(self.pipe, self.split.held_out, self.split.held_out.pictures(self.pipe))
 
     @cached_property
     def fixed(self) -> FixedSettings:
         """The fixed settings, on the held-out workload."""
-        return FixedSettings(self.pipe, self.held_out, self.plain, self.known.space)
+        return FixedSettings(self.pipe, self.held_out.workload, self.held_out.plain, self.known.space)
 
     def tune(self, budget: Budget) -> Tuned:
         """The recipe for a budget, with its evidence; see `Tuned.met` for whether the budget could be met.
@@ -107,16 +107,16 @@ class Tuner:
         """
         start, runs = time.perf_counter(), self.known.bench.runs
         asked = self._as_cost(budget)
-        found = search(self.known, asked, self.runs, self.progress)
-        score = self._confirm(found.plan)
+        found, plan = self._chosen(asked, self.runs)
+        score = self.held_out.score(self.known.space, plan)
         for _ in range(RETRIES if budget.wants_quality else 0):
             if budget.holds(score):
                 break
             self.progress(f"held out {budget.quality(score):.4g}: searching for more")
             asked = tightened(asked, budget, score)
-            found = search(self.known, asked, self.runs // 2, self.progress)
-            score = self._confirm(found.plan)
-        met = budget.holds(score) if budget.name != "max_time" else self._seconds(found.plan) <= budget.limit
+            found, plan = self._chosen(asked, self.runs // 2)
+            score = self.held_out.score(self.known.space, plan)
+        met = budget.holds(score) if budget.name != "max_time" else self._seconds(plan) <= budget.limit
         self.progress("running the fixed settings of no higher cost")
         fixed = self.fixed.within(score.macs if asked.wants_quality else max(score.macs, asked.limit))
         rival = best(fixed)
@@ -126,22 +126,27 @@ class Tuner:
             macs=round(score.macs, 5),
             psnr=round(score.psnr, 5),
             ssim=round(score.ssim, 5),
-            search_psnr=round(found.score.psnr, 5),
+            search_psnr=round(self.known.bench.score(self.known.space, plan).psnr, 5),
+            validation_psnr=round(self.validation.score(self.known.space, plan).psnr, 5),
             best_fixed=rival.name if rival else "",
             best_fixed_psnr=round(rival.score.psnr, 5) if rival else 0.0,
             runs=self.known.bench.runs - runs,
             seconds=round(time.perf_counter() - start, 1),
-            account=_account(found, score, rival),
+            account=_account(found, found.plan == plan, score, rival),
         )
-        recipe = replace(self.known.space.recipe(found.plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
+        recipe = replace(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
         return Tuned(recipe, score, tuple(fixed))
 
-    def _confirm(self, plan: Plan) -> Score:
-        """The score on held-out prompts and seeds."""
-        plain = self.plain  # made before anything is attached
-        with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
-            quality = compare(self.held_out.pictures(self.pipe), plain)
-        return Score(self.known.space.macs(plan), quality.psnr, quality.ssim)
+    def _chosen(self, budget: Budget, runs: int) -> tuple[Found, Plan]:
+        """What a search found, and the plan that is the best on the validation prompts among its best and fixed ones.
+
+        The search has fitted its own prompts; the validation prompts are the first to tell by how much.
+        """
+        found = search(self.known, budget, runs, self.progress)
+        finalists = [found.plan, *self.known.bench.best(budget, FINALISTS), *found.starts[:FIXED_FINALISTS]]
+        self.progress(f"choosing among {len(set(finalists))} plans on other prompts")
+        chosen = max(finalists, key=lambda plan: budget.key(self.validation.score(self.known.space, plan)))
+        return found, chosen
 
     def _as_cost(self, budget: Budget) -> Budget:
         """A limit of time as one of cost: seconds are taken to be a constant and a part that follows the cost."""
@@ -161,7 +166,8 @@ class Tuner:
 
     def _seconds(self, plan: Plan | None) -> float:
         """Median seconds of one picture; None is the plain pipeline."""
-        one = Workload(self.seen.prompts[:1], self.seen.seeds, self.seen.settings)
+        seen = self.split.seen
+        one = Workload(seen.prompts[:1], seen.seeds, seen.settings)
         if plan is None:
             return interleaved({"plain": lambda: one.pictures(self.pipe)}, rounds=5)["plain"].median
         with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
@@ -173,10 +179,11 @@ def tune(pipe: Any, prompts: Sequence[str], budget: Budget, **options: Any) -> T
     return Tuner(pipe, prompts, **options).tune(budget)
 
 
-def _account(found: Found, score: Score, rival: Baseline | None) -> str:
-    """What the search found out, in words."""
+def _account(found: Found, first: bool, score: Score, rival: Baseline | None) -> str:
+    """What the search found out, in words; `first`: whether its best was chosen."""
+    chosen = (
+        "its best was also the best on the validation prompts" if first else "validation chose another than its best"
+    )
     held = f"held out {score.psnr:.1f} dB"
     against = f", the best fixed setting of no higher cost ({rival.name}) {rival.score.psnr:.1f} dB" if rival else ""
-    worse = rival is not None and rival.score.psnr > score.psnr
-    advice = ": the search fitted its own prompts, so give it more of them" if worse else ""
-    return f"{found.account}; {held}{against}{advice}"
+    return f"{found.account}; {chosen}; {held}{against}"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import PixArtTransformer2DModel, StableDiffusionPipeline
+from diffusers import PixArtTransformer2DModel
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import DeepCache, models
@@ -20,7 +20,7 @@ from diffaccel.accelerate import accelerate
 from diffaccel.cli import main
 from diffaccel.macs import count_macs
 from diffaccel.measure.bench import Benchmark, bench
-from diffaccel.measure.candidates import PLAIN, Candidate, fewer_steps, ours, peers
+from diffaccel.measure.candidates import PLAIN, Candidate, calibrated, fewer_steps, ours, peers
 from diffaccel.measure.chart import Point, front, pareto
 from diffaccel.measure.machine import machine
 from diffaccel.measure.report import Setting, write_report
@@ -40,27 +40,20 @@ def broken(_: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path) -> Any:
-    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def result(pipe: Any) -> Benchmark:
+def result(tiny_pipe: Any) -> Benchmark:
     candidates = [PLAIN, ours((DeepCache(2),)), fewer_steps(2), Candidate("broken", "peer", broken)]
-    return bench(pipe, WORKLOAD, candidates, rounds=2, progress=lambda _: None)
+    return bench(tiny_pipe, WORKLOAD, candidates, rounds=2, progress=lambda _: None)
 
 
-def test_rows_are_what_ran(pipe: Any, result: Benchmark) -> None:
+def test_rows_are_what_ran(tiny_pipe: Any, result: Benchmark) -> None:
     plain, cached, fewer = result.rows
     assert [row.name for row in result.rows] == ["plain", "deepcache:interval=2", "2 steps"]
     assert result.failures == {"broken": "OSError: not today"}
-    assert torch.equal(result.pictures["plain"], WORKLOAD.pictures(pipe))
-    with accelerate(pipe, DeepCache(2)):
-        assert torch.equal(result.pictures["deepcache:interval=2"], WORKLOAD.pictures(pipe))
+    assert torch.equal(result.pictures["plain"], WORKLOAD.pictures(tiny_pipe))
+    with accelerate(tiny_pipe, DeepCache(2)):
+        assert torch.equal(result.pictures["deepcache:interval=2"], WORKLOAD.pictures(tiny_pipe))
         one = Workload(("ab",), (0,), WORKLOAD.settings)
-        assert cached.macs == count_macs(lambda: one.pictures(pipe))
+        assert cached.macs == count_macs(lambda: one.pictures(tiny_pipe))
     assert plain.ceiling == 1
     assert cached.ceiling == plain.macs / cached.macs > 1
     assert fewer.ceiling > 1.3
@@ -71,22 +64,22 @@ def test_rows_are_what_ran(pipe: Any, result: Benchmark) -> None:
     assert all(len(row.timing.seconds) == 2 for row in result.rows)
 
 
-def test_a_workload_is_reproducible_and_every_picture_has_its_noise(pipe: Any) -> None:
+def test_a_workload_is_reproducible_and_every_picture_has_its_noise(tiny_pipe: Any) -> None:
     many = Workload(("ab", "ab", "ab"), (0, 1), WORKLOAD.settings, batch_size=2)
-    pictures = many.pictures(pipe)
+    pictures = many.pictures(tiny_pipe)
     assert pictures.shape == (6, 3, 32, 32)
-    assert torch.equal(pictures, many.pictures(pipe))
+    assert torch.equal(pictures, many.pictures(tiny_pipe))
     assert len({picture.numpy().tobytes() for picture in pictures}) == 6
     assert many.truth == ("ab",) * 6
     with pytest.raises(ValueError, match="at least one prompt"):
         Workload(())
 
 
-def test_candidates_must_start_with_the_plain_pipeline(pipe: Any) -> None:
+def test_candidates_must_start_with_the_plain_pipeline(tiny_pipe: Any) -> None:
     with pytest.raises(ValueError, match="first candidate must be the plain pipeline"):
-        bench(pipe, WORKLOAD, [ours((DeepCache(2),))])
+        bench(tiny_pipe, WORKLOAD, [ours((DeepCache(2),))])
     with pytest.raises(ValueError, match="name of its own"):
-        bench(pipe, WORKLOAD, [PLAIN, PLAIN])
+        bench(tiny_pipe, WORKLOAD, [PLAIN, PLAIN])
 
 
 def test_report_holds_every_figure(result: Benchmark, tmp_path: Path) -> None:
@@ -124,12 +117,25 @@ def test_front_is_what_nothing_beats() -> None:
     assert pareto([Point("plain", "plain", 1.0, 100)]) == ""
 
 
-def test_peers_come_off_again(pipe: Any) -> None:
-    plain = WORKLOAD.pictures(pipe)
-    for candidate in peers(pipe):
-        with candidate.attach(pipe):
-            assert WORKLOAD.pictures(pipe).shape == plain.shape
-        assert torch.equal(WORKLOAD.pictures(pipe), plain), candidate.name
+def test_peers_come_off_again(tiny_pipe: Any) -> None:
+    plain = WORKLOAD.pictures(tiny_pipe)
+    for candidate in peers(tiny_pipe):
+        with candidate.attach(tiny_pipe):
+            assert WORKLOAD.pictures(tiny_pipe).shape == plain.shape
+        assert torch.equal(WORKLOAD.pictures(tiny_pipe), plain), candidate.name
+
+
+def test_a_calibrated_cache_is_measured_on_a_transformer() -> None:
+    pipe = models.load("emoji-dit", dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    work = Workload(("dog",), (0,), {"num_inference_steps": 3, "guidance_scale": 1.0})
+    plain, *cached = bench(
+        pipe, work, [PLAIN, *(calibrated(work, alpha) for alpha in (0.0, 9.0))], rounds=1, progress=lambda _: None
+    ).rows
+    assert [row.name for row in cached] == ["calibratedcache, alpha 0", "calibratedcache, alpha 9"]
+    assert cached[0].macs == plain.macs
+    assert cached[0].quality.psnr > 60
+    assert cached[1].macs < plain.macs
 
 
 def test_first_block_cache_comes_off_again() -> None:
@@ -144,9 +150,9 @@ def test_first_block_cache_comes_off_again() -> None:
     assert not any(hooks_of(module) for module in model.modules())
 
 
-def test_trace_names_the_decisions(pipe: Any, tmp_path: Path) -> None:
-    with accelerate(pipe, DeepCache(2)):
-        write_trace(lambda: WORKLOAD.pictures(pipe), tmp_path / "trace.json")
+def test_trace_names_the_decisions(tiny_pipe: Any, tmp_path: Path) -> None:
+    with accelerate(tiny_pipe, DeepCache(2)):
+        write_trace(lambda: WORKLOAD.pictures(tiny_pipe), tmp_path / "trace.json")
     names = [event.get("name", "") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
     assert names.count("diffaccel: compute") == 2
     assert sum(name.startswith("diffaccel: replay up_blocks") for name in names) == 2

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import StableDiffusionPipeline
 
 from diffaccel import DeepCache, Profile, accelerate, models
 from diffaccel.cli import main
@@ -23,6 +22,7 @@ from diffaccel.tune.budget import Score
 from diffaccel.tune.calibration import Calibrated, calibrate
 from diffaccel.tune.picture import rows_of
 from diffaccel.tune.space import COMPUTE, Choice, fixed_plans, neighbours, plan_of, space_of
+from diffaccel.tune.split import split
 
 pytestmark = pytest.mark.slow
 
@@ -31,20 +31,13 @@ PROMPTS = ("ab", "cd", "efg")
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path) -> Any:
-    loaded = StableDiffusionPipeline.from_pretrained(tiny_sd)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+def known(tiny_pipe: Any) -> Calibrated:
+    return calibrate(tiny_pipe, Workload(PROMPTS[:2], settings={"num_inference_steps": STEPS}), lambda _: None)
 
 
 @pytest.fixture(scope="module")
-def known(pipe: Any) -> Calibrated:
-    return calibrate(pipe, Workload(PROMPTS[:2], settings={"num_inference_steps": STEPS}), lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def tuner(pipe: Any) -> Tuner:
-    return Tuner(pipe, PROMPTS, runs=10, progress=lambda _: None, num_inference_steps=STEPS)
+def tuner(tiny_pipe: Any) -> Tuner:
+    return Tuner(tiny_pipe, PROMPTS, runs=10, progress=lambda _: None, num_inference_steps=STEPS)
 
 
 def gram_of(features: np.ndarray) -> np.ndarray:
@@ -68,20 +61,20 @@ def test_blend_of_equal_features_holds_the_latest() -> None:
     assert blend(gram, 2, [1]) == (1.0,)
 
 
-def test_grams_are_inner_products_of_the_outputs(pipe: Any, known: Calibrated) -> None:
+def test_grams_are_inner_products_of_the_outputs(tiny_pipe: Any, known: Calibrated) -> None:
     outputs: list[torch.Tensor] = []
-    hook = pipe.unet.register_forward_hook(lambda *args: outputs.append(args[2][0].flatten().double()))
-    known.bench.workload.pictures(pipe)
+    hook = tiny_pipe.unet.register_forward_hook(lambda *args: outputs.append(args[2][0].flatten().double()))
+    known.bench.workload.pictures(tiny_pipe)
     hook.remove()
     features = torch.stack(outputs).numpy()
     expected = gram_of(features) / np.mean(np.square(features).sum(1))
     np.testing.assert_allclose(known.space.grams[OUTPUT], expected, rtol=1e-5)
 
 
-def test_savings_are_those_of_deepcache(pipe: Any, known: Calibrated) -> None:
+def test_savings_are_those_of_deepcache(tiny_pipe: Any, known: Calibrated) -> None:
     plan = plan_of((0, 2, 4), Choice(("branch 1",), 1), STEPS)
-    with accelerate(pipe, DeepCache(interval=2, branch=1)) as handle:
-        fixed = known.bench.workload.pictures(pipe)
+    with accelerate(tiny_pipe, DeepCache(interval=2, branch=1)) as handle:
+        fixed = known.bench.workload.pictures(tiny_pipe)
         assert known.space.macs(plan) == pytest.approx(1 - handle.report().macs_saved, abs=1e-6)
     assert torch.equal(known.bench.pictures(known.space, plan), fixed)
 
@@ -135,23 +128,26 @@ def test_bad_budgets_are_refused(limits: dict[str, float]) -> None:
         Budget(**limits)
 
 
-def test_a_cost_is_kept_and_no_fixed_start_is_better(pipe: Any, tuner: Tuner) -> None:
+def test_a_cost_is_kept_and_no_fixed_start_is_better(tiny_pipe: Any, tuner: Tuner) -> None:
     tuned = tuner.tune(Budget(max_macs=0.6))
     evidence = tuned.recipe.evidence
     assert evidence is not None
     assert evidence.met
     assert tuned.met
-    with accelerate(pipe, Profile(tuned.recipe)) as handle:
-        pictures = tuner.held_out.pictures(pipe)
+    with accelerate(tiny_pipe, Profile(tuned.recipe)) as handle:
+        pictures = tuner.held_out.workload.pictures(tiny_pipe)
         assert 1 - handle.report().macs_saved == pytest.approx(evidence.macs, abs=1e-4)
     assert evidence.macs <= 0.6
-    assert torch.equal(tuner.plain, tuner.held_out.pictures(pipe))
+    assert torch.equal(tuner.held_out.plain, tuner.held_out.workload.pictures(tiny_pipe))
     assert evidence.psnr < 99
-    quality = compare(pictures, tuner.plain)
+    quality = compare(pictures, tuner.held_out.plain)
     assert quality.psnr == pytest.approx(evidence.psnr, abs=1e-3)
-    seeker = [score for score in tuner.known.bench.scores if score.macs <= 0.6]
-    assert evidence.search_psnr == pytest.approx(max(score.psnr for score in seeker), abs=1e-4)
-    assert {baseline.name for baseline in tuned.fixed} >= {"3 steps"}
+    chosen = max(score.psnr for score in tuner.validation.scores if score.macs <= 0.6)
+    assert evidence.validation_psnr == pytest.approx(chosen, abs=1e-4)
+    assert len(tuner.validation.scores) >= 3
+    names = {baseline.name for baseline in tuned.fixed}
+    assert "3 steps" in names
+    assert any("forecast" in name for name in names)
     assert all(baseline.score.macs <= 0.6 + 1e-6 for baseline in tuned.fixed)
 
 
@@ -165,9 +161,25 @@ def test_a_quality_is_kept_at_less_than_full_cost(tuner: Tuner) -> None:
     assert similar.score.ssim >= 0.5
 
 
-def test_held_out_prompts_and_seeds_are_others(tuner: Tuner) -> None:
-    assert not set(tuner.seen.prompts) & set(tuner.held_out.prompts)
-    assert not set(tuner.seen.seeds) & set(tuner.held_out.seeds)
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, (1, 1, 1)), (2, (1, 1, 1)), (3, (1, 1, 1)), (12, (4, 4, 4)), (24, (8, 8, 8)), (99, (8, 8, 16))],
+)
+def test_each_part_of_the_prompts_serves_one_end(count: int, sizes: tuple[int, int, int]) -> None:
+    made = split([str(i) for i in range(count)], 5, 8, {})
+    parts = (made.seen, made.validation, made.held_out)
+    assert tuple(len(part.prompts) for part in parts) == sizes
+    assert [seed for part in parts for seed in part.seeds] == [5, 6, 7, 8]
+    if count >= 3:
+        assert len({prompt for part in parts for prompt in part.prompts}) == sum(sizes)
+
+
+def test_validation_overrules_a_search_that_fitted_its_prompts(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(max_macs=0.6)
+    found, _ = tuner._chosen(budget, 10)
+    other = found.starts[1]
+    monkeypatch.setattr(tuner.validation, "_seen", {found.plan: Score(0.5, 10.0, 0.5), other: Score(0.5, 98.0, 1.0)})
+    assert tuner._chosen(budget, 10)[1] == other
 
 
 def test_what_cannot_be_met_is_said(tuner: Tuner) -> None:
@@ -193,17 +205,17 @@ def test_tuning_a_transformer() -> None:
     assert any(baseline.name.startswith(("deltacache", "intervalcache", "blockcache")) for baseline in tuned.fixed)
 
 
-def test_bad_input_is_refused(pipe: Any) -> None:
+def test_bad_input_is_refused(tiny_pipe: Any) -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
-        Tuner(pipe, [], num_inference_steps=4)
+        Tuner(tiny_pipe, [], num_inference_steps=4)
     with pytest.raises(ValueError, match="needs num_inference_steps"):
-        Tuner(pipe, ["a"])
+        Tuner(tiny_pipe, ["a"])
     with pytest.raises(ValueError, match="one known denoiser is needed"):
         calibrate(type("Empty", (), {"components": {}})(), Workload(("a",)))
 
 
-def test_space_of_a_unet_has_branches(pipe: Any) -> None:
-    space = space_of(layout_of(pipe.unet))
+def test_space_of_a_unet_has_branches(tiny_pipe: Any) -> None:
+    space = space_of(layout_of(tiny_pipe.unet))
     assert space.parts == ("branch 0", "branch 1", "branch 2", "branch 3")
     assert space.choices[0] == ()
     assert space.choices[-1] == (OUTPUT,)
@@ -232,7 +244,7 @@ def test_the_picture_of_blocks() -> None:
     assert rows == {"blocks 2-3": (True, True, False), "blocks 0-1": (True, False, False), "rest": (True, True, True)}
 
 
-def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, pipe: Any) -> None:
+def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, tiny_pipe: Any) -> None:
     profile = tmp_path / "p.json"
     arguments = ["tune", "--model", str(tiny_sd), "--steps", str(STEPS), "--max-macs", "0.6", "--runs", "10", "-q"]
     for prompt in PROMPTS:
@@ -242,9 +254,14 @@ def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, p
     assert "█" in done.output
     assert json.loads(profile.read_text())["type"] == "recipe"
     recipe = Recipe.load(profile)
-    assert (recipe.sampler, recipe.total) == (sampler_of(pipe.scheduler)[0], STEPS)
-    with accelerate(pipe, Profile(profile)):
-        pipe("ab", num_inference_steps=STEPS, output_type="latent")
+    assert (recipe.sampler, recipe.total) == (sampler_of(tiny_pipe.scheduler)[0], STEPS)
+    with accelerate(tiny_pipe, Profile(str(profile))) as handle:
+        tiny_pipe("ab", num_inference_steps=STEPS, output_type="latent")
+        assert handle.report().macs_saved >= 0.4
+    drawn = ["generate", "ab", "--model", str(tiny_sd), "--steps", str(STEPS), "--profile", str(profile)]
+    done = CliRunner().invoke(main, [*drawn, "-o", str(tmp_path / "pictures")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "pictures").rglob("*.png"))
     impossible = CliRunner().invoke(main, [*arguments, "--max-macs", "0.01"], catch_exceptions=False)
     assert impossible.exit_code == 2
     assert "cannot be met" in impossible.output
