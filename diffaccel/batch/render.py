@@ -193,7 +193,7 @@ def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:
         with Image.open(Path(path).expanduser(), formats=["PNG", "JPEG", "WEBP"]) as image:
             picture = image.convert("RGB")
     except OSError as error:
-        raise RenderError(f"init_image: cannot read {path}: {error}") from error
+        raise RenderError(f"init_image: cannot read {path}: {error.strerror or error}") from error
     width, height = size
     return picture.resize((width, height), Image.Resampling.LANCZOS) if width and height else picture
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
 DEFAULT_MODEL = "emoji-sd"
+SHOWN_BAD_ROWS = 20
 IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted, which has seconds to end
 DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
@@ -93,7 +95,10 @@ def _check(request: Request, options: "Settings") -> str:
     """Check that everything is there that the command line names; the dtype of the weights."""
     from diffaccel import models
     from diffaccel.batch.export import require_pyarrow
+    from diffaccel.batch.readers import InputError
 
+    if options.init_image and not Path(options.init_image).expanduser().is_file():
+        raise InputError(f"no such picture to start from: {options.init_image}")
     if options.lora:
         models.find_lora(options.lora)
     if request.vae:
@@ -132,9 +137,11 @@ def _settings(request: Request) -> "Settings":
         return Settings(**(request.settings | _profile(request)))
     except ValidationError as error:
         problem = error.errors()[0]
-        name = "--" + str(problem["loc"][0] if problem["loc"] else "size").replace("_", "-")
+        field = str(problem["loc"][0]) if problem["loc"] else "size"
+        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
         message = str(problem["msg"]).removeprefix("Value error, ")
-        raise click.UsageError(f"{name}: {message} (got {problem['input']!r})") from error
+        got = f" (got {problem['input']!r})" if problem["loc"] else ""
+        raise click.UsageError(f"{name}: {message}{got}") from error
 
 
 def _profile(request: Request) -> dict[str, Any]:
@@ -216,10 +223,15 @@ def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary
 
 
 def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
+    """Record the rows that cannot be used, and tell of the first ones."""
     from diffaccel.batch.store import Record
 
     records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
     folder.append(records)
+    for record in records[:SHOWN_BAD_ROWS]:
+        click.echo(f"{record.id}: {record.error}", err=True)
+    if len(records) > SHOWN_BAD_ROWS:
+        click.echo(f"... and {len(records) - SHOWN_BAD_ROWS} more rows that cannot be used", err=True)
     return records
 
 

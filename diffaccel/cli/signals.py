@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
@@ -16,8 +17,9 @@ def interruptible() -> Iterator[None]:
     """Raise `KeyboardInterrupt` at the first Ctrl-C or SIGTERM, and end the process at the second.
 
     The first leaves time to finish what is under way; the second kills the processes at work for this one, too. Once a
-    signal has come the process is about to end, so the second may come after this context as well. What the process was
-    started to ignore, as a shell's background job ignores Ctrl-C, it goes on ignoring.
+    signal has come the process is about to end, so the second may come after this context as well, and Python's own
+    tidying up, seconds with PyTorch on a busy machine, is left out. What the process was started to ignore, as a
+    shell's background job ignores Ctrl-C, it goes on ignoring.
     """
     previous = {each: signal.getsignal(each) for each in _ENDING if signal.getsignal(each) != signal.SIG_IGN}
     for number in previous:
@@ -33,7 +35,7 @@ def interruptible() -> Iterator[None]:
 def _first(_number: int, _frame: object) -> None:
     for number in _ENDING:
         signal.signal(number, _second)
-    atexit.register(_ignore)  # past this point no handler would run, and the end is near anyway
+    atexit.register(_end)
     raise KeyboardInterrupt
 
 
@@ -43,6 +45,7 @@ def _second(_number: int, _frame: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def _ignore() -> None:
-    for number in _ENDING:
-        signal.signal(number, signal.SIG_IGN)
+def _end() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)

@@ -47,8 +47,12 @@ def print_summary(request: Request, work: Work, summary: "Summary", calls: "Call
         click.echo(json.dumps(_figures(work, summary, calls)))
         return
     if summary.failed:
-        click.echo(f"{summary.failed} failed, first: {summary.first_error}", err=True)
+        click.echo(f"{summary.failed} failed; all reasons are in {request.output / 'manifest*.jsonl'}", err=True)
     if request.quiet:
+        return
+    if not work.todo:
+        there = f": {skipped} picture{' is' if skipped == 1 else 's are'} there already" if skipped else ""
+        click.echo(f"Nothing to render{there}. See {request.output / 'index.html'}")
         return
     done = f"{summary.done} picture{'' if summary.done == 1 else 's'}"
     parts = [f"{done} in {summary.seconds:.1f} s ({summary.images_per_second:.2f} images/s)"]

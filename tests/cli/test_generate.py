@@ -61,7 +61,7 @@ def test_settings_reach_the_picture(generate, tmp_path: Path, tiny_lora: Path) -
 def test_same_command_again_does_nothing_and_other_settings_render_again(generate, tmp_path: Path) -> None:
     generate("p", "q")
     before = pictures(tmp_path / "out")
-    assert "0 pictures in 0.0 s (0.00 images/s); 2 were there already" in generate("p", "q").output
+    assert generate("p", "q").output.startswith("Nothing to render: 2 pictures are there already. See ")
     assert "1 picture in" in generate("p", "q", "r").output
     assert "3 pictures in" in generate("p", "q", "r", "--guidance-scale", 3).output
     generate("p", "q", "r", "--overwrite")
@@ -100,7 +100,8 @@ def test_prompt_file_with_bad_rows(generate, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("\n".join([*rows, rows[0]]))
     result = generate(tmp_path / "p.jsonl")
     assert result.exit_code == 3
-    assert "2 failed, first: " in result.stderr
+    assert "2 failed; all reasons are in " in result.stderr
+    assert f"{tmp_path / 'p.jsonl'}:2: not JSON" in result.stderr
     assert list(pictures(tmp_path / "out")) == ["one.png"]
     assert sorted(record.status for record in read_manifest(tmp_path / "out").values()) == ["done", "failed", "failed"]
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
@@ -204,7 +205,8 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--steps", "many"], "'many' is not a valid integer"),
         (["p", "--guidance-scale", "nan"], "--guidance-scale: Input should be a finite number"),
         (["p", "--seed", -1], "--seed: "),
-        (["p", "--size", 33], "--width: Input should be a multiple of 8"),
+        (["p", "--size", 33], "--size: Input should be a multiple of 8"),
+        (["p", "--init-image", "nowhere.png"], "no such picture to start from: nowhere.png"),
         (["p", "--size", "wide"], "--size: size 'wide' is neither"),
         (["p", "--scheduler", "magic"], "--scheduler: unknown scheduler 'magic'; one of default, ddim"),
         (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
