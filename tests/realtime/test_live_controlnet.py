@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stream_pipelines
 import torch
 import videos
 from click.testing import CliRunner, Result
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
+)
 from live_client import Client
 
 from diffaccel import models
@@ -215,3 +221,30 @@ def test_one_for_another_model_is_named(unet: Any, settings: LiveSettings, tiny_
 def test_a_transformer_takes_none() -> None:
     with pytest.raises(ModelError, match="a ControlNet needs a UNet"):
         models.with_controlnets(SimpleNamespace(components={"transformer": None}), [None])
+
+
+def test_of_a_hub_repository_only_its_safetensors_are_fetched(
+    controlnet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fetched(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(controlnet)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    net = models.load_controlnet("someone/canny", dtype=torch.float32, device=torch.device("cpu"))
+    assert isinstance(net, ControlNetModel)
+    ((name, patterns),) = asked
+    assert name == "someone/canny"
+    assert {Path(pattern).suffix for pattern in patterns} == {".json", ".safetensors"}
+
+
+def test_an_sdxl_unet_makes_an_sdxl_pipeline() -> None:
+    base = stream_pipelines.sdxl()
+    base.register_to_config(force_zeros_for_empty_prompt=False)
+    net = ControlNetModel.from_unet(base.unet)
+    pipe = models.with_controlnets(base, [net])
+    assert type(pipe) is StableDiffusionXLControlNetPipeline
+    assert (pipe.unet, pipe.vae, pipe.controlnet) == (base.unet, base.vae, net)
+    assert not pipe.config["force_zeros_for_empty_prompt"]
