@@ -6,6 +6,7 @@ memory ran out, later batches keep to the smaller size.
 
 import gc
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -100,7 +101,7 @@ class ProductionLine(Generic[T]):
         half = len(batch) // 2
         if is_out_of_memory(error):
             self._limit = max(1, half)
-            _release_memory()
+            _release_memory(error)
             logger.warning("out of memory at batch size %d, going on with %d", len(batch), self._limit)
         if half:
             self._queue.extendleft((batch[half:], batch[:half]))
@@ -131,7 +132,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
-def _release_memory() -> None:
+def _release_memory(error: BaseException) -> None:
+    """Let go of what the failed batch held, which the error's traceback keeps alive, and give it back."""
+    traceback.clear_frames(error.__traceback__)
     gc.collect()
     with suppress(RuntimeError):
         torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ def render_on_ray(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=int("GPU" in ray.cluster_resources()),
-        max_task_retries=MAX_STARTS - 1,
+        ray_remote_args_fn=lambda: {"max_task_retries": MAX_STARTS - 1},
     )
     try:
         for row in rendered.iter_rows():
@@ -112,11 +112,14 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _portable(part: Part) -> Part:
-    """The part with its model named so that other machines find it: bundled, on the Hub, or by its whole path."""
+    """What an actor needs of the part, with its model named so that other machines find it.
+
+    That is by its name where it is bundled or on the Hub, and by its whole path where it is a folder.
+    """
     source = part.source
     local = Path(source.name).expanduser()
     name = str(local.absolute()) if source.folder == local else source.name
-    return replace(part, source=replace(source, name=name))
+    return replace(part, jobs=part.jobs[:1], source=replace(source, name=name))
 
 
 class _Parcel:
