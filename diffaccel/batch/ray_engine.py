@@ -27,6 +27,7 @@ from diffaccel.batch.summary import Calls, Summary
 from diffaccel.models import resolve
 
 REACHABLE_WITHIN = 10.0  # seconds
+MAX_BLOCKS = 10_000  # one batch each is best: a block is what a dead actor has to repeat; but Ray keeps books on each
 
 
 def render_on_ray(
@@ -40,7 +41,7 @@ def render_on_ray(
     ray = _start(address, actors)
     start, summary, calls = perf_counter(), Summary(), Calls()
     rows = [{"jobs": pickle.dumps(batch)} for batch in batches(part.jobs, part.batch_size)]
-    rendered = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    rendered = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
         RenderActor,
         fn_constructor_args=(_portable(part),),
         batch_size=1,
