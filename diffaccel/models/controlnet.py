@@ -72,11 +72,12 @@ def with_controlnets(pipe: Any, nets: Sequence[Any]) -> "DiffusionPipeline":
     Raises:
         ModelError: for a pipeline without a UNet.
     """
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
-
     unet = pipe.components.get("unet")
     if unet is None:
         raise ModelError(f"a ControlNet needs a UNet, as of Stable Diffusion or SDXL; {type(pipe).__name__} has none")
+    with quiet_loading():
+        from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+
     xl = unet.config.get("addition_embed_type") == "text_time"
     kind = StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline
     taken = inspect.signature(kind.__init__).parameters

@@ -1,6 +1,8 @@
 """ControlNets on the command line and on the page: loaded with care, and controls only where there is one."""
 
 import json
+import subprocess
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +146,15 @@ def test_without_one_there_are_none(settings: LiveSettings) -> None:
         assert set(schema(server)) == set(Controls.model_fields)
         client.controls(controlnet_scale=0.5)
         assert "controlnet_scale" in client.wait("problem")["message"]
+
+
+def test_loading_says_nothing_that_is_harmless(settings: LiveSettings) -> None:
+    code = (
+        "from diffaccel.realtime.settings import LiveSettings, load_pipeline\n"
+        f"load_pipeline(LiveSettings(model={settings.model!r}, controlnet={settings.controlnet!r}, device='cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
 
 
 def video(tiny_sd: Path, *arguments: object) -> Result:
