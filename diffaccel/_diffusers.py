@@ -56,13 +56,23 @@ def hooks_of(module: torch.nn.Module) -> list[str]:
 
 @contextmanager
 def first_block_cache(model: torch.nn.Module, threshold: float) -> Iterator[None]:
-    """diffusers' FirstBlockCache on a transformer, in a context of its own, which some pipelines do not set."""
+    """diffusers' FirstBlockCache on a transformer, in a context of its own, which some pipelines do not set.
+
+    Pipelines forget the states of caches at the end of a run if the network has a method for it, which not all have.
+    """
     before = {name: hooks_of(module) for name, module in model.named_modules()}
     apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
-    _set_cache_context(model, CacheContext("diffaccel"))
+
+    def forget() -> None:
+        registry_of(model).reset_stateful_hooks(recurse=True)
+        _set_cache_context(model, CacheContext("diffaccel"))
+
+    model.__dict__[RESET_ATTRIBUTE] = forget
+    forget()
     try:
         yield
     finally:
+        del model.__dict__[RESET_ATTRIBUTE]
         _set_cache_context(model, None)
         for name, module in model.named_modules():
             for hook in [hook for hook in hooks_of(module) if hook not in before[name]]:

@@ -150,6 +150,16 @@ def test_first_block_cache_comes_off_again() -> None:
     assert not any(hooks_of(module) for module in model.modules())
 
 
+def test_first_block_cache_forgets_a_run_at_its_end() -> None:
+    pipe = models.load("emoji-dit", dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    one, two = (Workload(prompts, (0,), {"num_inference_steps": 3}) for prompts in (("dog",), ("dog", "pizza")))
+    with first_block_cache(pipe.transformer, 0.5):
+        first = one.pictures(pipe)
+        assert two.pictures(pipe).shape[0] == 2
+        assert torch.equal(one.pictures(pipe), first)
+
+
 def test_trace_names_the_decisions(tiny_pipe: Any, tmp_path: Path) -> None:
     with accelerate(tiny_pipe, DeepCache(2)):
         write_trace(lambda: WORKLOAD.pictures(tiny_pipe), tmp_path / "trace.json")
