@@ -188,6 +188,8 @@ class Session:
         state.step = context.step
         state.age = 0 if state.compute else state.age + 1
         state.filled = True
+        if state.compute:
+            state.whole = None
         if state.compute and active.part.schedule.clears:
             state.clear()
         if state.compute and active.part.schedule.measures:
@@ -205,13 +207,13 @@ class Session:
         return schedule.should_compute(Call(context.step, self.clock.total, change, state.age, new_prompt))
 
     def _fit_rows(self, context: Context, inputs: Inputs) -> None:
-        """Make what is stored fit the rows of this call: a wrapper may have dropped the negative half."""
+        """Make what is stored fit the rows of this call: a wrapper may have dropped the negative half, or kept it."""
         rows = inputs.sample.shape[0] if isinstance(inputs.sample, torch.Tensor) else None
         if rows is not None and context.rows is not None and rows != context.rows:
             if rows * 2 == context.rows:
                 for state in context.states:
                     state.halve()
-            else:
+            elif rows != 2 * context.rows or not all(state.join() for state in context.states):
                 context.states[:] = [new_state(active.part) for active in self.active]
         context.rows = rows
 

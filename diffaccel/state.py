@@ -28,6 +28,7 @@ class CacheState:
         range: index of the range of blocks in force, for parts that have several.
         entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
         reference: the network's input at the last computed call, kept only for schedules that measure its change.
+        whole: entries and reference as they were before `halve`, until something is computed.
     """
 
     def __init__(self, part: Part) -> None:
@@ -42,6 +43,7 @@ class CacheState:
         self.range = 0
         self.entries: list[Any] = [None] * len(part.branch.modules)
         self.reference: torch.Tensor | None = None
+        self.whole: tuple[list[Any], torch.Tensor | None] | None = None
 
     def begin(self, count: int | None, selected: tuple[int, ...] | None, decided: bool, total: int | None) -> None:  # noqa: ARG002
         """Prepare for a network call.
@@ -60,13 +62,21 @@ class CacheState:
 
     def halve(self) -> None:
         """Make everything stored fit the positive half of the rows."""
+        self.whole = self.entries, self.reference
         self.entries = map_tensors(self.part.halve, self.entries)
         self.reference = None if self.reference is None else positive_half(self.reference)
+
+    def join(self) -> bool:
+        """Undo `halve`, unless something was computed for the positive half alone since; whether that was possible."""
+        if self.whole is None:
+            return False
+        (self.entries, self.reference), self.whole = self.whole, None
+        return True
 
     def nbytes(self) -> int:
         """Bytes of the storage that the entries hold."""
         storages: dict[int, int] = {}
-        for leaf in tree_leaves(self.entries):
+        for leaf in tree_leaves((self.entries, self.whole)):
             if isinstance(leaf, torch.Tensor):
                 storages[leaf.untyped_storage().data_ptr()] = leaf.untyped_storage().nbytes()
         return sum(storages.values())

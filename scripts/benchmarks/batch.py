@@ -23,7 +23,7 @@ from diffaccel.batch.store import OutputFolder
 from diffaccel.measure import Judge, captions, interleaved, machine
 from diffaccel.models import defaults, load
 
-CACHE, GUIDANCE = "deepcache:interval=3,branch=0", "one-time:renew=3"
+CACHE, GUIDANCE = "deepcache:interval=3,branch=0,forecast=taylor(1)", "one-time:renew=3,held=difference"
 BARS = {"plain ratio": 0.97, "cached ratio": 2.0, "accuracy lost": 0.01, "start-up seconds": 6.0}
 PARTS = ("speed", "accuracy", "startup")
 FIRST_STEP = """

@@ -14,7 +14,8 @@ from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
 from tiny_networks import TEXT, generate, pipeline, sd_unet
 
 from diffaccel.accelerate import accelerate
-from diffaccel.methods import ResidualGuidance
+from diffaccel.forecast import Taylor
+from diffaccel.methods import DeepCache, ResidualGuidance
 from diffaccel.noise import NoiseLevels
 
 SCALE = 1.3
@@ -85,8 +86,53 @@ def test_renewed_negative(renew: int, expected: list[int]) -> None:
     assert (renewed - plain).norm() < (stale - plain).norm()
 
 
+def test_a_held_difference_follows_the_picture() -> None:
+    pipe, seen = pipeline(sd_unet(), DDIMScheduler(steps_offset=1, clip_sample=False)), []
+    keep = lambda module, args, kwargs, output: seen.append((args[0].chunk(2), args[1], output[0].chunk(2)))  # noqa: E731
+    plain = generate(pipe, guidance_scale=SCALE)
+    with accelerate(pipe, ResidualGuidance(held="difference", renew=1)):
+        assert torch.equal(generate(pipe, guidance_scale=SCALE), plain)
+    with accelerate(pipe, ResidualGuidance(held="difference")):
+        pipe.unet.register_forward_hook(keep, with_kwargs=True)
+        generate(pipe, guidance_scale=SCALE)
+    levels, differences = NoiseLevels(pipe.scheduler), []
+    for (x, _), t, (negative, positive) in seen:
+        alpha, sigma = levels.at(t, x)
+        differences.append(((x - sigma * negative) - (x - sigma * positive)) / alpha)
+    assert len(differences) == 6
+    for difference in differences[1:]:
+        torch.testing.assert_close(difference, differences[0], atol=1e-4, rtol=0)
+
+
+class _Watched(Taylor):
+    """Notes at which calls there was a past to learn from."""
+
+    def update(self, history: Any, feature: Any, step: int) -> Any:
+        self.calls.append((step, None if history is None else history[0]))
+        return super().update(history, feature, step)
+
+
+def test_what_is_stored_outlives_calls_without_the_negative_half() -> None:
+    pipe, forecast = pipeline(sd_unet()), _Watched(1)
+    object.__setattr__(forecast, "calls", [])
+    with accelerate(pipe, DeepCache(interval=2, forecast=forecast), ResidualGuidance(renew=2)) as handle:
+        generate(pipe, guidance_scale=SCALE)
+        assert handle.report().replayed == 3
+    assert forecast.calls == [(0, None), (2, 0), (4, 2)]
+    forecast.calls.clear()
+    with accelerate(pipe, DeepCache(interval=3, forecast=forecast), ResidualGuidance(renew=4)):
+        generate(pipe, guidance_scale=SCALE)  # the positive half alone computes in call 3: the negative one's is stale
+    assert forecast.calls == [(0, None), (3, 0), (4, None)]
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"renew": 0}, "renew must be"), ({"negative": "self", "renew": 2}, "is for")]
+    ("settings", "message"),
+    [
+        ({"renew": 0}, "renew must be"),
+        ({"negative": "self", "renew": 2}, "is for"),
+        ({"held": "nothing"}, "held must be one of"),
+        ({"negative": "self", "held": "difference"}, "is for"),
+    ],
 )
 def test_bad_renewals_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
