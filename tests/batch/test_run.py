@@ -1,5 +1,7 @@
 """A run: every job ends up done or failed, whatever goes wrong on the way."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +98,28 @@ def test_out_of_memory_halves_the_batch_for_good(tmp_path: Path, caplog: pytest.
     assert run(tmp_path, renderer, batch_size=8).done == 10
     assert renderer.sizes == [8, 4, 2, *[1] * 10]
     assert "out of memory at batch size 8, going on with 4" in caplog.messages
+
+
+def test_out_of_memory_frees_what_the_batch_held_before_the_next(tmp_path: Path) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    class Hoarder(FakeRenderer):
+        def render(self, jobs: Sequence[Job]) -> Rendered:
+            assert all(latents() is None for latents in held)
+            latents = torch.zeros(9)
+            held.append(weakref.ref(latents))
+            try:
+                return super().render(jobs)
+            except torch.OutOfMemoryError as error:
+                kept = error  # the error's traceback knows this frame, and this frame the error
+                raise kept from None
+
+    gc.disable()
+    try:
+        assert run(tmp_path, Hoarder(fits=2), batch_size=8).done == 10
+    finally:
+        gc.enable()
+    assert len(held) == 7
 
 
 def test_a_job_too_large_by_itself_fails_alone(tmp_path: Path) -> None:
