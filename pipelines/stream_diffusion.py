@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -30,9 +35,18 @@ GUIDANCE = {"none": NoGuidance(), "full": FullGuidance(), "self": SelfNegative()
 
 
 class StreamDiffusionPipeline(
-    diffaccel.fast_pipeline.FastPipeline, stock=(StableDiffusionPipeline, StableDiffusionXLPipeline)
+    diffaccel.fast_pipeline.FastPipeline,
+    stock=(
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        StableDiffusionControlNetPipeline,
+        StableDiffusionXLControlNetPipeline,
+    ),
 ):
-    """A stream per call, or one that stays open (`stream`), on the components of Stable Diffusion or SDXL."""
+    """A stream per call, or one that stays open (`stream`), on the components of Stable Diffusion or SDXL.
+
+    With a ControlNet among them, `control="edges"` makes control images of the frames.
+    """
 
     def stream(
         self, prompt: Any, *, cache: Any = None, guidance: Any = None, similarity: Any = None, **settings: Any
@@ -70,6 +84,7 @@ class StreamDiffusionPipeline(
         prompt: str | list[str],
         image: Any = None,
         *,
+        control_image: Any = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -83,6 +98,7 @@ class StreamDiffusionPipeline(
         Args:
             prompt: text; a list of texts gives the frames of one after those of the other.
             image: pictures to paint anew, as `StreamEngine.push` takes them; None for text-to-image.
+            control_image: control images for a ControlNet, as many as frames, or one for all.
             num_images_per_prompt: frames of each prompt, for text-to-image.
             generator: draws the initial noise of text-to-image frames: one for all, or one for each.
             latents: initial noise `(frames, C, h, w)` in place of it.
@@ -98,6 +114,7 @@ class StreamDiffusionPipeline(
         self._interrupt = False
         frames = None if image is None else _frames(image)
         count = num_images_per_prompt if frames is None else len(frames)
+        controls = _per_frame(control_image, count)
         noises = self._noises(len(prompts) * count, generator, latents, settings) if frames is None else None
         outputs: list[Any] = []
         with self.progress_bar(total=len(prompts) * count) as bar:
@@ -112,6 +129,7 @@ class StreamDiffusionPipeline(
                             else engine.push(
                                 None if frames is None else frames[i],
                                 None if noises is None else noises[k * count + i],
+                                control=controls[i],
                             )
                         )
                         for output in finished:
@@ -120,7 +138,7 @@ class StreamDiffusionPipeline(
                             if callback_on_frame_end is not None:
                                 callback_on_frame_end(self, output)
         images = _stacked(outputs, output_type)
-        if isinstance(self, StableDiffusionXLPipeline):
+        if isinstance(self, StableDiffusionXLPipeline | StableDiffusionXLControlNetPipeline):
             return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
         result = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
         return result if return_dict else (images, None)
@@ -175,6 +193,16 @@ def _frames(image: Any) -> Sequence[Any]:
     if isinstance(image, torch.Tensor | np.ndarray) and image.ndim == 4:
         return list(image)
     return [image]
+
+
+def _per_frame(control_image: Any, count: int) -> Sequence[Any]:
+    """A control image, or None, for each frame."""
+    if control_image is None:
+        return [None] * count
+    given = _frames(control_image)
+    if len(given) not in (1, count):
+        raise ValueError(f"{count} frames need as many control images, or one for all, not {len(given)}")
+    return given if len(given) == count else list(given) * count
 
 
 def _stacked(outputs: list[Any], output_type: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import stream_pipelines
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
 from diffaccel import DeepCache, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
@@ -63,6 +63,24 @@ def test_settings_as_text_and_dictionaries(pipe: Any, plain: dict[str, Any], con
     with pipe.stream(**IMAGE | plain) as engine:
         name, expected = next(iter(config.items()))
         assert getattr(engine.config, name) == expected
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_controlnet_follows_control_images(kind: str) -> None:
+    base = getattr(stream_pipelines, kind)()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4,) * 4).eval()
+        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(block.weight, std=0.5)
+    pipe = StreamDiffusionPipeline.from_pipe(base, controlnet=net)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(**IMAGE, image=FRAMES, control="identity").images
+    torch.testing.assert_close(pipe(**IMAGE, image=FRAMES, control_image=FRAMES).images, made, atol=1e-4, rtol=0)
+    assert (pipe(**IMAGE, image=FRAMES, control_image=FRAMES[0]).images - made).abs().max() > 1e-2
+    assert len(pipe(**TEXT, control_image=FRAMES[0], num_images_per_prompt=2).images) == 2
+    with pytest.raises(ValueError, match="5 frames need as many control images, or one for all, not 2"):
+        pipe(**IMAGE, image=FRAMES, control_image=FRAMES[:2])
 
 
 def test_inputs_of_every_kind(pipe: Any) -> None:
