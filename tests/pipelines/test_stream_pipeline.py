@@ -14,6 +14,7 @@ from diffaccel.pipelines import StreamDiffusionPipeline
 
 FRAMES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 IMAGE = {"prompt": "a cat", "strength": 0.6, "num_steps": 2, "output_type": "pt"}
+CHANNELS = {"sd": (4, 8, 8, 8), "sdxl": (4, 8, 8)}  # a halving of the control image between any two
 TEXT = {"prompt": "a cat", "num_steps": 2, "output_type": "pt"}
 
 
@@ -70,14 +71,18 @@ def test_a_controlnet_follows_control_images(kind: str) -> None:
     base = getattr(stream_pipelines, kind)()
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4,) * 4).eval()
-        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
-            torch.nn.init.normal_(block.weight, std=0.5)
+        net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=CHANNELS[kind]).eval()
+        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight, std=2.0)
+        for layer in net.controlnet_cond_embedding.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight)
     pipe = StreamDiffusionPipeline.from_pipe(base, controlnet=net)
     pipe.set_progress_bar_config(disable=True)
-    made = pipe(**IMAGE, image=FRAMES, control="identity").images
-    torch.testing.assert_close(pipe(**IMAGE, image=FRAMES, control_image=FRAMES).images, made, atol=1e-4, rtol=0)
-    assert (pipe(**IMAGE, image=FRAMES, control_image=FRAMES[0]).images - made).abs().max() > 1e-2
+    options = IMAGE | {"strength": 1.0, "output_type": "latent", "image": FRAMES}
+    made = pipe(**options, control="identity").images
+    torch.testing.assert_close(pipe(**options, control_image=FRAMES).images, made, atol=1e-4, rtol=0)
+    assert (pipe(**options, control_image=FRAMES[0]).images - made).abs().max() > 1e-2
     assert len(pipe(**TEXT, control_image=FRAMES[0], num_images_per_prompt=2).images) == 2
     with pytest.raises(ValueError, match="5 frames need as many control images, or one for all, not 2"):
         pipe(**IMAGE, image=FRAMES, control_image=FRAMES[:2])
