@@ -6,6 +6,7 @@ folder is as trustworthy as that of a run on one machine.
 """
 
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from diffaccel.batch.distribute import MAX_STARTS, OnRecord, Part, WorkerError
+from diffaccel.batch.distribute import OnRecord, Part, WorkerError
 from diffaccel.batch.jobs import batches
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record
@@ -36,7 +37,7 @@ def render_on_ray(
     """Render `part` with `actors` pipelines on the Ray cluster at `address`, or on one started on this machine.
 
     Raises `InputError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written,
-    `WorkerError` where a batch brought its actor down again and again.
+    `WorkerError` where Ray gives up.
     """
     ray = _start(address, actors)
     start, summary, calls = perf_counter(), Summary(), Calls()
@@ -48,7 +49,6 @@ def render_on_ray(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=int("GPU" in ray.cluster_resources()),
-        ray_remote_args_fn=lambda: {"max_task_retries": MAX_STARTS - 1},
     )
     try:
         for row in rendered.iter_rows():
@@ -70,6 +70,7 @@ def render_on_ray(
 
 def _start(address: str | None, actors: int) -> Any:
     """Ray, connected and quiet, on a cluster with room for the actors, which Ray would otherwise await for ever."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lesser things Ray mends itself, or raises
     try:
         import ray
         import ray.data

@@ -1,6 +1,5 @@
 """What a Ray cluster renders is what one process renders, also when an actor is killed."""
 
-import os
 import pickle
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from diffaccel import models
 from diffaccel.batch import ray_engine
-from diffaccel.batch.distribute import Part, WorkerError, render_part
+from diffaccel.batch.distribute import Part, render_part
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
@@ -76,26 +75,6 @@ def test_a_cluster_with_a_killed_actor(tiny_sd: Path, tmp_path: Path) -> None:
     assert sorted(seen) == sorted(job.id for job in asked.jobs)
     assert pictures(tmp_path / "ray") == in_one_process(part(tiny_sd, *JOBS), tmp_path / "one")
     assert set(read_manifest(tmp_path / "ray")) == set(seen)
-
-
-class Deadly:
-    """An actor that a batch brings down, whenever it is tried."""
-
-    def __init__(self, part: Part) -> None:
-        pass
-
-    def __call__(self, rows: object) -> None:
-        os._exit(3)
-
-
-@pytest.mark.slow
-def test_a_batch_that_kills_its_actors_ends_the_run(
-    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setattr(ray_engine, "RenderActor", Deadly)
-    with OutputFolder(tmp_path) as folder, pytest.raises(WorkerError, match="Ray gave up"):
-        ray_engine.render_on_ray(part(tiny_sd, *JOBS[:2]), folder, lambda record: None)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
