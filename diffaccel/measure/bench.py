@@ -132,7 +132,7 @@ def bench(
     return Benchmark(rows, failures, {name: t.pictures for name, t in trials.items()}, workload.truth)
 
 
-def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Handle | None]:
+def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Any]:
     """The candidate on the pipeline."""
     return candidate.attach(pipe)
 
@@ -144,7 +144,7 @@ def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
         handle = stack.enter_context(candidate.attach(pipe))
         pictures = workload.pictures(pipe, **candidate.changes)
         peak, energy = peak_memory(one), joules(one)
-        cache = None if handle is None else _cache_bytes(pipe, handle, one)
+        cache = _cache_bytes(pipe, handle, one) if isinstance(handle, Handle) else None
         return _Trial(candidate, pictures, count_macs(one), peak, cache, energy)
 
 

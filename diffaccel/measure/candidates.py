@@ -13,7 +13,7 @@ from diffaccel.calibrate import calibrate
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import CalibratedCache, Calibration, Method
 
-Attach = Callable[[Any], AbstractContextManager[Handle | None]]
+Attach = Callable[[Any], AbstractContextManager[Any]]
 CALIBRATION = 4  # most prompts that calibrate
 WARMUP = 1  # calls that cache-dit computes first: as many as the block caches here
 
@@ -25,7 +25,7 @@ class Candidate:
     Attributes:
         name: for tables.
         kind: "plain", "diffaccel", "steps" or "peer".
-        attach: puts it on a pipeline and takes it off again.
+        attach: puts it on a pipeline and takes it off again; yields a `Handle` where it is a method of this package.
         changes: settings of the run that differ.
     """
 

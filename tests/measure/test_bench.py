@@ -125,6 +125,15 @@ def test_peers_come_off_again(tiny_pipe: Any) -> None:
         assert torch.equal(WORKLOAD.pictures(tiny_pipe), plain), candidate.name
 
 
+def test_peers_are_measured(tiny_pipe: Any) -> None:
+    first, *_ = peers(tiny_pipe)
+    done = bench(tiny_pipe, WORKLOAD, [PLAIN, first], rounds=1, progress=lambda _: None)
+    assert done.failures == {}
+    assert done.rows[1].name == "DeepCache 1:2"
+    assert done.rows[1].ceiling > 1
+    assert done.rows[1].cache_bytes is None
+
+
 def test_a_calibrated_cache_is_measured_on_a_transformer() -> None:
     pipe = models.load("emoji-dit", dtype="float32")
     pipe.set_progress_bar_config(disable=True)
