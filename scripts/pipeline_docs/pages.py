@@ -23,7 +23,7 @@ class Page:
 
 
 UNET_MEMORY = (
-    "DeepCache stores one feature of the UNet per picture and guidance half. At branch 0, in float16, with guidance, "
+    "DeepCache stores one feature of the UNet per picture and guidance half, with a forecast two. Without, at branch 0, in float16, with guidance, "
     "this is 5 MiB for Stable Diffusion 1.5 at 512 x 512 pixels and 20 MiB for SDXL at 1024 x 1024. It is freed when "
     "the call ends."
 )
@@ -57,7 +57,9 @@ call = {"prompt": prompts, "num_inference_steps": 20, "guidance_scale": 2.0}
             "DeepCache": 'cache="deepcache:interval=3,branch=0"',
             "DeepCache, branch 2": 'cache={"type": "deepcache", "interval": 3, "branch": 2}',
             "TGate": "gate=10",
-            "DeepCache, residual guidance": 'cache="deepcache:interval=3", guidance="residualguidance:renew=3"',
+            "DeepCache, forecast": 'cache="deepcache:interval=3,forecast=taylor(1)"',
+            "DeepCache, forecast, residual guidance": 'cache="deepcache:interval=3,forecast=taylor(1)", '
+            'guidance="residualguidance:renew=3,held=difference"',
         },
         UNET_MEMORY,
     ),
