@@ -23,7 +23,8 @@ class Page:
 
 
 UNET_MEMORY = (
-    "DeepCache stores one feature of the UNet per picture and guidance half, with a forecast two. Without, at branch 0, in float16, with guidance, "
+    "DeepCache stores one feature of the UNet per picture and guidance half, with a forecast two. One, at branch 0, in "
+    "float16, with guidance, "
     "this is 5 MiB for Stable Diffusion 1.5 at 512 x 512 pixels and 20 MiB for SDXL at 1024 x 1024. It is freed when "
     "the call ends."
 )
