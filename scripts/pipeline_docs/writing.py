@@ -44,7 +44,7 @@ def _table(page: Page, figures: dict[str, Any]) -> str:
     first = next(iter(page.variants))
     where = figures["machine"]
     lines = [
-        f"{_rounds(figures['rounds'])} on {where['processor']}, other work running beside it; "
+        f"{_rounds(figures['rounds'])} on {where['processor']}; "
         f"torch {where['packages']['torch']}, diffusers {where['packages']['diffusers']}. Likeness is to *{first}*.\n",
         "| call | adds | seconds | times as fast | MACs saved | PSNR, dB | SSIM | cache, MB |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
