@@ -16,13 +16,33 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 PROMPTS = ("red heart", "dog", "rocket", "pizza")
+PARTS = {
+    "batch": "batch",
+    "live": "live",
+    "stream": "stream",
+    "stream-sd15": "stream --part sd15",
+    "cache-sd15": "cache --part sd15 --rounds 3 --steps 8",
+    "cache-controlnet": "cache --part controlnet",
+    "cache-overhead": "cache --part overhead",
+    "cache-emoji-sd": "cache --part emoji-sd --rounds 3 --steps 20",
+    "cache-emoji-dit": "cache --part emoji-dit --rounds 3 --steps 20",
+    "cache-emoji-sd-ddim": "cache --part emoji-sd-ddim --rounds 2 --steps 50",
+}
+ABOUT = {
+    "batch": ("docs/batch.md", "Batch generation against a bare loop"),
+    "live": ("docs/live.md", "The live page in a real browser"),
+    "stream": ("docs/streaming.md", "Streams on the bundled model"),
+    "stream-sd15": ("docs/streaming.md", "Streams on the shape of Stable Diffusion 1.5"),
+}
 PROFILES = {"emoji-sd": "emoji-sd-dpm++", "emoji-dit": "emoji-dit-dpm++"}
 
 
 def commands() -> dict[str, list[str]]:
     """Each name with the command that measures it, as a user would type it in the repository."""
-    tuned = ["python", "scripts/bench.py", "tuned"]
-    found = {"tuned": tuned}
+    bench = ["python", "scripts/bench.py"]
+    found = {"tuned": [*bench, "tuned"], "pipelines": ["python", "scripts/make_pipeline_docs.py", "--rounds", "3"]}
+    for name, options in PARTS.items():
+        found[name] = [*bench, *options.split(), "--json", f"benchmarks/{name}.json"]
     for model, profile in PROFILES.items():
         found[model] = ["diffaccel", "bench", "--model", model, "--rounds", "3", "-o", f"benchmarks/{model}"]
         found[model] += [a for prompt in PROMPTS for a in ("--prompts", prompt)]
@@ -56,9 +76,12 @@ def page() -> str:
     if results:
         parts.append(tuned_section(results))
     others = [file for file in sorted(FOLDER.glob("*.md")) if file.name != "README.md"]
-    if others:
-        titles = [(file.name, title_of(file.read_text(encoding="utf-8"))) for file in others]
-        parts.append("## Further\n\n" + "\n".join(f"- [{title}]({name})" for name, title in titles) + "\n")
+    lines = [f"- [{title_of(file.read_text(encoding='utf-8'))}]({file.name})" for file in others]
+    for name, (document, title) in ABOUT.items():
+        if (FOLDER / f"{name}.json").exists():
+            lines.append(f"- [{title}](../{document}): `{shlex.join(commands()[name])}`")
+    lines.append("- Each custom pipeline: [docs/pipelines](../docs/pipelines)")
+    parts.append("## Further\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 

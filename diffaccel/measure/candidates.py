@@ -98,10 +98,11 @@ def deepcache_package(pipe: Any, interval: int, branch: int = 0) -> Iterator[Any
 
 @contextmanager
 def _tomesd(pipe: Any) -> Iterator[None]:
-    """Token merging of half of the tokens."""
+    """Token merging of half of the tokens, at the highest resolution at which the UNet has attention."""
     import tomesd
 
-    tomesd.apply_patch(pipe, ratio=0.5)
+    level = next(i for i, name in enumerate(pipe.unet.config.down_block_types) if "Attn" in name)
+    tomesd.apply_patch(pipe, ratio=0.5, max_downsample=2**level)
     try:
         yield
     finally:

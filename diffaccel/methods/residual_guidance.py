@@ -83,8 +83,8 @@ class _VirtualNegative(Wrapper):
             )
         if not self.host.guided:
             raise ValueError(
-                "ResidualGuidance replaces the negative half of classifier-free guidance, which is off, or the pipeline "
-                "does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave the method out"
+                "ResidualGuidance replaces the negative half of classifier-free guidance, which is off, or the "
+                "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out"
             )
         self.levels = NoiseLevels(self.host.scheduler)
         table = self.host.table

@@ -31,11 +31,12 @@ class Connection:
     Attributes:
         latest: its last picture as JPEG, for `/mjpeg`.
         changed: set and replaced whenever there is a newer one.
+        loop: the event loop that it runs on.
     """
 
     def __init__(self, socket: WebSocket, hub: Hub) -> None:
         self._socket, self._hub = socket, hub
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._notices: dict[str, Notice] = {}
         self._picture: protocol.Picture | None = None
         self._taken: protocol.Taken | None = None
@@ -48,7 +49,7 @@ class Connection:
     def _post(self, message: Message) -> None:
         """Take a message of the hub, from any thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(self._accept, message)
+            self.loop.call_soon_threadsafe(self._accept, message)
 
     def _accept(self, message: Message) -> None:
         if isinstance(message, protocol.Taken):

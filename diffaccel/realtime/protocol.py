@@ -18,6 +18,7 @@ sends the next one just before the network is free, and a newer one if that was 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ LARGEST_SIDE = 2048
 MOST_SCANS = 12
 """A progressive JPEG has about ten; one with thousands would keep the decoder busy for minutes."""
 
+_SEVERAL = re.compile(rb"\xff\xe2..MPF\x00", re.DOTALL)  # the table of contents of a Multi-Picture file
 _FRAME, _MARK = 1, 2
 _SMALL = struct.Struct("<BxxxI")
 _TAKEN = struct.Struct("<BxxxIf")
@@ -170,6 +172,8 @@ def check_jpeg(data: bytes) -> None:
         raise BadMessage(f"a frame must be a JPEG: {error}") from None
     if not (0 < height <= LARGEST_SIDE and 0 < width <= LARGEST_SIDE):
         raise BadMessage(f"a frame has at most {LARGEST_SIDE} x {LARGEST_SIDE} pixels, this one {width} x {height}")
+    if _SEVERAL.search(data[: data.find(b"\xff\xda")]):
+        raise BadMessage("a frame is one picture, this file holds several (MPO)")
     if data.count(b"\xff\xda") > MOST_SCANS:
         raise BadMessage(f"a frame has at most {MOST_SCANS} scans: save it as an ordinary JPEG")
 

@@ -1,6 +1,7 @@
 """Reliability of the live server: rows 1 to 12 of the table in docs/live.md, in full; --scale shortens them."""
 
 import argparse
+import asyncio
 import random
 import socket
 import struct
@@ -95,17 +96,19 @@ def check_slow_reader(_model: str, _place: Path, options: Options) -> str:
 
 
 def check_hours(_model: str, _place: Path, options: Options) -> str:
-    """Row 5: 30,000 frames; memory, threads and files stay level."""
+    """Row 5: 30,000 frames; memory, tasks, threads and files stay level."""
     count, process = int(30_000 * options.scale), psutil.Process()
     with serving() as server, Client(server) as client:
-        levels: list[tuple[float, int, int]] = []
+        levels: list[tuple[float, int, int, int]] = []
         for number in range(count):
             client.frame()
             client.picture()
             if number % max(1, count // 10) == 0:
-                levels.append((megabytes(), process.num_threads(), process.num_fds()))
+                loop = next(iter(server.connections.values())).loop
+                levels.append((megabytes(), len(asyncio.all_tasks(loop)), process.num_threads(), process.num_fds()))
     slope = (levels[-1][0] - levels[2][0]) / (count * 0.7 / 1000)
-    said = f"{count} frames, {slope:+.2f} MB per 1,000, threads {levels[-1][1]}, files {levels[-1][2]}"
+    tasks, threads, files = levels[-1][1:]
+    said = f"{count} frames, {slope:+.2f} MB per 1,000, tasks {tasks}, threads {threads}, files {files}"
     assert slope <= 1, said
     assert levels[2][1:] == levels[-1][1:], f"{said}; it began with {levels[2][1:]}"
     return said
