@@ -241,7 +241,11 @@ def test_several_frames_at_once(engine: Build, pipe: Any, frames: Any, controls:
     same({o.frame_id: o.image for o in outputs}, run(engine(pipe), frames[:4], controls[:4]))
 
 
-@pytest.mark.parametrize("control", ["edges", "identity", "canny", lambda picture: 1 - picture], ids=str)
+@pytest.mark.parametrize(
+    "control",
+    ["edges", "identity", "canny", lambda picture: 1 - picture],
+    ids=["edges", "identity", "canny", "own function"],
+)
 def test_control_images_are_made_from_the_frames(control: Any, engine: Build, pipe: Any, controls: Any) -> None:
     function = CONTROLS[control] if isinstance(control, str) else control
     made = run(engine(pipe, control=control), controls)
