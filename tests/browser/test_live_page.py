@@ -212,7 +212,7 @@ def test_a_lost_connection_is_told_and_restored_with_the_controls(stub: LiveServ
     page.keyboard.press("Enter")
     pictures(page, 2)
     connection = next(iter(stub.connections.values()))
-    asyncio.run_coroutine_threadsafe(connection._socket.close(1001), connection._loop)
+    asyncio.run_coroutine_threadsafe(connection._socket.close(1001), connection.loop)
     assert "connection" in message(page)
     pictures(page, 2)
     assert next(iter(stub.connections.values())).session.controls.prompt == "a fox"

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -61,8 +63,24 @@ def test_what_is_ignored_stays_ignored() -> None:
         assert process.wait(timeout=10) == 0
 
 
-def test_without_a_signal_nothing_is_left() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def handlers() -> Iterator[tuple[Any, Any]]:
+    """Python's own handlers, also where the tests run as a background job, which ignores Ctrl-C."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield tuple(ours.values())
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_without_a_signal_nothing_is_left(handlers: tuple[Any, Any]) -> None:
     with interruptible():
-        assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) != handlers[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_what_is_ignored_goes_on_being_ignored(handlers: tuple[Any, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) not in (handlers[1], signal.SIG_IGN)

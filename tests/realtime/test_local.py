@@ -135,11 +135,11 @@ def test_frames_that_the_network_fails_on_are_counted(
         engine = open_engine()
         push = engine.push
 
-        def sometimes(image: np.ndarray, *rest: Any, frame_id: int) -> Any:
+        def sometimes(image: np.ndarray, *rest: Any, frame_id: int, **options: Any) -> Any:
             if frame_id % 4 == 3:
                 engine.discard(1)
                 raise RuntimeError("out of memory")
-            return push(image, *rest, frame_id=frame_id)
+            return push(image, *rest, frame_id=frame_id, **options)
 
         engine.push = sometimes  # type: ignore[method-assign]
         return engine
