@@ -28,7 +28,8 @@ class CacheState:
         range: index of the range of blocks in force, for parts that have several.
         entries: placeholders for skipped modules; features, or histories of a forecast, for replayed ones.
         reference: the network's input at the last computed call, kept only for schedules that measure its change.
-        whole: entries and reference as they were before `halve`, until something is computed.
+        whole: entries and reference as they were before `halve`, until something is computed; None where halves were
+            merged, which nothing undoes.
     """
 
     def __init__(self, part: Part) -> None:
@@ -62,7 +63,7 @@ class CacheState:
 
     def halve(self) -> None:
         """Make everything stored fit the positive half of the rows."""
-        self.whole = self.entries, self.reference
+        self.whole = (self.entries, self.reference) if self.part.halve is positive_half else None
         self.entries = map_tensors(self.part.halve, self.entries)
         self.reference = None if self.reference is None else positive_half(self.reference)
 
