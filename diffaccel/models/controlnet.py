@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.source import HUB_ID, ModelError, check_weights, fetch
 
@@ -32,7 +33,7 @@ def find_controlnet(name: str) -> Path:
     place = Path(name).expanduser()
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)
-    folder = next((f for f in (place / "controlnet", place) if (f / "config.json").is_file()), None)
+    folder = part_folder(place, "controlnet")
     if folder is None:
         raise ModelError(f"no ControlNet at {name!r}: give a folder with its config.json, or a Hub id (owner/name)")
     try:
@@ -54,16 +55,7 @@ def load_controlnet(model: str | os.PathLike[str], *, dtype: "torch.dtype", devi
         ModelError: nothing there is a ControlNet, or its weights are not safetensors.
     """
     folder = find_controlnet(os.fspath(model))
-    with quiet_loading():
-        from diffusers import ControlNetModel
-
-        try:
-            net = ControlNetModel.from_pretrained(
-                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError, AttributeError) as error:
-            raise ModelError(f"cannot load the ControlNet {model}: {error}") from error
-    return net.to(device)
+    return load_part(f"ControlNet {os.fspath(model)}", CLASS, folder, dtype=dtype).to(device)
 
 
 def with_controlnets(pipe: Any, nets: Sequence[Any]) -> "DiffusionPipeline":

@@ -86,22 +86,38 @@ def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "to
         ModelError: nothing there is an autoencoder, or its weights are not safetensors.
     """
     folder = find_vae(os.fspath(model))
-    with quiet_loading():
-        from diffusers import AutoModel
-
-        try:
-            vae = AutoModel.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"cannot load the autoencoder {model}: {error}") from error
+    vae = load_part(f"autoencoder {os.fspath(model)}", "AutoModel", folder, dtype=dtype)
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ModelError(f"{type(vae).__name__} in {folder} is not an autoencoder")
     return vae.to(device)
 
 
+def load_part(what: str, kind: str, folder: Path, *, dtype: "torch.dtype") -> Any:
+    """Load one network of a pipeline from its folder, with a class of diffusers.
+
+    Raises:
+        ModelError: it cannot be loaded; ``what`` is its name in the message.
+    """
+    with quiet_loading():
+        import diffusers
+
+        try:
+            return getattr(diffusers, kind).from_pretrained(
+                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError, AttributeError) as error:
+            raise ModelError(f"cannot load the {what}: {error}") from error
+
+
+def part_folder(place: Path, name: str) -> Path | None:
+    """The folder of one network: in a pipeline's folder, or the place itself; None where neither has a config.json."""
+    return next((folder for folder in (place / name, place) if (folder / "config.json").is_file()), None)
+
+
 def find_vae(name: str) -> Path:
     """The folder of an autoencoder, its weights' headers checked. Raises `ModelError` where there is none."""
     place = BUNDLED[name].folder if name in names() else Path(name).expanduser()
-    folder = next((f for f in (place / "vae", place) if (f / "config.json").is_file()), None)
+    folder = part_folder(place, "vae")
     if folder is None:
         bundled = ", ".join((*names("autoencoder"), *names("pipeline"))) or "none"
         raise ModelError(f"no autoencoder at {name!r}: give a folder with config.json, or a bundled name: {bundled}")
