@@ -10,7 +10,7 @@ for frame in camera:
         show(output.image)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ import diffaccel.fast_pipeline
 from diffaccel import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
 from diffaccel.guidance import Guidance
 from diffaccel.methods import Method
+from diffaccel.stream.report import StreamOutput
 
 DEFAULT_STEPS = 4
 GUIDANCE = {"none": NoGuidance(), "full": FullGuidance(), "self": SelfNegative(), "one-time": OneTimeNegative()}
@@ -119,29 +120,27 @@ class StreamDiffusionPipeline(
         outputs: list[Any] = []
         with self.progress_bar(total=len(prompts) * count) as bar:
             for k, text in enumerate(prompts):
+                own = [None] * count if noises is None else noises[k * count : (k + 1) * count]
                 with self.stream(text, output_type=output_type, **settings) as engine:
-                    for i in [*range(count), None]:
-                        if self._interrupt:
-                            break
-                        finished = (
-                            engine.flush()
-                            if i is None
-                            else engine.push(
-                                None if frames is None else frames[i],
-                                None if noises is None else noises[k * count + i],
-                                control=controls[i],
-                            )
-                        )
-                        for output in finished:
-                            outputs.append(output.image)
-                            bar.update()
-                            if callback_on_frame_end is not None:
-                                callback_on_frame_end(self, output)
+                    for output in self._outputs(engine, zip(frames or [None] * count, own, controls, strict=True)):
+                        outputs.append(output.image)
+                        bar.update()
+                        if callback_on_frame_end is not None:
+                            callback_on_frame_end(self, output)
         images = _stacked(outputs, output_type)
         if isinstance(self, StableDiffusionXLPipeline | StableDiffusionXLControlNetPipeline):
             return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
         result = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
         return result if return_dict else (images, None)
+
+    def _outputs(self, engine: StreamEngine, inputs: Iterable[tuple[Any, Any, Any]]) -> Iterator[StreamOutput]:
+        """What a stream gives for pictures, noises and control images, until it is interrupted."""
+        for image, noise, control in inputs:
+            if self._interrupt:
+                return
+            yield from engine.push(image, noise, control=control)
+        if not self._interrupt:
+            yield from engine.flush()
 
     def _noises(
         self,
