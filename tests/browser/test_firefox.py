@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 from firefox import FIREFOX, Firefox, firefox
 from live_client import serving
+from page_scripts import AVERAGE, PICTURES
 from PIL import Image
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(FIREFOX is None, reason="no Firefox: apt-get install firefox-esr, or set FIREFOX to its path"),
 ]
-PICTURES = """new Promise((done) => {
-  let left = 8;
-  addEventListener("diffaccel-picture", () => --left || done(true));
-})"""
-AVERAGE = """(() => {
-  const canvas = document.getElementById("output");
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  return [0, 1, 2].map((i) => data.filter((_, k) => k % 4 === i).reduce((a, b) => a + b) / (data.length / 4));
-})()"""
 
 
 @pytest.fixture
@@ -36,21 +28,21 @@ def browser(tmp_path: Path) -> Iterator[Firefox]:
 def test_a_drawing_is_painted(browser: Firefox, tmp_path: Path) -> None:
     with serving() as server:
         browser.goto(server.url)
-        assert browser.evaluate(PICTURES)
+        assert browser.evaluate(f"({PICTURES})(8)")
         box = browser.evaluate("document.getElementById('input').getBoundingClientRect()")
-        before = np.array(browser.evaluate(AVERAGE))
+        before = np.array(browser.evaluate(f"({AVERAGE})()"))
         middle, left, right = box["y"] + box["height"] / 2, box["x"] + 10, box["x"] + box["width"] - 10
         browser.evaluate("document.querySelectorAll('#brushes button')[2].click()")
         for offset in (-60, -30, 0, 30, 60):
             browser.drag((left, middle + offset), (right, middle + offset))
-        assert browser.evaluate(PICTURES)
-        assert np.abs(np.array(browser.evaluate(AVERAGE)) - before).max() > 5
+        assert browser.evaluate(f"({PICTURES})(8)")
+        assert np.abs(np.array(browser.evaluate(f"({AVERAGE})()")) - before).max() > 5
         browser.evaluate("""(() => {
           const box = document.querySelector("#prompt-bar input[type=text], #prompt-bar input");
           box.value = "a cat";
           for (const kind of ["input", "change"]) box.dispatchEvent(new Event(kind, { bubbles: true }));
         })()""")
-        assert browser.evaluate(PICTURES)
+        assert browser.evaluate(f"({PICTURES})(8)")
         session = next(iter(server.connections.values())).session
         assert session.controls.prompt == "a cat"
         assert browser.evaluate("document.getElementById('state').textContent.trim()") == "Connected"

@@ -10,20 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from live_client import Client, StubStream, serving, until
+from page_scripts import AVERAGE, PICTURES
 
 from diffaccel.realtime.hub import EngineStream, Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline
 
 OpenPage = Callable[..., Any]
-
-AVERAGE = """() => {
-  const canvas = document.getElementById("output");
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  const sum = [0, 0, 0];
-  for (let i = 0; i < data.length; i++) if (i % 4 < 3) sum[i % 4] += data[i];
-  return sum.map((value) => value / (data.length / 4));
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +34,7 @@ def live() -> Iterator[LiveServer]:
 
 def pictures(page: Any, count: int = 1) -> None:
     """Wait until so many more pictures were shown."""
-    page.evaluate(
-        """(count) => new Promise((done) => addEventListener("diffaccel-picture", () => --count || done()))""", count
-    )
+    page.evaluate(PICTURES, count)
 
 
 def average(page: Any) -> np.ndarray:
