@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]")
 @click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]")
 @click.option("--seed", type=int, help="Another number, another video.  [default: 0]")
-@click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th step only.  [default: 3]")
+@click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]")
 @click.option(
     "--similarity/--no-similarity", default=None, help="Repeat the picture while frames hardly change.  [default: no]"
 )

@@ -12,7 +12,7 @@ from diffaccel.batch.pipeline import Placement, open_pipeline
 from diffaccel.forecast import Taylor
 from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache, IntervalCache
-from diffaccel.schedule import Uniform
+from diffaccel.schedule import Threshold
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.images import OutputType
@@ -24,6 +24,8 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 
 NONE = "none"
 CACHE_BRANCH = 3
+MOTION = 0.15
+"""Relative change of the latents after which deep layers compute: more than 40 dB from the uncached stream at any motion."""
 EXAMPLES = (
     "a green apple",
     "a burger",
@@ -114,11 +116,11 @@ class Controls(BaseModel):
         json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
     )
     cache: int = Field(
-        default=3,
+        default=4,
         ge=1,
         le=LONGEST_INTERVAL,
         title="Cache interval",
-        description="Deep layers are computed in every n-th step; 1 reuses nothing.",
+        description="Deep layers are computed in every n-th frame, and whenever much moves; 1 reuses nothing.",
     )
     similarity: bool = Field(
         default=True,
@@ -271,11 +273,12 @@ def _guidance(controls: Controls) -> Guidance:
 
 
 def _cache(pipe: Any, interval: int) -> SlotCache | None:
-    """DeepCache for UNets, FORA for transformers; both extrapolate, so that motion stays smooth."""
+    """DeepCache for UNets, FORA for transformers; both extrapolate, and compute more often where much moves."""
     if interval == 1:
         return None
+    schedule, forecast = Threshold(MOTION, max_reuse=interval - 1), Taylor(2)
     unet = getattr(pipe, "unet", None)
     if unet is None:
-        return SlotCache(IntervalCache(schedule=Uniform(interval), forecast=Taylor(1)))
+        return SlotCache(IntervalCache(schedule=schedule, forecast=forecast))
     depth = len(unet.config.block_out_channels) - 1
-    return SlotCache(DeepCache(interval=interval, branch=min(CACHE_BRANCH, depth), forecast=Taylor(1)))
+    return SlotCache(DeepCache(schedule=schedule, branch=min(CACHE_BRANCH, depth), forecast=forecast))

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.hub import EngineStream
-from diffaccel.realtime.settings import Controls, LiveSettings, picture_size, stream_arguments
+from diffaccel.realtime.settings import MOTION, Controls, LiveSettings, picture_size, stream_arguments
+from diffaccel.schedule import Threshold
 
 SMALL = LiveSettings(width=64, height=32)
 
@@ -62,7 +63,7 @@ def test_guidance_kinds() -> None:
 def test_cache_follows_the_network() -> None:
     unet = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(block_out_channels=(1, 2, 3, 4))))
     assert isinstance(stream_arguments(unet, Controls(cache=4))["cache"].method, DeepCache)
-    assert stream_arguments(unet, Controls(cache=4))["cache"].method.interval == 4
+    assert stream_arguments(unet, Controls(cache=4))["cache"].method.schedule == Threshold(MOTION, max_reuse=3)
     assert isinstance(stream_arguments(SimpleNamespace(), Controls())["cache"].method, IntervalCache)
     assert stream_arguments(unet, Controls(cache=1))["cache"] is None
 
