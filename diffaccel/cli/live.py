@@ -28,7 +28,12 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
     click.option("--guidance-scale", type=float, help=f"How hard, from 1.  [default: {START['guidance_scale']}]"),
     click.option("--seed", type=int, help="Another number, another picture.  [default: 0]"),
-    click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]"),
+    click.option(
+        "--cache",
+        type=int,
+        metavar="N",
+        help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]",
+    ),
     click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
     click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated."),
     click.option("--vae", help="Another autoencoder: bundled name or folder; none for the model's own."),

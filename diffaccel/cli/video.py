@@ -1,5 +1,6 @@
 """`diffaccel video`: a video file in, the same video painted anew out."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ import click
 from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffaccel.realtime.repaint import VideoReport
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
@@ -23,7 +26,13 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]")
 @click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]")
 @click.option("--seed", type=int, help="Another number, another video.  [default: 0]")
-@click.option("--cache", type=int, metavar="N", help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]")
+@click.option("--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]")
+@click.option(
+    "--cache",
+    type=int,
+    metavar="N",
+    help="Compute deep layers in every n-th batch, and where much moves.  [default: 1, always]",
+)
 @click.option(
     "--similarity/--no-similarity", default=None, help="Repeat the picture while frames hardly change.  [default: no]"
 )
@@ -40,7 +49,14 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def video(
-    source: Path, target: Path, no_audio: bool, side_by_side: bool, overwrite: bool, quiet: bool, **given: Any
+    source: Path,
+    target: Path,
+    batch_size: int,
+    no_audio: bool,
+    side_by_side: bool,
+    overwrite: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv).
 
@@ -53,12 +69,12 @@ def video(
     from diffaccel.realtime.repaint import repaint
 
     logging.basicConfig(format="%(message)s")
-    settings = live_settings(given, {"similarity": False})
+    settings = live_settings(given, {"similarity": False, "cache": 1})
     bar = _Progress(quiet)
     try:
-        with interruptible(), bar:
+        with interruptible(), bar, _memory_explained(batch_size):
             report = repaint(
-                lambda: _open(settings, source),
+                lambda: _open(settings, source, batch_size),
                 source,
                 target,
                 audio=not no_audio,
@@ -73,7 +89,22 @@ def video(
         click.echo(summary(target, report))
 
 
-def _open(settings: "LiveSettings", source: Path) -> "StreamEngine":
+@contextmanager
+def _memory_explained(batch_size: int) -> "Iterator[None]":
+    """Turn an error of memory into a `MediaError` that names the remedy."""
+    from diffaccel.batch.line import is_out_of_memory
+    from diffaccel.realtime.errors import MediaError
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "a smaller --batch-size" if batch_size > 1 else "a smaller --size or --dtype bfloat16"
+        raise MediaError(f"out of memory at --batch-size {batch_size}: use {remedy}") from error
+
+
+def _open(settings: "LiveSettings", source: Path, batch_size: int) -> "StreamEngine":
     """Load the model, and open a stream in the asked size or the video's shape."""
     from dataclasses import replace
 
@@ -88,7 +119,7 @@ def _open(settings: "LiveSettings", source: Path) -> "StreamEngine":
             width, height = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))
         settings = replace(settings, width=width, height=height)
     try:
-        return open_engine(pipe, settings)
+        return open_engine(pipe, settings, frame_buffer=batch_size)
     except ValueError as error:
         raise MediaError(str(error)) from error
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
+from diffaccel.batch.line import is_out_of_memory
 from diffaccel.realtime import protocol
 from diffaccel.realtime.metrics import Metrics, Tally
 from diffaccel.realtime.repaint import to_pixels
@@ -217,7 +218,7 @@ class Session:
         self.tally.add("failed", len(self._inside) - left)
         while len(self._inside) > left:
             self._inside.popitem()
-        memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+        memory = is_out_of_memory(error)
         kind, text = ("memory", OUT_OF_MEMORY) if memory else ("network", f"The network failed on a frame: {error}")
         self.post(Notice("problem", {"kind": kind, "message": text}))
 

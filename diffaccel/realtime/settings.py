@@ -25,7 +25,7 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 NONE = "none"
 CACHE_BRANCH = 3
 MOTION = 0.15
-"""Relative change of the latents after which deep layers compute: more than 40 dB from the uncached stream at any motion."""
+"""Relative change of the latents after which deep layers compute: over 40 dB from the uncached stream at any motion."""
 EXAMPLES = (
     "a green apple",
     "a burger",
@@ -220,14 +220,19 @@ def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
     return settings.width or settings.height or own, settings.height or settings.width or own
 
 
-def open_engine(pipe: Any, settings: LiveSettings, *, output_type: OutputType = "pil") -> StreamEngine:
+def open_engine(
+    pipe: Any, settings: LiveSettings, *, output_type: OutputType = "pil", frame_buffer: int = 1
+) -> StreamEngine:
     """A new stream on a pipeline of `load_pipeline`; any number of them share its weights.
+
+    A larger ``frame_buffer`` is faster and gives the same pictures later.
 
     Raises:
         ValueError: for settings that this model cannot follow; the message names the valid ones.
     """
     width, height = picture_size(pipe, settings)
     arguments = stream_arguments(pipe, settings.controls)
+    arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
     return StreamEngine(pipe, width=width, height=height, output_type=output_type, **arguments)
 
 

@@ -69,6 +69,7 @@ class StreamConfig:
     height: int
     width: int
     frame_buffer: int = 1
+    shared_noise: bool = False
     add_noise: bool = True
     seed: int = 0
     similarity: SimilarityFilter | None = None

@@ -46,10 +46,12 @@ class StreamEngine:
         num_inference_steps: length of the grid.
         guidance: NoGuidance (default), FullGuidance, SelfNegative or OneTimeNegative.
         height, width: picture size in pixels; other sizes are fitted as ``fit`` says ("crop", "pad" or "stretch").
-        frame_buffer: frames that enter together; a tick happens when so many were pushed.
+        frame_buffer: frames that enter together; a tick happens when so many were pushed. More frames a second, later.
+        shared_noise: whether the frames of a buffer share their noise, so that pictures are those of a buffer of one
+            and a video does not flicker; otherwise each has its own.
         add_noise: whether LCM, TCD and ancestral samplers add noise between stages.
-        seed: seed of the per-stage noise, one CPU draw ``randn(N * frame_buffer, C, h, w)``, and of text-to-image
-            frames.
+        seed: seed of the per-stage noise, one CPU draw ``randn(N * frame_buffer, C, h, w)`` (with ``shared_noise``
+            ``randn(N, C, h, w)``), and of text-to-image frames.
         similarity: a SimilarityFilter, or None.
         cache: a DeepCache or a SlotCache for reuse between frames, or None.
         vae: an autoencoder to use instead of the pipeline's (AutoencoderTiny, ...).
@@ -85,6 +87,7 @@ class StreamEngine:
         height: int,
         width: int,
         frame_buffer: int = 1,
+        shared_noise: bool = False,
         add_noise: bool = True,
         seed: int = 0,
         similarity: SimilarityFilter | None = None,

@@ -52,7 +52,8 @@ class SettingsBuilder:
     def _build_stages(self, config: StreamConfig) -> Stages:
         scheduler = self.network.pipe.scheduler
         sampler = config.sampler or sampler_for(scheduler)
-        key = (sampler, config.indices, config.num_inference_steps, config.add_noise, config.seed, config.frame_buffer)
+        grid = (config.indices, config.num_inference_steps, config.add_noise)
+        key = (sampler, *grid, config.seed, config.frame_buffer, config.shared_noise)
         if self._stages is None or self._stages[0] != key:
             self._stages = (
                 key,
@@ -75,8 +76,11 @@ class SettingsBuilder:
 
     def _noise(self, config: StreamConfig) -> torch.Tensor:
         """Per-stage noise, one draw on the CPU: ``(N * frame_buffer, C, h, w)``."""
-        generator = torch.Generator().manual_seed(config.seed)
-        noise = torch.randn(len(config.indices) * config.frame_buffer, *self.latent_shape, generator=generator)
+        stages, frames = len(config.indices), config.frame_buffer
+        drawn = stages if config.shared_noise else stages * frames
+        noise = torch.randn(drawn, *self.latent_shape, generator=torch.Generator().manual_seed(config.seed))
+        if config.shared_noise:
+            noise = noise.repeat_interleave(frames, 0)
         return noise.to(self.network.device)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,13 @@ def engine(pipe: Any, size: int = SIZE, **settings: Any) -> StreamEngine:
 
 
 def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
-    """A push of the next of ``frames``, again and again, on a full pipeline."""
+    """One tick on a full pipeline, with the next of ``frames``, again and again."""
     position = iter(range(10**9))
 
     def push() -> Any:
-        return stream.push(frames[next(position) % len(frames)])
+        for _ in range(stream.config.frame_buffer):
+            outputs = stream.push(frames[next(position) % len(frames)])
+        return outputs
 
     for _ in range(stream.latency + 1):
         push()
@@ -76,13 +78,16 @@ def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
 def compared(engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1) -> dict[str, dict[str, float]]:
     """Frame rates relative to the first engine's: of whole frames and of the network alone, each with its ceiling.
 
-    A ceiling is the ratio of the multiply-accumulates that were really executed, over ``ticks`` ticks.
+    Milliseconds are those of one frame. A ceiling is the ratio of the multiply-accumulates that were really executed,
+    over ``ticks`` ticks.
     """
     frames = list(movie(2.0, LOOP))
     pushes = {name: filled(e, frames) for name, e in engines.items()}
     work = {n: lambda push=push: [push() for _ in range(ticks)] for n, push in pushes.items()}
     macs = {name: count_macs(run) for name, run in work.items()}
-    vae = ticks * count_macs(lambda: codec(next(iter(engines.values())), frames[0]))
+    buffer = next(iter(engines.values())).config.frame_buffer
+    vae = ticks * buffer * count_macs(lambda: codec(next(iter(engines.values())), frames[0]))
+    each = ticks * buffer
     network: dict[str, list[float]] = {name: [] for name in engines}
 
     def timed(name: str) -> None:
@@ -94,10 +99,10 @@ def compared(engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1) -
     first, alone = next(iter(engines)), {name: statistics.median(v) for name, v in network.items()}
     return {
         name: {
-            "ms": 1000 * medians[name] / ticks,
+            "ms": 1000 * medians[name] / each,
             "ratio": medians[first] / medians[name],
             "ceiling": macs[first] / macs[name],
-            "network ms": alone[name] / ticks,
+            "network ms": alone[name] / each,
             "network ratio": alone[first] / alone[name],
             "network ceiling": (macs[first] - vae) / (macs[name] - vae),
         }
@@ -111,14 +116,28 @@ def codec(stream: StreamEngine, frame: Any) -> None:
     stream._codec.decode(stream._codec.encode(pixels))
 
 
-def guidance(pipe: Any, rounds: int, size: int = SIZE) -> dict[str, Any]:
-    """Frame rates at four stages, relative to full guidance."""
-    return compared({name: engine(pipe, size, guidance=g) for name, g in GUIDANCES.items()}, rounds)
+def guidance(pipe: Any, rounds: int, size: int = SIZE, buffers: Sequence[int] = (1, 8)) -> dict[str, Any]:
+    """Frame rates at four stages, relative to full guidance, by frame buffer."""
+    return {
+        f"frame buffer {n}": compared(
+            {name: engine(pipe, size, guidance=g, frame_buffer=n) for name, g in GUIDANCES.items()}, rounds
+        )
+        for n in buffers
+    }
 
 
 def larger(pipe: Any, rounds: int) -> dict[str, Any]:
     """The same with the shape of Stable Diffusion 1.5 at 256 x 256 pixels."""
-    return guidance(sd15(pipe), rounds, 256)
+    return guidance(sd15(pipe), rounds, 256, (1, 4))
+
+
+def buffers(pipe: Any, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a frame by the size of the frame buffer, at two stages with self-negative guidance."""
+    frames, settings = list(movie(2.0, LOOP)), {"timestep_indices": STAGES[2], "guidance": GUIDANCES["self"]}
+    work = {n: filled(engine(pipe, frame_buffer=n, **settings), frames) for n in (1, 2, 4, 8, 16)}
+    times = interleaved({str(n): push for n, push in work.items()}, rounds)
+    each = {n: 1000 * times[str(n)].median / n for n in work}
+    return {f"{n} frames": {"ms": ms, "ratio": each[1] / ms} for n, ms in each.items()}
 
 
 def batching(pipe: Any, rounds: int) -> dict[str, Any]:
@@ -208,7 +227,7 @@ def sd15(bundled: Any) -> Any:
     return pipe
 
 
-PARTS = ("guidance", "batch", "cache", "overhead", "sd15")
+PARTS = ("guidance", "batch", "buffer", "cache", "overhead", "sd15")
 
 
 @click.command()
@@ -233,6 +252,7 @@ def command(
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "guidance": lambda: guidance(pipe, rounds),
         "batch": lambda: batching(pipe, rounds),
+        "buffer": lambda: buffers(pipe, rounds),
         "cache": lambda: {"speed": cache_speed(pipe, rounds, two), "psnr": cache_quality(pipe, frames, two)},
         "overhead": lambda: overhead(pipe, 20 * rounds),
         "sd15": lambda: larger(pipe, max(3, rounds // 3)),

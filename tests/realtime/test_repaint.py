@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import videos
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -173,6 +174,29 @@ def test_the_command_paints_a_video(tmp_path: Path, tiny_sd: Path) -> None:
     assert "--overwrite" in again.stderr
     assert invoke(tiny_sd, source, target, "--overwrite", "-q", "--size", "64x32", "--side-by-side").output == ""
     assert videos.pictures(target)[0].shape == (32, 128, 3)
+
+
+def test_batches_change_the_speed_alone(tmp_path: Path, tiny_sd: Path) -> None:
+    source, videos_out = videos.make(tmp_path / "in.mp4", size=(64, 32)), []
+    for size in (1, 5):
+        target = tmp_path / f"{size}.mkv"
+        assert invoke(tiny_sd, source, target, "--batch-size", size).exit_code == 0
+        videos_out.append(list(videos.pictures(target)))
+    for one, five in zip(*videos_out, strict=True):
+        assert np.abs(one.astype(int) - five).max() <= 8  # rounding, and what H.264 makes of it
+
+
+def test_a_lack_of_memory_names_the_remedy(tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    source = videos.make(tmp_path / "in.mp4")
+    monkeypatch.setattr(StreamEngine, "push", too_large)
+    for size, remedy in ((4, "use a smaller --batch-size"), (1, "use a smaller --size")):
+        result = invoke(tiny_sd, source, tmp_path / "out.mp4", "--batch-size", size)
+        assert result.exit_code == 2
+        assert f"out of memory at --batch-size {size}: {remedy}" in result.stderr
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,20 @@ def test_equals_sequential_mode_with_every_sampler(
     same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
 
 
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("frame_buffer", [2, 3, 7])
+def test_shared_noise_gives_the_pictures_of_a_buffer_of_one(
+    frame_buffer: int, guidance: Guidance, engine: Build, frames: torch.Tensor
+) -> None:
+    sampler = (LCM(), TCD(), EulerAncestral(), Euler())[GUIDANCES.index(guidance)]
+    one, own, shared = (
+        run(engine(guidance=guidance, sampler=sampler, **buffer), frames[:5])
+        for buffer in ({}, {"frame_buffer": frame_buffer}, {"frame_buffer": frame_buffer, "shared_noise": True})
+    )
+    same(shared, one)
+    assert (own[1] - one[1]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "sana", "pixart", "z_image"])
 def test_equals_sequential_mode_on_every_family(name: str, engine: Build, frames: torch.Tensor) -> None:
     pipe = getattr(stream_pipelines, name)()
