@@ -27,11 +27,12 @@ Key = Literal["stage", "frame"]
 class SlotCache(Config):
     """Reuse of features between the rows of successive ticks.
 
-    A deeper branch skips less and keeps much more. On the bundled model, with two stages and by stage,
-    ``DeepCache(interval=3, branch=3, forecast=Taylor(1))`` makes the network 1.8 times as fast and stays 63, 45 and 32
-    dB from the uncached stream for slow, medium and fast motion; to show every picture twice costs as much and stays at
-    38, 28 and 22 dB (`python scripts/bench.py stream --part cache`). By stage, the error grows with the motion of the
-    picture; by frame, it hardly depends on it, but the rows that compute need a call of their own.
+    A deeper branch skips less and keeps much more. By stage, the error grows with the motion of the picture, which a
+    ``Threshold`` schedule answers by computing more often; by frame, it hardly depends on it, but the rows that compute
+    need a call of their own. On the bundled model, with two stages and by stage, ``DeepCache(schedule=Threshold(0.15,
+    max_reuse=3), branch=3, forecast=Taylor(2))`` stays 60, 44 and 48 dB from the uncached stream for slow, medium and
+    fast motion, and makes the network 1.9 times as fast unless the motion is fast; to show every picture twice costs as
+    much and stays at 38, 28 and 22 dB (`python scripts/bench.py stream --part cache`).
 
     Args:
         method: what is reused and when, such as ``DeepCache(interval=2, branch=0)``; its schedule counts ticks (by

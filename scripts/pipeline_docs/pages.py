@@ -160,7 +160,10 @@ call = {"prompt": "a purple heart", "image": frames, "strength": 0.8, "num_steps
             "frame after frame": "stream_batch=False",
             "stream batch": "",
             "self-negative guidance": 'guidance="selfnegative:scale=1.2"',
-            "cached between frames": 'cache="deepcache:interval=3,branch=3,forecast=taylor(1)"',
+            "four frames a call": "frame_buffer=4, shared_noise=True",
+            "cached between frames": (
+                'cache="deepcache:schedule=threshold(0.15,max_reuse=3),branch=3,forecast=taylor(2)"'
+            ),
         },
         "One slot per stage: the latents, the noise and the prompt's embedding of a frame. A cache between frames "
         "stores what its method stores, once per stage.",

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from diffaccel import DeepCache, SelfNegative, SlotCache, StreamEngine, Taylor, models
+from diffaccel import DeepCache, SelfNegative, SlotCache, StreamEngine, Taylor, Threshold, models
 from diffaccel.measure.accuracy import Judge, captions
 
 THINGS = ("red heart", "burger", "rocket", "tree", "panda", "sunflower", "car", "rainbow")
-CLOSE = SlotCache(DeepCache(interval=3, branch=3, forecast=Taylor(1)))
+CLOSE = SlotCache(DeepCache(schedule=Threshold(0.15, max_reuse=3), branch=3, forecast=Taylor(2)))
 
 
 @pytest.fixture(scope="module")
