@@ -78,9 +78,10 @@ def work(
         place.mkdir()
         return lambda: bare_loop(pipe, next(turns), batch_size, place)
 
-    def ours(turns: Iterator[Sequence[Job]], name: str, **settings: str) -> Callable[[], None]:
-        renderer = stack.enter_context(Renderer(load(model, dtype="float32", device="cpu")))
+    def ours(turns: Iterator[Sequence[Job]], name: str, dtype: str = "float32", **settings: str) -> Callable[[], None]:
+        renderer = stack.enter_context(Renderer(load(model, dtype=dtype, device="cpu")))
         folder = stack.enter_context(OutputFolder(place / name))
+        settings["dtype"] = dtype
         return lambda: (
             Run(renderer, folder, batch_size=batch_size)([replace(job, **settings) for job in next(turns)]) and None
         )
@@ -92,6 +93,8 @@ def work(
         "plain": ours(rows(), "plain"),
         "DeepCache": ours(rows(), "deepcache", cache=CACHE),
         "cached": ours(rows(), "cached", cache=CACHE, guidance=GUIDANCE),
+        "bfloat16": ours(rows(), "bfloat16", "bfloat16"),
+        "cached bfloat16": ours(rows(), "cached-bfloat16", "bfloat16", cache=CACHE, guidance=GUIDANCE),
     }
 
 
@@ -105,16 +108,23 @@ def speed(model: str, count: int, rounds: int, batch_size: int) -> dict[str, flo
 
 
 def accuracy(model: str, prompts: int, seeds: int, batch_size: int) -> dict[str, float]:
-    """Share of pictures whose caption is the nearest of all to emoji-clip, plain and cached, at the same seeds."""
+    """Share of pictures whose caption is the nearest of all to emoji-clip, in each way, at the same seeds."""
     judge, chosen = Judge(captions()), captions()[:: max(1, len(captions()) // prompts)][:prompts]
     jobs = [job for seed in range(seeds) for job in jobs_of(model, chosen, seed)]
+    cached = {"cache": CACHE, "guidance": GUIDANCE}
+    ways: dict[str, tuple[str, dict[str, str]]] = {
+        "plain": ("float32", {}),
+        "cached": ("float32", cached),
+        "bfloat16": ("bfloat16", {}),
+        "cached bfloat16": ("bfloat16", cached),
+    }
     figures = {}
-    with Renderer(load(model, dtype="float32", device="cpu")) as renderer:
-        for name, settings in {"plain": {}, "cached": {"cache": CACHE, "guidance": GUIDANCE}}.items():
-            asked = [replace(job, **settings) for job in jobs]
+    for name, (dtype, settings) in ways.items():
+        asked = [replace(job, dtype=dtype, **settings) for job in jobs]
+        with Renderer(load(model, dtype=dtype, device="cpu")) as renderer:
             pictures = [image for batch in batches(asked, batch_size) for image in renderer.render(batch).images]
-            found = judge.accuracy(as_tensor(pictures), [job.prompt for job in asked])
-            figures |= {f"{name} top-1": found.top1, f"{name} top-5": found.top5}
+        found = judge.accuracy(as_tensor(pictures), [job.prompt for job in asked])
+        figures |= {f"{name} top-1": found.top1, f"{name} top-5": found.top5}
     return {**figures, "pictures": float(len(jobs)), "accuracy lost": figures["plain top-1"] - figures["cached top-1"]}
 
 
