@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ class Unit:
 
     kind: str
     branch: Branch
+
+
+def joined(units: Iterable[Unit]) -> Branch:
+    """Some units as one branch."""
+    branches = [unit.branch for unit in units]
+    replayed = tuple(name for branch in branches for name in branch.replayed)
+    return Branch(replayed, tuple(name for branch in branches for name in branch.skipped))
 
 
 @dataclass(frozen=True)

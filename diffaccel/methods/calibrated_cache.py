@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from diffaccel.branch import Branch, Part
 from diffaccel.config import Config, StoredConfig, check, kind, number, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.families.layout import Layout, UnsupportedModelError, joined
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
 from diffaccel.schedule import Call, Schedule, Steps
@@ -115,9 +115,7 @@ class _Calibrated(Schedule):
 
 def of_kind(layout: Layout, kind: str) -> Branch:
     """All units of one kind."""
-    branches = [unit.branch for unit in layout.units if unit.kind == kind]
-    skipped = tuple(name for branch in branches for name in branch.skipped)
-    return Branch(tuple(name for branch in branches for name in branch.replayed), skipped)
+    return joined(unit for unit in layout.units if unit.kind == kind)
 
 
 def _require_made_for(calibration: Calibration, layout: Layout) -> None:

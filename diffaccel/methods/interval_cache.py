@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Branch, Part
+from diffaccel.branch import Part
 from diffaccel.config import kind, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
+from diffaccel.families.layout import Layout, UnsupportedModelError, joined
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
 from diffaccel.schedule import Call, Schedule
@@ -44,11 +44,8 @@ class IntervalCache(Method):
                 f"IntervalCache needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
                 "none that are known by name"
             )
-        branches = [unit.branch for unit in layout.units]
-        replayed = tuple(name for branch in branches for name in branch.replayed)
-        skipped = tuple(name for branch in branches for name in branch.skipped)
         when = self.schedule or _AtIntervalsAndLast(self.interval, self.total)
-        return [Part(Branch(replayed, skipped), when, self.forecast)]
+        return [Part(joined(layout.units), when, self.forecast)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from diffaccel.branch import Branch, Part
 from diffaccel.clock import RunClock
 from diffaccel.config import Config, StoredConfig, check, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError, fingerprint_of
+from diffaccel.families.layout import Layout, UnsupportedModelError, fingerprint_of, joined
 from diffaccel.forecast import Blend
 from diffaccel.host import Host
 from diffaccel.methods.base import Method
@@ -21,7 +21,8 @@ from diffaccel.signature import Inputs
 from diffaccel.state import Context
 from diffaccel.wrapper import Network, Wrapper, map_output
 
-OUTPUT = "output"
+OUTPUT, BRANCH, BLOCKS, UNITS = "output", "branch", "blocks", "units"
+COUNTS = {OUTPUT: 0, BRANCH: 1, BLOCKS: 2, UNITS: 2}  # of the numbers that follow each
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class Reuse(Config):
 
     Args:
         call: index of the call within the run, >= 1.
-        what: "output" (the network does not run at all), "branch N" (what DeepCache's branch N skips) or "blocks A-B"
-            (transformer blocks A to B, which are counted from 0, add what they added before).
+        what: "output" (the network does not run at all), "branch N" (what DeepCache's branch N skips), "blocks A-B"
+            (transformer blocks A to B, which are counted from 0, add what they added before) or "units A-B" (the
+            attentions and feed-forward networks within blocks A to B return what they returned before, as in
+            IntervalCache, while norms, modulations and gates run).
         weights: of the last computed features, latest first; (1,) replays the latest unchanged.
     """
 
@@ -42,8 +45,8 @@ class Reuse(Config):
     def __post_init__(self) -> None:
         whole("call", self.call, 1)
         kind, numbers = self.target
-        fits = (kind, len(numbers)) in ((OUTPUT, 0), ("branch", 1), ("blocks", 2)) and list(numbers) == sorted(numbers)
-        check(fits, f"what must be 'output', 'branch N' or 'blocks A-B'; got {self.what!r}")
+        fits = COUNTS.get(kind) == len(numbers) and list(numbers) == sorted(numbers)
+        check(fits, f"what must be 'output', 'branch N', 'blocks A-B' or 'units A-B'; got {self.what!r}")
         sound = bool(self.weights) and all(isinstance(w, int | float) and math.isfinite(w) for w in self.weights)
         check(sound, f"weights must be finite numbers, at least one; got {self.weights!r}")
 
@@ -158,7 +161,7 @@ class Profile(Method):
         return self.recipe if isinstance(self.recipe, Recipe) else Recipe.load(self.recipe)
 
     def parts(self, layout: Layout) -> list[Part]:
-        """One part for each branch or range of blocks that is ever reused."""
+        """One part for each branch, range of blocks or range of units that is ever reused."""
         recipe = self.loaded
         _require_made_for(recipe, layout)
         return [Part(*planned) for planned in _planned(recipe, layout)]
@@ -166,7 +169,7 @@ class Profile(Method):
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """What the denoiser will not read of a ControlNet, decided as in the denoiser."""
         recipe = self.loaded
-        branches = [what for what in recipe.parts if what.startswith("branch")]
+        branches = [what for what in recipe.parts if what.startswith(BRANCH)]
         return [
             (
                 Part(branch_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)),
@@ -260,13 +263,14 @@ def sampler_of(scheduler: Any) -> tuple[str, str]:
 
 
 def _planned(recipe: Recipe, layout: Layout) -> list[tuple[Branch, Schedule, Blend]]:
-    """The parts of a recipe; blocks that two of its ranges share are refused."""
+    """The parts of a recipe; blocks that two of its ranges of one kind share are refused."""
     found: list[tuple[Branch, Schedule, Blend]] = []
-    taken = set[int]()
+    taken = set[tuple[str, int]]()
     for what in recipe.parts:
         kind, numbers = Reuse(1, what).target
-        blocks = set(range(numbers[0], numbers[-1] + 1)) if kind == "blocks" else set()
-        check(not blocks & taken, f"the profile reuses block {min(blocks & taken, default=0)} in two ranges")
+        blocks = {(kind, i) for i in range(numbers[0], numbers[-1] + 1)} if kind in (BLOCKS, UNITS) else set()
+        shared = {i for _, i in blocks & taken}
+        check(not shared, f"the profile reuses block {min(shared, default=0)} in two ranges of {kind}")
         taken |= blocks
         weights = recipe.at(what)
         found.append((branch_of(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
@@ -276,12 +280,14 @@ def _planned(recipe: Recipe, layout: Layout) -> list[tuple[Branch, Schedule, Ble
 def branch_of(what: str, layout: Layout) -> Branch:
     """What `what` stands for in a network."""
     kind, numbers = Reuse(1, what).target
-    if kind == "branch":
+    if kind == BRANCH:
         whole(f"branch of {layout.model}", numbers[0], 0, len(layout.depths) - 1)
         return layout.depths[numbers[0]]
     whole(f"last block of {layout.model}", numbers[1], 0, len(layout.blocks) - 1)
     blocks = layout.blocks[numbers[0] : numbers[1] + 1]
-    return residual([blocks], rows_apart=layout.rows_apart, each=layout.long_skips)
+    if kind == BLOCKS:
+        return residual([blocks], rows_apart=layout.rows_apart, each=layout.long_skips)
+    return joined(unit for unit in layout.units if unit.branch.replayed[0].startswith(tuple(f"{b}." for b in blocks)))
 
 
 def _require_made_for(recipe: Recipe, layout: Layout) -> None:
@@ -291,5 +297,5 @@ def _require_made_for(recipe: Recipe, layout: Layout) -> None:
             f"this profile was tuned on {recipe.model} with configuration {recipe.fingerprint}, and the network is "
             f"{layout.model} with configuration {layout.fingerprint}: run diffaccel tune on it"
         )
-    if any(what.startswith("branch") for what in recipe.parts) and not layout.depths:
+    if any(what.startswith(BRANCH) for what in recipe.parts) and not layout.depths:
         raise UnsupportedModelError(f"the profile names branches of a UNet; {layout.model} has none")

@@ -11,7 +11,7 @@ from diffaccel.accelerate import accelerate
 from diffaccel.forecast import Forecast, Taylor
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, Method
-from diffaccel.methods.profile import OUTPUT
+from diffaccel.methods.profile import BLOCKS, OUTPUT, UNITS
 from diffaccel.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Score
 from diffaccel.tune.calibration import score_of
@@ -88,11 +88,11 @@ class FixedSettings:
     def _of_blocks(self, macs: float, forecast: Forecast | None) -> Iterator[Method]:
         """Interval, offset and first-block caches."""
         count = len(self.space.layout.blocks)
-        inside = sum(self.space.saved[part] for part in self.space.parts)
-        for schedule in self._schedules(macs, inside) if self.space.layout.units else ():
+        whole, inside = (sum(self.space.saved[part] for part in self.space.of(kind)) for kind in (BLOCKS, UNITS))
+        for schedule in self._schedules(macs, inside) if inside else ():
             yield IntervalCache(schedule=schedule, forecast=forecast)
         for blocks in {max(1, count // 2), count - 1}:
-            for interval in islice(self._intervals(macs, inside * blocks / count, {self.total // 2}), 1):
+            for interval in islice(self._intervals(macs, whole * blocks / count, {self.total // 2}), 1):
                 yield DeltaCache(interval, blocks, forecast=forecast)
         yield from (BlockCache(threshold=threshold, forecast=forecast) for threshold in THRESHOLDS)
 

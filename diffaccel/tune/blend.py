@@ -1,9 +1,12 @@
-"""Least squares from Gram matrices: the best blend of features computed earlier, and what it leaves."""
+"""Weights of blends of features computed earlier: least squares from Gram matrices, or a Taylor expansion."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from diffaccel.forecast import differences, expansion
 
 RIDGE = 1e-3  # of the features' mean square: keeps weights small where features are nearly equal
 
@@ -26,6 +29,21 @@ def blend(gram: Gram, target: int, sources: Sequence[int]) -> tuple[float, ...]:
     scale = RIDGE * gram[target, target]
     step = np.linalg.solve(own + scale * np.eye(len(sources)), gram[list(sources), target] - own @ hold)
     return tuple(float(round(weight, 5)) for weight in hold + step)
+
+
+def taylor(target: int, sources: Sequence[int]) -> tuple[float, ...]:
+    """The weights that make a blend the Taylor expansion of order len(sources) - 1 of `Taylor`.
+
+    Args:
+        target: the call t whose feature is forecast.
+        sources: calls whose features are at hand, the latest first.
+    """
+    features = torch.eye(len(sources), dtype=torch.float64)
+    derivatives = [features[-1]]
+    for place in range(len(sources) - 2, -1, -1):
+        gap = sources[place] - sources[place + 1]
+        derivatives = differences(derivatives, features[place], gap, len(sources) - 1)
+    return tuple(expansion(derivatives, target - sources[0]).tolist())
 
 
 def left_over(gram: Gram, target: int, sources: Sequence[int], weights: Sequence[float]) -> float:

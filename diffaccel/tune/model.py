@@ -4,16 +4,19 @@ Each reuse moves the final pictures along a direction that one real run has show
 blend; moves add up, with their signs. Errors do not quite add in truth, which is why nothing is decided here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffaccel.methods.profile import OUTPUT
-from diffaccel.tune.blend import blend, left_over
+from diffaccel.methods.profile import BRANCH, OUTPUT
+from diffaccel.tune.blend import left_over
 from diffaccel.tune.space import COMPUTE, Choice, Plan, Space
 
 Vectors = NDArray[np.float64]
+Manner = tuple[str, int, bool]  # kind of part, most features of a blend, whether it is a Taylor expansion
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,34 @@ class ErrorModel:
         self.products = np.einsum("ipv,jpv->pij", moves, moves) / moves.shape[2]  # (pictures, calls, calls)
         self.errors = np.concatenate([[1.0], np.maximum(errors, 1e-9)])
         self.gains = {OUTPUT: np.ones(len(moves))} | self._gains(probes)
-        self._known: dict[tuple[str, int, tuple[int, ...]], float] = {}
+        self._known: dict[tuple[str, int, tuple[int, ...], bool], float] = {}
 
-    def psnr(self, plan: Plan) -> float:
-        """Mean PSNR that is expected of a plan, in dB."""
-        amounts = np.array([self._amount(plan, call) for call in range(len(plan))])
+    def psnr(self, plan: Plan, scales: Mapping[Manner, float] = MappingProxyType({})) -> float:
+        """Mean PSNR that is expected of a plan, in dB; `scales` are what errors were found to count, see `scale`."""
+        amounts = np.array([self._amount(plan, call) * _scale(plan[call], scales) for call in range(len(plan))])
         squares = np.einsum("i,pij,j->p", amounts, self.products, amounts)
         return float(np.mean(-10 * np.log10(np.maximum(squares, 1e-10))))
 
+    def scale(self, plan: Plan, psnr: float) -> dict[Manner, float]:
+        """What errors count, by a real run of a plan that makes one choice at all calls that reuse.
+
+        Errors cancel in part where many calls in a row make the same ones; by how much is for runs to say.
+        """
+        choices = {choice for choice in plan if choice.reused}
+        return {manner(choice): float(10 ** ((self.psnr(plan) - psnr) / 20)) for choice in choices}
+
     def _amount(self, plan: Plan, call: int) -> float:
         """How far a call moves the pictures, in units of the move that was seen there."""
-        moved = [self._error(name, call, tuple(s)) for name, s in self.space.sources(plan, call).items()]
+        taylor = plan[call].taylor
+        moved = [self._error(name, call, tuple(s), taylor) for name, s in self.space.sources(plan, call).items()]
         return float(np.sqrt(sum(amount**2 for amount in moved)))
 
-    def _error(self, name: str, call: int, sources: tuple[int, ...]) -> float:
+    def _error(self, name: str, call: int, sources: tuple[int, ...], taylor: bool) -> float:
         """The amount of one reuse."""
-        key = name, call, sources
+        key = name, call, sources, taylor
         if key not in self._known:
-            gram = self.space.grams[name]
-            error = left_over(gram, call, sources, blend(gram, call, sources))
+            weights = self.space.weights(name, call, sources, taylor)
+            error = left_over(self.space.grams[name], call, sources, weights)
             self._known[key] = error / self.errors[call] * float(self.gains[name][call])
         return self._known[key]
 
@@ -83,6 +95,21 @@ class ErrorModel:
             logs = np.interp(calls, [p.call for p in own], np.log(np.maximum(ratios, 1e-6)))
             gains[name] = np.exp(logs)
         return gains
+
+
+def manner(choice: Choice) -> Manner:
+    """What a choice reuses, groups of blocks not told apart, and how."""
+    name = choice.reused[0]
+    return name if name.startswith(BRANCH) else name.split()[0], choice.order, choice.taylor
+
+
+def _scale(choice: Choice, scales: Mapping[Manner, float]) -> float:
+    """What the errors of a choice count: as was found, or on average of other parts carried alike, or of all."""
+    if not choice.reused or not scales:
+        return 1.0
+    own = manner(choice)
+    alike = [scale for key, scale in scales.items() if key[1:] == own[1:]] or list(scales.values())
+    return scales.get(own, float(np.exp(np.mean(np.log(alike)))))
 
 
 def single(name: str, call: int, total: int) -> Plan:

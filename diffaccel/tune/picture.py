@@ -1,36 +1,58 @@
-"""A recipe as a picture: network calls across, depth down, each cell computed or replayed."""
+"""A recipe as a picture: network calls across, depth down, each cell computed, replayed within, or replayed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
-from diffaccel.methods.profile import OUTPUT, Recipe
+from diffaccel.methods.profile import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
 
-COMPUTED, REPLAYED = "█", "·"
+COMPUTED, WITHIN, REPLAYED = "█", "▒", "·"
+WORDS = {COMPUTED: "computed", WITHIN: "attentions and feed-forward networks replayed", REPLAYED: "replayed"}
+COLOURS = {COMPUTED: "--computed, #2563eb", WITHIN: "--within, #93c5fd", REPLAYED: "--replayed, #e5e7eb"}
 _CELL, _LEFT, _TOP = 18, 150, 24
 
 
 @dataclass(frozen=True)
 class Row:
-    """A portion of the network: its name, and whether it computes at each call."""
+    """A portion of the network: its name, and for each call one of `COMPUTED`, `WITHIN`, `REPLAYED`."""
 
     name: str
-    computes: tuple[bool, ...]
+    cells: tuple[str, ...]
 
 
 def rows_of(recipe: Recipe) -> list[Row]:
     """Portions of the network from the deepest up, or transformer blocks from the last down to the first."""
     reused = [{reuse.what for reuse in recipe.reuses if reuse.call == call} for call in range(recipe.total)]
-    depths = sorted(int(what.split()[1]) for what in recipe.parts if what.startswith("branch"))
+    depths = sorted(int(what.split()[1]) for what in recipe.parts if what.startswith(BRANCH))
     if depths or not recipe.parts:
-        edges = [*(f"branch {depth}" for depth in reversed(depths)), OUTPUT]
+        edges = [*(f"{BRANCH} {depth}" for depth in reversed(depths)), OUTPUT]
         rows = []
         for index, edge in enumerate(edges):
             name = _between(edges[index - 1] if index else None, edge)
-            rows.append(Row(name, tuple(not what & set(edges[index:]) for what in reused)))
+            rows.append(Row(name, tuple(REPLAYED if what & set(edges[index:]) else COMPUTED for what in reused)))
         return rows
-    groups = sorted(recipe.parts, key=lambda what: int(what.split()[1].split("-")[0]), reverse=True)
-    inner = [Row(group, tuple(not what & {group, OUTPUT} for what in reused)) for group in groups]
-    return [*inner, Row("rest", tuple(OUTPUT not in what for what in reused))]
+    inner = [
+        Row(f"{BLOCKS} {first}-{last}", tuple(_cell(what, first) for what in reused))
+        for first, last in reversed(_pieces(recipe.parts))
+    ]
+    return [*inner, Row("rest", tuple(REPLAYED if OUTPUT in what else COMPUTED for what in reused))]
+
+
+def _pieces(parts: Sequence[str]) -> list[tuple[int, int]]:
+    """First and last blocks of the longest runs of blocks that every range has in it, or not, as a whole."""
+    ranges = [Reuse(1, part).target[1] for part in parts]
+    edges = sorted({edge for first, last in ranges for edge in (first, last + 1)})
+    return [(a, b - 1) for a, b in pairwise(edges) if any(first <= a <= last for first, last in ranges)]
+
+
+def _cell(reused: set[str], block: int) -> str:
+    """What a call does with a block."""
+    targets = [Reuse(1, what).target for what in reused]
+    kinds = {kind for kind, numbers in targets if not numbers or numbers[0] <= block <= numbers[1]}
+    if kinds & {OUTPUT, BLOCKS}:
+        return REPLAYED
+    return WITHIN if UNITS in kinds else COMPUTED
 
 
 def _between(deeper: str | None, edge: str) -> str:
@@ -45,14 +67,14 @@ def to_text(recipe: Recipe) -> str:
     rows = rows_of(recipe)
     width = max(len(row.name) for row in rows)
     numbers = "".join(str(call % 10) for call in range(recipe.total))
-    lines = [f"{row.name:>{width}} {''.join(COMPUTED if c else REPLAYED for c in row.computes)}" for row in rows]
-    return "\n".join(
-        [f"{'call':>{width}} {numbers}", *lines, f"{'':>{width}} {COMPUTED} computed  {REPLAYED} replayed"]
-    )
+    lines = [f"{row.name:>{width}} {''.join(row.cells)}" for row in rows]
+    shown = {cell for row in rows for cell in row.cells} | {COMPUTED, REPLAYED}
+    legend = "  ".join(f"{cell} {word}" for cell, word in WORDS.items() if cell in shown)
+    return "\n".join([f"{'call':>{width}} {numbers}", *lines, f"{'':>{width}} {legend}"])
 
 
 def to_svg(recipe: Recipe) -> str:
-    """For a report: the same as a drawing, whose colours follow the page's `--computed` and `--replayed`."""
+    """For a report: the same as a drawing; the page may set the colours `--computed`, `--within` and `--replayed`."""
     rows = rows_of(recipe)
     width, height = _LEFT + recipe.total * _CELL + 8, _TOP + len(rows) * _CELL + 8
     parts = [
@@ -66,11 +88,10 @@ def to_svg(recipe: Recipe) -> str:
     for place, row in enumerate(rows):
         y = _TOP + place * _CELL
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end" font-size="12">{escape(row.name)}</text>')
-        for call, computes in enumerate(row.computes):
-            fill = "var(--computed, #2563eb)" if computes else "var(--replayed, #e5e7eb)"
+        for call, cell in enumerate(row.cells):
             size = _CELL - 2
             parts.append(
-                f'<rect x="{_LEFT + call * _CELL}" y="{y}" width="{size}" height="{size}" rx="3" fill="{fill}">'
-                f"<title>call {call}, {escape(row.name)}: {'computed' if computes else 'replayed'}</title></rect>"
+                f'<rect x="{_LEFT + call * _CELL}" y="{y}" width="{size}" height="{size}" rx="3" '
+                f'fill="var({COLOURS[cell]})"><title>call {call}, {escape(row.name)}: {WORDS[cell]}</title></rect>'
             )
     return "".join([*parts, "</svg>"])

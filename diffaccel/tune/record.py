@@ -13,14 +13,14 @@ from diffaccel.families import Layout
 from diffaccel.forecast import Forecast
 from diffaccel.host import Host
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import OUTPUT, branch_of, prediction
+from diffaccel.methods.profile import OUTPUT, UNITS, branch_of, prediction
 from diffaccel.schedule import Always
 from diffaccel.signature import Inputs
 from diffaccel.state import Context
 from diffaccel.tune.blend import Gram
 from diffaccel.wrapper import Network, Wrapper
 
-COORDINATES = 1 << 16  # of each feature, evenly spaced: enough for an angle between two
+COORDINATES = 1 << 16  # of each part, evenly spaced in each of its features: enough for an angle between two
 
 
 def record(pipe: Any, run: Callable[[], Any], names: Sequence[str]) -> dict[str, Gram]:
@@ -32,14 +32,19 @@ def record(pipe: Any, run: Callable[[], Any], names: Sequence[str]) -> dict[str,
 
 
 class _Products(Forecast):
-    """Stands where a forecast would, computes everything, and adds up the inner products of features."""
+    """Stands where a forecast would, computes everything, and adds up the inner products of features.
 
-    def __init__(self) -> None:
+    Args:
+        modules: whose features are kept apart.
+    """
+
+    def __init__(self, modules: int = 1) -> None:
+        self.coordinates = max(1, COORDINATES // modules)
         self.sums: dict[tuple[int, int], float] = {}
 
     def update(self, history: Any, feature: Any, step: int) -> Any:
         """The history, (call, coordinates) of all calls so far."""
-        values = _coordinates(feature)
+        values = _coordinates(feature, self.coordinates)
         past: list[tuple[int, torch.Tensor]] = [*(history or []), (step, values)]
         products = torch.stack([other for _, other in past]) @ values
         for (earlier, _), product in zip(past, products.tolist(), strict=True):
@@ -60,15 +65,16 @@ class _Record(Method):
     """Computes everything, and records every part."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.products = {name: _Products() for name in (OUTPUT, *names)}
+        self.recorded = tuple(names)
+        self.products = {OUTPUT: _Products()}
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each name."""
-        return [
-            Part(branch_of(name, layout), Always(), products)
-            for name, products in self.products.items()
-            if name != OUTPUT
-        ]
+        branches = {name: branch_of(name, layout) for name in self.recorded}
+        apart = {name: len(branch.replayed) if name.startswith(UNITS) else 1 for name, branch in branches.items()}
+        for name, count in apart.items():
+            self.products.setdefault(name, _Products(count))
+        return [Part(branch, Always(), self.products[name]) for name, branch in branches.items()]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Records the output."""
@@ -91,8 +97,8 @@ class _RecordOutput(Wrapper):
         return output
 
 
-def _coordinates(feature: Any) -> torch.Tensor:
-    """Some coordinates of a feature as doubles on the CPU."""
+def _coordinates(feature: Any, count: int) -> torch.Tensor:
+    """About `count` coordinates of a feature as doubles on the CPU."""
     flat = torch.cat([leaf.flatten() for leaf in tree_leaves(feature) if isinstance(leaf, torch.Tensor)])
-    stride = max(1, flat.numel() // COORDINATES)
+    stride = max(1, flat.numel() // count)
     return flat[::stride].to("cpu", torch.float64)

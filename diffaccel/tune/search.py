@@ -8,9 +8,12 @@ import numpy as np
 
 from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.calibration import Calibrated
-from diffaccel.tune.space import COMPUTE, Plan, fixed_plans, neighbours
+from diffaccel.tune.model import Manner, manner
+from diffaccel.tune.space import COMPUTE, Choice, Plan, fixed_plans, neighbours, uniform_plans
 
-STARTS = 10  # most fixed schedules that are run
+STARTS = 14  # most fixed schedules that are run
+EXPANDED, OTHERS = (2, True), ((2, False), (3, True))  # ways in which uniform schedules are tried, the first on all
+CONTENDERS = 2  # parts that are tried in the other ways, too
 POLISHED = 2  # of these the best are improved in the model first
 MODEL_ROUNDS = 40
 PRICES = (160.0, 80.0, 40.0, 25.0, 15.0, 8.0)  # dB for the cost of one plain run
@@ -58,7 +61,7 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
         progress: told about every improvement.
     """
     seeker = _Seeker(known, budget)
-    starts = seeker.starts(min(STARTS, runs // 3))
+    starts = seeker.starts(min(STARTS, runs // 2))
     found = _best(seeker, starts)
     for plan in sorted(starts, key=lambda p: budget.key(seeker.run(p)))[-POLISHED:]:
         _take(seeker, found, seeker.polished(plan), progress)
@@ -105,6 +108,7 @@ class _Seeker:
         self.budget = budget
         self.total = len(next(iter(known.space.grams.values())))
         self._model: dict[Plan, float] = {}
+        self._scales: dict[Manner, float] = {}
 
     def run(self, plan: Plan) -> Score:
         """The real score."""
@@ -118,17 +122,43 @@ class _Seeker:
         return Score(self.known.space.macs(plan), decibels, self._ssim(decibels))
 
     def starts(self, count: int) -> list[Plan]:
-        """Fixed schedules: of each kind, held or blended, the one that promises most, and of these the best few.
+        """Fixed schedules, all of them run: uniform ones, and then those of any kind that promise most.
 
-        To compute everything is one of them where it can be afforded.
+        The uniform ones are what the published methods do, each part with a Taylor expansion of order 1, the best parts
+        in other ways, too. They also show what errors count where all calls make the same ones. To compute everything
+        is a start where it can be afforded.
         """
-        kinds: dict[tuple[tuple[str, ...], bool], Plan] = {}
+        wholes = self.known.space.wholes
+        found = self._learned(self._uniform(Choice(reused, *EXPANDED)) for reused in wholes[:count])
+        ranked = sorted(found, key=lambda plan: self.budget.key(self.run(plan)), reverse=True)
+        best = [next(choice for choice in plan if choice.reused).reused for plan in ranked[:CONTENDERS]]
+        others = [self._uniform(Choice(reused, *way)) for reused in best for way in OTHERS]
+        found += self._learned(others[: count - len(found)])
+        promising = (plan for plan in self._promising() if plan not in found)
+        found += islice(promising, count - len(found))
+        return [*found, *filter(self._affordable, [(COMPUTE,) * self.total])]
+
+    def _uniform(self, choice: Choice) -> Plan | None:
+        """The uniform schedule of a choice that promises most; None if none can be afforded."""
+        plans = filter(self._affordable, uniform_plans(choice, self.total))
+        return max(plans, key=lambda plan: self.budget.key(self.expected(plan)), default=None)
+
+    def _learned(self, plans: Iterable[Plan | None]) -> list[Plan]:
+        """The plans that there are, after they were run and the model was set right by them."""
+        found = [plan for plan in plans if plan is not None]
+        for plan in found:
+            self._scales |= self.known.model.scale(plan, self.run(plan).psnr)
+        self._model.clear()
+        return found
+
+    def _promising(self) -> list[Plan]:
+        """Of each kind of fixed schedule the one that promises most in each manner, the best of these first."""
+        kinds: dict[tuple[tuple[str, ...], Manner], Plan] = {}
         for plan in filter(self._affordable, fixed_plans(self.known.space, self.total)):
             choice = next(choice for choice in plan if choice.reused)
-            kind = choice.reused, choice.order > 1
+            kind = choice.reused, manner(choice)
             kinds[kind] = max(kinds.get(kind, plan), plan, key=lambda p: self.budget.key(self.expected(p)))
-        ranked = sorted(kinds.values(), key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
-        return [*ranked[:count], *filter(self._affordable, [(COMPUTE,) * self.total])]
+        return sorted(kinds.values(), key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
 
     def polished(self, plan: Plan) -> Plan:
         """A plan improved step by step in the model alone."""
@@ -174,7 +204,7 @@ class _Seeker:
 
     def _psnr(self, plan: Plan) -> float:
         if plan not in self._model:
-            self._model[plan] = self.known.model.psnr(plan)
+            self._model[plan] = self.known.model.psnr(plan, self._scales)
         return self._model[plan]
 
     def _ssim(self, decibels: float) -> float:

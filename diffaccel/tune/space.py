@@ -5,21 +5,28 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 
 from diffaccel.families import Layout, UnsupportedModelError
-from diffaccel.methods.profile import OUTPUT, Recipe, Reuse
+from diffaccel.methods.profile import BLOCKS, OUTPUT, UNITS, Recipe, Reuse, branch_of
 from diffaccel.schedule import Steps, Uniform, quadratic_steps
-from diffaccel.tune.blend import Gram, blend
+from diffaccel.tune.blend import Gram, blend, taylor
 
 BRANCHES = 4
 GROUPS = 8
-ORDER = 3  # most features in a blend
+WAYS = ((1, False), (2, False), (3, False), (2, True), (3, True))  # features of a blend, and whether a Taylor expansion
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one call reuses: names of parts, none where it computes everything; and how many features are blended."""
+    """What one call reuses, and how.
+
+    Attributes:
+        reused: names of parts, none where the call computes everything.
+        order: most features that are blended.
+        taylor: whether their weights are those of a Taylor expansion of order `order` - 1, not the least-squares ones.
+    """
 
     reused: tuple[str, ...] = ()
     order: int = 2
+    taylor: bool = False
 
 
 COMPUTE = Choice()
@@ -32,7 +39,8 @@ class Space:
 
     Attributes:
         layout: the network's parts.
-        parts: names of the reusable parts, the output aside: branches of a UNet, or groups of transformer blocks.
+        parts: names of the reusable parts, the output aside: branches of a UNet; or groups of transformer blocks, and
+            the attentions and feed-forward networks within each group.
         saved: fraction of a call's multiply-accumulates that reusing a part saves; that of the output is 1.
         grams: how the features of each part resemble each other over the calls of a run.
     """
@@ -49,12 +57,24 @@ class Space:
 
     @property
     def choices(self) -> tuple[tuple[str, ...], ...]:
-        """What a call may reuse, the least first; single groups of blocks and runs of them."""
+        """What a call may reuse, the least first; groups of blocks and runs of them, or all units within blocks."""
         if self.nested:
             return ((), *((part,) for part in self.parts), (OUTPUT,))
-        count = len(self.parts)
-        runs = {self.parts[a:b] for a in range(count) for b in range(a + 1, count + 1)}
-        return ((), *sorted(runs, key=lambda run: (len(run), run)), (OUTPUT,))
+        blocks, units = self.of(BLOCKS), self.of(UNITS)
+        runs = {blocks[a:b] for a in range(len(blocks)) for b in range(a + 1, len(blocks) + 1)}
+        inside = (units,) if units else ()
+        return ((), *sorted(runs, key=lambda run: (len(run), run)), *inside, (OUTPUT,))
+
+    @property
+    def wholes(self) -> tuple[tuple[str, ...], ...]:
+        """Of these what fixed settings reuse: a branch, all blocks, all units within them, or the output."""
+        if self.nested:
+            return self.choices[1:]
+        return (*(kind for kind in (self.of(UNITS), self.of(BLOCKS)) if kind), (OUTPUT,))
+
+    def of(self, kind: str) -> tuple[str, ...]:
+        """The parts of one kind."""
+        return tuple(part for part in self.parts if part.startswith(kind))
 
     def macs(self, plan: Plan) -> float:
         """Cost of a plan as a fraction of computing everything."""
@@ -63,11 +83,15 @@ class Space:
     def recipe(self, plan: Plan, sampler: tuple[str, str]) -> Recipe:
         """A plan with its weights, as a method takes it."""
         reuses = [
-            Reuse(call, name, blend(self.grams[name], call, sources))
+            Reuse(call, name, self.weights(name, call, sources, choice.taylor))
             for call, choice in enumerate(plan)
             for name, sources in self.sources(plan, call).items()
         ]
         return Recipe(self.layout.model, self.layout.fingerprint, *sampler, len(plan), tuple(reuses))
+
+    def weights(self, name: str, call: int, sources: Sequence[int], expanded: bool) -> tuple[float, ...]:
+        """The weights of a part's features of some calls, the latest first: of a Taylor expansion, or least squares."""
+        return taylor(call, sources) if expanded else blend(self.grams[name], call, sources)
 
     def sources(self, plan: Plan, call: int) -> dict[str, list[int]]:
         """For each part that a call reuses, the calls whose features are blended, the latest first."""
@@ -78,8 +102,8 @@ class Space:
         }
 
     def _fresh(self, name: str, choice: Choice) -> bool:
-        """Whether a call computes a part anew: in nested parts that is so, too, where a deeper one is reused."""
-        if name in choice.reused or OUTPUT in choice.reused:
+        """Whether a call computes a part anew: so, too, where what lies within it is reused, or a deeper branch is."""
+        if name in choice.reused or OUTPUT in choice.reused or name.replace(UNITS, BLOCKS) in choice.reused:
             return False
         if not self.nested or name == OUTPUT or not choice.reused:
             return True
@@ -99,11 +123,14 @@ def space_of(layout: Layout) -> Space:
         raise UnsupportedModelError(f"tune needs a UNet, or a transformer made of blocks; {layout.model} is neither")
     count = len(layout.blocks)
     edges = [round(i * count / min(count, GROUPS)) for i in range(min(count, GROUPS) + 1)]
-    return Space(layout, tuple(f"blocks {a}-{b - 1}" for a, b in pairwise(edges)))
+    ranges = [f"{a}-{b - 1}" for a, b in pairwise(edges)]
+    units = tuple(f"{UNITS} {r}" for r in ranges)
+    known = all(branch_of(name, layout).modules for name in units)
+    return Space(layout, tuple(f"{BLOCKS} {r}" for r in ranges) + (units if known else ()))
 
 
 def fixed_plans(space: Space, total: int) -> Iterator[Plan]:
-    """Every fixed schedule as a plan: uniform and quadratic, of each choice of parts, held and blended."""
+    """Every fixed schedule as a plan: uniform and quadratic, of each choice of parts, held, blended and expanded."""
     uniform = {tuple(Uniform(n).computed(total)) for n in range(2, total + 1)}
     spreads = uniform | {tuple(sorted({*computed, total - 1})) for computed in uniform}  # IntervalCache's: and the last
     for interval in range(2, min(total, 8) + 1):
@@ -114,8 +141,14 @@ def fixed_plans(space: Space, total: int) -> Iterator[Plan]:
                 continue
     for computed in sorted(spreads):
         for reused in space.choices[1:]:
-            for order in range(1, ORDER + 1):
-                yield plan_of(computed, Choice(reused, order), total)
+            for way in WAYS:
+                yield plan_of(computed, Choice(reused, *way), total)
+
+
+def uniform_plans(choice: Choice, total: int) -> Iterator[Plan]:
+    """A choice at all calls but every n-th, for every n."""
+    for interval in range(2, total + 1):
+        yield plan_of(tuple(Uniform(interval).computed(total)), choice, total)
 
 
 def plan_of(computed: Sequence[int], choice: Choice, total: int) -> Plan:
@@ -125,17 +158,18 @@ def plan_of(computed: Sequence[int], choice: Choice, total: int) -> Plan:
 
 
 def neighbours(space: Space, plan: Plan) -> Iterator[Plan]:
-    """Plans that differ in one call, in the order of one blend, or in two calls that change places."""
+    """Plans that differ in what one call reuses, in the weights of one call, or in two calls that change places."""
     for call in range(1, len(plan)):
         for reused in space.choices:
             if reused != plan[call].reused:
-                yield changed(plan, {call: Choice(reused, max(2, plan[call].order)) if reused else COMPUTE})
-        for order in range(1, ORDER + 1) if plan[call].reused else ():
-            if order != plan[call].order:
-                yield changed(plan, {call: replace(plan[call], order=order)})
-        for other in range(call + 1, len(plan)):
-            if plan[call] != plan[other]:
-                yield changed(plan, {call: plan[other], other: plan[call]})
+                other = replace(plan[call], reused=reused, order=max(2, plan[call].order))
+                yield changed(plan, {call: other if reused else COMPUTE})
+        for way in WAYS if plan[call].reused else ():
+            if way != (plan[call].order, plan[call].taylor):
+                yield changed(plan, {call: Choice(plan[call].reused, *way)})
+        for later in range(call + 1, len(plan)):
+            if plan[call] != plan[later]:
+                yield changed(plan, {call: plan[later], later: plan[call]})
 
 
 def changed(plan: Plan, changes: Mapping[int, Choice]) -> Plan:

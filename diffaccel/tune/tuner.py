@@ -21,7 +21,7 @@ from diffaccel.tune.split import CALIBRATION, split
 
 log = logging.getLogger(__name__)
 FINALISTS, FIXED_FINALISTS = 4, 2  # the best of all plans run, and of fixed schedules, that are run for validation
-RETRIES = 2  # searches for a higher quality, where the held-out pictures fall short
+RETRIES = 2  # searches for more, where the held-out pictures fall short of a quality, or the clock of a time
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,21 @@ class Tuner:
         start, runs = time.perf_counter(), self.known.bench.runs
         asked = self._as_cost(budget)
         found, plan = self._chosen(asked, self.runs)
-        score = self.held_out.score(self.known.space, plan)
-        for _ in range(RETRIES if budget.wants_quality else 0):
-            if budget.holds(score):
+        stricter = self._stricter(asked, budget, plan)
+        for _ in range(RETRIES):
+            if stricter is None:
                 break
-            self.progress(f"held out {budget.quality(score):.4g}: searching for more")
-            asked = tightened(asked, budget, score)
+            self.progress(f"{budget} does not hold in the held-out runs: searching for {stricter}")
+            asked = stricter
             found, plan = self._chosen(asked, self.runs // 2)
-            score = self.held_out.score(self.known.space, plan)
-        met = budget.holds(score) if budget.name != "max_time" else self._seconds(plan) <= budget.limit
+            stricter = self._stricter(asked, budget, plan)
+        score = self.held_out.score(self.known.space, plan)
         self.progress("running the fixed settings of no higher cost")
         fixed = self.fixed.within(score.macs if asked.wants_quality else max(score.macs, asked.limit))
         rival = best(fixed)
         evidence = Evidence(
             budget=str(budget),
-            met=met,
+            met=stricter is None,
             macs=round(score.macs, 5),
             psnr=round(score.psnr, 5),
             ssim=round(score.ssim, 5),
@@ -147,6 +147,15 @@ class Tuner:
         self.progress(f"choosing among {len(set(finalists))} plans on other prompts")
         chosen = max(finalists, key=lambda plan: budget.key(self.validation.score(self.known.space, plan)))
         return found, chosen
+
+    def _stricter(self, asked: Budget, budget: Budget, plan: Plan) -> Budget | None:
+        """What to search for instead, by how far a plan's held-out runs miss the budget; None if they keep it."""
+        if budget.name == "max_time":
+            seconds, least = self._seconds(plan), 1 / len(plan)
+            cost = max(least, asked.limit * budget.limit / seconds)
+            return None if seconds <= budget.limit else Budget(max_macs=cost)
+        score = self.held_out.score(self.known.space, plan)
+        return None if budget.holds(score) else tightened(asked, budget, score)
 
     def _as_cost(self, budget: Budget) -> Budget:
         """A limit of time as one of cost: seconds are taken to be a constant and a part that follows the cost."""

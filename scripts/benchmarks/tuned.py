@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from diffaccel.measure import captions, machine
+from diffaccel.methods.profile import UNITS
 from diffaccel.models import load
 from diffaccel.samplers import sampler_named
 from diffaccel.schedule import Uniform
@@ -75,4 +76,4 @@ def cost(tuner: Tuner, interval: int) -> float:
     if space.nested:
         return 1 - space.saved["branch 0"] * (STEPS - len(computed)) / STEPS
     reused = STEPS - len(computed | {STEPS - 1})
-    return 1 - sum(space.saved[part] for part in space.parts) * reused / STEPS
+    return 1 - sum(space.saved[part] for part in space.of(UNITS)) * reused / STEPS

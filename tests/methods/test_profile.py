@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from tiny_networks import generate, pipeline, sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel import DeepCache, DeltaCache, Profile, Recipe, Steps, Taylor, accelerate
+from diffaccel import DeepCache, DeltaCache, IntervalCache, Profile, Recipe, Steps, Taylor, Uniform, accelerate
 from diffaccel.families import layout_of
 from diffaccel.methods import Evidence, Reuse, load_methods
 from diffaccel.methods.profile import sampler_of
@@ -170,6 +170,36 @@ def test_blocks_unchanged_are_a_delta_cache() -> None:
     assert not torch.equal(ours[3], plain[3])
 
 
+@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"])
+def test_units_along_a_line_are_an_interval_cache(name: str, tmp_path: Path) -> None:
+    model = TRANSFORMERS[name].build(name)
+    last = len(layout_of(model).blocks) - 1
+    inputs = TRANSFORMERS[name].inputs(2, torch.Generator().manual_seed(0))
+    sample, time = next(iter(inputs)), TRANSFORMERS[name].timestep
+    moved = [
+        {**inputs, sample: inputs[sample] * (1 + 0.2 * i), time: torch.full((2,), 900.0 - 100 * i)} for i in range(6)
+    ]
+
+    def outputs() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [model(**call).sample for call in moved]
+
+    plain = outputs()
+    with accelerate(model, Profile(recipe(model))):
+        assert all(torch.equal(a, b) for a, b in zip(outputs(), plain, strict=True))
+    with accelerate(model, IntervalCache(schedule=Uniform(3), forecast=Taylor(1))):
+        fixed = outputs()
+    weights = {1: (1.0,), 2: (1.0,), 4: (4 / 3, -1 / 3), 5: (5 / 3, -2 / 3)}
+    edges = ((0, 0), (1, last))
+    reuses = [Reuse(call, f"units {a}-{b}", w) for call, w in weights.items() for a, b in edges]
+    recipe(model, *reuses).save(tmp_path / "p.json")
+    assert Recipe.load(tmp_path / "p.json") == recipe(model, *reuses)
+    with accelerate(model, Profile(tmp_path / "p.json")):
+        for ours, theirs, whole in zip(outputs(), fixed, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            assert not torch.equal(whole, theirs) or torch.equal(ours, whole)
+
+
 def test_a_profile_file_is_a_method(unet: Any, tmp_path: Path) -> None:
     evidence = Evidence("min_psnr 30", True, 0.5, 31.0, 0.95, 32.0)
     tuned = replace(recipe(unet, Reuse(1, "branch 0", (1.0, 0.5)), Reuse(2, "output")), evidence=evidence)
@@ -230,5 +260,8 @@ def test_a_recipe_must_fit_the_network(unet: Any) -> None:
         accelerate(unet, Profile(recipe(unet, Reuse(1, "branch 40"))))
     name = "PixArtTransformer2DModel"
     model = TRANSFORMERS[name].build(name)
-    with pytest.raises(ValueError, match="reuses block 1 in two ranges"):
-        accelerate(model, Profile(recipe(model, Reuse(1, "blocks 0-1"), Reuse(2, "blocks 1-1"))))
+    for kind in ("blocks", "units"):
+        with pytest.raises(ValueError, match=f"reuses block 1 in two ranges of {kind}"):
+            accelerate(model, Profile(recipe(model, Reuse(1, f"{kind} 0-1"), Reuse(2, f"{kind} 1-1"))))
+    with pytest.raises(ValueError, match=r"last block of PixArtTransformer2DModel must be an integer in 0\.\..; got 9"):
+        accelerate(model, Profile(recipe(model, Reuse(1, "units 0-9"))))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from diffaccel import DeepCache, Profile, accelerate, models
+from diffaccel import DeepCache, IntervalCache, Profile, Steps, Taylor, Uniform, accelerate, models
 from diffaccel.cli import main
 from diffaccel.families import layout_of
 from diffaccel.measure.quality import compare
@@ -17,7 +17,7 @@ from diffaccel.measure.workload import Workload
 from diffaccel.methods import Recipe, Reuse
 from diffaccel.methods.profile import OUTPUT, sampler_of
 from diffaccel.tune import Budget, Tuner, to_svg, to_text
-from diffaccel.tune.blend import blend, left_over
+from diffaccel.tune.blend import blend, left_over, taylor
 from diffaccel.tune.budget import Score
 from diffaccel.tune.calibration import Calibrated, calibrate
 from diffaccel.tune.picture import rows_of
@@ -59,6 +59,20 @@ def test_blend_of_equal_features_holds_the_latest() -> None:
     gram = np.ones((3, 3))
     assert blend(gram, 2, [1, 0]) == pytest.approx((1.0, 0.0), abs=1e-2)
     assert blend(gram, 2, [1]) == (1.0,)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_weights_of_an_expansion_are_those_of_taylor(order: int) -> None:
+    calls, generator = (0, 2, 3, 7), torch.Generator().manual_seed(0)
+    features = {call: torch.randn(5, generator=generator, dtype=torch.float64) for call in calls}
+    forecast, history = Taylor(order - 1), None
+    for call, feature in features.items():
+        history = forecast.update(history, feature, call)
+    sources = calls[::-1][:order]
+    weights = taylor(9, sources)
+    ours = sum(w * features[s] for w, s in zip(weights, sources, strict=True))
+    torch.testing.assert_close(ours, forecast.predict(history, 9))
+    assert sum(weights) == pytest.approx(1)
 
 
 def test_grams_are_inner_products_of_the_outputs(tiny_pipe: Any, known: Calibrated) -> None:
@@ -195,14 +209,83 @@ def test_a_time_becomes_a_cost(tuner: Tuner) -> None:
     assert tuned.score.psnr > 50
 
 
-def test_tuning_a_transformer() -> None:
+def test_a_time_that_the_clock_refutes_is_searched_again(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {0: 2.0, 1: 0.9}
+    asked: list[Budget] = []
+
+    def chosen(budget: Budget, runs: int) -> tuple[Any, Any]:
+        asked.append(budget)
+        return found
+
+    found = tuner._chosen(Budget(max_macs=0.6), 10)
+    monkeypatch.setattr(tuner, "_chosen", chosen)
+    monkeypatch.setattr(tuner, "_as_cost", lambda _: Budget(max_macs=0.6))
+    monkeypatch.setattr(tuner, "_seconds", lambda _: seconds[len(asked) - 1])
+    assert tuner.tune(Budget(max_time=1.0)).met
+    assert [budget.limit for budget in asked] == pytest.approx([0.6, 0.3])
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
     pipe = models.load("emoji-dit", dtype="float32")
     pipe.set_progress_bar_config(disable=True)
-    tuner = Tuner(pipe, ["red heart"], runs=10, progress=lambda _: None, num_inference_steps=4, guidance_scale=1.0)
-    tuned = tuner.tune(Budget(max_macs=0.7))
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def transformer_tuner(transformer: Any) -> Tuner:
+    settings = {"num_inference_steps": 6, "guidance_scale": 1.0}
+    return Tuner(transformer, ["red heart"], runs=10, progress=lambda _: None, **settings)
+
+
+def test_tuning_a_transformer(transformer: Any, transformer_tuner: Tuner) -> None:
+    tuner = transformer_tuner
+    tuned = tuner.tune(Budget(max_macs=0.6))
     assert tuned.met
-    assert tuner.known.space.parts == tuple(f"blocks {i}-{i}" for i in range(6))
+    assert tuner.known.space.parts == tuple(f"{kind} {i}-{i}" for kind in ("blocks", "units") for i in range(6))
     assert any(baseline.name.startswith(("deltacache", "intervalcache", "blockcache")) for baseline in tuned.fixed)
+    method = IntervalCache(schedule=Uniform(2), forecast=Taylor(1))
+    with accelerate(transformer, method) as handle:
+        pictures = tuner.known.bench.workload.pictures(transformer)
+        assert 1 - handle.report().macs_saved <= 0.6
+    assert tuned.recipe.evidence is not None
+    fixed = compare(pictures, tuner.known.bench.plain).psnr
+    assert max(score.psnr for score in tuner.known.bench.scores if score.macs <= 0.6) >= fixed - 1e-3
+
+
+@pytest.mark.parametrize("forecast", [None, Taylor(1), Taylor(2)])
+@pytest.mark.parametrize("schedule", [Uniform(3), Steps((0, 1, 4))])
+def test_every_interval_cache_is_a_plan(
+    transformer: Any, transformer_tuner: Tuner, schedule: Any, forecast: Taylor | None
+) -> None:
+    space, bench = transformer_tuner.known.space, transformer_tuner.known.bench
+    choice = Choice(space.of("units"), 1 + (forecast.order if forecast else 0), taylor=True)
+    plan = plan_of(tuple(schedule.computed(6)), choice, 6)
+    assert plan in set(fixed_plans(space, 6)) or forecast is None or isinstance(schedule, Steps)
+    with accelerate(transformer, IntervalCache(schedule=schedule, forecast=forecast)) as handle:
+        pictures = bench.workload.pictures(transformer)
+        assert space.macs(plan) == pytest.approx(1 - handle.report().macs_saved, abs=1e-6)
+    torch.testing.assert_close(bench.pictures(space, plan), pictures, rtol=0, atol=1e-5)
+    assert torch.equal(bench.pictures(space, (COMPUTE,) * 6), bench.plain)
+
+
+def test_units_are_fresh_where_their_blocks_ran(transformer_tuner: Tuner) -> None:
+    reused = {1: ("blocks 0-0",), 2: transformer_tuner.known.space.of("units"), 3: ("blocks 0-0", "blocks 1-1")}
+    plan = tuple(Choice(reused.get(call, ()), 3) for call in range(4))
+    space = transformer_tuner.known.space
+    assert space.sources(plan, 2)["units 0-0"] == [0]
+    assert space.sources(plan, 2)["units 1-1"] == [1, 0]
+    assert space.sources(plan, 3) == {"blocks 0-0": [2, 0], "blocks 1-1": [2, 1, 0]}
+
+
+def test_a_run_tells_what_errors_count(known: Calibrated) -> None:
+    plan = plan_of((0, 2, 4), Choice(("branch 1",), 2, taylor=True), STEPS)
+    scales = known.model.scale(plan, 33.0)
+    assert list(scales) == [("branch 1", 2, True)]
+    assert known.model.psnr(plan, scales) == pytest.approx(33.0)
+    like = plan_of((0, 2, 4), Choice(("branch 0",), 2, taylor=True), STEPS)
+    difference = known.model.psnr(plan) - 33.0
+    assert known.model.psnr(like) - known.model.psnr(like, scales) == pytest.approx(difference)
 
 
 def test_bad_input_is_refused(tiny_pipe: Any) -> None:
@@ -225,10 +308,10 @@ RECIPE = Recipe("M", "f", "S", "s", 4, (Reuse(1, "branch 2"), Reuse(2, "branch 0
 
 
 def test_the_picture_shows_what_computes() -> None:
-    assert [row.computes for row in rows_of(RECIPE)] == [
-        (True, False, False, False),  # below branch 2
-        (True, True, False, False),  # between branches 2 and 0
-        (True, True, True, False),  # from branch 0 to the output
+    assert ["".join(row.cells) for row in rows_of(RECIPE)] == [
+        "█···",  # below branch 2
+        "██··",  # between branches 2 and 0
+        "███·",  # from branch 0 to the output
     ]
     text = to_text(RECIPE)
     assert "0123" in text.splitlines()[0]
@@ -236,12 +319,16 @@ def test_the_picture_shows_what_computes() -> None:
     svg = to_svg(RECIPE)
     assert svg.count("<rect") == 12
     assert svg.count(": replayed") == 6
+    assert "▒" not in text
 
 
 def test_the_picture_of_blocks() -> None:
-    recipe = Recipe("M", "f", "S", "s", 3, (Reuse(1, "blocks 0-1"), Reuse(2, "blocks 2-3"), Reuse(2, "blocks 0-1")))
-    rows = {row.name: row.computes for row in rows_of(recipe)}
-    assert rows == {"blocks 2-3": (True, True, False), "blocks 0-1": (True, False, False), "rest": (True, True, True)}
+    reuses = [(1, "blocks 0-1"), (2, "blocks 2-3"), (2, "blocks 0-1"), (3, "units 0-2"), (4, "output")]
+    recipe = Recipe("M", "f", "S", "s", 5, tuple(Reuse(*reuse) for reuse in reuses))
+    rows = {row.name: "".join(row.cells) for row in rows_of(recipe)}
+    assert rows == {"blocks 3-3": "██·█·", "blocks 2-2": "██·▒·", "blocks 0-1": "█··▒·", "rest": "████·"}
+    assert "▒ attentions and feed-forward networks replayed" in to_text(recipe)
+    assert to_svg(recipe).count("var(--within") == 2
 
 
 def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, tiny_pipe: Any) -> None:
