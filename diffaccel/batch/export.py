@@ -13,10 +13,9 @@ from typing import Any
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.readers import InputError
-from diffaccel.batch.store import Record, atomic_file, explained, is_done
+from diffaccel.batch.store import TARS, Record, atomic_file, explained, is_done
 
 PARQUET = "pictures.parquet"
-TARS = "tars"
 _ROW_GROUP = 100
 _COLUMNS: Mapping[str, str] = MappingProxyType(
     {
@@ -68,7 +67,7 @@ def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]
             with atomic_file(path) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 for index, record in enumerate(records[start : start + size], start):
                     _add_sample(tar, folder, record, f"{index:07}-{record.id.replace('.', '_')}")
-        for left in set(place.glob("*.tar")) - set(paths):
+        for left in set(place.glob("[0-9]" * 5 + ".tar")) - set(paths):
             left.unlink()
     return paths
 

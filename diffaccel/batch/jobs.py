@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from diffaccel.batch.readers import BadRow
-from diffaccel.batch.settings import Row, Settings
+from diffaccel.batch.settings import SEEDS, Row, Settings
 from diffaccel.models import defaults
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
@@ -101,7 +101,7 @@ def plan_jobs(
             if known == job and known is not job:
                 duplicates += 1
             elif known != job:
-                bad.append(BadRow(job.id, "custom_id: two different rows have this id"))
+                bad.append(BadRow(f"custom_id {job.id}", "two different rows have this id; the first one is rendered"))
     return Plan(tuple(jobs.values()), tuple(bad), duplicates)
 
 
@@ -115,7 +115,7 @@ def _expand(row: Row, options: Settings, source: Source, cache: str, num_images:
     first = seed if seed is not None else int(_digest(identifier)[:8], 16)
     for index in range(num_images):
         name = identifier if index == 0 else f"{identifier}-{index + 1}"
-        yield Job(id=name, seed=first + index, **asdict(source), **settings)
+        yield Job(id=name, seed=(first + index) % SEEDS, **asdict(source), **settings)
 
 
 def row_id(row: Row) -> str:

@@ -30,6 +30,13 @@ class Failure:
     job: Job
     error: str
 
+    @classmethod
+    def of(cls, job: Job, error: Exception) -> "Failure":
+        """The failure that `error` was; without the advice on debugging that some libraries add."""
+        logger.debug("job %s failed", job.id, exc_info=error)
+        first_paragraph = str(error).strip().split("\n\n")[0]
+        return cls(job, f"{type(error).__name__}: {first_paragraph}")
+
 
 class ProductionLine(Generic[T]):
     """Takes jobs through `start` in full batches, and through what that returns on another thread.
@@ -106,9 +113,8 @@ class ProductionLine(Generic[T]):
         if half:
             self._queue.extendleft((batch[half:], batch[:half]))
             return
-        logger.debug("job %s failed", batch[0].id, exc_info=error)
         future: Future[T | Failure] = Future()
-        future.set_result(Failure(batch[0], f"{type(error).__name__}: {_first_paragraph(error)}"))
+        future.set_result(Failure.of(batch[0], error))
         self._under_way.append((batch, future))
 
     def _drain(self, take: Callable[[T | Failure], bool]) -> None:
@@ -117,11 +123,6 @@ class ProductionLine(Generic[T]):
             _, future = self._under_way.popleft()
             if future.exception() is None:
                 take(future.result())
-
-
-def _first_paragraph(error: Exception) -> str:
-    """What went wrong, without the advice on debugging that some libraries add."""
-    return str(error).strip().split("\n\n")[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,15 +9,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import TypeAdapter, ValidationError
 
 from diffaccel import __version__
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.readers import InputError
+from diffaccel.batch.readers import InputError, explain
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+_JPEG_SEGMENT = 65_533
 _SAMPLERS = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
@@ -74,6 +76,8 @@ def encode(image: Image.Image, job: Job, suffix: str = "png") -> bytes:
         exif = Image.Exif()
         exif[_IMAGE_DESCRIPTION] = chunk
         exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        if suffix == "jpg" and len(exif.tobytes()) > _JPEG_SEGMENT:
+            raise ValueError("the prompts are longer than a JPEG's metadata may be (64 KB): use png or webp")
         image.save(buffer, SUFFIXES[suffix], exif=exif, quality=95)
     return buffer.getvalue()
 
@@ -83,9 +87,10 @@ def read_job(path: Path) -> Job:
     values = _read_chunk(path)
     values.pop("version", None)
     try:
-        return Job(**values)
-    except TypeError as error:
-        raise InputError(f"the settings in {path} are not those of this version: {error}") from error
+        return TypeAdapter(Job).validate_python(asdict(Job(**values)))
+    except (TypeError, ValidationError) as error:
+        words = explain(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"the settings in {path} are not those of this version: {words}") from error
 
 
 def _read_chunk(path: Path) -> dict[str, Any]:
@@ -95,11 +100,11 @@ def _read_chunk(path: Path) -> dict[str, Any]:
             chunk = image.info.get("diffaccel") or image.getexif().get(_IMAGE_DESCRIPTION)
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     try:
         values = json.loads(chunk or "")
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} holds no diffaccel settings") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no diffaccel settings")

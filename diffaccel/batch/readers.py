@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from diffaccel.batch.settings import Row
 
 COMMAND_LINE = "command line"
+_ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
 
 
 class InputError(ValueError):
@@ -42,6 +44,8 @@ def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
+            if isinstance(stdin, TextIOWrapper):
+                stdin.reconfigure(encoding=_ENCODING, errors=_ERRORS)
             yield from _lines(stdin, "-")
         elif path.suffix.lower() in _READERS:
             yield from _file(path)
@@ -55,7 +59,7 @@ def _file(path: Path) -> Rows:
             yield _beside(path.parent, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
-    except (OSError, csv.Error, yaml.YAMLError) as error:
+    except (OSError, csv.Error, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
@@ -74,9 +78,14 @@ def _row(values: Any, where: str) -> Row | BadRow:
     try:
         return Row.model_validate({key: value for key, value in values.items() if value not in (None, "")})
     except ValidationError as error:
-        return BadRow(where, "; ".join(_explain(problem) for problem in error.errors()))
+        return BadRow(where, explain(error))
     except TypeError as error:
         return BadRow(where, str(error))
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with which settings, on one line."""
+    return "; ".join(_explain(problem) for problem in error.errors())
 
 
 def _explain(problem: Any) -> str:
@@ -88,7 +97,7 @@ def _explain(problem: Any) -> str:
 
 def _open(path: Path) -> TextIO:
     """Text whose undecodable bytes survive as lone surrogates, which a row's check then refuses by name."""
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.open(encoding=_ENCODING, errors=_ERRORS, newline="")
 
 
 def _text(path: Path) -> Rows:
@@ -139,19 +148,18 @@ def _parquet(path: Path) -> Rows:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(f"reading {path} needs pyarrow: pip install 'diffaccel[parquet]'") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"cannot read {path}: {error}") from error
     numbers = itertools.count(1)
-    for batch in file.iter_batches():
-        for values in batch.to_pylist():
-            yield _row(values, f"{path}:{next(numbers)}")
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                yield _row(values, f"{path}:{next(numbers)}")
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: values that Python has not
+        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _yaml_grid(path: Path) -> Rows:
     """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
-    grids = yaml.safe_load(path.read_text(encoding="utf-8-sig", errors="surrogateescape"))
+    grids = yaml.safe_load(path.read_text(encoding=_ENCODING, errors=_ERRORS))
     numbers = itertools.count(1)
     for grid in grids if isinstance(grids, list) else [grids]:
         if not isinstance(grid, dict) or "prompt" not in grid:

@@ -18,7 +18,7 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.line import Failure, ProductionLine
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
-from diffaccel.batch.store import Record, Sink, StoreError
+from diffaccel.batch.store import COMPARE, Record, Sink, StoreError
 from diffaccel.batch.summary import Summary
 
 WRITERS = 4
@@ -91,10 +91,18 @@ class Run:
         else:
             self._writing += [writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))]
         self._record(keep=MAX_PENDING)
-        return not (self._fail_fast and isinstance(outcome, Failure))
+        return not (self._fail_fast and (self.summary.failed or isinstance(outcome, Failure)))
 
     def _write(self, pictures: "Pictures", index: int) -> Record:
-        """Encode and write one picture (on a writer's thread)."""
+        """Encode and write one picture (on a writer's thread); one that cannot be encoded costs only itself."""
+        try:
+            return self._written(pictures, index)
+        except StoreError:
+            raise
+        except Exception as error:
+            return _failed(Failure.of(pictures.jobs[index], error))
+
+    def _written(self, pictures: "Pictures", index: int) -> Record:
         asked, job, image = pictures.jobs[index], pictures.rendered.jobs[index], pictures.rendered.images[index]
         name, data = f"{job.id}.{self._suffix}", encode(image, job, self._suffix)
         self._folder.write(name, data)
@@ -115,9 +123,10 @@ class Run:
             return None
         job, buffer = pictures.jobs[index], BytesIO()
         side_by_side(comparison, job.cache).save(buffer, "PNG")
-        self._folder.write(f"compare/{job.id}.png", buffer.getvalue())
+        name = f"{COMPARE}/{job.id}.png"
+        self._folder.write(name, buffer.getvalue())
         return {
-            "file_name": f"compare/{job.id}.png",
+            "file_name": name,
             "psnr": round(min(comparison.psnr, 100.0), 2),
             "plain_seconds": round(comparison.plain_seconds, 4),
         }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from diffaccel.samplers import SCHEDULERS
 
 MAX_PROMPT_CHARACTERS = 10_000
+SEEDS = 2**63  # as many as there are; tables hold them as int64
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
@@ -26,7 +27,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     negative_prompt: Text | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=SEEDS)
     steps: int | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     width: Pixels | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from diffaccel.batch.store import Record, explained, write_atomically
+from diffaccel.batch.store import SHEET, Record, explained, write_atomically
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384
@@ -35,7 +35,7 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
         column=420 if any(record.compare for record in shown) else 200,
         footer=f"The first {most:,} of {len(records):,} pictures." if len(records) > most else "",
     )
-    path = folder / "index.html"
+    path = folder / SHEET
     with explained(folder):
         write_atomically(path, page.encode("utf-8", "replace"))
     return path
@@ -78,7 +78,10 @@ def _card(folder: Path, record: Record, common: dict[str, Any]) -> dict[str, Any
         return card
     compare = record.compare or {}
     large = str(compare.get("file_name", record.file_name))
-    thumbnail, size = _thumbnail(folder / large)
+    try:
+        thumbnail, size = _thumbnail(folder / large)
+    except (OSError, SyntaxError, ValueError):  # what Pillow makes of damaged files
+        return card | {"error": "The file is damaged; the command that made it, given again, renders it anew."}
     own = {key: value for key, value in settings.items() if key not in common and key != "prompt"}
     figures = [f"PSNR {compare['psnr']:.1f} dB"] if compare else []
     return card | {

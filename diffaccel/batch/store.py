@@ -4,11 +4,13 @@ A picture is written under a temporary name, synced and renamed, and only then i
 a run that is killed leaves at most a picture without a line, which the next run renders again to the same bytes.
 """
 
+import heapq
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 from uuid import uuid4
@@ -18,6 +20,13 @@ from filelock import FileLock, Timeout
 from diffaccel.batch.jobs import Job
 
 Status = Literal["done", "failed"]
+
+PATIENCE = 1.0
+"""Seconds within which a run that only looks whether another one is there has looked."""
+
+SHEET, COMPARE, TARS = "index.html", "compare", "tars"
+_MANIFESTS = "manifest*.jsonl"
+_TEMPORARY = ".*." + "[0-9a-f]" * 32 + ".tmp"
 
 
 class StoreError(OSError):
@@ -32,6 +41,7 @@ class Record:
         file_name: of the picture, and `bytes` its length, by which a truncated file is noticed.
         seconds: the job's share of its batch's time.
         compare: file, PSNR in dB and seconds of the uncached picture, where one was rendered for comparison.
+        time: when it was written down, in seconds since 1970: the latest of a job's records counts, in whatever file.
     """
 
     id: str
@@ -43,6 +53,7 @@ class Record:
     error: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     compare: dict[str, Any] | None = None
+    time: float = field(default=0.0, compare=False)
 
     def line(self) -> str:
         """The record as one line of JSON, without what is absent."""
@@ -131,8 +142,9 @@ class OutputFolder:
     def append(self, records: Sequence[Record]) -> None:
         """Add records to the manifest, on disk before this returns. Raises `StoreError` where they cannot be."""
         assert self._manifest is not None, "the folder is not open: use it with `with`"
+        lines = [replace(record, time=round(time.time(), 3)).line().encode() + b"\n" for record in records]
         with explained(self.path):
-            self._manifest.write(b"".join(record.line().encode() + b"\n" for record in records))
+            self._manifest.write(b"".join(lines))
             self._manifest.flush()
             os.fsync(self._manifest.fileno())
 
@@ -145,9 +157,10 @@ class OutputFolder:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of runs that were killed."""
-    for leftover in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
-        leftover.unlink(missing_ok=True)
+    """Delete the temporary files of runs that were killed, and no one else's."""
+    for place in (folder, folder / COMPARE, folder / TARS):
+        for leftover in place.glob(_TEMPORARY):
+            leftover.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -159,6 +172,13 @@ def check_writable(folder: Path) -> None:
         raise StoreError(f"cannot write to {folder}: no permission to write in {existing}")
 
 
+def check_output(folder: Path) -> None:
+    """Raise `StoreError` where a run cannot write to `folder`, or its contact sheet would replace a page of others."""
+    check_writable(folder)
+    if (folder / SHEET).exists() and not any(folder.glob(_MANIFESTS)):
+        raise StoreError(f"{folder} holds an {SHEET} that is not a contact sheet of an earlier run: use another folder")
+
+
 @contextmanager
 def _only_run(lock_path: Path) -> Iterator[None]:
     """Hold the run's lock. A run over the whole folder excludes every other; shards only exclude themselves and it."""
@@ -168,7 +188,7 @@ def _only_run(lock_path: Path) -> Iterator[None]:
         try:
             held.enter_context(FileLock(lock_path, timeout=0))
             for rival in rivals:
-                with FileLock(rival, timeout=0):
+                with FileLock(rival, timeout=PATIENCE, poll_interval=0.01):  # shards that start together all look here
                     pass
         except Timeout as error:
             raise StoreError(f"another run holds {lock_path.parent}: wait for it, or use another folder") from error
@@ -184,16 +204,19 @@ def _end_torn_line(path: Path, manifest: IO[bytes]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Record]:
     """The latest record of every job in `folder`, of all shards; lines that were cut short are passed over."""
+    files = [_read_records(path) for path in sorted(folder.glob(_MANIFESTS))]
     records: dict[str, Record] = {}
-    for path in sorted(folder.glob("manifest*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                record = Record(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-            records.pop(record.id, None)
-            records[record.id] = record
+    for record in heapq.merge(*files, key=lambda record: record.time):
+        records.pop(record.id, None)
+        records[record.id] = record
     return records
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    """The records of one manifest, in their order."""
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, TypeError):
+            yield Record(**json.loads(line))
 
 
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:

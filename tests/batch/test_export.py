@@ -48,8 +48,9 @@ def test_tars_are_the_same_again_and_leave_none_behind(tmp_path: Path) -> None:
     records = list(fill(tmp_path).values())
     before = [path.read_bytes() for path in write_tars(tmp_path, records, 2)]
     assert [path.read_bytes() for path in write_tars(tmp_path, records, 2)] == before
+    (tmp_path / "tars" / "backup.tar").touch()
     write_tars(tmp_path, records, 5)
-    assert [path.name for path in (tmp_path / "tars").iterdir()] == ["00000.tar"]
+    assert {path.name for path in (tmp_path / "tars").iterdir()} == {"00000.tar", "backup.tar"}
 
 
 def test_parquet_holds_pictures_as_datasets_stores_them(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_given_seed_counts_up() -> None:
     ]
 
 
+def test_seeds_begin_again_after_the_last() -> None:
+    assert [job.seed for job in plan(Row(prompt="a", seed=2**63 - 1), num_images=2).jobs] == [2**63 - 1, 0]
+
+
 def test_id_of_a_prompt_without_latin_letters() -> None:
     assert row_id(Row(prompt="心")).startswith("image-")
 
@@ -73,6 +77,7 @@ def test_one_id_for_two_rows_is_refused() -> None:
     result = plan(Row(prompt="a", custom_id="One"), Row(prompt="b", custom_id="one"))
     assert [job.prompt for job in result.jobs] == ["a"]
     assert "two different rows" in result.bad[0].error
+    assert result.bad[0].where == "custom_id one"  # which no picture is called, so that its record stays the picture's
 
 
 def test_fingerprint_covers_everything_but_the_name() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.metadata import encode, parameters, read_job
@@ -61,6 +62,36 @@ def test_broken_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match="cannot read"):
         read_job(tmp_path / "a.png")
+
+
+def png(path: Path, settings: str, *, packed: bool = False) -> Path:
+    info = PngInfo()
+    info.add_itxt("diffaccel", settings, zip=packed)
+    PICTURE.save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("[" * 100_000, "no diffaccel settings"),
+        ("[]", "no diffaccel settings"),
+        ('{"id": "a"}', "not those of this version"),
+        ('{"id": "a", "prompt": "p", "seed": "abc", "model": "m", "dtype": "float32"}', "not those of this version"),
+        ('{"id": "a", "prompt": "p", "seed": 1, "model": ["m"], "dtype": "float32"}', "not those of this version"),
+    ],
+)
+def test_settings_of_strangers_are_checked(tmp_path: Path, settings: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_job(png(tmp_path / "a.png", settings))
+
+
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*too large"):
+        read_job(png(tmp_path / "a.png", "x" * 70_000_000, packed=True))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.raises(InputError, match=r"cannot read .*bomb"):
+        read_job(png(tmp_path / "a.png", "{}"))
 
 
 def test_missing_picture_is_refused(tmp_path: Path) -> None:

@@ -75,6 +75,21 @@ def test_standard_input_takes_prompts_and_json() -> None:
     ]
 
 
+def test_bytes_on_standard_input_that_are_no_text() -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfheart\n\xff\xfe\ncaf\xc3\xa9\n"), encoding="ascii")
+    first, bad, last = read_rows(["-"], stdin)
+    assert (first, last) == (Row(prompt="heart"), Row(prompt="café"))
+    assert isinstance(bad, BadRow)
+    assert bad.where == "-:2"
+
+
+def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["a"], "seed": pyarrow.array([10**18], pyarrow.timestamp("us"))})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="cannot read"):
+        read(tmp_path / "p.parquet")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -137,6 +152,7 @@ def test_missing_file(tmp_path: Path, suffix: str) -> None:
         ("p.parquet", "heart", "cannot read"),
         ("p.yaml", "- heart", "not a grid"),
         ("p.yaml", "prompt: [", "cannot read"),
+        ("p.yaml", "prompt: " + "[" * 5000, "cannot read"),
         ("p.yaml", "!!python/object/apply:os.system [ls]", "cannot read"),
     ],
 )

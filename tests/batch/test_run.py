@@ -179,6 +179,15 @@ def test_other_formats(tmp_path: Path, suffix: str) -> None:
     assert to_render(JOBS, tmp_path, suffix=suffix) == ()
 
 
+def test_settings_that_a_file_cannot_hold_cost_only_their_own_picture(tmp_path: Path) -> None:
+    jobs = [replace(job, negative_prompt="心" * 9_999) if job.id == "j3" else job for job in JOBS]
+    summary = run(tmp_path, FakeRenderer(), jobs, suffix="jpg", batch_size=4)
+    assert (summary.done, summary.failed) == (9, 1)
+    assert "use png or webp" in (read_manifest(tmp_path)["j3"].error or "")
+    many = [*jobs, *(replace(job, id=f"{job.id}-{turn}") for turn in range(5) for job in JOBS)]
+    assert run(tmp_path, FakeRenderer(), many, suffix="jpg", batch_size=1, fail_fast=True).done < 30
+
+
 def test_comparison_shows_both_and_measures(tmp_path: Path) -> None:
     jobs = [replace(job, cache="deepcache") for job in JOBS[:3]]
     summary = run(tmp_path, FakeRenderer(), jobs, compare=True)

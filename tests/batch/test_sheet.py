@@ -64,6 +64,16 @@ def test_failures_are_shown_with_their_reason(tmp_path: Path) -> None:
     assert "no such colour" in page
 
 
+def test_damaged_pictures_are_said_and_the_others_shown(tmp_path: Path) -> None:
+    records = [record(tmp_path, name, prompt="p") for name in "abcd"]
+    whole = (tmp_path / "a.png").read_bytes()
+    for name, content in {"a": b"", "b": b"nonsense", "c": whole[:60]}.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    page = sheet.write_sheet(tmp_path, records).read_text()
+    assert page.count("The file is damaged") == 3
+    assert page.count("data:image/webp") == 1
+
+
 def test_missing_pictures_are_left_out(tmp_path: Path) -> None:
     kept, gone = record(tmp_path, "a", prompt="p"), record(tmp_path, "b", prompt="q")
     (tmp_path / "b.png").unlink()

@@ -1,5 +1,7 @@
 """The folder: whole files only, one run at a time, and a manifest that survives being cut short."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from diffaccel.batch.store import (
     OutputFolder,
     Record,
     StoreError,
+    check_output,
     check_writable,
     read_manifest,
     to_render,
@@ -57,10 +60,54 @@ def test_torn_line_is_passed_over_and_closed(tmp_path: Path) -> None:
     assert list(read_manifest(tmp_path)) == ["a", "c"]
 
 
-def test_leftovers_of_killed_runs_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".a.png.123.tmp").touch()
+def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compare").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as of a process that is gone
+        patch.setattr(store.os, "fsync", lambda _: 1 / 0)
+        for name in ("a.png", "compare/a.png"):
+            with pytest.raises(ZeroDivisionError):
+                write_atomically(tmp_path / name, b"half")
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 2
     with OutputFolder(tmp_path):
-        assert not list(tmp_path.glob("*.tmp"))
+        assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    names = (".editor.tmp", ".a.png.123.tmp", "notes/.draft.tmp", f"notes/.b.{'a' * 32}.tmp")
+    (tmp_path / "notes").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    with OutputFolder(tmp_path):
+        pass
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("my site")
+    with pytest.raises(StoreError, match="not a contact sheet of an earlier run: use another folder"):
+        check_output(tmp_path)
+    (tmp_path / "manifest-1-of-2.jsonl").touch()
+    check_output(tmp_path)
+
+
+def test_the_latest_record_counts_in_whatever_manifest(tmp_path: Path) -> None:
+    """A run in shards after one over the whole folder, and the other way round."""
+    for shard, status in [(None, "failed"), ((1, 2), "done"), ((1, 4), "failed"), (None, "done"), ((1, 2), "failed")]:
+        with OutputFolder(tmp_path, shard) as folder:
+            folder.append([Record("a", status)])  # type: ignore[arg-type]
+        assert read_manifest(tmp_path)["a"].status == status
+        time.sleep(0.002)
+
+
+def test_shards_that_start_together_do_not_stand_in_each_others_way(tmp_path: Path) -> None:
+    def enter(index: int) -> None:
+        for _ in range(30):
+            with OutputFolder(tmp_path, (index, 8)):
+                pass
+
+    with ThreadPoolExecutor(8) as shards:
+        list(shards.map(enter, range(1, 9)))
 
 
 def test_second_run_is_refused(tmp_path: Path) -> None:
