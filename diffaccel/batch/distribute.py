@@ -159,7 +159,7 @@ class Processes:
         with _reaped(workers):
             for worker in workers:
                 worker.start(self._folder)
-            while workers:
+            while workers and not (part.fail_fast and self._summary.failed):
                 ready = wait([worker.receiver for worker in workers])
                 for worker in [worker for worker in workers if worker.receiver in ready]:
                     if not self._receive(worker):
@@ -171,7 +171,7 @@ class Processes:
         """Take one message of a worker, or notice its end; whether it is still at work."""
         try:
             message = worker.receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the second where it died in the middle of a message
             return self._ended(worker)
         if isinstance(message, Exception):
             raise message

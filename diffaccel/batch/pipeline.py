@@ -65,7 +65,10 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
     own, other = source.folder / "vae" / "config.json", find_vae(vae) / "config.json"
     if not own.is_file():
         raise ModelError(f"{source.name} has no autoencoder that --vae could replace")
-    channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
+    try:
+        channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"the configuration of {vae} or of {source.name}'s autoencoder is damaged: {error}") from error
     if channels[0] != channels[1]:
         raise ModelError(
             f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from threading import current_thread, main_thread
 from time import perf_counter
 from typing import Any
@@ -25,7 +24,7 @@ from diffaccel.batch.jobs import batches
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record
 from diffaccel.batch.summary import Calls, Summary
-from diffaccel.models import resolve
+from diffaccel.models import expanded, resolve
 
 REACHABLE_WITHIN = 10.0  # seconds
 MAX_BLOCKS = 10_000  # one batch each is best: a block is what a dead actor has to repeat; but Ray keeps books on each
@@ -60,6 +59,8 @@ def render_on_ray(
             for record in records:
                 summary.add(record)
                 on_record(record)
+            if part.fail_fast and summary.failed:
+                break
     except ray.exceptions.RayError as error:
         raise WorkerError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
     finally:
@@ -119,7 +120,7 @@ def _portable(part: Part) -> Part:
     That is by its name where it is bundled or on the Hub, and by its whole path where it is a folder.
     """
     source = part.source
-    local = Path(source.name).expanduser()
+    local = expanded(source.name)
     name = str(local.absolute()) if source.folder == local else source.name
     return replace(part, jobs=part.jobs[:1], source=replace(source, name=name))
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -20,7 +19,7 @@ from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.text import TextMemory, encode_ahead
 from diffaccel.methods import Method
-from diffaccel.models import load_lora
+from diffaccel.models import expanded, load_lora
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.samplers import sampler_named
 
@@ -190,7 +189,7 @@ def _as_asked(pipe: "DiffusionPipeline") -> dict[str, Any]:
 def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:
     """The picture to start from, as RGB, resized to the asked size if there is one."""
     try:
-        with Image.open(Path(path).expanduser(), formats=["PNG", "JPEG", "WEBP"]) as image:
+        with Image.open(expanded(path), formats=["PNG", "JPEG", "WEBP"]) as image:
             picture = image.convert("RGB")
     except OSError as error:
         raise RenderError(f"init_image: cannot read {path}: {error.strerror or error}") from error

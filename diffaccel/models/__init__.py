@@ -19,7 +19,7 @@ from diffaccel.models.loader import (
     load_lora,
     load_vae,
 )
-from diffaccel.models.source import ModelError, ModelSource, resolve
+from diffaccel.models.source import ModelError, ModelSource, expanded, resolve
 
 __all__ = [
     "BUNDLED",
@@ -33,6 +33,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "defaults",
+    "expanded",
     "figures",
     "find_controlnet",
     "find_lora",

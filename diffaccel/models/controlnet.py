@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.models.source import HUB_ID, ModelError, check_weights, fetch
+from diffaccel.models.source import HUB_ID, ModelError, check_weights, expanded, fetch
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def find_controlnet(name: str) -> Path:
     Raises:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
     """
-    place = Path(name).expanduser()
+    place = expanded(name)
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)
     folder = part_folder(place, "controlnet")

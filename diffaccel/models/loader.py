@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.models.source import ModelError, ModelSource, check_header, resolve
+from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def load(
                 **spread,
                 **components,
             )
-        except (OSError, AttributeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
             raise ModelError(f"cannot load {source.name}: {error}") from error
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
@@ -71,12 +71,19 @@ def check_device_map(device_map: str | None, device: "torch.device") -> None:
 
 
 def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
-    """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one."""
+    """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one.
+
+    Raises:
+        ModelError: there is none, it is damaged, or it was made for another network.
+    """
     name = os.fspath(lora)
     file = find_lora(name)
     check_header(file)
     with quiet_loading():
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+        try:
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            raise ModelError(f"cannot load the LoRA {name}: {error}") from error
 
 
 def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
@@ -116,7 +123,7 @@ def part_folder(place: Path, name: str) -> Path | None:
 
 def find_vae(name: str) -> Path:
     """The folder of an autoencoder, its weights' headers checked. Raises `ModelError` where there is none."""
-    place = BUNDLED[name].folder if name in names() else Path(name).expanduser()
+    place = BUNDLED[name].folder if name in names() else expanded(name)
     folder = part_folder(place, "vae")
     if folder is None:
         bundled = ", ".join((*names("autoencoder"), *names("pipeline"))) or "none"
@@ -128,7 +135,7 @@ def find_vae(name: str) -> Path:
 
 def find_lora(name: str) -> Path:
     """The `.safetensors` file of a LoRA. Raises `ModelError` where there is not exactly one."""
-    place = BUNDLED[name].folder if name in names("lora") else Path(name).expanduser()
+    place = BUNDLED[name].folder if name in names("lora") else expanded(name)
     candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
         bundled = ", ".join(names("lora")) or "none"

@@ -58,7 +58,7 @@ def _find(name: str) -> Path:
         raise ModelError(f"{name} is a {BUNDLED[name].kind}, not a pipeline; pipelines: {', '.join(names('pipeline'))}")
     if name in names("pipeline"):
         return BUNDLED[name].folder
-    local = Path(name).expanduser()
+    local = expanded(name)
     if local.is_dir():
         return local
     if local.is_file():
@@ -66,6 +66,11 @@ def _find(name: str) -> Path:
     if HUB_ID.fullmatch(name):
         return _download(name)
     raise ModelError(f"unknown model {name!r}; bundled: {_bundled()}; or give a local folder or a Hub id (owner/name)")
+
+
+def expanded(name: str) -> Path:
+    """A path with the home folder in place of `~`; as it is where there is no such home, and so no such file."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises)
 
 
 def _bundled() -> str:

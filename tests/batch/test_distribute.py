@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,17 @@ def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: P
     assert Counter(record.id for record in seen) == Counter(job.id for job in JOBS)
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
     assert set(read_manifest(tmp_path / "two")) == {job.id for job in JOBS}
+    assert not multiprocessing.active_children()
+
+
+def test_the_first_failure_stops_all_processes_where_that_is_asked(tiny_sd: Path, tmp_path: Path) -> None:
+    bad = replace(JOBS[0], id="bad", init_image="nowhere.png")
+    many = tuple(replace(job, id=f"{job.id}-{turn}") for turn in range(40) for job in JOBS)
+    whole = Part((bad, *many), models.resolve(tiny_sd), batch_size=2, fail_fast=True)
+    with OutputFolder(tmp_path) as folder:
+        summary, _ = Processes(folder, lambda record: None)(whole, 2)
+    assert summary.failed == 1
+    assert summary.done < len(many) // 2
     assert not multiprocessing.active_children()
 
 

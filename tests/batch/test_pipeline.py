@@ -19,6 +19,12 @@ def test_another_autoencoder(tiny_sd: Path, tmp_path: Path) -> None:
     assert pipe.vae.config.decoder_block_out_channels == [4, 4, 4]
 
 
+def test_a_damaged_autoencoder_is_said(tiny_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(models.ModelError, match="is damaged"):
+        open_pipeline(models.resolve(tiny_sd), "float32", str(tmp_path), Placement())
+
+
 def test_autoencoder_for_other_latents_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
     levels = {"encoder_block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4)}
     tiny = AutoencoderTiny(**levels, latent_channels=16, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))

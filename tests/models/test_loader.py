@@ -1,7 +1,9 @@
 """Loading: quiet about what is harmless, loud about the rest, and exactly the stock pipeline."""
 
+import json
 import logging
 import logging.handlers
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils.logging import is_progress_bar_enabled
+from safetensors.torch import save_file
 
 from diffaccel import models
 from diffaccel.models import ModelError
@@ -31,6 +34,24 @@ def test_same_pictures_as_plain_from_pretrained(tiny_sd: Path) -> None:
         return pipe("a cat", num_inference_steps=3, generator=generator, output_type="pt").images
 
     assert torch.equal(draw(models.load(tiny_sd)), draw(StableDiffusionPipeline.from_pretrained(tiny_sd)))
+
+
+@pytest.mark.parametrize("damage", ["weights of another shape", "a class that is not there"])
+def test_what_does_not_fit_together_is_said(tiny_sd: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_sd, folder)
+    file = folder / ("unet/config.json" if damage.startswith("weights") else "model_index.json")
+    values = json.loads(file.read_text())
+    changes = {"block_out_channels": [64, 64]} if damage.startswith("weights") else {"unet": ["diffusers", "NoSuchNet"]}
+    file.write_text(json.dumps(values | changes))
+    with pytest.raises(ModelError, match=r"cannot load .*model"):
+        models.load(folder)
+
+
+def test_a_lora_that_is_none_is_said(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"cannot load the LoRA .*other.safetensors: Invalid LoRA"):
+        models.load_lora(tiny_pipe, tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
