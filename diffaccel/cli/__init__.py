@@ -38,7 +38,10 @@ class Commands(click.Group):
         except (InputError, MediaError, ModelError) as error:
             raise BadInput(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted; the same command goes on where this one stopped.", err=True)
+            goes_on = (
+                "; the same command goes on where this one stopped" if ctx.invoked_subcommand == "generate" else ""
+            )
+            click.echo(f"Interrupted{goes_on}.", err=True)
             raise click.exceptions.Exit(130) from None
 
 

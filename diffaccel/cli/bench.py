@@ -67,19 +67,22 @@ def bench(
     Writes report.html, a page that needs nothing else, report.json and report.csv.
     """
     from diffaccel import models
+    from diffaccel.batch.store import check_writable, explained
     from diffaccel.measure.bench import bench as measure
     from diffaccel.measure.candidates import PLAIN
     from diffaccel.measure.workload import Workload
 
+    check_writable(output)
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
     pipe = subject.load()
     own = _own(pipe, workload, specs, profiles)
     candidates = [PLAIN, *own, *_others(pipe, workload.settings["num_inference_steps"], fewer_steps, peers)]
     judge = subject.name in models.names("pipeline") and "emoji-clip" in models.names()
     result = measure(pipe, workload, candidates, rounds=rounds, judge=judge, progress=subject.say)
-    _write(subject, result, profiles, output)
-    if trace:
-        _trace(pipe, workload, own[0], output / "trace.json")
+    with explained(output):
+        _write(subject, result, profiles, output)
+        if trace:
+            _trace(pipe, workload, own[0], output / "trace.json")
     _print(result)
     click.echo(f"See {output / 'report.html'}")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ import click
 from diffaccel.cli.options import Request, with_options
 from diffaccel.cli.signals import interruptible
 from diffaccel.cli.summary import Work, print_plan, print_summary
+from diffaccel.cli.text import one_line
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Plan
@@ -37,12 +37,12 @@ def generate(request: Request) -> None:
     named like the options below for settings of single rows), .yaml (lists of settings, of which every combination is
     rendered), or - for standard input. The same command again goes on where it was stopped.
     """
-    from diffaccel.batch.store import check_writable
+    from diffaccel.batch.store import check_output
 
     logging.basicConfig(format="%(message)s")
     with interruptible():
         request = _ranked(request)
-        check_writable(request.output)
+        check_output(request.output)
         work = _plan(request)
         if request.dry_run:
             print_plan(request, work)
@@ -72,8 +72,8 @@ def _plan(request: Request) -> Work:
     from diffaccel.batch.jobs import Source, plan_jobs, shard
     from diffaccel.batch.store import to_render
 
-    rows, request = _rows(request)
     options = _settings(request)
+    rows, request = _rows(request, options)
     source = models.resolve(request.model or DEFAULT_MODEL)
     common = Source(source.name, _check(request, options), request.vae)
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
@@ -97,7 +97,7 @@ def _check(request: Request, options: "Settings") -> str:
     from diffaccel.batch.export import require_pyarrow
     from diffaccel.batch.readers import InputError
 
-    if options.init_image and not Path(options.init_image).expanduser().is_file():
+    if options.init_image and not models.expanded(options.init_image).is_file():
         raise InputError(f"no such picture to start from: {options.init_image}")
     if options.lora:
         models.find_lora(options.lora)
@@ -110,10 +110,12 @@ def _check(request: Request, options: "Settings") -> str:
     return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
 
 
-def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
+def _rows(request: Request, options: "Settings") -> "tuple[Iterable[Row | BadRow], Request]":
     """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
+    from pydantic import ValidationError
+
     from diffaccel.batch.metadata import read_job
-    from diffaccel.batch.readers import InputError, read_rows
+    from diffaccel.batch.readers import InputError, explain, read_rows
     from diffaccel.batch.settings import Row
 
     rows = read_rows(request.prompts, sys.stdin)
@@ -123,8 +125,12 @@ def _rows(request: Request) -> "tuple[Iterable[Row | BadRow], Request]":
         raise InputError("give either prompts or --from PICTURE, not both")
     values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
     fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
-    row = {name: value for name, value in values.items() if name not in ("id", *fixed)}
-    return [Row(**{**row, "custom_id": values["id"], **request.settings})], replace(request, **fixed)
+    own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
+    try:
+        row = Row(**{**own, "custom_id": values["id"], **options.given()})
+    except ValidationError as error:
+        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
+    return [row], replace(request, **fixed)
 
 
 def _settings(request: Request) -> "Settings":
@@ -229,7 +235,7 @@ def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
     records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
     folder.append(records)
     for record in records[:SHOWN_BAD_ROWS]:
-        click.echo(f"{record.id}: {record.error}", err=True)
+        click.echo(one_line(f"{record.id}: {record.error}"), err=True)
     if len(records) > SHOWN_BAD_ROWS:
         click.echo(f"... and {len(records) - SHOWN_BAD_ROWS} more rows that cannot be used", err=True)
     return records
@@ -272,7 +278,7 @@ def _progress(request: Request, work: Work) -> Any:
 
 def _show(bar: Any, record: "Record") -> None:
     if record.error:
-        bar.write(f"{record.id}: {record.error}", file=sys.stderr)
+        bar.write(one_line(f"{record.id}: {record.error}"), file=sys.stderr)
         bar.failed = getattr(bar, "failed", 0) + 1
         bar.set_postfix(failed=bar.failed, refresh=False)
     bar.update()

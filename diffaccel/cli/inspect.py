@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from diffaccel.cli.text import one_line
+
 
 @click.command()
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -21,4 +23,4 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
             continue
         click.echo(click.style(str(path), bold=True))
         for key, value in settings.items():
-            click.echo(f"  {key.replace('_', ' ')}: {value}")
+            click.echo(f"  {key.replace('_', ' ')}: {one_line(value)}")

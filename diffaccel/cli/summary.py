@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request
+from diffaccel.cli.text import one_line
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Job, Plan
@@ -37,7 +38,7 @@ def print_plan(request: Request, work: Work) -> None:
         return
     click.echo("{jobs} pictures, {todo} to render; {bad} bad rows, {duplicates} repeated".format(**counts))
     for bad in work.plan.bad[:20]:
-        click.echo(f"{bad.where}: {bad.error}")
+        click.echo(one_line(f"{bad.where}: {bad.error}"))
 
 
 def print_summary(request: Request, work: Work, summary: "Summary", calls: "Calls") -> None:

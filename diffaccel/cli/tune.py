@@ -36,9 +36,13 @@ def tune(
     its own; bundled models bring 24. Use the profile with accelerate(pipe,
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
+    from diffaccel.batch.store import check_writable, explained
     from diffaccel.tune import Budget, to_text
     from diffaccel.tune import tune as search
 
+    if output.is_dir():
+        raise click.UsageError(f"--output: {output} is a folder; name a file in it, as {output / 'profile.json'}")
+    check_writable(output.parent)
     budget = Budget(min_psnr, min_ssim, max_macs, max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     tuned = search(subject.load(), prompts, budget, seed=subject.seed, runs=runs, progress=subject.say, **settings)
@@ -54,5 +58,7 @@ def tune(
     if not evidence.met and not best_effort:
         click.echo(f"{budget} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
-    tuned.recipe.save(output)
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tuned.recipe.save(output)
     click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s")

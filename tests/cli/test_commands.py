@@ -66,6 +66,24 @@ def test_inspect_prints_the_settings(tmp_path: Path) -> None:
     assert json.loads(invoke("inspect", tmp_path / "a.png", "--format", "json"))["seed"] == 7
 
 
+def test_inspect_shows_control_characters_and_does_not_obey_them(tmp_path: Path) -> None:
+    job = Job(id="a", prompt="red\x1b[2J\nheart é", seed=7, model="m", dtype="float32")
+    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (8, 8)), job))
+    assert r"  prompt: red\x1b[2J\nheart é" in invoke("inspect", tmp_path / "a.png")
+
+
+def test_a_report_or_profile_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    (tmp_path / "file").touch()
+    for command in (["bench"], ["tune", "--min-psnr", "30"]):
+        result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "file" / "x"), "--prompts", "p"])
+        assert (result.exit_code, "file is a file" in result.stderr) == (1, True), result.output
+    result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "-o", str(tmp_path), "--prompts", "p"])
+    assert (result.exit_code, "is a folder" in result.stderr) == (2, True)
+
+
 def test_inspect_of_something_else(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
     assert result.exit_code == 2

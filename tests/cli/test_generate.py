@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from diffaccel.batch.metadata import read_job
+from diffaccel.batch.metadata import encode, read_job
 from diffaccel.batch.store import OutputFolder, read_manifest
 from diffaccel.cli import main
 
@@ -86,6 +87,49 @@ def test_from_renders_the_same_picture_again(generate, tmp_path: Path) -> None:
     other = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again"), "--seed", "4"])
     assert other.exit_code == 0, other.output
     assert pictures(tmp_path / "again") != pictures(tmp_path / "out")
+
+
+def test_from_takes_a_profile_and_says_what_is_wrong(generate, tmp_path: Path) -> None:
+    generate("p", "--cache", "none")
+    path = next((tmp_path / "out").glob("*.png"))
+    (tmp_path / "profile.json").write_text('[{"type": "deepcache", "interval": 2}]')
+
+    def again(*arguments: object) -> Result:
+        return CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again"), *arguments])
+
+    assert again("--profile", str(tmp_path / "profile.json")).exit_code == 0
+    assert read_job(tmp_path / "again" / path.name).cache == "deepcache:interval=2"
+    result = again("--steps", "0")
+    assert (result.exit_code, "--steps: Input should be greater" in result.stderr) == (2, True)
+    path.write_bytes(encode(Image.new("RGB", (8, 8)), replace(read_job(path), id="../../x")))
+    result = again()
+    assert (result.exit_code, "cannot be used: custom_id" in result.stderr) == (2, True)
+
+
+def test_one_id_for_two_rows_does_not_spoil_the_picture_that_has_it(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "custom_id": "x"}\n{"prompt": "b", "custom_id": "x"}\n')
+    for done in (1, 0):
+        result = generate(tmp_path / "p.jsonl", "--parquet", "--format", "json")
+        assert result.exit_code == 3
+        assert json.loads(result.stdout)["done"] == done
+        assert (tmp_path / "out" / "pictures.parquet").exists()
+        (tmp_path / "out" / "pictures.parquet").unlink()
+
+
+def test_other_settings_in_shards_after_a_run_over_the_whole(generate, tmp_path: Path) -> None:
+    generate("p", "--seed", 1)
+    for expected in (1, 0):
+        result = generate("p", "--seed", 2, "--shard", "1/1", "--parquet", "--format", "json")
+        assert json.loads(result.stdout)["done"] == expected
+        assert (tmp_path / "out" / "pictures.parquet").exists()
+
+
+def test_words_of_strangers_do_not_reach_the_terminal(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "\\u001b[2J": 1}\n{"prompt": "b"}\n')
+    for arguments in (["--dry-run"], []):
+        output = generate(tmp_path / "p.jsonl", *arguments).output
+        assert "\\x1b[2J: Extra inputs" in output
+        assert "\x1b" not in output
 
 
 def test_compare_shows_both(generate, tmp_path: Path) -> None:
@@ -222,6 +266,8 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--shard", "3/2"], "'3/2' is not I/N"),
         (["p", "--device", "abacus"], "unknown device 'abacus'; this machine has cpu"),
         (["p", "--device", "maia"], "no device 'maia' here; this machine has cpu"),
+        (["p", "--model", "~nobody/model"], "unknown model '~nobody/model'"),
+        (["p", "--init-image", "~nobody/a.png"], "no such picture to start from: ~nobody/a.png"),
         (["--from", "nowhere.png"], "no such picture: nowhere.png"),
         (["p", "--from", "nowhere.png"], "either prompts or --from"),
     ],
