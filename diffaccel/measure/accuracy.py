@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from diffaccel.config import check
 from diffaccel.models import path
+from diffaccel.models.quiet import quiet_loading
 
 CHUNK = 64  # pictures at a time
 
@@ -41,8 +42,9 @@ class Judge:
 
         check(bool(captions), "a judge needs at least one caption; got none")
         self.captions = list(captions)
-        self.model: Any = CLIPModel.from_pretrained(path("emoji-clip")).eval()
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(path("emoji-clip"))
+        with quiet_loading():
+            self.model: Any = CLIPModel.from_pretrained(path("emoji-clip")).eval()
+            self.tokenizer: Any = CLIPTokenizer.from_pretrained(path("emoji-clip"))
         with torch.no_grad():
             text = self.model.text_model(input_ids=self._tokens()).pooler_output
             self.text = F.normalize(self.model.text_projection(text), dim=-1)  # (captions, features)

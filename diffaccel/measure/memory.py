@@ -65,7 +65,9 @@ def watch_cache(handle: Handle, model: torch.nn.Module) -> Iterator[Memory]:
 
 
 def _reset_high_water() -> bool:
-    """Set this process's mark of peak memory to its current memory; whether that worked."""
+    """Set this process's mark of peak memory to its current memory; whether that worked, as it does on Linux alone."""
+    if not _CLEAR.exists():
+        return False
     with suppress(OSError):
         _release()
         _CLEAR.write_text("5")
