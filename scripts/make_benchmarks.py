@@ -135,9 +135,7 @@ def tuned_section(results: list[dict[str, Any]]) -> str:
         "caches, and fewer steps; *with a forecast*, the same caches with Taylor(1), too. Tuned profiles are "
         f"{mean(gains[0]):+.1f} dB from the best published setting on average, {min(gains[0]):+.1f} dB at the least, "
         f"and {mean(gains[1]):+.1f} dB and {min(gains[1]):+.1f} dB from the best of all. Calibration, three searches "
-        f"and all fixed settings took {max(minutes):.0f} minutes of one core at most. IntervalCache, which is ahead of "
-        "some profiles when it forecasts, reuses what lies inside a transformer's blocks; a plan reuses whole blocks, "
-        "so none is its image.\n",
+        f"and all fixed settings took {max(minutes):.0f} minutes of one core at most.\n",
         "| network | sampler | cost | tuned, dB | best as published | dB | gain | best with a forecast | dB | gain |",
         "|---|---|--:|--:|---|--:|--:|---|--:|--:|",
     ]

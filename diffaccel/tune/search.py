@@ -9,7 +9,7 @@ import numpy as np
 from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.calibration import Calibrated
 from diffaccel.tune.model import Manner, manner
-from diffaccel.tune.space import COMPUTE, Choice, Plan, fixed_plans, neighbours, uniform_plans
+from diffaccel.tune.space import COMPUTE, Choice, Plan, changed, fixed_plans, neighbours, uniform_plans
 
 STARTS = 14  # most fixed schedules that are run
 EXPANDED, OTHERS = (2, True), ((2, False), (3, True))  # ways in which uniform schedules are tried, the first on all
@@ -63,7 +63,7 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
     seeker = _Seeker(known, budget)
     starts = seeker.starts(min(STARTS, runs // 2))
     found = _best(seeker, starts)
-    for plan in sorted(starts, key=lambda p: budget.key(seeker.run(p)))[-POLISHED:]:
+    for plan in seeker.ranked(starts)[:POLISHED]:
         _take(seeker, found, seeker.polished(plan), progress)
     failures = 0
     while found.tried < runs and failures < PATIENCE:
@@ -80,7 +80,7 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
 
 def _best(seeker: "_Seeker", starts: list[Plan]) -> Found:
     """The best of the fixed schedules, all of them run."""
-    ranked = sorted(starts, key=lambda plan: seeker.budget.key(seeker.run(plan)), reverse=True)
+    ranked = seeker.ranked(starts)
     score = seeker.run(ranked[0])
     return Found(ranked[0], score, score, tuple(ranked), tried=len(starts))
 
@@ -125,18 +125,23 @@ class _Seeker:
         """Fixed schedules, all of them run: uniform ones, and then those of any kind that promise most.
 
         The uniform ones are what the published methods do, each part with a Taylor expansion of order 1, the best parts
-        in other ways, too. They also show what errors count where all calls make the same ones. To compute everything
-        is a start where it can be afforded.
+        in other ways, too, and the best of all with the last call computed. They also show what errors count where all
+        calls make the same ones. To compute everything is a start where it can be afforded.
         """
         wholes = self.known.space.wholes
         found = self._learned(self._uniform(Choice(reused, *EXPANDED)) for reused in wholes[:count])
-        ranked = sorted(found, key=lambda plan: self.budget.key(self.run(plan)), reverse=True)
-        best = [next(choice for choice in plan if choice.reused).reused for plan in ranked[:CONTENDERS]]
+        best = [next(choice for choice in plan if choice.reused).reused for plan in self.ranked(found)[:CONTENDERS]]
         others = [self._uniform(Choice(reused, *way)) for reused in best for way in OTHERS]
         found += self._learned(others[: count - len(found)])
+        closed = [changed(plan, {self.total - 1: COMPUTE}) for plan in self.ranked(found)[:1]]
+        found += [plan for plan in closed if plan not in found and self._affordable(plan)]
         promising = (plan for plan in self._promising() if plan not in found)
-        found += islice(promising, count - len(found))
+        found += islice(promising, max(0, count - len(found)))
         return [*found, *filter(self._affordable, [(COMPUTE,) * self.total])]
+
+    def ranked(self, plans: list[Plan]) -> list[Plan]:
+        """Plans by their real runs, the best first."""
+        return sorted(plans, key=lambda plan: self.budget.key(self.run(plan)), reverse=True)
 
     def _uniform(self, choice: Choice) -> Plan | None:
         """The uniform schedule of a choice that promises most; None if none can be afforded."""

@@ -28,7 +28,7 @@ PROMPTS = 36  # of which 6 are searched on, 8 choose, at two seeds each, and 12 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS)
 @click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
-@click.option("--runs", type=int, default=16, show_default=True, help="Real runs per search.")
+@click.option("--runs", type=int, default=24, show_default=True, help="Real runs per search.")
 @click.option("--calibration", type=int, default=6, show_default=True, help="Prompts that a search runs.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/tuned"), show_default=True)
 def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, calibration: int, output: Path) -> None:
