@@ -117,17 +117,19 @@ class StreamDiffusionPipeline(
         count = num_images_per_prompt if frames is None else len(frames)
         controls = _per_frame(control_image, count)
         noises = self._noises(len(prompts) * count, generator, latents, settings) if frames is None else None
-        outputs: list[Any] = []
+        images: list[Any] = []
         with self.progress_bar(total=len(prompts) * count) as bar:
             for k, text in enumerate(prompts):
                 own = [None] * count if noises is None else noises[k * count : (k + 1) * count]
                 with self.stream(text, output_type=output_type, **settings) as engine:
+                    outputs: list[StreamOutput] = []
                     for output in self._outputs(engine, zip(frames or [None] * count, own, controls, strict=True)):
-                        outputs.append(output.image)
+                        outputs.append(output)
                         bar.update()
                         if callback_on_frame_end is not None:
                             callback_on_frame_end(self, output)
-        images = _stacked(outputs, output_type)
+                images += _in_order(outputs)
+        images = _stacked(images, output_type)
         if isinstance(self, StableDiffusionXLPipeline | StableDiffusionXLControlNetPipeline):
             return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
         result = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
@@ -202,6 +204,14 @@ def _per_frame(control_image: Any, count: int) -> Sequence[Any]:
     if len(given) not in (1, count):
         raise ValueError(f"{count} frames need as many control images, or one for all, not {len(given)}")
     return given if len(given) == count else list(given) * count
+
+
+def _in_order(outputs: Sequence[StreamOutput]) -> list[Any]:
+    """Pictures in the order of their frames; a skipped one, which comes out early, repeats the picture before it."""
+    images: list[Any] = []
+    for output in sorted(outputs, key=lambda output: output.frame_id):
+        images.append(images[-1] if output.skipped else output.image)
+    return images
 
 
 def _stacked(outputs: list[Any], output_type: str) -> Any:

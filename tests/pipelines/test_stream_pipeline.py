@@ -159,3 +159,16 @@ def test_back_to_the_stock_pipeline() -> None:
     call = {"prompt": "a cat", "num_inference_steps": 2, "height": 32, "width": 32, "output_type": "pt"}
     pictures = [pipe(**call, generator=seeds(1)[0]).images for pipe in (stock, back)]
     assert torch.equal(*pictures)
+
+
+def test_skipped_frames_keep_their_places(pipe: Any) -> None:
+    still = FRAMES[:1].repeat(4, 1, 1, 1)
+    options = IMAGE | {"num_steps": 3, "image": torch.cat([FRAMES, still, FRAMES[1:2]])}
+    plain, seen = pipe(**options).images, []
+    similarity = SimilarityFilter(threshold=0.99999, max_skip=100)
+    skipping = pipe(**options, similarity=similarity, callback_on_frame_end=lambda _, output: seen.append(output))
+    assert [o.frame_id for o in seen if o.skipped] == [6, 7, 8]
+    assert [o.frame_id for o in seen] != list(range(10))
+    expected = [*range(6), 5, 5, 5, 9]
+    for picture, index in zip(skipping.images, expected, strict=True):
+        torch.testing.assert_close(picture, plain[index], atol=1e-4, rtol=0)
