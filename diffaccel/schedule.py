@@ -249,10 +249,10 @@ class Threshold(Schedule):
             whole("max_reuse", self.max_reuse, 0)
 
     def should_compute(self, call: Call) -> bool:
-        """True when the input has moved far enough, or enough calls were reused in a row."""
+        """True when the input has moved far enough, or is not finite, or enough calls were reused in a row."""
         if self.max_reuse is not None and call.age >= self.max_reuse:
             return True
-        return call.change() > self.threshold
+        return not call.change() <= self.threshold
 
 
 def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | None) -> int:

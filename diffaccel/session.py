@@ -16,7 +16,7 @@ from diffaccel.row_state import new_state
 from diffaccel.rows import with_late_rows
 from diffaccel.schedule import Call
 from diffaccel.signature import Inputs, Signature
-from diffaccel.state import ActivePart, Context
+from diffaccel.state import ActivePart, Context, relative_change
 from diffaccel.tally import Tally
 from diffaccel.wrapper import Wrapper
 
@@ -203,7 +203,7 @@ class Session:
             return True
         if forced is not None and (isinstance(self._forced, tuple) or not schedule.clears):
             return forced
-        change = partial(_change, sample, state.reference)
+        change = partial(relative_change, sample, state.reference)
         return schedule.should_compute(Call(context.step, self.clock.total, change, state.age, new_prompt))
 
     def _fit_rows(self, context: Context, inputs: Inputs) -> None:
@@ -246,10 +246,3 @@ def _same(old: tuple[Any, int], new: tuple[Any, int]) -> bool:
     if isinstance(old[0], torch.Tensor) or isinstance(new[0], torch.Tensor):
         return old[0] is new[0] and old[1] == new[1]
     return bool(old[0] == new[0])
-
-
-def _change(sample: torch.Tensor | None, reference: torch.Tensor | None) -> float:
-    """mean|x - x_ref| / mean|x_ref|, infinite where they cannot be compared."""
-    if sample is None or reference is None:
-        return float("inf")
-    return float((sample - reference).abs().mean() / reference.abs().mean())

@@ -122,6 +122,13 @@ def copied(output: Any) -> Any:
     return map_tensors(torch.clone, output)
 
 
+def relative_change(sample: torch.Tensor | None, reference: torch.Tensor | None) -> float:
+    """mean|x - x_ref| / mean|x_ref|, infinite where they cannot be compared; waits for the device."""
+    if sample is None or reference is None or sample.shape != reference.shape:
+        return float("inf")
+    return float((sample - reference).abs().mean() / reference.abs().mean())
+
+
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """`tree` with `function` applied to its tensors."""
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)

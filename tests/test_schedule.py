@@ -35,6 +35,7 @@ def test_threshold_computes_on_change_or_age() -> None:
     assert not schedule.should_compute(Call(1, change=lambda: 0.1))
     assert schedule.should_compute(Call(1, change=lambda: 0.11))
     assert schedule.should_compute(Call(3, change=lambda: 0.0, age=2))
+    assert schedule.should_compute(Call(1, change=lambda: float("nan")))
 
 
 def test_steps_longer_than_the_run() -> None:

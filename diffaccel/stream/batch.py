@@ -12,20 +12,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from diffaccel.guidance import Guidance
 from diffaccel.stream.coefficients import Rows, Stages, gather
 from diffaccel.stream.conditioning import Conditioning, Inputs, stack
+from diffaccel.stream.samplers import Level
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Settings:
-    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet."""
+    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet.
+
+    Stages and prompts are compared by identity.
+    """
 
     stages: Stages
     positive: Conditioning
@@ -58,6 +62,14 @@ class ControlImages:
     embedded: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
+class Estimate(NamedTuple):
+    """Clean and noise estimates of a frame, and the noise level that its latents had."""
+
+    level: Level
+    clean: torch.Tensor
+    noise: torch.Tensor
+
+
 @dataclass(eq=False)
 class Slot:
     """A group of frames in flight.
@@ -69,7 +81,7 @@ class Slot:
         source: clean latents of the input pictures, or None for text-to-image.
         stage: the next stage to run.
         anchor: clean estimate under the negative prompt, once it is known.
-        denoised, noise: clean and noise estimates of the last tick.
+        estimate: what the last tick made of it.
         entered: when each frame was pushed, in seconds.
         control: its control images, where the pipeline has ControlNets.
     """
@@ -80,8 +92,7 @@ class Slot:
     source: torch.Tensor | None = None
     stage: int = 0
     anchor: torch.Tensor | None = None
-    denoised: torch.Tensor | None = None
-    noise: torch.Tensor | None = None
+    estimate: Estimate | None = None
     entered: tuple[float, ...] = field(default=())
     control: ControlImages | None = None
 
@@ -114,17 +125,17 @@ class Slot:
         old, self.settings = self.settings, settings
         if settings.negative is not old.negative:
             self.anchor = None
-        if settings.stages is old.stages or self.denoised is None or self.noise is None:
+        if settings.stages is old.stages or self.estimate is None:
             return
-        reached, stages = old.stages.levels[self.stage - 1], settings.stages
+        (reached, clean, noise), stages = self.estimate, settings.stages
         stage = stages.first_below(reached.timestep)
         if stage is None:
-            self.stage, self.latents = len(stages), self.denoised
+            self.stage, self.latents = len(stages), clean
             return
         weights = stages.transition(reached, stages.levels[stage])
         fresh = stages.noise_of(stage).to(self.latents)
         self.stage = stage
-        self.latents = weights.clean * self.denoised + weights.noise * self.noise + weights.fresh * fresh
+        self.latents = weights.clean * clean + weights.noise * noise + weights.fresh * fresh
 
 
 class Memo(Generic[T]):
@@ -201,7 +212,8 @@ class StreamBatch:
         denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
         following = rows.advance(denoised, noise)
         for slot, x, d, n in zip(slots, *map(self._split, (following, denoised, noise)), strict=True):
-            slot.latents, slot.denoised, slot.noise, slot.stage = x, d, n, slot.stage + 1
+            slot.latents, slot.estimate = x, Estimate(slot.settings.stages.levels[slot.stage], d, n)
+            slot.stage += 1
 
     def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(rows[i : i + self.frames] for i in range(0, len(rows), self.frames))

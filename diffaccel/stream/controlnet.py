@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import finalize
 
 import torch
 
@@ -18,7 +17,7 @@ from diffaccel.families import is_companion
 from diffaccel.hooks import HOOK
 from diffaccel.stream.batch import Call, ControlImages, Memo
 from diffaccel.stream.conditioning import Inputs
-from diffaccel.stream.feature_hub import FeatureHub, is_compiled
+from diffaccel.stream.feature_hub import Replays, is_compiled
 from diffaccel.stream.text_kv import TextKeysValues
 
 EMBEDDING = "controlnet_cond_embedding"
@@ -169,21 +168,19 @@ class _Once:
 
     def __init__(self, net: torch.nn.Module, place: int) -> None:
         self._text = TextKeysValues(net)
-        accelerated = HOOK in hooks_of(net.get_submodule(EMBEDDING))
-        self._hooks: dict[str, _Embedding] = {} if accelerated else {EMBEDDING: _Embedding(place)}
-        self._hub = FeatureHub.of(net)
-        self._hub.acquire(self._hooks)
-        self._finalizer = finalize(self, self._hub.release, tuple(self._hooks))
+        layers = net.get_submodule(EMBEDDING)
+        self._hooks = {} if HOOK in hooks_of(layers) else {layers: _Embedding(place)}
+        self._replays = Replays(self._hooks)
 
     @contextmanager
     def using(self, call: Call) -> Iterator[None]:
         """Within, the ControlNet's calls are about the frames and prompts of ``call``."""
         for hook in self._hooks.values():
             hook.controls = [_control(slot) for slot, _ in call.rows]
-        with self._text.using(call), self._hub.using(self._hooks):
+        with self._text.using(call), self._replays.using():
             yield
 
     def close(self) -> None:
         """Take the hooks off."""
         self._text.close()
-        self._finalizer()
+        self._replays.close()

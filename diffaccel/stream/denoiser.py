@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from diffaccel.stream.batch import Call
@@ -13,12 +15,24 @@ from diffaccel.stream.slot_cache import as_slot_cache
 from diffaccel.stream.text_kv import TextKeysValues
 
 
+@dataclass(frozen=True)
+class Work:
+    """Network calls, their rows, and the rows among them that reused features."""
+
+    calls: int = 0
+    rows: int = 0
+    replayed: int = 0
+
+
 class Denoiser:
     """Runs network calls.
 
     Args:
         network: what is called.
         config: whose cache is used.
+
+    Attributes:
+        work: what was done.
     """
 
     def __init__(self, network: Network, config: StreamConfig) -> None:
@@ -27,16 +41,11 @@ class Denoiser:
         self._control = ControlNets(network.pipe)
         self._reuse = self._build(config)
         self._text = TextKeysValues(network.model)
-        self.calls = self.rows = 0
+        self.work = Work()
 
     def _build(self, config: StreamConfig) -> FeatureReuse | None:
         cache = as_slot_cache(config.cache)
         return None if cache is None else cache.build(self.network.model, self._control.models)
-
-    @property
-    def replayed_rows(self) -> int:
-        """Rows that reused features."""
-        return 0 if self._reuse is None else self._reuse.replayed
 
     def enter(self, pixels: torch.Tensor | None) -> None:
         """Note what enters with the next call, ``(frames, channels, H, W)``; None for text-to-image."""
@@ -47,9 +56,9 @@ class Denoiser:
         """Prediction for the rows of ``call``, ``(rows, C, h, w)``."""
         return self._run(call) if self._reuse is None else self._reuse.predict(self._run, call)
 
-    def _run(self, call: Call) -> torch.Tensor:
-        self.calls += 1
-        self.rows += len(call.latents)
+    def _run(self, call: Call, reuses: bool = False) -> torch.Tensor:
+        rows, done = len(call.latents), self.work
+        self.work = Work(done.calls + 1, done.rows + rows, done.replayed + rows * reuses)
         with self._text.using(call):
             latents = call.latents.to(self.network.dtype)
             inputs = {**call.inputs, **self._control.residuals(latents, call)}
@@ -64,7 +73,7 @@ class Denoiser:
         if config.cache == self._config.cache:
             return self
         other = Denoiser(self.network, config)
-        other.calls, other.rows = self.calls, self.rows
+        other.work = self.work
         return other
 
     def forget(self) -> None:

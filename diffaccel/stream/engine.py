@@ -23,7 +23,7 @@ from diffaccel.stream.intake import Intake, latent_shape
 from diffaccel.stream.networks import network_for
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.samplers import Sampler
-from diffaccel.stream.settings import At, SettingsBuilder, Transition, check_way
+from diffaccel.stream.settings import At, Course, SettingsBuilder, check_way
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState, seen_in
 
@@ -110,9 +110,8 @@ class StreamEngine:
         shape = latent_shape(self.config, self._network, self._codec)
         self._intake = Intake(self._network, self._codec, shape)
         self._builder = SettingsBuilder(self._network, shape)
-        self._settings = self._builder.build(self.config)
+        self._course = Course(self._builder.build(self.config))
         self._denoiser = Denoiser(self._network, self.config)
-        self._transition: Transition | None = None
         self._lock = threading.RLock()
         self._closed = False
         self._state = StreamState(self.config, self._network.device)
@@ -120,7 +119,7 @@ class StreamEngine:
     @property
     def latency(self) -> int:
         """Ticks between the one a frame enters and the one that finishes it: ``N - 1``, or 0 in sequential mode."""
-        return len(self._settings.stages) - 1 if self.config.stream_batch else 0
+        return len(self._course.settings.stages) - 1 if self.config.stream_batch else 0
 
     @property
     def next_frame_id(self) -> int:
@@ -160,23 +159,20 @@ class StreamEngine:
                 inputs = self._intake.accept(image, latents, control, self.config)
             first = self._state.take_ids(len(inputs), frame_id)
             now = time.perf_counter()
-            outputs: list[StreamOutput] = []
             for k, given in enumerate(inputs):
                 try:
-                    outputs += self._push(Frame(first + k, now, *given))
+                    self._push(Frame(first + k, now, *given))
                 except BaseException:
                     self._state.drop(len(inputs) - k - 1)
                     raise
-            return outputs
+            return self._state.take_ready()
 
     def flush(self) -> list[StreamOutput]:
         """Finish every frame in flight, and return their pictures."""
         with self._lock:
             self._check_open()
-            outputs = self._tick(self._group()) if self._state.pending else []
-            while self._state.batch.slots:
-                outputs += self._tick(None)
-            return outputs
+            self._drain()
+            return self._state.take_ready()
 
     def stream(self, frames: Iterable[Picture | None]) -> Iterator[StreamOutput]:
         """Push every frame of ``frames`` (None: text-to-image), yield what is finished, and flush at the end."""
@@ -188,45 +184,54 @@ class StreamEngine:
         if self._closed:
             raise RuntimeError("this StreamEngine is closed: build a new one")
 
-    def _push(self, frame: Frame) -> list[StreamOutput]:
+    def _push(self, frame: Frame) -> None:
         state = self._state
         seen = frame.seen
         if seen is not None and state.skips(seen):
-            drained = self._tick(self._group() if state.pending else None) if state.pending or state.batch.slots else []
-            return [*drained, state.repeat(frame)]
+            try:
+                if state.busy:
+                    self._advance()
+            finally:
+                state.repeat(frame)
+            return
         state.pending.append(frame)
-        if len(state.pending) < self.config.frame_buffer:
-            return []
-        outputs = self._tick(self._group())
-        while not self.config.stream_batch and state.batch.slots:
-            outputs += self._tick(None)
-        return outputs
+        if len(state.pending) >= self.config.frame_buffer:
+            self._advance()
 
-    def _group(self) -> list[Frame]:
-        group, self._state.pending = self._state.pending, []
-        return group
+    def _advance(self) -> None:
+        """One tick; in sequential mode as many as finish what is in flight."""
+        self._tick()
+        if not self.config.stream_batch:
+            self._drain()
 
-    def _tick(self, group: list[Frame] | None) -> list[StreamOutput]:
+    def _drain(self) -> None:
+        while self._state.busy:
+            self._tick()
+
+    def _tick(self) -> None:
+        """Let the frames that wait enter, and move all frames on."""
         state = self._state
+        group, state.pending = state.pending, []
         try:
-            entering = None if group is None else self._enter(group)
+            entering = self._enter(group) if group else None
             with state.clock.stage("denoise"):
                 finished = state.batch.tick(self._denoiser.predict, entering)
         except BaseException:
-            state.counts.frames_dropped += 0 if group is None else len(group)
+            state.counts.frames_dropped += len(group)
             state.clock.finish(waited=True)
             raise
-        return self._deliver(finished)
+        self._deliver(finished)
 
     def _enter(self, group: list[Frame]) -> Slot:
         """The slot of frames that enter together, noised to the first stage; missing frames repeat the last one."""
-        self._step_transition()
+        if self._course.advance(len(group), self.config.blend):
+            self._state.adopt(self._course.settings)
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
-        slot = self._intake.slot(group, padded, self._settings, self._state, self.config)
+        slot = self._intake.slot(group, padded, self._course.settings, self._state, self.config)
         self._denoiser.enter(seen_in(padded))
         return slot
 
-    def _deliver(self, finished: list[Slot]) -> list[StreamOutput]:
+    def _deliver(self, finished: list[Slot]) -> None:
         """Decode what is finished, withhold what overtook an older frame, and drop what is not finite."""
         state = self._state
         images: list[Any] = []
@@ -242,7 +247,7 @@ class StreamEngine:
             raise
         finally:
             timings = state.clock.finish(waited=bool(finished))
-        return state.release(finished, images, timings)
+        state.release(finished, images, timings)
 
     def update(
         self, *, at: At = "all", transition: int = 0, lora_scale: Mapping[str, float] | None = None, **changes: Any
@@ -254,7 +259,7 @@ class StreamEngine:
                 from now on. Frames in flight join new stages at the first one below the noise level they have
                 reached.
             transition: number of entering frames over which prompts, scales and delta move from the old to the new
-                values.
+                values. A change of something else does not end a transition.
             lora_scale: scale by adapter name, passed to ``pipe.set_adapters``; this reaches every engine on the
                 pipeline.
             changes: fields of the constructor (but sizes and frame_buffer), and ``scale`` or ``delta`` of the guidance.
@@ -277,32 +282,22 @@ class StreamEngine:
                 self._denoiser = denoiser
             self._state.reconfigure(self.config, config)
             self.config = config
-            self._transition = Transition(self._settings, target, transition, at)
-            if transition == 0:
-                self._step_transition()
+            if self._course.turn(target, transition, at):
+                self._state.adopt(self._course.settings)
 
     def _scale_lora(self, scales: Mapping[str, float]) -> None:
         self.pipe.set_adapters(list(scales), list(scales.values()))
         self._builder.forget()
         self._denoiser.forget()
 
-    def _step_transition(self) -> None:
-        if self._transition is None:
-            return
-        self._settings = self._transition.step(self.config.blend)
-        if self._transition.at == "all":
-            self._state.adopt(self._settings)
-        if self._transition.over:
-            self._transition = None
-
     def reset(self) -> None:
         """Forget every frame: in flight, counted, cached. Settings stay; the next frame is number 0."""
         with self._lock:
             self._check_open()
-            if self._transition is not None:
-                self._settings, self._transition = self._transition.end, None
+            denoiser = Denoiser(self._network, self.config)
             self._denoiser.close()
-            self._denoiser = Denoiser(self._network, self.config)
+            self._denoiser = denoiser
+            self._course.arrive()
             self._state = StreamState(self.config, self._network.device)
 
     def warmup(self) -> None:
@@ -313,23 +308,22 @@ class StreamEngine:
         with self._lock:
             self._check_open()
             state, self._state = self._state, StreamState(self.config, self._network.device)
-            transition, self._transition = self._transition, None
-            counts = self._denoiser.calls, self._denoiser.rows
+            course, self._course = self._course, Course(self._course.settings)
+            work = self._denoiser.work
             try:
                 for _ in range(self.latency + 1):
-                    self._tick([self._intake.blank(self.config)])
-                while self._state.batch.slots:
-                    self._tick(None)
+                    self._state.pending = [self._intake.blank(self.config)]
+                    self._tick()
+                self._drain()
             finally:
-                self._state, self._transition = state, transition
+                self._state, self._course = state, course
                 self._denoiser.forget()
-                self._denoiser.calls, self._denoiser.rows = counts
+                self._denoiser.work = work
 
     def report(self) -> StreamReport:
         """Account of frames and times since the engine was built or reset."""
         with self._lock:
-            sampler = type(self._settings.stages.sampler).__name__
-            return self._state.report(self._denoiser, self.latency, sampler)
+            return self._state.report(self._denoiser.work, self.latency, self._course.settings.stages.sampler)
 
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -20,11 +20,12 @@ from diffaccel.hooks import Place, ReplayHook
 from diffaccel.methods.base import Method
 from diffaccel.schedule import Call as ScheduleCall
 from diffaccel.signature import Inputs as NetworkInputs
-from diffaccel.state import ActivePart, CacheState, map_tensors
+from diffaccel.state import ActivePart, CacheState, map_tensors, relative_change
 from diffaccel.stream.batch import Call, Slot
-from diffaccel.stream.feature_hub import FeatureHub
+from diffaccel.stream.feature_hub import Replays
 
-Run = Callable[[Call], torch.Tensor]
+Run = Callable[[Call, bool], torch.Tensor]
+"""Runs a network call, given also whether features are reused in it."""
 
 
 class _Hooked:
@@ -33,10 +34,8 @@ class _Hooked:
     def __init__(self, model: torch.nn.Module, parts: Sequence[ActivePart]) -> None:
         self._parts = parts
         self._writes = layout_of(model).writes
-        self._replays = {name: hook for active in parts for name, hook in _hooks(active)}
-        self._hub = FeatureHub.of(model)
-        self._hub.acquire(self._replays)
-        self.close = finalize(self, self._hub.release, tuple(self._replays))
+        self._replays = Replays({model.get_submodule(name): hook for active in parts for name, hook in _hooks(active)})
+        self.close = self._replays.close
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -44,7 +43,7 @@ class _Hooked:
         writable = self._writes(NetworkInputs({}, ("sample", None, None)))
         for active in self._parts:
             active.state.writable = writable
-        with self._hub.using(self._replays):
+        with self._replays.using():
             yield
 
 
@@ -84,9 +83,6 @@ class FeatureReuse(ABC):
         companions: its ControlNets, which compute no more than the denoiser reads.
         scene_change: see `SlotCache`.
 
-    Attributes:
-        computed, replayed: rows that computed everything, and rows that reused features.
-
     Raises:
         UnsupportedModelError, ValueError: where the method does not fit the network.
         RuntimeError: where the network is accelerated already.
@@ -105,7 +101,6 @@ class FeatureReuse(ABC):
             followers = _followers(method, companion, self.active)
             self._hooked.append(_Hooked(companion, [f.active for f in followers]))
             self.followers += followers
-        self.computed = self.replayed = 0
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -125,16 +120,11 @@ class FeatureReuse(ABC):
         """The network's prediction for ``call``, with features reused."""
 
     def _run(self, run: Run, call: Call) -> torch.Tensor:
-        computes = all(active.state.compute for active in self.active)
+        reuses = not all(active.state.compute for active in self.active)
         with ExitStack() as stack:
             for hooked in self._hooked:
                 stack.enter_context(hooked.using())
-            prediction = run(call)
-        if computes:
-            self.computed += len(call.latents)
-        else:
-            self.replayed += len(call.latents)
-        return prediction
+            return run(call, reuses)
 
 
 def decide(state: CacheState, part: Part, sample: torch.Tensor, *, forced: bool) -> None:
@@ -143,7 +133,7 @@ def decide(state: CacheState, part: Part, sample: torch.Tensor, *, forced: bool)
         state.step, state.compute = 0, True
     else:
         state.step += 1
-        call = ScheduleCall(state.step, None, lambda: _change(sample, state.reference), state.age)
+        call = ScheduleCall(state.step, None, lambda: relative_change(sample, state.reference), state.age)
         state.compute = part.schedule.should_compute(call)
     state.age = 0 if state.compute else state.age + 1
     state.filled = True
@@ -151,17 +141,14 @@ def decide(state: CacheState, part: Part, sample: torch.Tensor, *, forced: bool)
         state.reference = sample.clone()
 
 
-def _change(sample: torch.Tensor, reference: torch.Tensor | None) -> float:
-    """mean|x - x_ref| / mean|x_ref|."""
-    if reference is None or reference.shape != sample.shape:
-        return float("inf")
-    return float((sample - reference).abs().mean() / reference.abs().mean())
-
-
 class ByStage(FeatureReuse):
-    """Row i reuses what row i stored: the frame before it, at the same stage."""
+    """Row i reuses what row i stored: the frame before it, at the same stage.
+
+    What a frame stored whose prediction is not finite would spoil those that follow it, so all rows compute then.
+    """
 
     _rows: tuple[Any, ...] = ()
+    _finite: torch.Tensor | None = None
     _last: torch.Tensor | None = None
     _new_scene = False
     _forced = 0
@@ -175,12 +162,16 @@ class ByStage(FeatureReuse):
     def _changed(self, pixels: torch.Tensor, last: torch.Tensor) -> bool:
         if pixels.device.type != "cpu" or pixels.shape != last.shape:
             return pixels.shape != last.shape
-        # Pixels span 2 units.
-        return float((pixels - last).abs().mean()) / 2 > self.scene_change
+        differences = (pixels - last).abs().flatten(1).mean(1)  # of each frame, whose pixels span 2 units
+        return float(differences.max()) / 2 > self.scene_change
 
     def forget(self) -> None:
         """Compute everything in the next call."""
         self._rows = ()
+
+    def _is_spoilt(self) -> bool:
+        """Whether something that is not finite may have been stored; the last tick's output was waited for already."""
+        return self._finite is not None and not bool(self._finite)
 
     def predict(self, run: Run, call: Call) -> torch.Tensor:
         """Compute where a schedule says so, after a change of scene, of prompts or of the rows; else reuse."""
@@ -188,7 +179,7 @@ class ByStage(FeatureReuse):
         same = len(rows) == len(self._rows) and all(_equal(a, b) for a, b in zip(rows, self._rows, strict=True))
         if self._new_scene:  # it has passed all stages when so many calls have computed
             self._new_scene, self._forced = False, max(len(s.settings.stages) for s, _ in call.rows)
-        forced, self._forced = not same or self._forced > 0, max(0, self._forced - 1)
+        forced, self._forced = not same or self._forced > 0 or self._is_spoilt(), max(0, self._forced - 1)
         self._rows = rows
         for active in self.active:
             if forced:
@@ -197,10 +188,12 @@ class ByStage(FeatureReuse):
         for follower in self.followers:
             follower.follow(forced=forced)
         try:
-            return self._run(run, call)
+            prediction = self._run(run, call)
         except BaseException:
             self._rows = ()
             raise
+        self._finite = prediction.isfinite().all()
+        return prediction
 
 
 def _told(slot: Slot, negative: bool) -> tuple[object, object]:

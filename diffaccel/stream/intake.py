@@ -116,7 +116,8 @@ class Intake:
             with state.clock.stage("encode"):
                 pixels = torch.cat(pictures).to(self._device, non_blocking=True)
                 source = self._codec.encode(pixels)
-        noises = [state.noise(f, self._shape) if source is None else f.noise for f in padded]
+        noises = [state.noise(f, self._shape) if source is None else f.noise for f in group]
+        noises += noises[-1:] * (len(padded) - len(group))
         slot = entering_slot(group, settings, source, noises, self._device)
         if self._nets:
             with state.clock.stage("control"):

@@ -107,29 +107,48 @@ def check_way(at: At, transition: int) -> None:
         raise ValueError(f"transition must be a number of frames, not {transition!r}")
 
 
-class Transition:
-    """The way from one setting to another over a number of entering frames; over none, in one step."""
+class Course:
+    """The settings of entering frames, which may be on their way from one to another.
 
-    def __init__(self, start: Settings, end: Settings, frames: int, at: At) -> None:
-        self.start, self.end, self.frames, self.at = start, end, frames, at
-        self._done = 0
+    Attributes:
+        settings: of the frames that enter now.
+    """
 
-    @property
-    def over(self) -> bool:
-        """Whether the end is reached."""
-        return self._done >= max(1, self.frames)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = self._start = self._end = settings
+        self._done = self._frames = 0
+        self._at: At = "all"
 
-    def step(self, how: Blend) -> Settings:
-        """Settings of the next frame."""
-        self._done += 1
-        if self.over:
-            return self.end
-        weight = self._done / self.frames
-        start, end = self.start, self.end
+    def turn(self, end: Settings, frames: int, at: At) -> bool:
+        """Head for other settings, over a number of entering frames; 0 reaches them at once.
+
+        Whether settings moved for frames in flight, too. A change of what is no part of them leaves a course as it is.
+        """
+        if self._done < self._frames and end == self._end:
+            return False
+        self._start, self._end, self._done, self._frames, self._at = self.settings, end, 0, frames, at
+        if frames == 0:
+            self.settings = end
+        return frames == 0 and at == "all"
+
+    def advance(self, frames: int, how: Blend) -> bool:
+        """Let frames enter together; whether settings moved for frames in flight, too."""
+        if self._done >= self._frames:
+            return False
+        self._done += frames
+        self.settings = self._end if self._done >= self._frames else self._between(self._done / self._frames, how)
+        return self._at == "all"
+
+    def arrive(self) -> None:
+        """Be at the end at once."""
+        self.settings, self._done = self._end, self._frames
+
+    def _between(self, weight: float, how: Blend) -> Settings:
+        start, end = self._start, self._end
         return Settings(
             end.stages,
             _between(start.positive, end.positive, weight, how),
-            end.negative
+            end.negative or start.negative  # guidance that ends with none may ask for one on the way
             if start.negative is None or end.negative is None
             else _between(start.negative, end.negative, weight, how),
             _between_guidances(start.guidance, end.guidance, weight),

@@ -14,8 +14,9 @@ from diffaccel.similarity import SimilarityState
 from diffaccel.stream.batch import Settings, Slot, StreamBatch
 from diffaccel.stream.clock import Clock
 from diffaccel.stream.config import StreamConfig
-from diffaccel.stream.denoiser import Denoiser
+from diffaccel.stream.denoiser import Work
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
+from diffaccel.stream.samplers import Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,7 @@ class StreamState:
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
         self.next_id = 0
         self._withheld: list[tuple[Slot, list[Any]]] = []
+        self._ready: list[StreamOutput] = []
         self._last_image: Any = None
 
     def take_ids(self, count: int, first: int | None) -> int:
@@ -111,14 +113,19 @@ class StreamState:
             return False
         return self._filter.skips(pixels)
 
-    def repeat(self, frame: Frame) -> StreamOutput:
-        """The last picture again, for a skipped frame."""
+    def repeat(self, frame: Frame) -> None:
+        """Make the last picture ready again, for a skipped frame."""
         self.counts.frames_skipped += 1
         latency = (time.perf_counter() - frame.entered) * 1000
-        return StreamOutput(self._last_image, frame.frame_id, skipped=True, timings={"latency": latency})
+        self._ready.append(StreamOutput(self._last_image, frame.frame_id, skipped=True, timings={"latency": latency}))
 
-    def release(self, finished: Sequence[Slot], images: Sequence[Any], timings: dict[str, float]) -> list[StreamOutput]:
-        """Outputs in the order of their inputs: frames that overtook an older one wait for it."""
+    def take_ready(self) -> list[StreamOutput]:
+        """The outputs that are ready, each once; where a call raises, they stay for the next one."""
+        ready, self._ready = self._ready, []
+        return ready
+
+    def release(self, finished: Sequence[Slot], images: Sequence[Any], timings: dict[str, float]) -> None:
+        """Make outputs ready in the order of their inputs: frames that overtook an older one wait for it."""
         start = 0
         for slot in finished:
             end = start + len(slot.frame_ids)
@@ -126,13 +133,10 @@ class StreamState:
             start = end
         oldest = min((s.frame_ids[0] for s in self.batch.slots), default=None)
         self._withheld.sort(key=lambda pair: pair[0].frame_ids)
-        outputs: list[StreamOutput] = []
         while self._withheld and (oldest is None or self._withheld[0][0].frame_ids[0] < oldest):
-            outputs += self._outputs(*self._withheld.pop(0), timings)
-        return outputs
+            self._output(*self._withheld.pop(0), timings)
 
-    def _outputs(self, slot: Slot, images: list[Any], timings: dict[str, float]) -> list[StreamOutput]:
-        outputs = []
+    def _output(self, slot: Slot, images: list[Any], timings: dict[str, float]) -> None:
         for frame_id, entered, image in zip(slot.frame_ids, slot.entered, images, strict=True):
             if image is None:
                 self.counts.frames_not_finite += 1
@@ -141,14 +145,16 @@ class StreamState:
             self.clock.latency(latency)
             self.counts.frames_out += 1
             self._last_image = image
-            outputs.append(StreamOutput(image, frame_id, timings={**timings, "latency": latency}))
-        return outputs
+            self._ready.append(StreamOutput(image, frame_id, timings={**timings, "latency": latency}))
 
     def check_guidance(self, guidance: Guidance, at: str) -> None:
-        """Raise ValueError where frames in flight have no picture that new guidance would need."""
-        if at == "all" and guidance.negative_source == "input" and any(s.source is None for s in self.batch.slots):
+        """Raise ValueError where waiting frames, or those in flight, have no picture that new guidance would need."""
+        flying = at == "all" and any(s.source is None for s in self.batch.slots)
+        if guidance.negative_source == "input" and (flying or any(f.pixels is None for f in self.pending)):
             raise ValueError(
                 "SelfNegative needs input pictures, and text-to-image frames are in flight: flush, or use at='new'"
+                if flying
+                else "SelfNegative needs input pictures, and text-to-image frames wait for their buffer to fill: flush"
             )
 
     def reconfigure(self, old: StreamConfig, new: StreamConfig) -> None:
@@ -173,12 +179,17 @@ class StreamState:
         self.counts.frames_dropped += frames
 
     @property
+    def busy(self) -> bool:
+        """Whether frames wait or are in flight."""
+        return bool(self.pending or self.batch.slots)
+
+    @property
     def in_flight(self) -> int:
         """Frames that were accepted and have not come out."""
         slots = [*self.batch.slots, *(slot for slot, _ in self._withheld)]
         return len(self.pending) + sum(len(s.frame_ids) for s in slots)
 
-    def report(self, denoiser: Denoiser, latency: int, sampler: str) -> StreamReport:
+    def report(self, work: Work, latency: int, sampler: Sampler) -> StreamReport:
         """Account of this stream."""
         summary = self.clock.summary()
         latency_ms = summary.pop("latency", {})
@@ -189,9 +200,9 @@ class StreamState:
             latency_ms=latency_ms,
             tick_ms=summary,
             ticks=self.clock.ticks,
-            network_calls=denoiser.calls,
-            network_rows=denoiser.rows,
-            computed_rows=denoiser.rows - denoiser.replayed_rows,
-            replayed_rows=denoiser.replayed_rows,
-            sampler=sampler,
+            network_calls=work.calls,
+            network_rows=work.rows,
+            computed_rows=work.rows - work.replayed,
+            replayed_rows=work.replayed,
+            sampler=type(sampler).__name__,
         )

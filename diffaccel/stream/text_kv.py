@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import finalize
 
 import torch
 
@@ -17,7 +16,7 @@ from diffaccel._diffusers import Hook, hooks_of
 from diffaccel.families import UnsupportedModelError, layout_of
 from diffaccel.hooks import HOOK
 from diffaccel.stream.batch import Call, Memo
-from diffaccel.stream.feature_hub import FeatureHub, is_compiled
+from diffaccel.stream.feature_hub import Replays, is_compiled
 
 Stamp = tuple[object, ...]
 Projected = dict[str, tuple[Stamp, torch.Tensor]]
@@ -59,11 +58,10 @@ class TextKeysValues:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._projections = {name: _Projection(name) for name in _names(model)}
+        self._projections = {model.get_submodule(name): _Projection(name) for name in _names(model)}
         self._known: Memo[Projected] = Memo(4)
-        self._hub = FeatureHub.of(model)
-        self._hub.acquire(self._projections)
-        self._finalizer = finalize(self, self._hub.release, tuple(self._projections))
+        self._replays = Replays(self._projections)
+        self.close = self._replays.close
 
     @contextmanager
     def using(self, call: Call) -> Iterator[None]:
@@ -75,12 +73,8 @@ class TextKeysValues:
         stored = self._known.get(prompts, dict)
         for projection in self._projections.values():
             projection.stored = stored
-        with self._hub.using(self._projections):
+        with self._replays.using():
             yield
-
-    def close(self) -> None:
-        """Take the hooks off."""
-        self._finalizer()
 
 
 def _names(model: torch.nn.Module) -> list[str]:

@@ -76,7 +76,7 @@ def test_every_frame(case: str, stream_batch: bool, pipe: Any, recorded: dict[st
 @pytest.mark.parametrize("case", CASES)
 def test_coefficients_and_noise(case: str, pipe: Any, recorded: dict[str, torch.Tensor]) -> None:
     indices, guidance = CASES[case]
-    stages = build(pipe, indices, guidance)._settings.stages
+    stages = build(pipe, indices, guidance)._course.settings.stages
     assert list(stages.timesteps) == recorded[f"{case}/sub_timesteps_tensor"].tolist()
     close(torch.tensor(stages.alphas), recorded[f"{case}/alpha_prod_t_sqrt"].flatten())
     close(torch.tensor([level.sigma for level in stages.levels]), recorded[f"{case}/beta_prod_t_sqrt"].flatten())

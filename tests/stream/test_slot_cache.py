@@ -1,7 +1,7 @@
 """Slot caches against a forward pass written without hooks, and what makes them compute."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -88,7 +88,7 @@ def test_by_frame_equals_reference(
     assert cached.report().computed_rows == 12 * computed
 
 
-def replays(engine: StreamEngine, frames: torch.Tensor, **update: Any) -> list[bool]:
+def replays(engine: StreamEngine, frames: Sequence[torch.Tensor] | torch.Tensor, **update: Any) -> list[bool]:
     """Whether each tick reused features; ``update`` happens before the last frame but three."""
     out = []
     for i, frame in enumerate(frames):
@@ -232,3 +232,53 @@ def test_an_accelerated_pipeline_is_refused(engine: Build) -> None:
 def test_a_cache_travels_as_a_dictionary() -> None:
     cache = SlotCache(DeepCache(interval=2, branch=1), "frame", 0.2)
     assert SlotCache.from_dict(cache.to_dict()) == cache
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DeepCache(interval=2),
+        DeepCache(interval=5),
+        DeepCache(schedule=Threshold(0.2)),
+        DeepCache(interval=2, forecast=Taylor(2)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("key", ["stage", "frame"])
+def test_a_frame_that_is_not_finite_spoils_no_other(
+    method: DeepCache, key: Any, engine: Build, movie: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if key == "frame" and method.forecast is not None:
+        pytest.skip("features that travel with a frame cannot be forecast")
+    stream = engine(cache=SlotCache(method, key), timestep_indices=(10, 20, 30, 40))
+    outputs = []
+    for i, frame in enumerate(movie):
+        with monkeypatch.context() as patch:
+            if i == 5:
+                encode = stream._codec.encode
+                patch.setattr(stream._codec, "encode", lambda x, encode=encode: encode(x) * float("nan"))
+            outputs += stream.push(frame)
+    outputs += stream.flush()
+    assert [o.frame_id for o in outputs] == [i for i in range(12) if i != 5]
+    assert stream.report().frames_not_finite == 1
+
+
+def test_one_frame_of_a_buffer_may_change_the_scene(engine: Build, movie: torch.Tensor) -> None:
+    stream = engine(cache=DeepCache(interval=9), timestep_indices=(20, 40), frame_buffer=4)
+    dark, bright = movie[:1] * 0.5, movie[:1] * 0.5 + 0.3
+    shown = [dark] * 4, [dark] * 4, [dark] * 4, [dark, dark, dark, bright]
+    assert replays(stream, [torch.cat(buffer) for buffer in shown]) == [False, False, True, False]
+
+
+@pytest.mark.parametrize("key", ["stage", "frame"])
+def test_reused_rows_are_counted_on_when_the_cache_changes(key: Any, engine: Build, movie: torch.Tensor) -> None:
+    stream = engine(cache=SlotCache(DeepCache(interval=2), key), timestep_indices=(20, 40))
+    stream.warmup()
+    assert (stream.report().computed_rows, stream.report().replayed_rows) == (0, 0)
+    for frame in movie[:6]:
+        stream.push(frame)
+    before = stream.report().replayed_rows
+    assert before > 0
+    stream.update(cache=None)
+    stream.push(movie[6])
+    assert stream.report().replayed_rows == before

@@ -185,5 +185,13 @@ def test_network_rows_per_frame(guidance: Guidance, rows: int, engine: Build, fr
 
 
 def test_strength_and_number_of_steps(engine: Build) -> None:
-    assert engine(strength=1.0, num_steps=4)._settings.stages.timesteps == (999, 759, 499, 259)
-    assert engine(strength=0.5, num_steps=2)._settings.stages.timesteps == (499, 259)
+    assert engine(strength=1.0, num_steps=4)._course.settings.stages.timesteps == (999, 759, 499, 259)
+    assert engine(strength=0.5, num_steps=2)._course.settings.stages.timesteps == (499, 259)
+
+
+def test_a_buffer_that_is_not_full_draws_for_its_frames_alone(engine: Build) -> None:
+    shown = []
+    for buffer in ({}, {"frame_buffer": 3, "shared_noise": True}):
+        stream = engine(**buffer)
+        shown.append({o.frame_id: o.image for _ in range(3) for o in [*stream.push(), *stream.flush()]})
+    same(shown[1], shown[0])

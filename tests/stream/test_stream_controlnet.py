@@ -144,7 +144,7 @@ def test_equals_independent_reference(
     settings = {"timestep_indices": STAGES[stages], "guidance": guidance, "controlnet_scale": 0.8}
     outputs = run(engine(pipe, **settings), frames[:3], controls[:3])
     noise = stream_reference.noises(2, stages, 1, (4, 4, 4))
-    grid = engine(pipe, **settings)._settings.stages
+    grid = engine(pipe, **settings)._course.settings.stages
     prompt, negative = stream_reference.text(pipe, "a cat"), stream_reference.text(pipe, "blurry")
     for i in range(3):
         steps = [

@@ -402,3 +402,35 @@ def test_overhead_around_the_network_is_small(engine: Build, monkeypatch: pytest
         stream.push(frame)
         times.append(time.thread_time() - start)
     assert sorted(times)[30] < 0.003  # about 1 ms on a quiet machine, which scripts/bench.py measures
+
+
+def test_what_is_finished_is_not_lost_when_a_later_frame_raises(
+    engine: Build, frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = flaky(engine, monkeypatch, raises={5})
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.push(frames[:6])
+    assert account(stream) == (6, 2, 0, 2, 0, 2)
+    assert [o.frame_id for o in stream.push(frames[6])] == [0, 1, 2]
+    assert [o.frame_id for o in stream.flush()] == [3, 6]
+
+
+def test_a_skipped_frame_is_not_lost_when_the_tick_raises(
+    engine: Build, frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = flaky(engine, monkeypatch, raises={5})
+    stream.update(similarity=ALWAYS)
+    for frame in frames[:4]:
+        stream.push(frame)
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.push(frames[3])
+    assert account(stream) == (5, 2, 1, 0, 0, 2)
+    assert [(o.frame_id, o.skipped) for o in stream.flush()] == [(4, True), (2, False), (3, False)]
+
+
+def test_sequential_mode_finishes_a_buffer_that_a_skip_lets_enter(engine: Build, frames: torch.Tensor) -> None:
+    stream = engine(similarity=ALWAYS, frame_buffer=2, stream_batch=False)
+    stream.push(frames[:2])
+    assert stream.push(frames[2]) == []
+    assert [(o.frame_id, o.skipped) for o in stream.push(frames[2])] == [(2, False), (3, True)]
+    assert stream.frames_in_flight == 0

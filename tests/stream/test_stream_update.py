@@ -10,7 +10,9 @@ import torch
 from peft import LoraConfig
 from stream_reference import Step, clean_latents, lcm, noises, text
 
+from diffaccel._diffusers import hooks_of
 from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.methods import DeepCache
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.conditioning import slerp
 from diffaccel.stream.engine import StreamEngine
@@ -301,3 +303,76 @@ def test_lora_loaded_scaled_and_fused_while_the_stream_runs(engine: Build, frame
     pipe.fuse_lora(adapter_names=["style"])
     stream.reset()
     close(run(stream, frames)[8], styled[8])
+
+
+@pytest.mark.parametrize("second", [(20, 45), (5, 45), (30,), (49,), (10, 25, 40)], ids=str)
+def test_of_two_updates_between_frames_the_second_counts(
+    second: tuple[int, ...], engine: Build, frames: torch.Tensor
+) -> None:
+    once, twice = engine(timestep_indices=(0, 30)), engine(timestep_indices=(0, 30))
+    shown: list[list[torch.Tensor]] = []
+    for stream in (once, twice):
+        outputs = stream.push(frames[0])
+        if stream is twice:
+            stream.update(timestep_indices=(15, 35))
+        stream.update(timestep_indices=second)
+        shown.append([o.image for o in [*outputs, *stream.push(frames[1]), *stream.flush()]])
+    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
+@pytest.mark.parametrize("at", ["new", "all"])
+def test_a_transition_may_end_without_guidance(at: str, engine: Build, frames: torch.Tensor) -> None:
+    stream = engine(guidance=FullGuidance(2.0))
+    outputs = stream.push(frames[0])
+    stream.update(scale=1.0, transition=4, at=at)
+    outputs += [o for frame in frames[1:] for o in stream.push(frame)] + stream.flush()
+    assert [o.frame_id for o in outputs] == list(range(9))
+    assert torch.equal(outputs[8].image, run(engine(guidance=FullGuidance(1.0)), frames)[8])
+
+
+def test_a_transition_counts_frames_not_buffers(engine: Build, frames: torch.Tensor) -> None:
+    settings = {"timestep_indices": (30,), "shared_noise": True}
+    one, two = engine(**settings), engine(**settings, frame_buffer=2)
+    shown: list[list[torch.Tensor]] = []
+    for stream in (one, two):
+        stream.update(prompt="a dog", transition=4)
+        shown.append([o.image for frame in frames[:8] for o in stream.push(frame)])
+    for i in (1, 3, 4, 5, 6, 7):  # the last ones of their buffers, and those behind the transition
+        close(shown[1][i], shown[0][i])
+
+
+def test_other_changes_do_not_end_a_transition(engine: Build, frames: torch.Tensor) -> None:
+    plain, busy = engine(), engine()
+    shown: list[list[torch.Tensor]] = []
+    for stream in (plain, busy):
+        stream.push(frames[0])
+        stream.update(prompt="a dog", transition=4, at="new")
+        outputs = stream.push(frames[1])
+        if stream is busy:
+            stream.update(similarity=SimilarityFilter(1.0))
+        shown.append([o.image for frame in frames[2:] for o in [*outputs, *stream.push(frame)]])
+    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
+def test_self_negative_refuses_text_to_image_frames_that_wait(engine: Build) -> None:
+    stream = engine(frame_buffer=2)
+    stream.push()
+    for at in ("all", "new"):
+        with pytest.raises(ValueError, match="text-to-image frames wait for their buffer to fill: flush"):
+            stream.update(guidance=SelfNegative(), at=at)
+    assert [o.frame_id for o in stream.flush()] == [0]
+
+
+def test_lora_loaded_between_two_engines(engine: Build, frames: torch.Tensor) -> None:
+    pipe = stream_pipelines.sd()
+    with engine(pipe) as first:
+        first.push(frames[0])
+        lora(pipe)
+        with engine(pipe) as second:
+            styled = run(second, frames)
+            first.update(cache=DeepCache(2))
+            first.reset()
+            first.push(frames[0])
+    assert not any(hooks_of(module) for module in pipe.unet.modules())
+    pipe.unet.disable_adapters()
+    assert (run(engine(pipe), frames)[8] - styled[8]).abs().max() > 1e-2
