@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SQUARE = Fraction(1)
+MOST_STRETCHED = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -40,9 +43,9 @@ class Frame:
 class VideoReader:
     """Frames and sound of a video file, in file order.
 
-    Frames are turned upright as the file's display matrix asks. Times count from the file's beginning and rise
-    strictly; frames without a time follow at the file's rate. A damaged piece in the middle is left out with a warning,
-    and counted.
+    Frames are turned upright as the file's display matrix asks, and stretched where its pixels are not square. Times
+    count from the file's beginning and rise strictly; frames without a time follow at the file's rate. A damaged piece
+    in the middle is left out with a warning, and counted.
 
     Args:
         path: the file.
@@ -69,6 +72,7 @@ class VideoReader:
             self._container = av.open(os.path.abspath(path), metadata_errors="replace")  # noqa: PTH100 (keeps links)
         try:
             self._stream = self._video()
+            self._shape = self._stream.sample_aspect_ratio or SQUARE
             self.audio: list[AudioStream] = list(self._container.streams.audio) if audio else []
             self.height, self.width = self._first().shape[:2]
         except BaseException:
@@ -100,7 +104,7 @@ class VideoReader:
         with pyav().open(os.path.abspath(self.path), metadata_errors="replace") as container:  # noqa: PTH100
             for packet in container.demux(container.streams[self._stream.index]):
                 for frame in self._decode(packet):
-                    return upright(frame)
+                    return upright(frame, self._shape)
         self.damaged = 0
         name = self._stream.codec_context.name
         raise MediaError(f"{self.path}: none of its {name} video can be decoded; is the file complete?")
@@ -132,7 +136,7 @@ class VideoReader:
     def _frames(self, packet: Packet[Any]) -> Iterator[Frame]:
         for frame in self._decode(packet):
             duration = frame.duration * self.time_base if frame.duration else None
-            yield Frame(upright(frame), self._time(frame), duration)
+            yield Frame(upright(frame, self._shape), self._time(frame), duration)
 
     def _decode(self, packet: Packet[Any]) -> Sequence[Any]:
         from av.error import FFmpegError
@@ -172,7 +176,15 @@ class VideoReader:
         self.close()
 
 
-def upright(frame: VideoFrame) -> np.ndarray:
-    """RGB pixels ``(H, W, 3)``, turned as the display matrix asks (by quarter turns, which is what cameras write)."""
-    pixels = frame.to_ndarray(format="rgb24")
+def upright(frame: VideoFrame, shape: Fraction = SQUARE) -> np.ndarray:
+    """RGB pixels ``(H, W, 3)``, turned as the display matrix asks (by quarter turns, which is what cameras write).
+
+    Args:
+        frame: as it was decoded.
+        shape: width of a pixel over its height; the shorter side is stretched. What no camera has is taken for 1.
+    """
+    width, height = frame.width, frame.height
+    if 1 / MOST_STRETCHED <= shape <= MOST_STRETCHED:
+        width, height = round(width * max(shape, SQUARE)), round(height / min(shape, SQUARE))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

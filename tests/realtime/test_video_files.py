@@ -62,6 +62,22 @@ def test_what_cameras_and_programs_write_is_read(tmp_path: Path, name: str, opti
     assert np.abs(frames[5].pixels.astype(int) - videos.picture(5, reader.width, reader.height)).mean() < 12
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "turned"),
+    [("16/11", (93, 48), False), ("3/4", (64, 64), False), ("4/3", (48, 85), True), ("200/1", (64, 48), False)],
+)
+def test_pixels_that_are_not_square_are_stretched(
+    tmp_path: Path, shape: str, size: tuple[int, int], turned: bool
+) -> None:
+    path = videos.make(tmp_path / "in.mp4", shape=Fraction(shape))
+    with VideoReader(videos.turn(path, 90) if turned else path) as reader:
+        assert (reader.width, reader.height) == size
+        frame = next(reader.frames())
+    assert frame.pixels.shape[1::-1] == size
+    expected = np.rot90(videos.picture(0, *size[::-1]), -1) if turned else videos.picture(0, *size)
+    assert np.abs(frame.pixels.astype(int) - expected).mean() < 12
+
+
 @pytest.mark.parametrize(("degrees", "turns"), [(90, -1), (180, 2), (270, 1)])
 def test_a_camera_held_sideways_gives_upright_frames(tmp_path: Path, degrees: int, turns: int) -> None:
     path = videos.turn(videos.make(tmp_path / "in.mp4"), degrees)

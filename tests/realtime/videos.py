@@ -32,13 +32,16 @@ def make(
     audio_streams: int = 1,
     time_base: Fraction = Fraction(1, 1000),
     frames: Sequence[np.ndarray] | None = None,
+    shape: Fraction | None = None,
     **options: str,
 ) -> Path:
-    """Write a video whose k-th frame is ``picture(k)``, or ``frames[k]``, with noise for sound."""
+    """Write a video whose k-th frame is ``picture(k)``, or ``frames[k]``, of pixels of a shape, with noise for sound."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = time_base
+        if shape:
+            stream.codec_context.sample_aspect_ratio = shape
         count = audio_streams if audio else 0
         sounds = [container.add_stream(audio, rate=48000, layout="mono") for _ in range(count)]
         for number, time in enumerate(times):
