@@ -105,10 +105,13 @@ def _options(given: dict[str, Any]) -> "ServerOptions":
 
 def _serve(given: dict[str, Any], settings: "LiveSettings", begin: float) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
-    from diffaccel.realtime.server import LiveServer, is_local, listen
+    from diffaccel.realtime.address import is_local, listen
+    from diffaccel.realtime.server import LiveServer
 
     options = _options(given)
-    with listen(options.host, options.port) as listener:  # a taken port is told before the model is loaded
+    with listen(
+        options.host, options.port, another="--port 0, any that is free"
+    ) as listener:  # a taken port is told before the model is loaded
         hub, about = _hub(settings, given["max_sessions"])
         with hub, suppress(KeyboardInterrupt):
             server = LiveServer(hub, options, about, listener)

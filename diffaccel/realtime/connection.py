@@ -64,8 +64,7 @@ class Connection:
 
     async def run(self, hello: dict[str, Any]) -> None:
         """Talk until the client leaves."""
-        await self._socket.send_json({"type": "hello", "session": self.session.id, **hello})
-        tasks = [asyncio.create_task(work) for work in (self._receive(), self._send(), self._tell())]
+        tasks = [asyncio.create_task(work) for work in (self._receive(), self._send(hello), self._tell())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -102,7 +101,8 @@ class Connection:
             self._unshown.popleft()
         self._wake.set()
 
-    async def _send(self) -> None:
+    async def _send(self, hello: dict[str, Any]) -> None:
+        await self._socket.send_json({"type": "hello", "session": self.session.id, **hello})
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
 import threading
 from collections.abc import AsyncIterator
 from typing import Self
@@ -16,11 +15,18 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.address import listen, url
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.protocol import encode
 
 BOUNDARY = b"frame"
+MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
+
+
+def part(jpeg: bytes) -> bytes:
+    """A picture as a part of the multipart stream."""
+    head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
+    return head + jpeg + b"\r\n"
 
 
 class MjpegServer:
@@ -39,9 +45,9 @@ class MjpegServer:
 
     def __init__(self, *, port: int = PORT, token: str | None = None, host: str = "127.0.0.1") -> None:
         self.token = token or secrets.token_urlsafe(16)
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port, another="mjpeg:8091")
         self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://{host}:{self.port}/mjpeg?token={self.token}"
+        self.url = url(host, self.port, "/mjpeg", token=self.token)
         self._jpeg: bytes | None = None
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,16 +71,14 @@ class MjpegServer:
         await self._server.serve(sockets=[self._socket])
 
     async def _respond(self, _: Request) -> Response:
-        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
-        return StreamingResponse(self._parts(), media_type=kind)
+        return StreamingResponse(self._parts(), media_type=MEDIA_TYPE)
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """The latest picture, and every newer one; the one at hand is sent again where none comes for a second."""
         while not self._server.should_exit:
             changed = self._changed
             if self._jpeg is not None:
-                head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(self._jpeg))
-                yield head + self._jpeg + b"\r\n"
+                yield part(self._jpeg)
             try:
                 await asyncio.wait_for(changed.wait(), timeout=1)
             except TimeoutError:
@@ -108,15 +112,3 @@ class MjpegServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()  # clients wait from now on, also while the server starts
-    except OSError as error:
-        listener.close()
-        raise MediaError(f"cannot listen on port {port}: {error.strerror}; choose another, as in mjpeg:8091") from error
-    return listener

@@ -18,16 +18,15 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from diffaccel.realtime import protocol
+from diffaccel.realtime import address, protocol
 from diffaccel.realtime.connection import Connection
-from diffaccel.realtime.errors import MediaError
-from diffaccel.realtime.guard import LOOPBACK, Guard
+from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
+from diffaccel.realtime.mjpeg import MEDIA_TYPE, part
 
 PAGE = Path(__file__).with_name("page")
 TRY_AGAIN_LATER = 1013
 MOST_VIEWERS = 16
-BOUNDARY = b"frame"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class LiveServer:
         hub: the network and its sessions.
         options: how it is reached.
         about: what the page is told about the model: ``model``, ``width`` and ``height``.
-        listener: what `listen` returned for the options; None to call it now.
+        listener: what `address.listen` returned for the options; None to call it now.
 
     Raises:
         MediaError: where the port is taken or not allowed.
@@ -68,7 +67,7 @@ class LiveServer:
         self.hub, self.options, self.about = hub, options, dict(about)
         self.connections: dict[str, Connection] = {}
         self._viewers = 0
-        self._socket = listener or listen(options.host, options.port)
+        self._socket = listener or address.listen(options.host, options.port, another="--port 0, any that is free")
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(self._config())
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="live")
@@ -77,9 +76,7 @@ class LiveServer:
     def url(self) -> str:
         """The page's address, with its token."""
         scheme = "https" if self.options.certificate else "http"
-        host = "127.0.0.1" if self.options.host in ("0.0.0.0", "::") else self.options.host
-        place = f"[{host}]" if ":" in host else host
-        return f"{scheme}://{place}:{self.port}/?token={self.options.token}"
+        return address.url(self.options.host, self.port, "/", token=self.options.token, scheme=scheme)
 
     def _config(self) -> uvicorn.Config:
         options = self.options
@@ -169,8 +166,7 @@ class LiveServer:
             while not self.stopping and connection.session.id in self.connections:
                 changed, jpeg = connection.changed, connection.latest
                 if jpeg is not None:
-                    head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
-                    yield head + jpeg + b"\r\n"
+                    yield part(jpeg)
                 try:
                     await asyncio.wait_for(changed.wait(), 0.5)
                 except TimeoutError:
@@ -183,8 +179,7 @@ class LiveServer:
         connection = self.watched(session)
         if self._viewers >= MOST_VIEWERS:
             raise HTTPException(503, f"{MOST_VIEWERS} programs watch already, which is the limit")
-        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
-        return StreamingResponse(self.frames(connection), media_type=kind)
+        return StreamingResponse(self.frames(connection), media_type=MEDIA_TYPE)
 
 
 def build_app(server: LiveServer) -> FastAPI:
@@ -216,27 +211,3 @@ def build_app(server: LiveServer) -> FastAPI:
         return server.stream(session)
 
     return app
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    return host in LOOPBACK
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take a port; who connects from now on waits for the server to run.
-
-    Raises:
-        MediaError: where the port is taken or not allowed.
-    """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise MediaError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another, as in --port {port + 1}"
-        ) from error
-    return listener

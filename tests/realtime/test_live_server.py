@@ -1,18 +1,22 @@
 """The live server over real sockets, with a stub network behind it."""
 
+import asyncio
 import json
 import struct
 import time
 import urllib.error
 import urllib.request
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from fastapi import WebSocket, WebSocketDisconnect
 from live_client import SIZE, Client, StubStream, colour, jpeg, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from diffaccel.realtime import protocol
+from diffaccel.realtime.connection import Connection
 from diffaccel.realtime.errors import MediaError
+from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
 
@@ -319,6 +323,30 @@ def test_a_message_over_one_mebibyte_ends_the_connection() -> None:
             client.wait("nothing")
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009
+
+
+def test_a_token_of_any_characters_is_found_in_the_address() -> None:
+    token = "a b&c#d+%20/é"
+    with Hub(StubStream) as hub, LiveServer(hub, ServerOptions(port=0, token=token), {}) as server:
+        place = server.url.partition(f":{server.port}/")[2]
+        assert get(server, f"/schema{place}")[0] == 200
+
+
+def test_a_client_that_leaves_before_it_is_greeted_gives_its_place_back() -> None:
+    class Gone:
+        async def send_json(self, _: object) -> None:
+            raise WebSocketDisconnect(1006)
+
+        async def receive(self) -> dict[str, object]:
+            await asyncio.sleep(10)
+            return {"type": "websocket.disconnect"}
+
+    async def visit(hub: Hub) -> None:
+        await Connection(cast("WebSocket", Gone()), hub).run({})
+
+    with Hub(StubStream) as hub:
+        asyncio.run(visit(hub))
+        assert hub.count == 0
 
 
 def test_a_taken_port_is_explained() -> None:

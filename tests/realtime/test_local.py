@@ -266,6 +266,7 @@ def test_a_source_that_means_nothing_is_said(source: str, message: str) -> None:
         ("mjpeg:x", "no sink"),
         ("out.gif", "must end in"),
         ("mjpeg:1", "port 1"),
+        ("mjpeg:99999", "port 99999: .* must be 0-65535; choose another, as in mjpeg:8091"),
     ],
 )
 def test_a_sink_that_means_nothing_is_said(sink: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
