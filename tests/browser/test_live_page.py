@@ -164,6 +164,56 @@ def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage) ->
     assert "may not use the camera" in message(page)
 
 
+def test_a_camera_that_comes_when_something_else_was_chosen_is_switched_off(
+    stub: LiveServer, open_page: OpenPage
+) -> None:
+    page = open_page(stub.url)
+    page.evaluate("""() => {
+      const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      const asked = new Promise((answer) => (window.allow = answer));
+      navigator.mediaDevices.getUserMedia = async (what) => { await asked; return (window.given = await ask(what)); };
+    }""")
+    page.get_by_role("tab", name="Camera").click()
+    page.get_by_role("tab", name="Draw").click()
+    page.evaluate("() => allow()")
+    page.wait_for_function("() => window.given?.getTracks().every((track) => track.readyState === 'ended')")
+    assert page.evaluate("() => video.srcObject") is None
+    pictures(page, 2)
+
+
+def test_strokes_are_seen_at_once_where_the_network_is_slow(open_page: OpenPage) -> None:
+    with serving(lambda c: StubStream(c, 0.8)) as server:
+        page = open_page(server.url)
+        press(page, "Clear")
+        pictures(page, 5)  # by now the page knows how slow it is, and sends a frame for each picture
+        draw(page, (0.3, 0.5), (0.7, 0.5))
+        seen = "() => input.getContext('2d').getImageData(256, 256, 1, 1).data[1] < 100"
+        page.wait_for_function(seen, timeout=400)
+
+
+def test_the_keyboard_reaches_everything(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    page.focus("#sources [aria-selected=true]")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => document.activeElement.textContent") == "Camera"
+    assert page.get_attribute("[data-source=camera]", "aria-selected") == "false"
+    page.keyboard.press("Enter")
+    assert page.get_attribute("[data-source=camera]", "aria-selected") == "true"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.focus("#colours [aria-checked=true]")
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute("#colours [aria-checked=true]", "aria-label") == "orange"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("() => document.activeElement.type") == "color"
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute("#colours [aria-checked=true]", "aria-label") == "white"
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.parentElement.id") == "brushes"
+
+
 def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     page.get_by_role("tab", name="Camera").click()

@@ -1,5 +1,7 @@
 // The drawing canvas: strokes as vectors, so that they can be undone; a heart beats on it until somebody draws.
 
+import { select } from "./groups.js";
+
 const COLOURS = ["#e53935", "#fb8c00", "#fdd835", "#43a047", "#1e88e5", "#8e24aa", "#6d4c41", "#212121", "#ffffff"];
 const NAMES = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white"];
 const BRUSHES = [10, 24, 56];
@@ -102,9 +104,7 @@ export class Drawing {
   }
 
   buildTools(colours, brushes, fill, undo, clear) {
-    const choose = (group, element) => {
-      for (const other of group.children) other.setAttribute("aria-checked", other === element);
-    };
+    const choose = (group, element) => select(group, "aria-checked", element);
     const radio = (group, label) => {
       const button = document.createElement("button");
       button.setAttribute("role", "radio");
@@ -119,7 +119,7 @@ export class Drawing {
       button.onclick = () => { this.colour = colour; choose(colours, button); };
     });
     const custom = document.createElement("input");
-    Object.assign(custom, { type: "color", value: "#00acc1", title: "another colour" });
+    Object.assign(custom, { type: "color", value: "#00acc1", title: "another colour", ariaLabel: "another colour" });
     custom.oninput = () => { this.colour = custom.value; choose(colours, custom); };
     colours.append(custom);
     BRUSHES.forEach((brush, i) => {

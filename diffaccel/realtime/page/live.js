@@ -2,10 +2,12 @@
 
 import { Controls } from "./controls.js";
 import { Drawing } from "./draw.js";
+import { arrows, select } from "./groups.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
 
 const FASTEST = 1000 / 30;
+const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
 const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
 const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
@@ -19,7 +21,7 @@ const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 
 let source = "draw";
 let link, controls, session, stats = {};
-let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, freeAt = 0, newest = 0, timer = 0;
+let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0;
 
 // What is wrong, in words, and buttons to go on.
 
@@ -49,7 +51,7 @@ function state(kind, words) {
 
 async function choose(name) {
   source = name;
-  for (const tab of $("sources").children) tab.setAttribute("aria-selected", tab.dataset.source === name);
+  select($("sources"), "aria-selected", $("sources").querySelector(`[data-source=${name}]`));
   const draws = name === "draw";
   drawing.enabled = draws;
   $("input").classList.toggle("drawing", draws);
@@ -89,11 +91,18 @@ async function playFile() {
 }
 
 function paintInput() {
+  painted = performance.now();
   if (source === "draw") {
     drawing.paint(input);
     return true;
   }
   return media.paint(input, source === "camera" && $("mirror").checked);
+}
+
+// What is drawn or filmed is seen at once, also while the network is slow or away.
+function preview() {
+  if (performance.now() - painted > STILL) paintInput();
+  requestAnimationFrame(preview);
 }
 
 // Frames out: each so late that it is fresh, and so early that the network need not wait for it. One that still waits
@@ -211,7 +220,8 @@ async function start() {
   $("file").onchange = () => choose("video");
   $("save").onclick = save;
   $("obs").onclick = copyAddress;
-  drawing.paint(input);
+  for (const group of [$("sources"), $("colours"), $("brushes")]) arrows(group);
+  preview();
   setInterval(tick, 250);
   const answer = await fetch(`/schema?token=${encodeURIComponent(token)}`).catch(() => null);
   if (!answer?.ok) {

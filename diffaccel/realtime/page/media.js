@@ -18,6 +18,7 @@ export class Media {
   constructor(video, ended) {
     this.video = video;
     this.ended = ended;
+    this.turn = 0; // counts what was chosen: what arrives late, after something else was chosen, is not used
   }
 
   async camera() {
@@ -36,7 +37,7 @@ export class Media {
   }
 
   async show(open, words, gone) {
-    this.stop();
+    const turn = this.stop();
     if (!window.isSecureContext || !navigator.mediaDevices) throw new MediaTrouble(INSECURE);
     let stream;
     try {
@@ -44,20 +45,28 @@ export class Media {
     } catch (error) {
       throw new MediaTrouble(words[error.name] ?? `That did not work: ${error.message || error.name}`);
     }
+    if (turn !== this.turn) {
+      for (const track of stream.getTracks()) track.stop();
+      return;
+    }
     stream.getVideoTracks()[0].addEventListener("ended", () => this.stream === stream && this.ended(gone));
     this.stream = stream;
     this.video.srcObject = stream;
-    await this.video.play();
+    await this.play(turn, "The browser does not show this picture. Try again, or draw instead.");
   }
 
   async file(file) {
-    this.stop();
+    const turn = this.stop();
     this.url = URL.createObjectURL(file);
     Object.assign(this.video, { src: this.url, loop: true });
+    await this.play(turn, `This browser cannot play ${file.name}. Choose an MP4 (H.264) or WebM file.`);
+  }
+
+  async play(turn, words) {
     try {
       await this.video.play();
     } catch {
-      throw new MediaTrouble(`This browser cannot play ${file.name}. Choose an MP4 (H.264) or WebM file.`);
+      if (turn === this.turn) throw new MediaTrouble(words);
     }
   }
 
@@ -69,6 +78,7 @@ export class Media {
     this.video.srcObject = null;
     this.video.removeAttribute("src");
     if (url) URL.revokeObjectURL(url);
+    return ++this.turn;
   }
 
   // Draws the middle of the current picture so that it covers the canvas; false where there is none yet.
