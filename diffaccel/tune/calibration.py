@@ -144,7 +144,7 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
 def _alone(bench: Bench, space: Space, name: str, call: int, total: int) -> tuple[torch.Tensor, float]:
     """How the pictures move when a part is reused at one call alone, and the relative error of the blend there."""
     plan = single(name, call, total)
-    sources = space.sources(plan, call)[name]
+    sources = space.sources(plan)[call][name]
     error = left_over(space.grams[name], call, sources, blend(space.grams[name], call, sources))
     return bench.pictures(space, plan) - bench.plain, error
 
@@ -153,7 +153,7 @@ def _probe(bench: Bench, space: Space, name: str, call: int, total: int) -> tupl
     """A probe, and the fraction of a call's multiply-accumulates that it saved."""
     plan = single(name, call, total)
     sampler = sampler_of(bench.pipe.scheduler)
-    sources = space.sources(plan, call)[name]
+    sources = space.sources(plan)[call][name]
     error = left_over(space.grams[name], call, sources, blend(space.grams[name], call, sources))
     bench.runs += 1
     with accelerate(bench.pipe, Profile(space.recipe(plan, sampler))) as handle:

@@ -4,6 +4,7 @@ Each reuse moves the final pictures along a direction that one real run has show
 blend; moves add up, with their signs. Errors do not quite add in truth, which is why nothing is decided here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,7 +58,13 @@ class ErrorModel:
 
     def psnr(self, plan: Plan, scales: Mapping[Manner, float] = MappingProxyType({})) -> float:
         """Mean PSNR that is expected of a plan, in dB; `scales` are what errors were found to count, see `scale`."""
-        amounts = np.array([self._amount(plan, call) * _scale(plan[call], scales) for call in range(len(plan))])
+        sources = self.space.sources(plan)
+        amounts = np.array(
+            [
+                self._amount(call, choice, sources[call]) * _scale(choice, scales) if choice.reused else 0.0
+                for call, choice in enumerate(plan)
+            ]
+        )
         squares = np.einsum("i,pij,j->p", amounts, self.products, amounts)
         return float(np.mean(-10 * np.log10(np.maximum(squares, 1e-10))))
 
@@ -69,11 +76,9 @@ class ErrorModel:
         choices = {choice for choice in plan if choice.reused}
         return {manner(choice): float(10 ** ((self.psnr(plan) - psnr) / 20)) for choice in choices}
 
-    def _amount(self, plan: Plan, call: int) -> float:
+    def _amount(self, call: int, choice: Choice, sources: Mapping[str, tuple[int, ...]]) -> float:
         """How far a call moves the pictures, in units of the move that was seen there."""
-        taylor = plan[call].taylor
-        moved = [self._error(name, call, tuple(s), taylor) for name, s in self.space.sources(plan, call).items()]
-        return float(np.sqrt(sum(amount**2 for amount in moved)))
+        return math.hypot(*(self._error(name, call, found, choice.taylor) for name, found in sources.items()))
 
     def _error(self, name: str, call: int, sources: tuple[int, ...], taylor: bool) -> float:
         """The amount of one reuse."""
@@ -105,11 +110,13 @@ def manner(choice: Choice) -> Manner:
 
 def _scale(choice: Choice, scales: Mapping[Manner, float]) -> float:
     """What the errors of a choice count: as was found, or on average of other parts carried alike, or of all."""
-    if not choice.reused or not scales:
+    if not scales:
         return 1.0
     own = manner(choice)
+    if own in scales:
+        return scales[own]
     alike = [scale for key, scale in scales.items() if key[1:] == own[1:]] or list(scales.values())
-    return scales.get(own, float(np.exp(np.mean(np.log(alike)))))
+    return float(np.exp(np.mean(np.log(alike))))
 
 
 def single(name: str, call: int, total: int) -> Plan:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 
 from diffaccel.families import Layout, UnsupportedModelError
 from diffaccel.methods.profile import BLOCKS, OUTPUT, UNITS, Recipe, Reuse, branch_of
@@ -11,6 +11,7 @@ from diffaccel.tune.blend import Gram, blend, taylor
 
 BRANCHES = 4
 GROUPS = 8
+ORDER = 3  # most features in a blend
 WAYS = ((1, False), (2, False), (3, False), (2, True), (3, True))  # features of a blend, and whether a Taylor expansion
 
 
@@ -49,6 +50,7 @@ class Space:
     parts: tuple[str, ...]
     saved: Mapping[str, float] = field(default_factory=dict)
     grams: Mapping[str, Gram] = field(default_factory=dict)
+    _known: dict[Choice, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def nested(self) -> bool:
@@ -83,9 +85,9 @@ class Space:
     def recipe(self, plan: Plan, sampler: tuple[str, str]) -> Recipe:
         """A plan with its weights, as a method takes it."""
         reuses = [
-            Reuse(call, name, self.weights(name, call, sources, choice.taylor))
-            for call, choice in enumerate(plan)
-            for name, sources in self.sources(plan, call).items()
+            Reuse(call, name, self.weights(name, call, sources, plan[call].taylor))
+            for call, reused in enumerate(self.sources(plan))
+            for name, sources in reused.items()
         ]
         return Recipe(self.layout.model, self.layout.fingerprint, *sampler, len(plan), tuple(reuses))
 
@@ -93,16 +95,24 @@ class Space:
         """The weights of a part's features of some calls, the latest first: of a Taylor expansion, or least squares."""
         return taylor(call, sources) if expanded else blend(self.grams[name], call, sources)
 
-    def sources(self, plan: Plan, call: int) -> dict[str, list[int]]:
-        """For each part that a call reuses, the calls whose features are blended, the latest first."""
-        order = plan[call].order
-        return {
-            name: list(islice((s for s in range(call - 1, -1, -1) if self._fresh(name, plan[s])), order))
-            for name in plan[call].reused
-        }
+    def sources(self, plan: Plan) -> list[dict[str, tuple[int, ...]]]:
+        """For each call, and each part that it reuses, the calls whose features are blended, the latest first."""
+        found: list[dict[str, tuple[int, ...]]] = []
+        known: dict[str, tuple[int, ...]] = dict.fromkeys((*self.parts, OUTPUT), ())
+        for call, choice in enumerate(plan):
+            found.append({name: known[name][: choice.order] for name in choice.reused})
+            for name in self._fresh(choice):
+                known[name] = (call, *known[name][: ORDER - 1])
+        return found
 
-    def _fresh(self, name: str, choice: Choice) -> bool:
-        """Whether a call computes a part anew: so, too, where what lies within it is reused, or a deeper branch is."""
+    def _fresh(self, choice: Choice) -> tuple[str, ...]:
+        """Parts that a call computes anew: those, too, within which something is reused, or a deeper branch is."""
+        if choice not in self._known:
+            self._known[choice] = tuple(name for name in (*self.parts, OUTPUT) if self._is_fresh(name, choice))
+        return self._known[choice]
+
+    def _is_fresh(self, name: str, choice: Choice) -> bool:
+        """Whether a part is among them."""
         if name in choice.reused or OUTPUT in choice.reused or name.replace(UNITS, BLOCKS) in choice.reused:
             return False
         if not self.nested or name == OUTPUT or not choice.reused:

@@ -96,11 +96,11 @@ def test_savings_are_those_of_deepcache(tiny_pipe: Any, known: Calibrated) -> No
 def test_sources_follow_what_was_computed(known: Calibrated) -> None:
     reuse = {1: "branch 2", 2: "branch 0", 3: OUTPUT, 4: "branch 0"}
     plan = tuple(Choice((reuse[i],), 3) if i in reuse else COMPUTE for i in range(6))
-    found = [known.space.sources(plan, call) for call in range(6)]
+    found = known.space.sources(plan)
     assert found[0] == {}
-    assert found[2] == {"branch 0": [1, 0]}  # call 1 ran what lies above branch 2
-    assert found[3] == {OUTPUT: [2, 1, 0]}
-    assert found[4] == {"branch 0": [1, 0]}
+    assert found[2] == {"branch 0": (1, 0)}  # call 1 ran what lies above branch 2
+    assert found[3] == {OUTPUT: (2, 1, 0)}
+    assert found[4] == {"branch 0": (1, 0)}
     assert found[5] == {}
 
 
@@ -272,10 +272,10 @@ def test_every_interval_cache_is_a_plan(
 def test_units_are_fresh_where_their_blocks_ran(transformer_tuner: Tuner) -> None:
     reused = {1: ("blocks 0-0",), 2: transformer_tuner.known.space.of("units"), 3: ("blocks 0-0", "blocks 1-1")}
     plan = tuple(Choice(reused.get(call, ()), 3) for call in range(4))
-    space = transformer_tuner.known.space
-    assert space.sources(plan, 2)["units 0-0"] == [0]
-    assert space.sources(plan, 2)["units 1-1"] == [1, 0]
-    assert space.sources(plan, 3) == {"blocks 0-0": [2, 0], "blocks 1-1": [2, 1, 0]}
+    found = transformer_tuner.known.space.sources(plan)
+    assert found[2]["units 0-0"] == (0,)
+    assert found[2]["units 1-1"] == (1, 0)
+    assert found[3] == {"blocks 0-0": (2, 0), "blocks 1-1": (2, 1, 0)}
 
 
 def test_a_run_tells_what_errors_count(known: Calibrated) -> None:
