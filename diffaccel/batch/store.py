@@ -188,7 +188,7 @@ def _only_run(lock_path: Path) -> Iterator[None]:
         try:
             held.enter_context(FileLock(lock_path, timeout=0))
             for rival in rivals:
-                with FileLock(rival, timeout=PATIENCE, poll_interval=0.01):  # shards that start together all look here
+                with FileLock(rival).acquire(PATIENCE, 0.01):  # shards that start together all look here
                     pass
         except Timeout as error:
             raise StoreError(f"another run holds {lock_path.parent}: wait for it, or use another folder") from error

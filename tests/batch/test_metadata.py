@@ -33,6 +33,14 @@ def test_job_round_trips(tmp_path: Path, suffix: str) -> None:
     assert read_job(path) == JOB
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_image_tools_find_the_known_text_in_other_formats(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "a").write_bytes(encode(PICTURE, JOB, suffix))
+    with Image.open(tmp_path / "a") as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + parameters(JOB, (32, 24)).encode("utf-16-be")
+
+
 def test_png_keeps_every_pixel_and_the_known_text(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(PICTURE, JOB))
     with Image.open(tmp_path / "a.png") as image:
