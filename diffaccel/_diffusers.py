@@ -26,6 +26,13 @@ class Hook(ModelHook):  # type: ignore[misc]
         """Have `original` run another forward. Only after the hook was registered."""
         self.fn_ref.original_forward = forward
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled: the forward of a copied module would go on to run the first one's weights."""
+        raise RuntimeError(
+            "a network with hooks of diffaccel on it cannot be copied or pickled: call detach() on its handle, or "
+            "close() on the streams that use it, first"
+        )
+
 
 class ContextName(StateManager):  # type: ignore[misc]
     """Learns the name that a pipeline gives its current call through `model.cache_context(name)`; None outside one."""

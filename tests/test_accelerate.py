@@ -1,5 +1,7 @@
 """Attaching, detaching, and what is said when it cannot be done."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -149,3 +151,13 @@ def measured(unet: Any) -> int:
     from diffaccel.macs import count_macs
 
     return count_macs(lambda: unet(**unet_inputs(unet), timestep=500))
+
+
+def test_what_carries_hooks_is_not_copied(unet: Any) -> None:
+    pipe = pipeline(unet)
+    with accelerate(pipe, DeepCache()):
+        for copied in (copy.deepcopy, pickle.dumps):
+            for what in (pipe, unet, unet.mid_block):
+                with pytest.raises(RuntimeError, match=r"cannot be copied or pickled: call detach\(\) on its handle"):
+                    copied(what)
+    assert torch.equal(output(copy.deepcopy(unet)), output(unet))

@@ -1,5 +1,6 @@
 """Slot caches against a forward pass written without hooks, and what makes them compute."""
 
+import copy
 import gc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -282,3 +283,10 @@ def test_reused_rows_are_counted_on_when_the_cache_changes(key: Any, engine: Bui
     stream.update(cache=None)
     stream.push(movie[6])
     assert stream.report().replayed_rows == before
+
+
+def test_a_network_in_a_stream_is_not_copied(engine: Build) -> None:
+    pipe = stream_pipelines.sd()
+    with engine(pipe), pytest.raises(RuntimeError, match=r"close\(\) on the streams that use it, first"):
+        copy.deepcopy(pipe.unet)
+    copy.deepcopy(pipe.unet)
