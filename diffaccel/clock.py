@@ -93,7 +93,8 @@ class RunClock:
         """Network calls of a run that starts with this timestep."""
         position = _position(timestep, table)
         if table is not None and position is not None and position[0] == _address(table):
-            return table.numel() - position[1] + int(table.storage_offset())
+            left = table.numel() - position[1] + int(table.storage_offset())
+            return self._host.num_timesteps or left if self._host.ends_early else left
         if table is not None:
             return self._host.num_timesteps or table.numel()
         return calls_left(timestep) if position is not None else None

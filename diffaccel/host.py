@@ -43,6 +43,11 @@ class Host:
         return num_timesteps(self._pipe())
 
     @property
+    def ends_early(self) -> bool:
+        """Whether the current run leaves its last calls to another pipeline, as the base of SDXL does."""
+        return getattr(self._pipe(), "denoising_end", None) is not None
+
+    @property
     def guided(self) -> bool:
         """Whether the rows of a call are [negative; positive] halves.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+NO_SIGNAL = 1e8  # sigma / alpha where nothing but noise is left, as in a schedule rescaled to zero terminal SNR
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -37,7 +38,7 @@ class NoiseLevels:
                 f"from its timesteps: use a scheduler with alphas_cumprod or flow matching, which predicts one of "
                 f"{', '.join(PREDICTIONS)}"
             )
-        self._ratio = None if signal is None else ((1 - signal.double()) / signal.double()).sqrt()
+        self._ratio = None if signal is None else ((1 - signal.double()) / signal.double()).sqrt().clamp(max=NO_SIGNAL)
 
     def at(self, timestep: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(alpha, sigma) at a timestep, one number or one per row of `like`, shaped to multiply `like`."""

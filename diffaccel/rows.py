@@ -7,20 +7,8 @@ from typing import Any
 import torch
 
 from diffaccel.row_state import RowState
-from diffaccel.signature import Inputs
+from diffaccel.signature import WITHOUT_ROWS, Inputs
 from diffaccel.state import Context
-
-# Inputs without a dimension of rows, whose first dimension may equal the number of rows by chance.
-WITHOUT_ROWS = (
-    "image_rotary_emb",
-    "img_ids",
-    "position_ids",
-    "rope_interpolation_scale",
-    "rotary_embedding",
-    "text_rope_pos",
-    "txt_ids",
-    "visual_rope_pos",
-)
 
 
 def with_late_rows(context: Context, network: Callable[[Inputs], Any], inputs: Inputs) -> Any:

@@ -58,15 +58,17 @@ class Session:
         self.tally = Tally()
         self._forced: Forced = None
         self._name: str | None = None
-        self._promised: tuple[bool, ...] | None = None
+        self._promised: dict[int, bool] = {}  # for each part that a ControlNet follows, whether all of that ran in full
 
     def reset(self) -> None:
-        """Forget all features: the next call starts a run. The tally stays."""
+        """Forget all features, also those of the denoiser that is fed: the next call starts a run. The tally stays."""
         self.contexts.clear()
         self.clock.reset()
-        self._promised = None
+        self._promised.clear()
         for active in self.active:
             active.state = new_state(active.part)
+        if self.leader is not None:
+            self.leader.reset()
 
     def nbytes(self) -> int:
         """Bytes of the storage that features take at the moment."""
@@ -92,7 +94,7 @@ class Session:
         with self.tally.outer(inputs):
             output = run(inputs)
         context.step += 1
-        self._promised = None
+        self._promised.clear()
         return output
 
     def promise(self, inputs: Inputs, name: str | None) -> tuple[bool, ...]:
@@ -101,12 +103,14 @@ class Session:
         place: Hashable = self._name or name
         context = self.contexts.get(tick.ordinal if place is None else place)
         if context is None or (tick.starts and self._forced is None):
-            self._promised = (True,) * len(self.active)
-        else:
-            sample = inputs.sample if _fingerprint(inputs.sample) == context.key else None
-            decide = partial(self._computes, context=context, sample=sample, new_prompt=False)
-            self._promised = tuple(decide(index) for index in range(len(self.active)))
-        return self._promised
+            return (True,) * len(self.active)
+        sample = inputs.sample if _fingerprint(inputs.sample) == context.key else None
+        decide = partial(self._computes, context=context, sample=sample, new_prompt=False)
+        return tuple(decide(index) for index in range(len(self.active)))
+
+    def rely(self, index: int, ran_in_full: bool) -> None:
+        """Take note of what a ControlNet did for a part of the denoiser's next call."""
+        self._promised[index] = self._promised.get(index, True) and ran_in_full
 
     @contextmanager
     def forced(self, compute: Forced, name: str | None = None) -> Iterator[None]:
@@ -123,7 +127,10 @@ class Session:
             self._forced, self._name = before
 
     def _context(self, inputs: Inputs, name: str | None) -> Context:
-        """The context of this call, new if a run starts or the shape of the input changed."""
+        """The context of this call, new if a run starts or the input's shape changed.
+
+        A pipeline may change the shape in the middle of a run, as when guidance ends: calls are counted on then.
+        """
         place: Hashable = self._name or name
         if self._forced is None:
             tick = self.clock.tick(inputs.timestep, inputs.conditioning)
@@ -133,12 +140,14 @@ class Session:
         key = _fingerprint(inputs.sample)
         context = self.contexts.get(place)
         if context is None or context.key != key:
-            context = self.contexts[place] = Context(key, [new_state(active.part) for active in self.active])
+            step = 0 if context is None or self.host.table is None else context.step
+            context = self.contexts[place] = Context(key, [new_state(active.part) for active in self.active], step)
         return context
 
     def _start_run(self) -> None:
         """Forget the run before, and refuse what does not fit this one before anything computes."""
         self.contexts.clear()
+        self._promised.clear()
         for active in self.active:
             active.part.schedule.validate(self.clock.total)
         for wrapper in self.wrappers:
@@ -173,13 +182,15 @@ class Session:
             decided = None if decisions is None or followed is None else decisions[followed]
             self._decide(index, context, inputs.sample, decided, new_prompt)
             active.state.writable = writable
+            if self.leader is not None and followed is not None:
+                self.leader.rely(followed, active.state.compute)
 
     def _decide(self, index: int, context: Context, sample: Any, decided: bool | None, new_prompt: bool) -> None:
         """Decide whether a part computes in this call, and prepare its state."""
         active = self.active[index]
         state = active.state = context.states[index]
         computes = self._computes(index, context, sample, new_prompt) if decided is None else decided
-        if computes and self._promised is not None and not self._promised[index]:
+        if computes and not self._promised.get(index, True):
             raise RuntimeError(
                 "the denoiser must compute, but a ControlNet before it did not run in full: the shapes of their inputs "
                 "changed at different times; call Handle.reset() between such calls"

@@ -9,6 +9,17 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 TIMESTEPS = ("timestep", "timesteps", "t")
+# Inputs without a dimension of rows, whose first dimension may equal the number of rows by chance.
+WITHOUT_ROWS = (
+    "image_rotary_emb",
+    "img_ids",
+    "position_ids",
+    "rope_interpolation_scale",
+    "rotary_embedding",
+    "text_rope_pos",
+    "txt_ids",
+    "visual_rope_pos",
+)
 CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "cap_feats", "class_labels")
 
 
@@ -45,9 +56,12 @@ class Inputs:
 
     @property
     def constants(self) -> list[Any]:
-        """What usually stays the same during a run: everything but sample, timestep and residuals of a ControlNet."""
-        changing = {self.names[0], self.names[1]}
-        return tree_leaves([v for name, v in self.values.items() if name not in changing and "residual" not in name])
+        """The tensors and other values in inputs that usually stay the same during a run."""
+        return tree_leaves([value for name, value in self.values.items() if self.is_constant(name)])
+
+    def is_constant(self, name: str) -> bool:
+        """Whether an input usually stays the same: all but sample, timestep and residuals of a ControlNet do."""
+        return name not in self.names[:2] and "residual" not in name
 
     def replace(self, **values: Any) -> "Inputs":
         """These inputs with some values changed."""

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.clock import RunClock
-from diffaccel.signature import Inputs
+from diffaccel.signature import WITHOUT_ROWS, Inputs
 from diffaccel.state import Context, map_tensors
 
 Network = Callable[[Inputs], Any]
+Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by id: a tensor, and its half
 
 
 class Wrapper(ABC):
@@ -31,31 +32,30 @@ class Wrapper(ABC):
         """The output of one network call, made by calling `network` as often as needed, with other inputs if needed."""
 
 
-class PositiveHalf:
-    """Selects the second half of the rows, the positive prompts, and keeps selections of inputs that do not change.
+def positive_rows(context: Context, inputs: Inputs) -> Inputs:
+    """The second half of guided inputs, the positive prompts. A tensor has rows if its first dimension is the sample's.
 
-    The same object comes out for the same object that goes in, so that what is cached for a prompt stays valid.
+    For a constant input that was given in the last call, too, the same object comes out as then, so that what is cached
+    for a prompt stays valid.
     """
+    rows = inputs.sample.shape[0]
+    before: Kept = context.memory.get(positive_rows, {})
+    kept: Kept = {}
 
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    def half(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[rows // 2 :] if tensor.dim() > 0 and tensor.shape[0] == rows else tensor
 
-    def __call__(self, inputs: Inputs) -> Inputs:
-        """The positive rows of guided inputs. A tensor has rows if its first dimension is that of the sample."""
-        rows = inputs.sample.shape[0]
-        values = map_tensors(lambda x: self._select(x, rows), dict(inputs.values))
-        return replace(inputs, values=values, guided=False)
+    def kept_half(tensor: torch.Tensor) -> torch.Tensor:
+        known = before.get(id(tensor))
+        kept[id(tensor)] = (tensor, half(tensor)) if known is None else known
+        return kept[id(tensor)][1]
 
-    def _select(self, tensor: torch.Tensor, rows: int) -> torch.Tensor:
-        """The positive rows of one input."""
-        if tensor.dim() == 0 or tensor.shape[0] != rows:
-            return tensor
-        kept = self._kept.get(id(tensor))
-        if kept is None or kept[0] is not tensor:
-            if len(self._kept) > 32:
-                self._kept.clear()
-            kept = self._kept[id(tensor)] = tensor, tensor[rows // 2 :]
-        return kept[1]
+    values = {
+        name: value if name in WITHOUT_ROWS else map_tensors(kept_half if inputs.is_constant(name) else half, value)
+        for name, value in inputs.values.items()
+    }
+    context.memory[positive_rows] = kept
+    return replace(inputs, values=values, guided=False)
 
 
 def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:

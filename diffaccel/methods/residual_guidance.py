@@ -15,7 +15,7 @@ from diffaccel.methods.base import Method
 from diffaccel.noise import NoiseLevels
 from diffaccel.signature import Inputs
 from diffaccel.state import Context
-from diffaccel.wrapper import Network, PositiveHalf, Wrapper, map_output
+from diffaccel.wrapper import Network, Wrapper, map_output, positive_rows
 
 NEGATIVES = ("one-time", "self")
 HELD = ("estimate", "difference")
@@ -72,7 +72,6 @@ class _VirtualNegative(Wrapper):
     def __init__(self, method: ResidualGuidance, host: Host) -> None:
         self.method = method
         self.host = host
-        self.positive = PositiveHalf()
         self.levels: NoiseLevels | None = None
 
     def start_run(self, clock: RunClock) -> None:
@@ -94,6 +93,13 @@ class _VirtualNegative(Wrapper):
                 "ResidualGuidance(negative='self') is for runs that start from pure noise, and this one starts from a "
                 "picture, whose latents the pipeline does not show: use negative='one-time'"
             )
+        if table is not None and self.method.negative == "self" and self.method.delta != 1.0:
+            alpha, _ = self.levels.at(table[0], torch.zeros(1, device=table.device))
+            check(
+                float(alpha) > 1e-6,
+                f"delta={self.method.delta} is undefined in the first call of this run, which sees pure noise (alpha = "
+                "0): use delta=1, or negative='one-time'",
+            )
 
     def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
         """One network call."""
@@ -101,7 +107,7 @@ class _VirtualNegative(Wrapper):
             return network(inputs)
         held = None if self._is_due(context.step) else context.memory.get(self)
         if held is not None or self.method.negative == "self":
-            return self._virtually(network, self.positive(inputs), held)
+            return self._virtually(network, positive_rows(context, inputs), held)
         output = network(inputs)
         map_output(lambda prediction: self._remember(context, prediction, inputs), output)
         return output

@@ -14,7 +14,7 @@ from diffaccel.methods.base import Method
 from diffaccel.schedule import Call, Schedule
 from diffaccel.signature import Inputs
 from diffaccel.state import Context
-from diffaccel.wrapper import Network, PositiveHalf, Wrapper, map_output
+from diffaccel.wrapper import Network, Wrapper, map_output, positive_rows
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ class _Gate(Wrapper):
 
     def __init__(self, gate: int) -> None:
         self.gate = gate
-        self.positive = PositiveHalf()
 
     def start_run(self, clock: RunClock) -> None:
         """Refuse a gate beyond the end of the run."""
@@ -101,4 +100,4 @@ class _Gate(Wrapper):
         """One network call."""
         if context.step < self.gate or not inputs.guided:
             return network(inputs)
-        return map_output(lambda x: torch.cat([x, x]), network(self.positive(inputs)))
+        return map_output(lambda x: torch.cat([x, x]), network(positive_rows(context, inputs)))

@@ -1,5 +1,6 @@
 """A ControlNet computes what the denoiser reads and nothing else, without any change to the pictures."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -106,3 +107,42 @@ def test_detaching_leaves_nothing(pipe: Any) -> None:
     before = [list(module.__dict__) for module in pipe.controlnet.modules()]
     accelerate(pipe, DeepCache(), TextKVCache()).detach()
     assert [list(module.__dict__) for module in pipe.controlnet.modules()] == before
+
+
+@pytest.mark.parametrize("method", [DeepCache(interval=4), DeepCache(schedule=Threshold(0.3))])
+def test_dropping_guidance_half_way(pipe: Any, method: DeepCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 2:
+            pipe._guidance_scale = 0.0
+            return {name: tensor.chunk(2)[-1] for name, tensor in tensors.items()}
+        return tensors
+
+    names = ["prompt_embeds", "image"]
+    options = {"image": IMAGE, "callback_on_step_end": drop, "callback_on_step_end_tensor_inputs": names}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[accelerate.__module__], "_controlnets", lambda _: [])
+        with accelerate(pipe, method):
+            in_full = generate(pipe, **options)
+    with accelerate(pipe, method) as handle:
+        assert torch.equal(generate(pipe, **options), in_full)
+        assert handle.report().replayed > 0
+        assert handle.report().controlnet[1] > 0
+
+
+def test_a_controlnet_that_raises_ends_the_run_of_its_denoiser(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = pipeline(pipe.unet)
+    with accelerate(pipe.unet, DeepCache(interval=3)):
+        expected = generate(other)
+    calls: list[None] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("the ControlNet is out of memory")
+
+    with accelerate(pipe, DeepCache(interval=3)):
+        hook = pipe.controlnet.conv_in.register_forward_pre_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(pipe, image=IMAGE)
+        hook.remove()
+        assert torch.equal(generate(other), expected)

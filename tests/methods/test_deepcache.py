@@ -221,7 +221,10 @@ def test_dropping_guidance_half_way(unet: Any) -> None:
     options = {"callback_on_step_end": drop, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     with accelerate(pipe, DeepCache(interval=2)) as handle:
         assert torch.isfinite(generate(pipe, **options)).all()
-        assert handle.report().computed == 2 + 2
+        assert handle.report().computed == 2 + 2  # calls 0, 2, 4, and 3, which has no negative rows any more
+    with accelerate(pipe, DeepCache(schedule=Steps((0, 5)))) as handle:
+        generate(pipe, **options)
+        assert handle.report().computed == 3  # calls 0, 3 and 5: they are counted on
 
 
 def test_forced_decisions_per_slot(unet: Any) -> None:
@@ -280,3 +283,13 @@ def test_residuals_of_an_adapter(unet: Any) -> None:
                 unet(**inputs, timestep=500, down_intrablock_additional_residuals=[*residuals]).sample for _ in range(3)
             ]
         assert all(torch.equal(same[0], output) for output in same)
+
+
+def test_a_run_that_ends_early_has_fewer_calls() -> None:
+    pipe = pipeline(sdxl_unet())
+    with accelerate(pipe, DeepCache(schedule=Steps((0, 5)))) as handle:
+        generate(pipe, steps=14, denoising_end=0.5)
+        assert handle.report().computed == 2
+        with pytest.raises(ValueError, match=r"call 5, but the run has 5 network calls"):
+            generate(pipe, steps=10, denoising_end=0.5)
+        generate(pipe, steps=10)

@@ -1,8 +1,10 @@
 """Residual guidance in ordinary sampling, against equation 5 written out step by step."""
 
+import weakref
 from typing import Any
 
 import pytest
+import stream_pipelines
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -15,7 +17,7 @@ from tiny_networks import TEXT, generate, pipeline, sd_unet
 
 from diffaccel.accelerate import accelerate
 from diffaccel.forecast import Taylor
-from diffaccel.methods import DeepCache, ResidualGuidance
+from diffaccel.methods import DeepCache, Method, ResidualGuidance, TGate
 from diffaccel.noise import NoiseLevels
 
 SCALE = 1.3
@@ -184,3 +186,49 @@ def test_self_negative_from_a_picture_is_refused() -> None:
         generate(pipe, image=image, strength=0.5)
     with accelerate(pipe, ResidualGuidance()):
         assert torch.isfinite(generate(pipe, image=image, strength=0.5, guidance_scale=SCALE)).all()
+
+
+@pytest.mark.parametrize("method", [ResidualGuidance(), ResidualGuidance("self"), TGate(gate=2)], ids=str)
+def test_no_sample_outlives_its_call(method: Method) -> None:
+    pipe, samples, alive = pipeline(sd_unet()), [], []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        samples.append(weakref.ref(args[0]))
+        alive.append(sum(sample() is not None for sample in samples))
+
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+    with accelerate(pipe, method):
+        generate(pipe, guidance_scale=SCALE)
+    assert max(alive) <= 2  # a call's own, and the one before it, which the pipeline's loop still names
+
+
+@pytest.mark.parametrize("method", [ResidualGuidance(), ResidualGuidance("self"), ResidualGuidance(delta=0.8)], ids=str)
+def test_runs_that_start_without_any_signal(method: ResidualGuidance) -> None:
+    scheduler = DDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        clip_sample=False,
+    )
+    pipe = pipeline(sd_unet(), scheduler)
+    pictures = []
+    for last in (0.0, 1e-10):  # none, and next to none
+        scheduler.alphas_cumprod[-1] = last
+        with accelerate(pipe, method):
+            pictures.append(generate(pipe, guidance_scale=SCALE, guidance_rescale=0.7))
+    assert torch.isfinite(pictures[0]).all()
+    torch.testing.assert_close(*pictures, rtol=0, atol=1e-3)
+
+
+def test_delta_is_refused_where_there_is_no_signal() -> None:
+    zero = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1, clip_sample=False)
+    pipe = pipeline(sd_unet(), zero)
+    with accelerate(pipe, ResidualGuidance("self", 0.8)), pytest.raises(ValueError, match=r"delta=0\.8 is undefined"):
+        generate(pipe, guidance_scale=SCALE)
+    pipe = stream_pipelines.sd3()
+    for method in (ResidualGuidance("self"), ResidualGuidance(delta=0.8)):
+        with accelerate(pipe, method):
+            assert torch.isfinite(pipe("a cat", num_inference_steps=2, output_type="latent").images).all()
+    with accelerate(pipe, ResidualGuidance("self", 0.8)), pytest.raises(ValueError, match=r"delta=0\.8 is undefined"):
+        pipe("a cat", num_inference_steps=2, output_type="latent")
