@@ -35,7 +35,7 @@ def make(
     shape: Fraction | None = None,
     **options: str,
 ) -> Path:
-    """Write a video whose k-th frame is ``picture(k)``, or ``frames[k]``, of pixels of a shape, with noise for sound."""
+    """Write a video whose k-th frame is ``picture(k)``, or ``frames[k]``, of pixels of a shape, and noise."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
