@@ -6,6 +6,9 @@ neighbours, and neither needs an approximation of time:
 - keyed by *stage*: row i holds the frame that follows the one it held a tick ago, at the same noise level and with the
   same fixed noise, so that the features differ only as far as the pictures do. All rows compute, or all reuse.
 - keyed by *frame*: features travel with the frame from stage to stage; the newest row computes, older rows reuse.
+
+In sequential mode every tick has another stage than the one before it: with several stages nothing is reused by stage
+there, and by frame as in a stream batch.
 """
 
 from __future__ import annotations
