@@ -203,7 +203,10 @@ def _end_torn_line(path: Path, manifest: IO[bytes]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Record]:
-    """The latest record of every job in `folder`, of all shards; lines that were cut short are passed over."""
+    """The latest record of every job in `folder`, of all shards; lines that were cut short are passed over.
+
+    Raises `StoreError` where a manifest cannot be read.
+    """
     files = [_read_records(path) for path in sorted(folder.glob(_MANIFESTS))]
     records: dict[str, Record] = {}
     for record in heapq.merge(*files, key=lambda record: record.time):
@@ -214,9 +217,19 @@ def read_manifest(folder: Path) -> dict[str, Record]:
 
 def _read_records(path: Path) -> Iterator[Record]:
     """The records of one manifest, in their order."""
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError, TypeError):
-            yield Record(**json.loads(line))
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    for line in lines:
+        with suppress(ValueError, TypeError, RecursionError):
+            record = Record(**json.loads(line))
+            if (
+                isinstance(record.id, str)
+                and isinstance(record.time, int | float)
+                and isinstance(record.settings, dict)
+            ):
+                yield record
 
 
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
@@ -226,7 +239,7 @@ def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") 
         return False
     try:
         return (folder / name).stat().st_size == record.bytes
-    except FileNotFoundError:
+    except OSError:  # it is not there, or a link to nowhere is: writing it anew replaces that
         return False
 
 

@@ -60,6 +60,39 @@ def test_torn_line_is_passed_over_and_closed(tmp_path: Path) -> None:
     assert list(read_manifest(tmp_path)) == ["a", "c"]
 
 
+def test_lines_of_others_in_a_manifest_are_passed_over(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        folder.append([DONE])
+    with (tmp_path / "manifest.jsonl").open("a") as manifest:
+        for line in (
+            "[1]",
+            '{"id": [], "status": "done"}',
+            '{"id": "b", "status": "done", "time": "now"}',
+            "[" * 99_999,
+        ):
+            manifest.write(line + "\n")
+    assert list(read_manifest(tmp_path)) == ["a"]
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest-1-of-2.jsonl").mkdir()
+    with pytest.raises(StoreError, match=r"cannot read .*manifest-1-of-2.jsonl: Is a directory"):
+        read_manifest(tmp_path)
+
+
+def test_links_are_replaced_and_what_they_point_at_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"mine")
+    for target in ("precious", "a.png", "nowhere"):
+        (tmp_path / "a.png").symlink_to(target)
+        with OutputFolder(tmp_path) as folder:
+            folder.append([DONE])
+            assert to_render([JOB], tmp_path) == (JOB,)
+            folder.write("a.png", b"png")
+        assert to_render([JOB], tmp_path) == ()
+        (tmp_path / "a.png").unlink()
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+
+
 def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compare").mkdir()
     with monkeypatch.context() as patch:
