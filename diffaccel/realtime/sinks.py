@@ -75,11 +75,12 @@ class Window(Sink):
 
     def write(self, pixels: np.ndarray, time: Fraction | float) -> None:  # noqa: ARG002
         """Show one picture."""
+        self._cv2.imshow(self.TITLE, self._cv2.cvtColor(pixels, self._cv2.COLOR_RGB2BGR))
         if pixels.shape[:2] != self._shape:
             self._shape = height, width = pixels.shape[:2]
             scale = max(1, round(self.SMALLEST / max(height, width)))
+            self._cv2.waitKey(100)  # a window that is sized before it came up now and then stays black
             self._cv2.resizeWindow(self.TITLE, width * scale, height * scale)
-        self._cv2.imshow(self.TITLE, self._cv2.cvtColor(pixels, self._cv2.COLOR_RGB2BGR))
 
     def wanted(self) -> bool:
         """Let the window draw itself; False once it was closed."""
