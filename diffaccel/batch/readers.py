@@ -3,6 +3,7 @@
 A row that cannot be used is yielded as a `BadRow`, so that one bad line never costs the other nine thousand.
 """
 
+import codecs
 import csv
 import itertools
 import json
@@ -59,7 +60,7 @@ def _file(path: Path) -> Rows:
             yield _beside(path.parent, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
-    except (OSError, csv.Error, yaml.YAMLError, RecursionError) as error:
+    except (OSError, UnicodeError, csv.Error, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
@@ -96,7 +97,14 @@ def _explain(problem: Any) -> str:
 
 
 def _open(path: Path) -> TextIO:
-    """Text whose undecodable bytes survive as lone surrogates, which a row's check then refuses by name."""
+    """UTF-8, whose undecodable bytes survive as lone surrogates, which a row's check then refuses by name; or UTF-16.
+
+    UTF-16 is what PowerShell and spreadsheets write, with a mark at its beginning.
+    """
+    with path.open("rb") as stream:
+        marked = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if marked:
+        return path.open(encoding="utf-16", newline="")
     return path.open(encoding=_ENCODING, errors=_ERRORS, newline="")
 
 
@@ -159,7 +167,8 @@ def _parquet(path: Path) -> Rows:
 
 def _yaml_grid(path: Path) -> Rows:
     """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
-    grids = yaml.safe_load(path.read_text(encoding=_ENCODING, errors=_ERRORS))
+    with _open(path) as stream:
+        grids = yaml.safe_load(stream.read())
     numbers = itertools.count(1)
     for grid in grids if isinstance(grids, list) else [grids]:
         if not isinstance(grid, dict) or "prompt" not in grid:

@@ -30,6 +30,23 @@ def test_text_file_has_one_prompt_a_line(tmp_path: Path) -> None:
     assert read(file) == [Row(prompt="a red heart"), Row(prompt="a panda")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("p.txt", "café\r\n猫\r\n"), ("p.csv", "prompt\ncafé\n猫\n"), ("p.yaml", "prompt: [café, 猫]\n")],
+)
+def test_utf_16_with_its_mark_is_read(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    file = write(tmp_path / name, (mark + text).encode(encoding))
+    assert read(file) == [Row(prompt="café"), Row(prompt="猫")]
+
+
+def test_utf_16_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.txt", "a heart\n".encode("utf-16")[:-1])
+    with pytest.raises(InputError, match=r"cannot read .*p\.txt: .*utf-16"):
+        read(file)
+
+
 def test_csv_columns_are_settings_and_empty_ones_are_absent(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", 'prompt,seed,size,custom_id\n"heart, red",7,64x32,one\npanda,,,\n')
     assert read(file) == [Row(prompt="heart, red", seed=7, width=64, height=32, custom_id="one"), Row(prompt="panda")]
@@ -132,7 +149,7 @@ def test_bad_row_is_named_and_the_next_one_read(tmp_path: Path, line: bytes, rea
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    bad, good = read(write(tmp_path / "p.txt", b"\xff\xfe\n caf\xc3\xa9\n"))
+    bad, good = read(write(tmp_path / "p.txt", b"\xf0\xfe\n caf\xc3\xa9\n"))
     assert isinstance(bad, BadRow)
     assert good == Row(prompt="café")
 
