@@ -25,6 +25,7 @@ from diffaccel import models
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.config import Config
 from diffaccel.methods import Method, ResidualGuidance, TGate
+from diffaccel.methods.residual_guidance import NEGATIVES
 from diffaccel.models.source import check_weights
 from diffaccel.report import Report
 
@@ -64,11 +65,20 @@ def as_methods(
         several = isinstance(cache, Sequence) and not isinstance(cache, str)
         chosen += [as_config(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr, type-abstract]
     if guidance is not None and guidance != "full":
-        short = guidance if guidance in ("one-time", "self") else None
-        chosen.append(ResidualGuidance(short) if isinstance(short, str) else as_config(guidance, ResidualGuidance))
+        chosen.append(_as_guidance(guidance))
     if gate is not None:
         chosen.append(TGate(gate) if isinstance(gate, int) else as_config(gate, TGate))
     return tuple(chosen)
+
+
+def _as_guidance(guidance: MethodLike) -> ResidualGuidance:
+    """Residual guidance, by the name of its negative or in any form of a method."""
+    if not isinstance(guidance, str) or guidance.lower().startswith("residualguidance"):
+        return as_config(guidance, ResidualGuidance)
+    if guidance not in NEGATIVES:
+        names = ", ".join(repr(name) for name in ("full", *NEGATIVES))
+        raise ValueError(f"unknown guidance {guidance!r}: choose from {names}, or 'residualguidance:field=value'")
+    return ResidualGuidance(guidance)
 
 
 class FastPipeline(DiffusionPipeline):  # type: ignore[misc]

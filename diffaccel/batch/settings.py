@@ -124,7 +124,7 @@ def parse_guidance(spec: str) -> tuple[Any, ...]:
         return ()
     if name not in NEGATIVES:
         raise ValueError(
-            f"unknown guidance {spec!r}; one of full, {', '.join(NEGATIVES)} (how strong it is says guidance_scale)"
+            f"unknown guidance {spec!r}; one of full, {', '.join(NEGATIVES)} (guidance_scale sets its strength)"
         )
     return (Method.parse(f"residualguidance:negative={name!r}{',' if rest else ''}{rest}"),)
 

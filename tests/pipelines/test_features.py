@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from stock_cases import CASES, Case
 
 from diffaccel import accelerate
+from diffaccel.fast_pipeline import as_methods
 from diffaccel.methods import Method
 
 NAMES = {case.name: case for case in CASES}
@@ -190,3 +191,8 @@ def test_guidance_and_gate_in_every_notation() -> None:
     assert torch.equal(gated[0], gated[1])
     assert torch.equal(gated[0], gated[2])
     assert not torch.equal(gated[0], case.run(custom))
+
+
+def test_guidance_that_is_not_known_is_named_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"unknown guidance 'sef': choose from 'full', 'one-time', 'self', or"):
+        as_methods(guidance="sef")
