@@ -69,6 +69,8 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
         channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the configuration of {vae} or of {source.name}'s autoencoder is damaged: {error}") from error
+    if channels[1] is None and channels[0] is not None:
+        raise ModelError(f"{vae} is not an autoencoder for {source.name}: its config.json has no latent_channels")
     if channels[0] != channels[1]:
         raise ModelError(
             f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "

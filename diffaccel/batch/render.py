@@ -167,7 +167,8 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
     values |= _as_asked(pipe)
     unknown = [name for name in values if name not in accepted]
     if unknown:
-        raise RenderError(f"{type(pipe).__name__} has no setting {', '.join(unknown)}")
+        remedy = ": it needs a picture to start from (init_image)" if "strength" in unknown else ""
+        raise RenderError(f"{type(pipe).__name__} has no setting {', '.join(unknown)}{remedy}")
     generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
     return {**values, "prompt": [job.prompt for job in jobs], "generator": generators, "output_type": "np"}
 

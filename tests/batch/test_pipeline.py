@@ -33,6 +33,11 @@ def test_autoencoder_for_other_latents_is_refused(tiny_sd: Path, tmp_path: Path)
         open_pipeline(models.resolve(tiny_sd), "float32", str(tmp_path), Placement())
 
 
+def test_what_is_no_autoencoder_is_refused(tiny_sd: Path) -> None:
+    with pytest.raises(models.ModelError, match="emoji-clip is not an autoencoder for"):
+        open_pipeline(models.resolve(tiny_sd), "float32", "emoji-clip", Placement())
+
+
 def test_compiled_denoiser_runs_through_the_compiler(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
 

@@ -108,7 +108,7 @@ def test_unreadable_init_image_is_named(renderer: Renderer) -> None:
 
 
 def test_setting_that_the_pipeline_lacks_is_named(renderer: Renderer) -> None:
-    with pytest.raises(RenderError, match="StableDiffusionPipeline has no setting strength"):
+    with pytest.raises(RenderError, match=r"has no setting strength: it needs .* \(init_image\)"):
         renderer.render([replace(JOB, strength=0.5)])
 
 
