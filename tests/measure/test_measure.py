@@ -21,6 +21,7 @@ from diffaccel.measure import (
     ssim,
 )
 from diffaccel.measure import energy as energy_module
+from diffaccel.measure import memory as memory_module
 from diffaccel.measure.quality import BETAS, betas
 
 
@@ -155,3 +156,11 @@ def test_judge_refuses_unknown_captions(judge: Judge) -> None:
 
 def test_judge_resizes(judge: Judge) -> None:
     assert judge.ranks(pictures(3, 64), ["red heart"] * 2).shape == (2,)
+
+
+def test_where_memory_is_not_told_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where there is no C library to ask by that name either."""
+    monkeypatch.setattr(memory_module.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(TypeError("must be str")))
+    monkeypatch.setattr(memory_module, "_CLEAR", memory_module.Path("/nowhere/clear_refs"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak_memory(lambda: pytest.fail("was run")) is None
