@@ -29,6 +29,15 @@ OFFLOADING = [
 EMBEDDED = 8  # features of an image embedding
 
 
+def test_a_misspelt_argument_is_refused() -> None:
+    pipe = NAMES["sd"].custom.from_pipe(NAMES["sd"].build())
+    for name, hint in (("cahe", "did you mean cache?"), ("guidance_sclae", "did you mean guidance_scale?")):
+        with pytest.raises(TypeError, match=f"StableDiffusionPipeline has no argument '{name}': {hint[:-1]}"):
+            pipe("a cat", **{name: 2})
+    with pytest.raises(TypeError, match="has no argument 'xyzzy': it has cache, "):
+        pipe("a cat", xyzzy=2)
+
+
 def ids(case: Case) -> str:
     return case.name
 
