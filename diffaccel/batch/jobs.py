@@ -57,7 +57,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all settings: the same fingerprint means the same picture, while the files that they name stay the same."""
+        """Hash of all settings; the same one means the same picture, while the files that they name stay the same."""
         return _digest({key: value for key, value in asdict(self).items() if key != "id"})[:16]
 
 
