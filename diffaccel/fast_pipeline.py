@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -24,6 +23,7 @@ from diffusers import DiffusionPipeline
 
 from diffaccel import models
 from diffaccel.accelerate import Handle, accelerate
+from diffaccel.arguments import check_arguments
 from diffaccel.config import Config
 from diffaccel.methods import Method, ResidualGuidance, TGate
 from diffaccel.methods.residual_guidance import NEGATIVES
@@ -32,9 +32,7 @@ from diffaccel.report import Report
 
 MethodLike = Method | str | Mapping[str, Any]
 DENOISERS = ("unet", "transformer")
-OWN = frozenset({"cache", "guidance", "gate"})
-DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
-"""Arguments that stock calls still take without naming them."""
+OWN = ("cache", "guidance", "gate")
 C = TypeVar("C", bound=Config)
 
 
@@ -237,19 +235,9 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             TypeError: for an argument that the stock call does not know, which some of them would ignore in silence.
         """
         if self.stock_class is not None:
-            _check_known(self.stock_class, kwargs)
+            check_arguments(self.stock_class, kwargs, OWN)
         with self.accelerated(as_methods(cache, guidance, gate)):
             return super().__call__(*args, **kwargs)
-
-
-def _check_known(stock: type[DiffusionPipeline], given: Mapping[str, Any]) -> None:
-    """Raise TypeError for an argument that neither the stock call nor ours has; a close name is offered."""
-    parameters = inspect.signature(stock.__call__).parameters.values()
-    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"} | OWN
-    for name in given.keys() - known - DEPRECATED:
-        close = get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known))}"
-        raise TypeError(f"{stock.__name__} has no argument {name!r}: {hint}")
 
 
 def _forget_earlier_files(module: str) -> None:
