@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 PROMPTS = ("red heart", "dog", "rocket", "pizza")
 PARTS = {
-    "batch": "batch",
+    "batch": "batch --rounds 3",
     "live": "live",
     "stream": "stream",
     "stream-sd15": "stream --part sd15",
