@@ -94,7 +94,8 @@ class RunClock:
         position = _position(timestep, table)
         if table is not None and position is not None and position[0] == _address(table):
             left = table.numel() - position[1] + int(table.storage_offset())
-            return self._host.num_timesteps or left if self._host.ends_early else left
+            announced = self._host.num_timesteps if self._host.ends_early else None
+            return announced or left
         if table is not None:
             return self._host.num_timesteps or table.numel()
         return calls_left(timestep) if position is not None else None

@@ -109,9 +109,8 @@ def _serve(given: dict[str, Any], settings: "LiveSettings", begin: float) -> Non
     from diffaccel.realtime.server import LiveServer
 
     options = _options(given)
-    with listen(
-        options.host, options.port, another="--port 0, any that is free"
-    ) as listener:  # a taken port is told before the model is loaded
+    listening = listen(options.host, options.port, another="--port 0, any that is free")
+    with listening as listener:  # a taken port is told before the model is loaded
         hub, about = _hub(settings, given["max_sessions"])
         with hub, suppress(KeyboardInterrupt):
             server = LiveServer(hub, options, about, listener)
