@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -16,6 +18,8 @@ from diffaccel.realtime.errors import MediaError
 from diffaccel.realtime.mjpeg import MjpegServer
 from diffaccel.realtime.sources import opencv
 from diffaccel.realtime.video_writer import VideoWriter
+
+logger = logging.getLogger(__name__)
 
 TICKS = Fraction(1, 90_000)
 """Unit of a recording's times, in seconds: that of MPEG, which 24, 25, 29.97, 30 and 60 frames a second divide."""
@@ -62,6 +66,7 @@ class Window(Sink):
     def __init__(self) -> None:
         if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
             raise MediaError("there is no display for a window: use --sink mjpeg or --sink file.mp4 here")
+        _share_xlib()
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # OpenCV ships Qt without its fonts
         self._cv2, self._shape = opencv("a window"), (0, 0)
         plain = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO | self._cv2.WINDOW_GUI_NORMAL
@@ -75,12 +80,11 @@ class Window(Sink):
 
     def write(self, pixels: np.ndarray, time: Fraction | float) -> None:  # noqa: ARG002
         """Show one picture."""
-        self._cv2.imshow(self.TITLE, self._cv2.cvtColor(pixels, self._cv2.COLOR_RGB2BGR))
         if pixels.shape[:2] != self._shape:
             self._shape = height, width = pixels.shape[:2]
             scale = max(1, round(self.SMALLEST / max(height, width)))
-            self._cv2.waitKey(100)  # a window that is sized before it came up now and then stays black
             self._cv2.resizeWindow(self.TITLE, width * scale, height * scale)
+        self._cv2.imshow(self.TITLE, self._cv2.cvtColor(pixels, self._cv2.COLOR_RGB2BGR))
 
     def wanted(self) -> bool:
         """Let the window draw itself; False once it was closed."""
@@ -91,6 +95,21 @@ class Window(Sink):
         """Close the window."""
         self._cv2.destroyAllWindows()
         self._cv2.waitKey(1)
+
+
+def _share_xlib() -> None:
+    """Let OpenCV's Qt say in the right place that Xlib is to leave events alone.
+
+    OpenCV's wheels bring a libX11-xcb that is older than most systems' libX11, and writes this into another field of
+    its display. Xlib then swallows events now and then, also the one that a window has come up, which stays black. The
+    system's own library, loaded first, is the one that Qt finds.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        logger.warning("a window may stay black (%s); on Debian and Ubuntu: apt-get install libx11-xcb1", error)
 
 
 class Recording(Sink):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import videos
 
-from diffaccel.realtime import local, sources
+from diffaccel.realtime import local, sinks, sources
 from diffaccel.realtime.errors import MediaError
 from diffaccel.realtime.local import FAILURES_IN_A_ROW, LiveReport, run
 from diffaccel.realtime.protocol import decode
@@ -366,6 +366,19 @@ try:
 except ValueError as error:
     print(error)
 """
+
+
+def test_a_system_whose_windows_may_stay_black_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(name: str, **_: object) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sinks.ctypes, "CDLL", missing)
+    sinks._share_xlib()
+    assert "a window may stay black (libX11-xcb.so.1: cannot open" in caplog.text
+    assert "apt-get install libx11-xcb1" in caplog.text
 
 
 def test_a_window_is_drawn_and_the_screen_is_seen(display: str) -> None:
