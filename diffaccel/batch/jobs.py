@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any
 
-from diffaccel.batch.readers import BadRow
+from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import SEEDS, Row, Settings
 from diffaccel.models import defaults
 
@@ -63,11 +63,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do: jobs in the order of their rows, rows that cannot be used, and how many were repeated."""
+    """What a run has to do.
+
+    Attributes:
+        jobs: in the order of their rows.
+        bad: rows that cannot be used.
+        duplicates: how many pictures were asked for again.
+        places: for each job's id, where its row came from, as `prompts.jsonl:17`.
+    """
 
     jobs: tuple[Job, ...]
     bad: tuple[BadRow, ...]
     duplicates: int
+    places: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Source:
 
 
 def plan_jobs(
-    rows: Iterable[Row | BadRow], options: Settings, source: Source, *, cache: str = "none", num_images: int = 1
+    rows: Iterable[PlacedRow | BadRow], options: Settings, source: Source, *, cache: str = "none", num_images: int = 1
 ) -> Plan:
     """Decide every setting of every picture.
 
@@ -90,19 +98,23 @@ def plan_jobs(
         num_images: pictures per row; the seed counts up from the row's.
     """
     jobs: dict[str, Job] = {}
+    places: dict[str, str] = {}
     bad: list[BadRow] = []
     duplicates = 0
-    for row in rows:
-        if isinstance(row, BadRow):
-            bad.append(row)
+    for placed in rows:
+        if isinstance(placed, BadRow):
+            bad.append(placed)
             continue
-        for job in _expand(row, options, source, cache, num_images):
+        for job in _expand(placed.row, options, source, cache, num_images):
             known = jobs.setdefault(job.id.casefold(), job)
-            if known == job and known is not job:
+            if known is job:
+                places[job.id] = placed.where
+            elif known == job:
                 duplicates += 1
-            elif known != job:
-                bad.append(BadRow(f"custom_id {job.id}", "two different rows have this id; the first one is rendered"))
-    return Plan(tuple(jobs.values()), tuple(bad), duplicates)
+            else:
+                first = f"{places[known.id]} has this id too and other settings; that one is rendered"
+                bad.append(BadRow(placed.where, f"custom_id {job.id}: {first}"))
+    return Plan(tuple(jobs.values()), tuple(bad), duplicates, places)
 
 
 def _expand(row: Row, options: Settings, source: Source, cache: str, num_images: int) -> Iterable[Job]:

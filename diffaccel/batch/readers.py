@@ -34,7 +34,15 @@ class BadRow:
     error: str
 
 
-Rows = Iterator[Row | BadRow]
+@dataclass(frozen=True)
+class PlacedRow:
+    """A row that can be used, and where it came from, as a `BadRow` says it."""
+
+    where: str
+    row: Row
+
+
+Rows = Iterator[PlacedRow | BadRow]
 
 
 def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
@@ -64,20 +72,22 @@ def _file(path: Path) -> Rows:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def _beside(folder: Path, row: Row | BadRow) -> Row | BadRow:
+def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     """The row with its files looked for beside the prompt file that names them, before the working folder."""
-    if isinstance(row, BadRow) or not (row.init_image or row.lora):
-        return row
-    named = {name: getattr(row, name) for name in ("init_image", "lora") if getattr(row, name)}
-    return row.model_copy(update={name: str(folder / file) for name, file in named.items() if (folder / file).exists()})
+    if isinstance(placed, BadRow) or not (placed.row.init_image or placed.row.lora):
+        return placed
+    named = {name: getattr(placed.row, name) for name in ("init_image", "lora") if getattr(placed.row, name)}
+    found = {name: str(folder / file) for name, file in named.items() if (folder / file).exists()}
+    return PlacedRow(placed.where, placed.row.model_copy(update=found))
 
 
-def _row(values: Any, where: str) -> Row | BadRow:
+def _row(values: Any, where: str) -> PlacedRow | BadRow:
     """A checked row; columns that are empty count as absent, as they must in a CSV file."""
     if not isinstance(values, Mapping):
         return BadRow(where, "not an object with a prompt")
     try:
-        return Row.model_validate({key: value for key, value in values.items() if value not in (None, "")})
+        given = {key: value for key, value in values.items() if value not in (None, "")}
+        return PlacedRow(where, Row.model_validate(given))
     except ValidationError as error:
         return BadRow(where, explain(error))
     except TypeError as error:
@@ -132,7 +142,7 @@ def _json_lines(path: Path) -> Rows:
                 yield _json_row(line, f"{path}:{number}")
 
 
-def _json_row(line: str, where: str) -> Row | BadRow:
+def _json_row(line: str, where: str) -> PlacedRow | BadRow:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -15,11 +15,12 @@ from PIL import Image
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.jobs import Job
+from diffaccel.batch.pictures import PictureError, open_picture
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.text import TextMemory, encode_ahead
 from diffaccel.methods import Method
-from diffaccel.models import expanded, load_lora
+from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.samplers import sampler_named
 
@@ -188,14 +189,10 @@ def _as_asked(pipe: "DiffusionPipeline") -> dict[str, Any]:
 
 
 def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:
-    """The picture to start from, as RGB, resized to the asked size if there is one."""
     try:
-        with Image.open(expanded(path), formats=["PNG", "JPEG", "WEBP"]) as image:
-            picture = image.convert("RGB")
-    except OSError as error:
-        raise RenderError(f"init_image: cannot read {path}: {error.strerror or error}") from error
-    width, height = size
-    return picture.resize((width, height), Image.Resampling.LANCZOS) if width and height else picture
+        return open_picture(path, size)
+    except PictureError as error:
+        raise RenderError(f"init_image: {error}") from error
 
 
 def _complete(job: Job, pipe: "DiffusionPipeline") -> Job:

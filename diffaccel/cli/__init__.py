@@ -10,6 +10,7 @@ from diffaccel.cli.generate import generate
 from diffaccel.cli.inspect import inspect
 from diffaccel.cli.live import live
 from diffaccel.cli.models import models
+from diffaccel.cli.signals import INTERRUPTED
 from diffaccel.cli.tune import tune
 from diffaccel.cli.video import video
 
@@ -24,7 +25,7 @@ class Commands(click.Group):
     """Turns the library's errors into one sentence and an exit code: 2 for bad usage, 1 for anything fatal."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an interrupt ends with code 130, as shells expect."""
+        """Run the command; an interrupt ends with code 130, as shells expect, and says what it says."""
         from diffaccel.batch.distribute import WorkerError
         from diffaccel.batch.readers import InputError
         from diffaccel.batch.store import StoreError
@@ -37,12 +38,9 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except (InputError, MediaError, ModelError) as error:
             raise BadInput(str(error)) from error
-        except KeyboardInterrupt:
-            goes_on = (
-                "; the same command goes on where this one stopped" if ctx.invoked_subcommand == "generate" else ""
-            )
-            click.echo(f"Interrupted{goes_on}.", err=True)
-            raise click.exceptions.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"{'; '.join(filter(None, ('Interrupted', str(interrupt))))}.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,30 +2,27 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffaccel.cli.options import Request, with_options
+from diffaccel.cli.planning import Work, plan_work, ranked, unusable
 from diffaccel.cli.signals import interruptible
-from diffaccel.cli.summary import Work, print_plan, print_summary
+from diffaccel.cli.summary import print_plan, print_summary
 from diffaccel.cli.text import one_line
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Plan
-    from diffaccel.batch.readers import BadRow
-    from diffaccel.batch.settings import Row, Settings
     from diffaccel.batch.store import OutputFolder, Record
     from diffaccel.batch.summary import Calls, Summary
 
-DEFAULT_MODEL = "emoji-sd"
+SOME_FAILED = 3
 SHOWN_BAD_ROWS = 20
 IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted, which has seconds to end
-DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
 @click.command("generate", short_help="Render prompts into a folder of pictures.")
@@ -40,141 +37,18 @@ def generate(request: Request) -> None:
     from diffaccel.batch.store import check_output
 
     logging.basicConfig(format="%(message)s")
-    with interruptible():
-        request = _ranked(request)
+    with interruptible("the same command goes on where this one stopped"):
+        request = ranked(request)
         check_output(request.output)
-        work = _plan(request)
+        work = plan_work(request)
         if request.dry_run:
-            print_plan(request, work)
-            return
-        summary, calls = _render(request, work)
-        print_summary(request, work, summary, calls)
-    if summary.failed:
-        raise click.exceptions.Exit(3)
-
-
-def _ranked(request: Request) -> Request:
-    """Under `accelerate launch` or torchrun, this rank's shard and device."""
-    from diffaccel.batch.distribute import rank
-
-    place = rank()
-    if place is None:
-        return request
-    if request.shard or request.processes > 1 or "-" in request.prompts:
-        raise click.UsageError("a launcher's ranks share the work already: no --shard, --processes or standard input")
-    shard, device = place
-    return replace(request, shard=shard, device=request.device or device)
-
-
-def _plan(request: Request) -> Work:
-    """Read and check everything that can be checked without loading the model."""
-    from diffaccel import models
-    from diffaccel.batch.jobs import Source, plan_jobs, shard
-    from diffaccel.batch.store import to_render
-
-    options = _settings(request)
-    rows, request = _rows(request, options)
-    source = models.resolve(request.model or DEFAULT_MODEL)
-    common = Source(source.name, _check(request, options), request.vae)
-    cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
-    plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
-    _require_prompts(plan, request)
-    jobs = shard(plan.jobs, *request.shard, request.batch_size) if request.shard else plan.jobs
-    jobs = jobs[: request.limit]
-    todo = to_render(
-        jobs,
-        request.output,
-        suffix=request.suffix,
-        overwrite=request.overwrite or request.compare,
-        retry_failed=request.retry_failed,
-    )
-    return Work(plan, jobs, todo, source)
-
-
-def _check(request: Request, options: "Settings") -> str:
-    """Check that everything is there that the command line names; the dtype of the weights."""
-    from diffaccel import models
-    from diffaccel.batch.export import require_pyarrow
-    from diffaccel.batch.readers import InputError
-
-    if options.init_image and not models.expanded(options.init_image).is_file():
-        raise InputError(f"no such picture to start from: {options.init_image}")
-    if options.lora:
-        models.find_lora(options.lora)
-    if request.vae:
-        models.find_vae(request.vae)
-    if request.parquet:
-        require_pyarrow()
-    device = models.choose_device(request.device)
-    models.check_device_map(request.device_map, device)
-    return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
-
-
-def _rows(request: Request, options: "Settings") -> "tuple[Iterable[Row | BadRow], Request]":
-    """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
-    from pydantic import ValidationError
-
-    from diffaccel.batch.metadata import read_job
-    from diffaccel.batch.readers import InputError, explain, read_rows
-    from diffaccel.batch.settings import Row
-
-    rows = read_rows(request.prompts, sys.stdin)
-    if request.source_picture is None:
-        return rows, request
-    if request.prompts:
-        raise InputError("give either prompts or --from PICTURE, not both")
-    values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
-    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
-    own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
-    try:
-        row = Row(**{**own, "custom_id": values["id"], **options.given()})
-    except ValidationError as error:
-        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
-    return [row], replace(request, **fixed)
-
-
-def _settings(request: Request) -> "Settings":
-    """The command line's settings, checked. Raises `click.UsageError` that names the option."""
-    from pydantic import ValidationError
-
-    from diffaccel.batch.settings import Settings
-
-    try:
-        return Settings(**(request.settings | _profile(request)))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = str(problem["loc"][0]) if problem["loc"] else "size"
-        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        got = f" (got {problem['input']!r})" if problem["loc"] else ""
-        raise click.UsageError(f"{name}: {message}{got}") from error
-
-
-def _profile(request: Request) -> dict[str, Any]:
-    """The caching that `--profile` asks for, written out, so that pictures and manifest do without the file."""
-    if request.profile is None:
-        return {}
-    if "cache" in request.settings:
-        raise click.UsageError("--profile and --cache both say what is reused: give one of them")
-    from diffaccel.batch.settings import write_cache
-    from diffaccel.methods import load_methods
-
-    try:
-        return {"cache": write_cache(load_methods(request.profile))}
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"--profile: {error}") from error
-
-
-def _require_prompts(plan: "Plan", request: Request) -> None:
-    """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
-    from diffaccel.batch.readers import COMMAND_LINE, InputError
-
-    for bad in plan.bad:
-        if bad.where == COMMAND_LINE or not plan.jobs:
-            raise InputError(f"{bad.where}: {bad.error}")
-    if not plan.jobs:
-        asked = ", ".join(request.prompts)
-        raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
+            failed = print_plan(request, work, unusable(work))
+        else:
+            summary, calls = _render(request, work)
+            print_summary(request, work, summary, calls)
+            failed = summary.failed
+    if failed:
+        raise click.exceptions.Exit(SOME_FAILED)
 
 
 def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
@@ -214,7 +88,7 @@ def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary
         fail_fast=request.fail_fast,
     )
     with _progress(request, work) as bar:
-        show = partial(_show, bar)
+        show = partial(_show, bar, work.plan.places)
         if request.engine == "ray":
             from diffaccel.batch.ray_engine import render_on_ray
 
@@ -276,9 +150,10 @@ def _progress(request: Request, work: Work) -> Any:
     return tqdm(total=len(work.todo), unit="img", disable=True if request.quiet else None, smoothing=0.1)
 
 
-def _show(bar: Any, record: "Record") -> None:
+def _show(bar: Any, places: Mapping[str, str], record: "Record") -> None:
+    """Move the bar on; a failure is told with the place of its row and the picture's name."""
     if record.error:
-        bar.write(one_line(f"{record.id}: {record.error}"), file=sys.stderr)
+        bar.write(one_line(f"{places[record.id]}: {record.id}: {record.error}"), file=sys.stderr)
         bar.failed = getattr(bar, "failed", 0) + 1
         bar.set_postfix(failed=bar.failed, refresh=False)
     bar.update()

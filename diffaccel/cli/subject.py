@@ -64,7 +64,7 @@ class Subject:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
             raise InputError(f"{bad.where}: {bad.error}")
-        texts = [row.prompt for row in rows if not isinstance(row, BadRow)]
+        texts = [placed.row.prompt for placed in rows if not isinstance(placed, BadRow)]
         if not texts and self.name in models.names("pipeline"):
             texts = random.Random(0).sample(captions(), default)
         if not texts:

@@ -1,44 +1,41 @@
 """What `diffaccel generate` says at its end: one line for people, or one JSON object for programs."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffaccel.cli.options import Request
+from diffaccel.cli.planning import Work
 from diffaccel.cli.text import one_line
+from diffaccel.words import counted
 
 if TYPE_CHECKING:
-    from diffaccel.batch.jobs import Job, Plan
     from diffaccel.batch.summary import Calls, Summary
-    from diffaccel.models import ModelSource
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be done: all jobs of this shard, those of them that are not done yet, and the model."""
+def print_plan(request: Request, work: Work, problems: Mapping[str, str]) -> int:
+    """Print what a run would do, with all bad rows; how many there are.
 
-    plan: "Plan"
-    jobs: "tuple[Job, ...]"
-    todo: "tuple[Job, ...]"
-    source: "ModelSource"
-
-
-def print_plan(request: Request, work: Work) -> None:
-    """Print what a run would do."""
-    counts = {
-        "jobs": len(work.jobs),
-        "todo": len(work.todo),
-        "bad": len(work.plan.bad),
-        "duplicates": work.plan.duplicates,
-    }
+    Args:
+        problems: why jobs cannot be rendered, by their ids.
+    """
+    bad = [{"where": row.where, "error": row.error} for row in work.plan.bad]
+    found = dict.fromkeys((work.plan.places[job], problem) for job, problem in problems.items())
+    bad += [{"where": where, "error": error} for where, error in found]
+    pictures, todo = len(work.jobs) - len(problems), len(work.todo) - len(problems)
     if request.layout == "json":
-        click.echo(json.dumps(counts))
-        return
-    click.echo("{jobs} pictures, {todo} to render; {bad} bad rows, {duplicates} repeated".format(**counts))
-    for bad in work.plan.bad[:20]:
-        click.echo(one_line(f"{bad.where}: {bad.error}"))
+        counts = {"jobs": pictures, "todo": todo, "bad": len(bad), "duplicates": work.plan.duplicates}
+        click.echo(json.dumps({**counts, "bad_rows": bad}))
+        return len(bad)
+    if not request.quiet:
+        rows = f"{counted(len(bad), 'bad row')}, {work.plan.duplicates:,} repeated"
+        click.echo(f"{counted(pictures, 'picture')}, {todo:,} to render; {rows}")
+    for row in bad:
+        click.echo(one_line(f"{row['where']}: {row['error']}"), err=True)
+    return len(bad)
 
 
 def print_summary(request: Request, work: Work, summary: "Summary", calls: "Calls") -> None:

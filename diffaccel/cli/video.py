@@ -71,20 +71,16 @@ def video(
     logging.basicConfig(format="%(message)s")
     settings = live_settings(given, {"similarity": False, "cache": 1})
     bar = _Progress(quiet)
-    try:
-        with interruptible(), bar, _memory_explained(batch_size):
-            report = repaint(
-                lambda: _open(settings, source, batch_size),
-                source,
-                target,
-                audio=not no_audio,
-                overwrite=overwrite,
-                side_by_side=side_by_side,
-                on_frame=bar.advance,
-            )
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; {target} was not written.", err=True)
-        raise click.exceptions.Exit(130) from None
+    with interruptible(f"{target} was not written"), bar, _memory_explained(batch_size):
+        report = repaint(
+            lambda: _open(settings, source, batch_size),
+            source,
+            target,
+            audio=not no_audio,
+            overwrite=overwrite,
+            side_by_side=side_by_side,
+            on_frame=bar.advance,
+        )
     if not quiet:
         click.echo(summary(target, report))
 

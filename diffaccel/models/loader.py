@@ -78,7 +78,6 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
     """
     name = os.fspath(lora)
     file = find_lora(name)
-    check_header(file)
     with quiet_loading():
         try:
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
@@ -134,7 +133,7 @@ def find_vae(name: str) -> Path:
 
 
 def find_lora(name: str) -> Path:
-    """The `.safetensors` file of a LoRA. Raises `ModelError` where there is not exactly one."""
+    """The `.safetensors` file of a LoRA, its header checked. Raises `ModelError` where there is not exactly one."""
     place = BUNDLED[name].folder if name in names("lora") else expanded(name)
     candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
@@ -142,6 +141,7 @@ def find_lora(name: str) -> Path:
         raise ModelError(
             f"no LoRA at {name!r}: give a .safetensors file, a folder with one, or a bundled name: {bundled}"
         )
+    check_header(candidates[0])
     return candidates[0]
 
 

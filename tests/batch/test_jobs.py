@@ -6,7 +6,7 @@ import pytest
 
 from diffaccel import models
 from diffaccel.batch.jobs import Job, Plan, Source, batches, plan_jobs, row_id, shard
-from diffaccel.batch.readers import BadRow
+from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import Row, Settings
 
 
@@ -14,7 +14,8 @@ def plan(
     *rows: Row | BadRow, model: str = "some/model", num_images: int = 1, cache: str = "none", **options: object
 ) -> Plan:
     settings = Settings.model_validate(options)
-    return plan_jobs(rows, settings, Source(model, "float32"), cache=cache, num_images=num_images)
+    placed = [row if isinstance(row, BadRow) else PlacedRow(f"p:{line}", row) for line, row in enumerate(rows, 1)]
+    return plan_jobs(placed, settings, Source(model, "float32"), cache=cache, num_images=num_images)
 
 
 def test_row_comes_before_options_before_the_models_defaults() -> None:
@@ -76,8 +77,9 @@ def test_repeated_rows_are_counted_and_rendered_once() -> None:
 def test_one_id_for_two_rows_is_refused() -> None:
     result = plan(Row(prompt="a", custom_id="One"), Row(prompt="b", custom_id="one"))
     assert [job.prompt for job in result.jobs] == ["a"]
-    assert "two different rows" in result.bad[0].error
-    assert result.bad[0].where == "custom_id one"  # which no picture is called, so that its record stays the picture's
+    problem = "custom_id one: p:1 has this id too and other settings; that one is rendered"
+    assert result.bad == (BadRow("p:2", problem),)
+    assert result.places == {"One": "p:1"}
 
 
 def test_fingerprint_covers_everything_but_the_name() -> None:

@@ -8,12 +8,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from diffaccel.batch.readers import BadRow, InputError, read_rows
+from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
 from diffaccel.batch.settings import Row
 
 
 def read(*arguments: str | Path, stdin: str = "") -> list[Row | BadRow]:
-    return list(read_rows([str(argument) for argument in arguments], io.StringIO(stdin)))
+    found = read_rows([str(argument) for argument in arguments], io.StringIO(stdin))
+    return [each if isinstance(each, BadRow) else each.row for each in found]
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -95,7 +96,7 @@ def test_standard_input_takes_prompts_and_json() -> None:
 def test_bytes_on_standard_input_that_are_no_text() -> None:
     stdin = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfheart\n\xff\xfe\ncaf\xc3\xa9\n"), encoding="ascii")
     first, bad, last = read_rows(["-"], stdin)
-    assert (first, last) == (Row(prompt="heart"), Row(prompt="café"))
+    assert (first, last) == (PlacedRow("-:1", Row(prompt="heart")), PlacedRow("-:3", Row(prompt="café")))
     assert isinstance(bad, BadRow)
     assert bad.where == "-:2"
 

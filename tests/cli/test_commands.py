@@ -84,6 +84,20 @@ def test_a_report_or_profile_that_cannot_be_written_is_told_before_anything_is_m
     assert (result.exit_code, "is a folder" in result.stderr) == (2, True)
 
 
+def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffaccel.batch.store.check_output", interrupted)
+    monkeypatch.setattr("diffaccel.batch.metadata.read_job", interrupted)
+    words = {"generate": "; the same command goes on where this one stopped", "inspect": ""}
+    for command, goes_on in words.items():
+        result = CliRunner().invoke(main, [command, "p"])
+        assert (result.exit_code, result.output) == (130, f"Interrupted{goes_on}.\n")
+
+
 def test_inspect_of_something_else(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
     assert result.exit_code == 2

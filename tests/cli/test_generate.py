@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from diffaccel.batch.metadata import encode, read_job
 from diffaccel.batch.store import OutputFolder, read_manifest
 from diffaccel.cli import main
+from diffaccel.families import layout_of
+from diffaccel.methods import Recipe
+from diffaccel.methods.profile import Reuse, sampler_of
 
 
 @pytest.fixture
@@ -222,8 +226,99 @@ def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
     result = generate(tmp_path / "p.txt", "--dry-run")
     assert result.output == "2 pictures, 2 to render; 0 bad rows, 1 repeated\n"
     counts = json.loads(generate(tmp_path / "p.txt", "--dry-run", "--format", "json").output)
-    assert counts == {"jobs": 2, "todo": 2, "bad": 0, "duplicates": 1}
+    assert counts == {"jobs": 2, "todo": 2, "bad": 0, "duplicates": 1, "bad_rows": []}
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_finds_the_rows_that_a_run_finds(generate, tmp_path: Path) -> None:
+    Image.effect_noise((32, 32), 99).save(tmp_path / "start.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "start.png").read_bytes()[:300])
+    (tmp_path / "text.png").write_text("no picture")
+    rows = ["a,,,", "b,nowhere.png,,", "c,torn.png,,", "d,text.png,,", "e,,nowhere,", "f,,,2"]
+    rows += ["g,start.png,,0.5", "h,,,0.5", "i,.,,"]
+    (tmp_path / "p.csv").write_text("\n".join(["prompt,init_image,lora,strength", *rows, ""]))
+    result = generate(tmp_path / "p.csv", "--dry-run")
+    assert result.exit_code == 3
+    assert result.stdout == "2 pictures, 2 to render; 7 bad rows, 0 repeated\n"
+    assert f"{tmp_path / 'p.csv'}:3: init_image: cannot read nowhere.png: No such file or directory\n" in result.stderr
+    assert "text.png: not a PNG, JPEG or WebP picture\n" in result.stderr
+    assert "p.csv:6: lora: no LoRA at 'nowhere'" in result.stderr
+    places = {line.rpartition("p.csv:")[2].partition(":")[0] for line in result.stderr.splitlines()}
+    assert places == {"3", "4", "5", "6", "7", "9", "10"}
+    assert not (tmp_path / "out").exists()
+    ran = generate(tmp_path / "p.csv")
+    assert ran.exit_code == 3
+    assert len(pictures(tmp_path / "out")) == 2
+    assert {
+        line.partition("p.csv:")[2].partition(":")[0] for line in ran.stderr.splitlines() if "p.csv:" in line
+    } == places
+    found = json.loads(generate(tmp_path / "p.csv", "--dry-run", "--format", "json").stdout)
+    assert (found["jobs"], found["todo"], found["bad"], len(found["bad_rows"])) == (2, 0, 7, 7)
+
+
+def test_dry_run_tells_of_a_row_once_and_not_of_pictures_that_are_done(generate, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "start.png")
+    (tmp_path / "p.csv").write_text("prompt,init_image\na,start.png\nb,nowhere.png\n")
+    assert generate(tmp_path / "p.csv").exit_code == 3
+    (tmp_path / "start.png").rename(tmp_path / "gone.png")
+    result = generate(tmp_path / "p.csv", "--dry-run", "--num-images", 2, "--quiet")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == ["2", "3"]
+
+
+def test_dry_run_finds_caching_that_does_not_fit(generate, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "cache": "deepcache"}, {"prompt": "b", "cache": "blockcache:threshold=0.1"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = generate(tmp_path / "p.jsonl", "--dry-run")
+    assert result.exit_code == 3
+    assert "p.jsonl:2: cache: BlockCache needs a list of transformer blocks" in result.stderr
+    ran = generate(tmp_path / "p.jsonl")
+    assert (ran.exit_code, len(pictures(tmp_path / "out"))) == (3, 1)
+    assert "BlockCache needs a list of transformer blocks" in ran.stderr
+
+
+def recipe(folder: Path, total: int = 4) -> Recipe:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    sampler = sampler_of(pipe.scheduler)
+    return Recipe("UNet2DConditionModel", layout_of(pipe.unet).fingerprint, *sampler, total, (Reuse(1, "branch 0"),))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_caching_that_fits_no_picture_is_told_once_before_anything_is_loaded(
+    generate, tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr("diffaccel.batch.distribute.open_pipeline", lambda *_: pytest.fail("loaded the model"))
+    profile = tmp_path / "p.json"
+    recipe(tiny_sd, 5).save(profile)
+    other = replace(recipe(tiny_sd), fingerprint="0" * 16)
+    other.save(tmp_path / "other.json")
+    cases = (
+        (["--cache", "blockcache:threshold=0.1"], "--cache blockcache:threshold=0.1: BlockCache needs a list"),
+        (["--cache", "blockcache:threshold=0.1"], "methods that fit it: deepcache, "),
+        (["--cache", "deepcache:branch=40"], "branch of UNet2DConditionModel must be an integer in 0.."),
+        (["--cache", "deepcache + encoderpropagation"], "cannot work together"),
+        (["--cache", "deepcache:schedule=steps((0,9))"], "the run has 4 network calls"),
+        (["--profile", profile], f"--profile {profile}: the profile was tuned for 5 network calls, and this run has 4"),
+        (["--profile", profile, "--steps", 5, "--scheduler", "euler"], "the profile was tuned with "),
+        (["--profile", tmp_path / "other.json"], "run diffaccel tune on it"),
+    )
+    for arguments, message in cases:
+        for mode in ([], ["--dry-run"]):
+            result = generate("p", "q", "--processes", processes, *arguments, *mode)
+            assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_that_fits_some_pictures_costs_the_others_alone(generate, tmp_path: Path, tiny_sd: Path) -> None:
+    recipe(tiny_sd).save(tmp_path / "profile.json")
+    (tmp_path / "p.csv").write_text("prompt,steps\na,\nb,6\n")
+    arguments = [tmp_path / "p.csv", "--profile", tmp_path / "profile.json"]
+    dry, ran = generate(*arguments, "--dry-run"), generate(*arguments)
+    for result in (dry, ran):
+        assert result.exit_code == 3
+        assert "p.csv:3: " in result.stderr
+        assert "tuned for 4 network calls, and this run has 6" in result.stderr
+    assert len(pictures(tmp_path / "out")) == 1
 
 
 def test_json_summary(generate) -> None:
@@ -250,7 +345,9 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--guidance-scale", "nan"], "--guidance-scale: Input should be a finite number"),
         (["p", "--seed", -1], "--seed: "),
         (["p", "--size", 33], "--size: Input should be a multiple of 8"),
-        (["p", "--init-image", "nowhere.png"], "no such picture to start from: nowhere.png"),
+        (["p", "--init-image", "nowhere.png"], "--init-image: cannot read nowhere.png: No such file or directory"),
+        (["p", "--init-image", "."], "--init-image: cannot read .: Is a directory"),
+        (["p", "--init-image", __file__], "test_generate.py: not a PNG, JPEG or WebP picture"),
         (["p", "--size", "wide"], "--size: size 'wide' is neither"),
         (["p", "--scheduler", "magic"], "--scheduler: unknown scheduler 'magic'; one of default, ddim"),
         (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
@@ -267,7 +364,7 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--device", "abacus"], "unknown device 'abacus'; this machine has cpu"),
         (["p", "--device", "maia"], "no device 'maia' here; this machine has cpu"),
         (["p", "--model", "~nobody/model"], "unknown model '~nobody/model'"),
-        (["p", "--init-image", "~nobody/a.png"], "no such picture to start from: ~nobody/a.png"),
+        (["p", "--init-image", "~nobody/a.png"], "--init-image: cannot read ~nobody/a.png: No such file"),
         (["--from", "nowhere.png"], "no such picture: nowhere.png"),
         (["p", "--from", "nowhere.png"], "either prompts or --from"),
     ],
@@ -300,6 +397,7 @@ def test_rows_that_fail_are_named_and_the_others_rendered(generate, tmp_path: Pa
     (tmp_path / "p.csv").write_text("prompt,init_image\na,\nb,nowhere.png\n")
     result = generate(tmp_path / "p.csv")
     assert result.exit_code == 3
+    assert f"{tmp_path / 'p.csv'}:3: b-" in result.stderr
     assert "init_image: cannot read nowhere.png" in result.stderr
     assert len(pictures(tmp_path / "out")) == 1
 

@@ -242,7 +242,7 @@ def test_an_interrupted_command_says_so(tmp_path: Path, tiny_sd: Path, monkeypat
     monkeypatch.setattr(StreamEngine, "push", interrupted)
     result = invoke(tiny_sd, source, tmp_path / "out.mp4")
     assert result.exit_code == 130
-    assert "Interrupted; " in result.stderr
+    assert f"Interrupted; {tmp_path / 'out.mp4'} was not written.\n" in result.stderr
     assert list(tmp_path.iterdir()) == [source]
 
 

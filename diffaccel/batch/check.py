@@ -1,0 +1,81 @@
+"""What is wrong with jobs that can be known without loading the model."""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.pictures import PictureError, check_picture
+from diffaccel.models import ModelError, ModelSource, find_lora
+
+
+def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
+    """Why jobs cannot be rendered, by their ids: the files that they name, and settings that do not go together.
+
+    Pictures are opened, not decoded, and LoRAs found, not loaded, each file once. Jobs whose problems only the loaded
+    model would show are not among those found.
+
+    Raises `ModelError` where a configuration file of the model is damaged.
+    """
+    picture, lora = lru_cache(maxsize=None)(_picture_problem), lru_cache(maxsize=None)(_lora_problem)
+    multiple = _pixel_multiple(source)
+    checks: tuple[Callable[[Job], str | None], ...] = (
+        lambda job: picture(job.init_image),
+        lambda job: lora(job.lora),
+        _strength_problem,
+        lambda job: _size_problem(job, multiple),
+    )
+    found = {}
+    for job in jobs:
+        reason = next((reason for check in checks if (reason := check(job))), None)
+        if reason is not None:
+            found[job.id] = reason
+    return found
+
+
+def _picture_problem(path: str | None) -> str | None:
+    try:
+        if path is not None:
+            check_picture(path)
+    except PictureError as error:
+        return f"init_image: {error}"
+    return None
+
+
+def _lora_problem(name: str | None) -> str | None:
+    try:
+        if name is not None:
+            find_lora(name)
+    except ModelError as error:
+        return f"lora: {error}"
+    return None
+
+
+def _strength_problem(job: Job) -> str | None:
+    if job.strength is not None and job.init_image is None:
+        return "strength: it needs a picture to start from (init_image)"
+    return None
+
+
+def _size_problem(job: Job, multiple: int) -> str | None:
+    sides = [side for side in (job.width, job.height) if side is not None and side % multiple]
+    return f"size: {job.model} paints multiples of {multiple} pixels (got {sides[0]})" if sides else None
+
+
+def _pixel_multiple(source: ModelSource) -> int:
+    """What both sides of a picture must be multiples of; 1 where the configuration files do not tell."""
+    denoiser, vae = (_config(source, part) for part in ("transformer", "vae"))
+    levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
+    patch, binned = denoiser.get("patch_size"), denoiser.get("sample_size") in (32, 64, 128, 256)
+    if not isinstance(patch, int) or not levels or (binned and str(source.index["_class_name"]).startswith("PixArt")):
+        return 1
+    return int(patch * 2 ** (len(levels) - 1))
+
+
+def _config(source: ModelSource, part: str) -> dict[str, Any]:
+    file = source.folder / part / "config.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot read {file}: {error}") from error

@@ -1,0 +1,121 @@
+"""Whether caching fits a model, told from its configuration files: networks are built without their weights."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.settings import parse_cache
+from diffaccel.clock import RunClock
+from diffaccel.families import UnsupportedModelError, layout_of
+from diffaccel.host import Host
+from diffaccel.methods import Method, Profile
+from diffaccel.models import ModelError, ModelSource
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.plan import Plan, plan
+from diffaccel.samplers import sampler_named
+
+DENOISERS = ("unet", "transformer")
+
+
+def misfits(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
+    """Why caching cannot work, by the ids of the jobs for which it cannot.
+
+    Checked are the network's kind and configuration and, where the sampler and the number of steps are given, the
+    number of network calls and the sampler that a profile or calibration is for.
+
+    Raises `ModelError` where a configuration file of the model is damaged.
+    """
+    model = _HollowModel(source)
+    problem = lru_cache(maxsize=None)(model.problem)
+    found = {}
+    for job in jobs:
+        steps = None if job.init_image else job.steps  # from a picture, a run goes through a part of the steps
+        if job.cache != "none" and (reason := problem(job.cache, job.scheduler, steps)):
+            found[job.id] = reason
+    return found
+
+
+class _HollowModel:
+    """The denoisers of a model without weights, and its scheduler."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+
+    @cached_property
+    def denoisers(self) -> list[Any]:
+        """The networks that caching is put on."""
+        return [self._part(name) for name in self._source.index if name.startswith(DENOISERS) and self._has(name)]
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """The model's own sampler."""
+        return self._part("scheduler")
+
+    def problem(self, cache: str, scheduler: str, steps: int | None) -> str | None:
+        """What speaks against caching with this sampler in this many steps, if anything."""
+        methods, run = parse_cache(cache), _Run(sampler_named(scheduler, self.scheduler))
+        if not self.denoisers:
+            return f"{self._source.name} has no denoiser that features could be reused in: use none"
+        try:
+            plans = [plan(model, methods) for model in self.denoisers]
+            self._check_run(plans, methods, run, steps)
+        except UnsupportedModelError as error:
+            return f"{error}; methods that fit it: {', '.join(self._fitting()) or 'none'}"
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _check_run(self, plans: Sequence[Plan], methods: Sequence[Method], run: "_Run", steps: int | None) -> None:
+        """Raise `ValueError` where methods refuse runs in this many steps, or with this sampler."""
+        host = Host(run)
+        clock = RunClock(host)
+        clock.total = run.calls(steps)
+        for part in (part for each in plans for part in each.parts):
+            part.schedule.validate(clock.total)
+        for method in methods:
+            if isinstance(method, Profile):
+                method.wrapper(layout_of(self.denoisers[0]), host).start_run(clock)
+
+    def _fitting(self) -> list[str]:
+        """Names of the methods that need no file and work on these networks."""
+        return [name for name in Method.names() if self._fits(name)]
+
+    def _fits(self, name: str) -> bool:
+        try:
+            return all(plan(model, parse_cache(name)) for model in self.denoisers)
+        except (UnsupportedModelError, ValueError):
+            return False
+
+    def _has(self, name: str) -> bool:
+        return (self._source.folder / name / "config.json").is_file()
+
+    def _part(self, name: str) -> Any:
+        """A network or scheduler, built from its configuration."""
+        with quiet_loading():
+            import diffusers
+            from accelerate import init_empty_weights
+
+            try:
+                kind = getattr(diffusers, self._source.index[name][1])
+                with init_empty_weights():
+                    return kind.from_config(kind.load_config(self._source.folder / name, local_files_only=True))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ModelError(f"cannot read the {name} of {self._source.name}: {error}") from error
+
+
+class _Run:
+    """Stands in for a pipeline in front of methods that ask for its scheduler."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def calls(self, steps: int | None) -> int | None:
+        """Network calls of a run of this many steps; None where that depends on more than the number."""
+        if steps is None:
+            return None
+        try:
+            self.scheduler.set_timesteps(steps)
+        except ValueError:  # flow matching may need the picture's size, too
+            return None
+        return len(self.scheduler.timesteps)

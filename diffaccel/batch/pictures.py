@@ -1,0 +1,41 @@
+"""Pictures to start from: opened with care, because they are input from strangers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, UnidentifiedImageError
+
+from diffaccel.models import expanded
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read; the message says which one and why."""
+
+
+def open_picture(path: str, size: tuple[int | None, int | None]) -> Image.Image:
+    """The picture as RGB, resized to `(width, height)` in pixels where both are given. Raises `PictureError`."""
+    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
+        picture = image.convert("RGB")
+    width, height = size
+    return picture.resize((width, height), Image.Resampling.LANCZOS) if width and height else picture
+
+
+def check_picture(path: str) -> None:
+    """Raise `PictureError` where the picture cannot be opened; its pixels are not decoded, so this takes no time."""
+    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
+        image.verify()
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Say which picture an error is about."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise PictureError(f"cannot read {path}: not a PNG, JPEG or WebP picture") from error
+    except OSError as error:
+        raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,190 @@
+"""What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffaccel.cli.options import Request
+
+if TYPE_CHECKING:
+    from diffaccel.batch.jobs import Job, Plan
+    from diffaccel.batch.readers import BadRow, PlacedRow
+    from diffaccel.batch.settings import Settings
+    from diffaccel.models import ModelSource
+
+DEFAULT_MODEL = "emoji-sd"
+DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: all jobs of this shard, those of them that are not done yet, and the model.
+
+    Attributes:
+        cache: caching of pictures for which nobody names another.
+    """
+
+    plan: "Plan"
+    jobs: "tuple[Job, ...]"
+    todo: "tuple[Job, ...]"
+    source: "ModelSource"
+    cache: str = "none"
+
+
+def ranked(request: Request) -> Request:
+    """Under `accelerate launch` or torchrun, this rank's shard and device."""
+    from diffaccel.batch.distribute import rank
+
+    place = rank()
+    if place is None:
+        return request
+    if request.shard or request.processes > 1 or "-" in request.prompts:
+        raise click.UsageError("a launcher's ranks share the work already: no --shard, --processes or standard input")
+    shard, device = place
+    return replace(request, shard=shard, device=request.device or device)
+
+
+def plan_work(request: Request) -> Work:
+    """Read the input, and check all that the command line asks for, without loading the model."""
+    from diffaccel import models
+    from diffaccel.batch.jobs import Source, plan_jobs, shard
+    from diffaccel.batch.store import to_render
+
+    options = _settings(request)
+    rows, request = _rows(request, options)
+    source = models.resolve(request.model or DEFAULT_MODEL)
+    common = Source(source.name, _check(request, options), request.vae)
+    cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
+    plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
+    _require_prompts(plan, request)
+    jobs = shard(plan.jobs, *request.shard, request.batch_size) if request.shard else plan.jobs
+    jobs = jobs[: request.limit]
+    todo = to_render(
+        jobs,
+        request.output,
+        suffix=request.suffix,
+        overwrite=request.overwrite or request.compare,
+        retry_failed=request.retry_failed,
+    )
+    _require_fit(request, options, todo, source)
+    return Work(plan, jobs, todo, source, cache)
+
+
+def unusable(work: Work) -> dict[str, str]:
+    """Why pictures that are left to do cannot be rendered, by their jobs' ids, as far as that shows without a model."""
+    from diffaccel.batch.check import find_problems
+
+    problems = find_problems(work.todo, work.source)
+    named = [job for job in work.todo if job.cache not in ("none", work.cache) and job.id not in problems]
+    return problems | {name: f"cache: {problem}" for name, problem in _misfits(named, work.source).items()}
+
+
+def _misfits(jobs: "Sequence[Job]", source: "ModelSource") -> dict[str, str]:
+    """As `diffaccel.batch.fit.misfits`; for no jobs without waiting for diffusers."""
+    if not jobs:
+        return {}
+    from diffaccel.batch.fit import misfits
+
+    return misfits(jobs, source)
+
+
+def _require_fit(request: Request, options: "Settings", todo: "Sequence[Job]", source: "ModelSource") -> None:
+    """Refuse caching that the command line asks for and that fits none of its pictures; rows answer for their own."""
+    asked = [job for job in todo if job.cache == options.cache != "none"]
+    problems = _misfits(asked, source)
+    if asked and len(problems) == len(asked):
+        name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
+        raise click.UsageError(f"{name}: {problems[asked[0].id]}")
+
+
+def _check(request: Request, options: "Settings") -> str:
+    """Check that everything is there that the command line names; the dtype of the weights."""
+    from diffaccel import models
+    from diffaccel.batch.export import require_pyarrow
+    from diffaccel.batch.pictures import PictureError, check_picture
+    from diffaccel.batch.readers import InputError
+
+    try:
+        if options.init_image:
+            check_picture(options.init_image)
+    except PictureError as error:
+        raise InputError(f"--init-image: {error}") from error
+    if options.lora:
+        models.find_lora(options.lora)
+    if request.vae:
+        models.find_vae(request.vae)
+    if request.parquet:
+        require_pyarrow()
+    device = models.choose_device(request.device)
+    models.check_device_map(request.device_map, device)
+    return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
+
+
+def _rows(request: Request, options: "Settings") -> "tuple[Iterable[PlacedRow | BadRow], Request]":
+    """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
+    from pydantic import ValidationError
+
+    from diffaccel.batch.metadata import read_job
+    from diffaccel.batch.readers import InputError, PlacedRow, explain, read_rows
+    from diffaccel.batch.settings import Row
+
+    rows = read_rows(request.prompts, sys.stdin)
+    if request.source_picture is None:
+        return rows, request
+    if request.prompts:
+        raise InputError("give either prompts or --from PICTURE, not both")
+    values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
+    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
+    own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
+    try:
+        row = Row(**{**own, "custom_id": values["id"], **options.given()})
+    except ValidationError as error:
+        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
+    return [PlacedRow(str(request.source_picture), row)], replace(request, **fixed)
+
+
+def _settings(request: Request) -> "Settings":
+    """The command line's settings, checked. Raises `click.UsageError` that names the option."""
+    from pydantic import ValidationError
+
+    from diffaccel.batch.settings import Settings
+
+    try:
+        return Settings(**(request.settings | _profile(request)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0]) if problem["loc"] else "size"
+        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        got = f" (got {problem['input']!r})" if problem["loc"] else ""
+        raise click.UsageError(f"{name}: {message}{got}") from error
+
+
+def _profile(request: Request) -> dict[str, Any]:
+    """The caching that `--profile` asks for, written out, so that pictures and manifest do without the file."""
+    if request.profile is None:
+        return {}
+    if "cache" in request.settings:
+        raise click.UsageError("--profile and --cache both say what is reused: give one of them")
+    from diffaccel.batch.settings import write_cache
+    from diffaccel.methods import load_methods
+
+    try:
+        return {"cache": write_cache(load_methods(request.profile))}
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"--profile: {error}") from error
+
+
+def _require_prompts(plan: "Plan", request: Request) -> None:
+    """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
+    from diffaccel.batch.readers import COMMAND_LINE, InputError
+
+    for bad in plan.bad:
+        if bad.where == COMMAND_LINE or not plan.jobs:
+            raise InputError(f"{bad.where}: {bad.error}")
+    if not plan.jobs:
+        asked = ", ".join(request.prompts)
+        raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")

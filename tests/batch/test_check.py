@@ -1,0 +1,60 @@
+"""What is wrong with a job is found without loading a model, each file looked at once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffaccel import models
+from diffaccel.batch import check
+from diffaccel.batch.jobs import Job
+
+JOB = Job(id="a", prompt="p", seed=0, model="m", dtype="float32")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> models.ModelSource:
+    for part, config in {
+        "transformer": {"patch_size": 2, "sample_size": 16},
+        "vae": {"block_out_channels": [1, 1, 1, 1]},
+    }.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    return models.ModelSource("m", tmp_path, {"_class_name": "PixArtAlphaPipeline"})
+
+
+def test_good_jobs_have_no_problems(source: models.ModelSource, tmp_path: Path, tiny_lora: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    start = replace(JOB, id="b", init_image=str(tmp_path / "a.jpg"), strength=0.5, lora=str(tiny_lora), width=48)
+    assert check.find_problems([JOB, start], source) == {}
+
+
+def test_each_problem_is_named(source: models.ModelSource, tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 20)
+    cases = {
+        "init_image: cannot read nowhere.png": replace(JOB, init_image="nowhere.png"),
+        "lora: no LoRA at 'nowhere'": replace(JOB, lora="nowhere"),
+        "is damaged: its header claims": replace(JOB, lora=str(tmp_path / "bad.safetensors")),
+        "strength: it needs a picture to start from (init_image)": replace(JOB, strength=0.5),
+        "size: m paints multiples of 16 pixels (got 136)": replace(JOB, width=128, height=136),
+    }
+    for words, job in cases.items():
+        assert words in check.find_problems([job], source)["a"]
+
+
+def test_files_are_looked_at_once(source: models.ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(check, "check_picture", seen.append)
+    jobs = [replace(JOB, id=str(number), init_image=f"{number % 2}.png") for number in range(100)]
+    assert check.find_problems(jobs, source) == {}
+    assert seen == ["0.png", "1.png"]
+
+
+def test_sizes_are_left_to_models_that_find_the_nearest_themselves(source: models.ModelSource) -> None:
+    (source.folder / "transformer" / "config.json").write_text('{"patch_size": 2, "sample_size": 64}')
+    assert check.find_problems([replace(JOB, width=136)], source) == {}
+    (source.folder / "transformer" / "config.json").write_text("{")
+    with pytest.raises(models.ModelError, match=r"cannot read .*config\.json"):
+        check.find_problems([JOB], source)
