@@ -48,7 +48,7 @@ def accelerate(pipe_or_model: Any, *methods: Method, guided: bool | None = None)
         raise ValueError("accelerate needs at least one method, such as DeepCache(interval=3)")
     for method in methods:
         if not isinstance(method, Method):
-            hint = f": text is read by Method.parse({method!r})" if isinstance(method, str) else ""
+            hint = f": text is read by diffaccel.methods.parse({method!r})" if isinstance(method, str) else ""
             raise TypeError(f"{method!r} is not a method{hint}; methods are {', '.join(Method.names())}")
     bare = isinstance(pipe_or_model, torch.nn.Module)
     models = [pipe_or_model] if bare else _denoisers(pipe_or_model)

@@ -6,10 +6,12 @@ line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from diffaccel.names import did_you_mean
 
 
 class Config:
@@ -66,11 +68,13 @@ class Config:
     def _build(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
         """An instance of the configuration called `name`, which must be of kind `cls`."""
         if name.lower() not in cls.names():
-            raise ValueError(f"unknown {cls.__name__.lower()} {name!r}: choose from {', '.join(cls.names())}")
+            hint = did_you_mean(name, cls.names())
+            raise ValueError(f"unknown {cls.__name__.lower()} {name!r}{hint}: choose from {', '.join(cls.names())}")
         known = Config._known[name.lower()]
         valid = [field.name for field in fields(known)]  # type: ignore[arg-type]
         if unknown := sorted(set(kwargs) - set(valid)):
-            raise ValueError(f"{name} has no field {unknown[0]!r}: its fields are {', '.join(valid) or 'none'}")
+            hint = did_you_mean(unknown[0], valid)
+            raise ValueError(f"{name} has no field {unknown[0]!r}{hint}: its fields are {', '.join(valid) or 'none'}")
         if len(valid) == 1 and len(args) > 1:
             args = (args,)
         try:
@@ -159,7 +163,9 @@ def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError as error:
-        raise ValueError(f"cannot read the value {ast.unparse(node)!r}: use a number, a word or name(...)") from error
+        raise ValueError(
+            f"cannot read the value {ast.unparse(node)!r}: use a number, a word, 'text in quotes' or name(...)"
+        ) from error
 
 
 def check(condition: bool, problem: str) -> None:
@@ -171,7 +177,14 @@ def check(condition: bool, problem: str) -> None:
 def kind(name: str, value: object, cls: type[Config]) -> None:
     """Check that `value` is None or a configuration of kind `cls`."""
     fits = value is None or isinstance(value, cls)
-    check(fits, f"{name} must be a {cls.__name__.lower()} ({', '.join(cls.names())}); got {value!r}")
+    hint = did_you_mean(value, cls.names()) if isinstance(value, str) else ""
+    check(fits, f"{name} must be a {cls.__name__.lower()} ({', '.join(cls.names())}); got {value!r}{hint}")
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that `value` is one of the words `choices`."""
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    check(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}{hint}")
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -25,9 +25,10 @@ from diffaccel import models
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.arguments import check_arguments
 from diffaccel.config import Config
-from diffaccel.methods import Method, ResidualGuidance, TGate
+from diffaccel.methods import Method, ResidualGuidance, TGate, parse_all
 from diffaccel.methods.residual_guidance import NEGATIVES
 from diffaccel.models.source import check_weights
+from diffaccel.names import did_you_mean
 from diffaccel.report import Report
 
 MethodLike = Method | str | Mapping[str, Any]
@@ -58,14 +59,15 @@ def as_methods(
     """The methods that the call arguments of a custom pipeline ask for.
 
     Args:
-        cache: one or several methods; `"none"` or None for none.
+        cache: one or several methods, as text joined by plus signs; `"none"` or None for none.
         guidance: a ResidualGuidance, or its text, or just `"one-time"` or `"self"`; `"full"` or None for the stock one.
         gate: a TGate, or the network call from which cross-attention is replayed.
     """
     chosen: list[Method] = []
-    if cache is not None and cache != "none":
-        several = isinstance(cache, Sequence) and not isinstance(cache, str)
-        chosen += [as_config(c, Method) for c in (cache if several else (cache,))]  # type: ignore[arg-type, union-attr, type-abstract]
+    if isinstance(cache, str):
+        chosen += parse_all(cache)
+    elif cache is not None:
+        chosen += [as_config(c, Method) for c in (cache if isinstance(cache, Sequence) else (cache,))]  # type: ignore[type-abstract]
     if guidance is not None and guidance != "full":
         chosen.append(_as_guidance(guidance))
     if gate is not None:
@@ -78,8 +80,9 @@ def _as_guidance(guidance: MethodLike) -> ResidualGuidance:
     if not isinstance(guidance, str) or guidance.lower().startswith("residualguidance"):
         return as_config(guidance, ResidualGuidance)
     if guidance not in NEGATIVES:
-        names = ", ".join(repr(name) for name in ("full", *NEGATIVES))
-        raise ValueError(f"unknown guidance {guidance!r}: choose from {names}, or 'residualguidance:field=value'")
+        known = ("full", *NEGATIVES, "residualguidance")
+        names, hint = ", ".join(repr(name) for name in known[:-1]), did_you_mean(guidance.partition(":")[0], known)
+        raise ValueError(f"unknown guidance {guidance!r}{hint}: choose from {names}, or 'residualguidance:field=value'")
     return ResidualGuidance(guidance)
 
 

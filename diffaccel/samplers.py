@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from diffaccel.names import did_you_mean
+
 SCHEDULERS: Mapping[str, str] = MappingProxyType(
     {
         "ddim": "DDIMScheduler",
@@ -18,6 +20,13 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
         "unipc": "UniPCMultistepScheduler",
     }
 )
+
+
+def require_known(name: str) -> None:
+    """Raise `ValueError` for a name that is neither one of `SCHEDULERS` nor "default"."""
+    known = ("default", *SCHEDULERS)
+    if name not in known:
+        raise ValueError(f"unknown scheduler {name!r}{did_you_mean(name, known)}; one of {', '.join(known)}")
 
 
 def sampler_named(name: str, like: Any) -> Any:
@@ -35,8 +44,7 @@ def sampler_named(name: str, like: Any) -> Any:
     """
     import diffusers
 
-    if name not in (*SCHEDULERS, "default"):
-        raise ValueError(f"unknown scheduler {name!r}; one of default, {', '.join(SCHEDULERS)}")
+    require_known(name)
     if name == "default":
         return type(like).from_config(like.config)
     unclipped = {} if "clip_sample" in like.config else {"clip_sample": False}

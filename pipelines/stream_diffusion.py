@@ -180,7 +180,9 @@ def _guidance(value: Any) -> Guidance:
 
 def _cache(value: Any) -> Method | SlotCache | None:
     """A cache from an object, its text or its dictionary."""
-    if value is None or isinstance(value, SlotCache):
+    if value is None or value == "none":
+        return None
+    if isinstance(value, SlotCache):
         return value
     name = str(value.get("type")) if isinstance(value, Mapping) else str(value)
     kind = SlotCache if name.lower().startswith("slotcache") else Method

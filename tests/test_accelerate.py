@@ -99,7 +99,7 @@ def test_two_methods_on_one_module(unet: Any) -> None:
     ("target", "methods", "error", "message"),
     [
         ("unet", (), ValueError, "at least one method"),
-        ("unet", ("deepcache",), TypeError, r"'deepcache' is not a method: .*Method.parse.*methods are .*deepcache"),
+        ("unet", ("deepcache",), TypeError, r"'deepcache' is not a method: .*methods.parse.*methods are .*deepcache"),
         ("vae", (DeepCache(),), UnsupportedModelError, r"AutoencoderTiny is not a supported denoiser.*UNet2DCond"),
         ("none", (DeepCache(),), TypeError, "takes a diffusers pipeline or a denoiser; got int"),
     ],

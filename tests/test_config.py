@@ -41,8 +41,17 @@ def test_strings(text: str, method: Method) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("deepcash", r"unknown method 'deepcash': choose from .*deepcache"),
-        ("deepcache:intervall=3", r"no field 'intervall': its fields are interval, branch"),
+        ("deepcash", r"unknown method 'deepcash' \(did you mean deepcache\?\): choose from blockcache, .*deepcache"),
+        ("FirstBlockCache", r"unknown method 'FirstBlockCache' \(did you mean blockcache\?\)"),
+        ("nothing", "unknown method 'nothing': choose from"),
+        ("deepcache:intervall=3", r"no field 'intervall' \(did you mean interval\?\): its fields are interval, branch"),
+        ("deepcache:schedule=unifrom(3)", r"unknown config 'unifrom' \(did you mean uniform\?\)"),
+        (
+            "deepcache:forecast=tailor",
+            r"must be a forecast \(taylor\); got 'tailor' \(did you mean taylor\?\)",
+        ),
+        ("featureinheritance:level=layers", r"one of block, layer, unit; got 'layers' \(did you mean layer\?\)"),
+        ("residualguidance:negative=one-time", "use a number, a word, 'text in quotes' or"),
         ("deepcache:interval=", "cannot read 'deepcache:interval='"),
         ("deepcache:interval=0", r"interval must be an integer >= 1; got 0"),
         ("deepcache:interval=many", r"interval must be an integer >= 1; got 'many'"),

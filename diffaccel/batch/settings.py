@@ -1,6 +1,5 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
@@ -8,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from diffaccel.samplers import SCHEDULERS
+from diffaccel.names import did_you_mean
+from diffaccel.samplers import require_known
 
 MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**63  # as many as there are; tables hold them as int64
@@ -52,8 +52,8 @@ class Settings(BaseModel):
     @field_validator("scheduler")
     @classmethod
     def _known_scheduler(cls, name: str | None) -> str | None:
-        if name is not None and name not in (*SCHEDULERS, "default"):
-            raise ValueError(f"unknown scheduler {name!r}; one of default, {', '.join(SCHEDULERS)}")
+        if name is not None:
+            require_known(name)
         return name
 
     @field_validator("cache")
@@ -91,15 +91,12 @@ class Row(Settings):
 
 @lru_cache
 def parse_cache(spec: str) -> tuple[Any, ...]:
-    """The methods that `spec` names, joined by plus signs as in `"deepcache:interval=3 + tgate"`; none for `"none"`.
-
-    Raises `ValueError` that names the valid ones.
-    """
+    """What `diffaccel.methods.parse_all` reads, which takes torch to import unless it is `"none"`."""
     if spec == "none":
         return ()
-    from diffaccel import methods
+    from diffaccel.methods import parse_all
 
-    return tuple(methods.parse(part) for part in re.split(r"\+(?=\s*[a-z])", spec))
+    return parse_all(spec)
 
 
 def write_cache(methods: Iterable[Any]) -> str:
@@ -123,8 +120,9 @@ def parse_guidance(spec: str) -> tuple[Any, ...]:
     if spec == "full":
         return ()
     if name not in NEGATIVES:
+        hint = did_you_mean(name, ("full", *NEGATIVES))
         raise ValueError(
-            f"unknown guidance {spec!r}; one of full, {', '.join(NEGATIVES)} (guidance_scale sets its strength)"
+            f"unknown guidance {spec!r}{hint}; one of full, {', '.join(NEGATIVES)} (guidance_scale sets its strength)"
         )
     return (Method.parse(f"residualguidance:negative={name!r}{',' if rest else ''}{rest}"),)
 

@@ -1,5 +1,7 @@
 """Published methods, one file each: a method is a choice of what to reuse, and when."""
 
+import re
+
 from diffaccel.methods.base import Method
 from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration, KindSteps
@@ -34,6 +36,7 @@ __all__ = [
     "TextKVCache",
     "load_methods",
     "parse",
+    "parse_all",
 ]
 
 
@@ -44,3 +47,13 @@ def parse(text: str) -> Method:
         ValueError: if there is no such method or field, or a value is invalid; the message names what is valid.
     """
     return Method.parse(text)
+
+
+def parse_all(text: str) -> tuple[Method, ...]:
+    """The methods joined by plus signs in a string, as in `"deepcache:interval=3 + tgate"`; none for `"none"`.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    parts = re.split(r"\+(?=\s*[A-Za-z]\w*\s*(?:[:+]|$))", text)
+    return () if text.strip() == "none" else tuple(parse(part) for part in parts)

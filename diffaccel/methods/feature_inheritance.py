@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from diffaccel.branch import Branch, Part
-from diffaccel.config import check, kind, whole
+from diffaccel.config import kind, one_of, whole
 from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
@@ -36,7 +36,7 @@ class FeatureInheritance(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
-        check(self.level in LEVELS, f"level must be one of {', '.join(LEVELS)}; got {self.level!r}")
+        one_of("level", self.level, LEVELS)
         whole("depth", self.depth, 0)
         whole("interval", self.interval, 1)
         kind("schedule", self.schedule, Schedule)

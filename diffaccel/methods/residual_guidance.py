@@ -7,7 +7,7 @@ import torch
 
 from diffaccel.branch import Part
 from diffaccel.clock import RunClock
-from diffaccel.config import check, number, whole
+from diffaccel.config import check, number, one_of, whole
 from diffaccel.families.layout import Layout
 from diffaccel.guidance import virtual_negative
 from diffaccel.host import Host
@@ -48,12 +48,12 @@ class ResidualGuidance(Method):
     held: str = "estimate"
 
     def __post_init__(self) -> None:
-        check(self.negative in NEGATIVES, f"negative must be one of {', '.join(NEGATIVES)}; got {self.negative!r}")
+        one_of("negative", self.negative, NEGATIVES)
         number("delta", self.delta, 0.0)
         if self.renew is not None:
             whole("renew", self.renew, 1)
             check(self.negative == "one-time", "renew is for negative='one-time'; 'self' computes no negative prompt")
-        check(self.held in HELD, f"held must be one of {', '.join(HELD)}; got {self.held!r}")
+        one_of("held", self.held, HELD)
         fits = self.held == "estimate" or self.negative == "one-time"
         check(fits, "held='difference' is for negative='one-time'; 'self' computes no negative prompt")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from diffaccel.names import did_you_mean
+
 Kind = Literal["pipeline", "lora", "autoencoder", "classifier"]
 Defaults = Mapping[str, Any]
 
@@ -76,7 +78,8 @@ def names(kind: Kind | None = None) -> tuple[str, ...]:
 def path(name: str) -> Path:
     """Folder of a bundled model. Raises `KeyError` for a name that is not bundled."""
     if name not in names():
-        raise KeyError(f"{name!r} is not a bundled model; bundled: {', '.join(names()) or 'none'}")
+        hint = did_you_mean(name, names())
+        raise KeyError(f"{name!r} is not a bundled model{hint}; bundled: {', '.join(names()) or 'none'}")
     return BUNDLED[name].folder
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffaccel.models.catalogue import BUNDLED, names
+from diffaccel.names import did_you_mean
 
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -65,7 +66,10 @@ def _find(name: str) -> Path:
         raise ModelError(f"{name} is a file; a model is a folder in diffusers format (with model_index.json)")
     if HUB_ID.fullmatch(name):
         return _download(name)
-    raise ModelError(f"unknown model {name!r}; bundled: {_bundled()}; or give a local folder or a Hub id (owner/name)")
+    hint = did_you_mean(name, names("pipeline"))
+    raise ModelError(
+        f"unknown model {name!r}{hint}; bundled: {_bundled()}; or give a local folder or a Hub id (owner/name)"
+    )
 
 
 def expanded(name: str) -> Path:

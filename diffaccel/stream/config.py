@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from diffaccel.guidance import Guidance, NoGuidance
 from diffaccel.methods.base import Method
+from diffaccel.names import did_you_mean
 from diffaccel.similarity import SimilarityFilter
 from diffaccel.stream.coefficients import indices_for
 from diffaccel.stream.conditioning import Blend
@@ -148,7 +149,8 @@ class StreamConfig:
         live = {f.name for f in fields(self)} - SIZES | {"scale", "delta"}
         unknown = sorted(set(values) - live)
         if unknown:
-            raise TypeError(f"cannot update {', '.join(unknown)}: live fields are {', '.join(sorted(live))}")
+            hint = did_you_mean(unknown[0], live)
+            raise TypeError(f"cannot update {', '.join(unknown)}{hint}: live fields are {', '.join(sorted(live))}")
         if values.get("timestep_indices") is not None:
             values = {"strength": None, "num_steps": None, **values}
         elif values.get("strength") is not None or values.get("num_steps") is not None:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 import torch
 
-from diffaccel.config import Config, check, number
+from diffaccel.config import Config, check, number, one_of
 from diffaccel.methods.base import Method
 from diffaccel.stream.feature_reuse import ByFrame, ByStage, FeatureReuse
 
@@ -58,7 +58,7 @@ class SlotCache(Config):
             isinstance(self.method, Method),
             f"method must be a caching method such as DeepCache(2), not {self.method!r}",
         )
-        check(self.key in get_args(Key), f"key must be 'stage' or 'frame', not {self.key!r}")
+        one_of("key", self.key, get_args(Key))
         number("scene_change", self.scene_change, 0.0, 1.0)
         name = type(self.method).__name__
         check(

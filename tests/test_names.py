@@ -1,0 +1,44 @@
+"""Names that are not known, and what is offered in their place."""
+
+import pytest
+from pydantic import ValidationError
+
+from diffaccel import models
+from diffaccel.batch.settings import Settings
+from diffaccel.methods import DeepCache, Profile, TextKVCache, TGate, parse_all
+from diffaccel.names import did_you_mean
+
+
+def test_the_closest_name_is_offered() -> None:
+    assert did_you_mean("deep_cache", ["tgate", "deepcache", "deltacache"]) == " (did you mean deepcache?)"
+    assert did_you_mean("TGATE2", ["TGate"]) == " (did you mean TGate?)"
+    assert did_you_mean("fora", ["tgate", "deepcache"]) == ""
+    assert did_you_mean("emoji-xl", ["emoji-sd"]) == ""
+    assert did_you_mean("", ["tgate"]) == ""
+
+
+def test_models_and_settings_offer_it() -> None:
+    with pytest.raises(models.ModelError, match=r"unknown model 'emoji-ds' \(did you mean emoji-sd\?\); bundled"):
+        models.resolve("emoji-ds")
+    with pytest.raises(KeyError, match=r"not a bundled model \(did you mean emoji-lcm-lora\?\); bundled"):
+        models.path("emoji-lcm")
+    with pytest.raises(ValidationError, match=r"unknown scheduler 'eular' \(did you mean euler\?\); one of def"):
+        Settings(scheduler="eular")
+    with pytest.raises(ValidationError, match=r"unknown guidance 'one-tme:renew=3' \(did you mean one-time\?\); one"):
+        Settings(guidance="one-tme:renew=3")
+    with pytest.raises(ValidationError, match=r"unknown method 'tgat' \(did you mean tgate\?\)"):
+        Settings(cache="deepcache + tgat")
+
+
+@pytest.mark.parametrize(
+    ("text", "methods"),
+    [
+        ("none", ()),
+        ("deepcache", (DeepCache(),)),
+        ("deepcache:interval=2+textkvcache", (DeepCache(2), TextKVCache())),
+        ("DeepCache:branch=1 + TGate:gate=7 + TextKVCache", (DeepCache(branch=1), TGate(7), TextKVCache())),
+        ("profile:recipe='my+profile.json' + textkvcache", (Profile("my+profile.json"), TextKVCache())),
+    ],
+)
+def test_plus_signs_join_methods(text: str, methods: tuple[object, ...]) -> None:
+    assert parse_all(text) == methods
