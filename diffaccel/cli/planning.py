@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request
+from diffaccel.cli.settings import checked_settings
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Job, Plan
@@ -53,7 +54,7 @@ def plan_work(request: Request) -> Work:
     from diffaccel.batch.jobs import Source, plan_jobs, shard
     from diffaccel.batch.store import to_render
 
-    options = _settings(request)
+    options = checked_settings(request.settings | _profile(request))
     rows, request = _rows(request, options)
     source = models.resolve(request.model or DEFAULT_MODEL)
     common = Source(source.name, _check(request, options), request.vae)
@@ -144,23 +145,6 @@ def _rows(request: Request, options: "Settings") -> "tuple[Iterable[PlacedRow | 
     except ValidationError as error:
         raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
     return [PlacedRow(str(request.source_picture), row)], replace(request, **fixed)
-
-
-def _settings(request: Request) -> "Settings":
-    """The command line's settings, checked. Raises `click.UsageError` that names the option."""
-    from pydantic import ValidationError
-
-    from diffaccel.batch.settings import Settings
-
-    try:
-        return Settings(**(request.settings | _profile(request)))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = str(problem["loc"][0]) if problem["loc"] else "size"
-        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        got = f" (got {problem['input']!r})" if problem["loc"] else ""
-        raise click.UsageError(f"{name}: {message}{got}") from error
 
 
 def _profile(request: Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from diffaccel.realtime.settings import Controls, LiveSettings
 
 
+LEAST_SIDE, MOST_SIDE = 8, 8192
 CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--controlnet", multiple=True, help="ControlNet: local folder or Hub id; may be repeated."),
     click.option(
@@ -25,7 +26,10 @@ def parse_size(_context: click.Context, _option: click.Parameter, text: str | No
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and (height or width).isdecimal()):
         raise click.BadParameter(f"{text!r} is not a size in pixels, as in 512 or 640x384")
-    return int(width), int(height or width)
+    sides = int(width), int(height or width)
+    if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
+        raise click.BadParameter(f"{text!r}: a side has {LEAST_SIDE} to {MOST_SIDE} pixels")
+    return sides
 
 
 def with_controlnet(function: Callable[..., Any]) -> Callable[..., Any]:

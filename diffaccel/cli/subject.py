@@ -10,8 +10,16 @@ from typing import Any
 
 import click
 
+from diffaccel.cli.settings import checked_settings
+
 DEFAULT_MODEL = "emoji-sd"
 DEFAULT_PROMPTS = 12
+_CALL_NAMES = {
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "width": "width",
+    "height": "height",
+}
 
 _OPTIONS = (
     click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
@@ -72,25 +80,19 @@ class Subject:
         return tuple(texts)
 
     def settings(self) -> dict[str, Any]:
-        """The pipeline call's settings."""
+        """The pipeline call's settings. Raises `click.UsageError` for an option that is out of range."""
         from diffaccel import models
-        from diffaccel.batch.settings import parse_size
 
-        known = models.defaults(self.name)
-        steps = self.steps or known.get("steps", 50)
-        scale = self.guidance_scale if self.guidance_scale is not None else known.get("guidance_scale")
-        width, height = parse_size(self.size) if self.size else (known.get("width"), known.get("height"))
-        values = {"num_inference_steps": steps, "guidance_scale": scale, "width": width, "height": height}
-        return {name: value for name, value in values.items() if value is not None}
+        options = {name: getattr(self, name) for name in ("steps", "guidance_scale", "size", "seed", "scheduler")}
+        values = {"steps": 50, **models.defaults(self.name), **checked_settings(options).given()}
+        return {call: values[name] for name, call in _CALL_NAMES.items() if name in values}
 
     def load(self) -> Any:
         """The pipeline, with its scheduler."""
         from diffaccel import models
-        from diffaccel.samplers import SCHEDULERS, sampler_named
+        from diffaccel.samplers import sampler_named
 
         name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
-        if name not in (*SCHEDULERS, "default"):
-            raise click.UsageError(f"--scheduler: unknown {name!r}; one of default, {', '.join(SCHEDULERS)}")
         pipe = models.load(self.name, dtype=self.dtype, device=self.device)
         pipe.set_progress_bar_config(disable=True)
         if name != "default":

@@ -98,6 +98,37 @@ def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(
         assert (result.exit_code, result.output) == (130, f"Interrupted{goes_on}.\n")
 
 
+@pytest.mark.parametrize("command", [["bench"], ["tune", "--min-psnr", "30"]])
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--guidance-scale", "nan", "--guidance-scale: Input should be a finite number (got nan)"),
+        ("--guidance-scale", "inf", "--guidance-scale: Input should be a finite number (got inf)"),
+        ("--guidance-scale", "-1", "--guidance-scale: Input should be greater than or equal to 0"),
+        ("--size", "0", "--size: Input should be greater than or equal to 8"),
+        ("--size", "33", "--size: Input should be a multiple of 8"),
+        ("--size", "wide", "--size: size 'wide' is neither"),
+        ("--seed", str(2**64), "--seed: Input should be less than"),
+        ("--seed", "-1", "'--seed'"),
+        ("--steps", "1000000", "--steps: Input should be less than or equal to 1000"),
+        ("--scheduler", "magic", "--scheduler: unknown scheduler 'magic'"),
+    ],
+)
+def test_settings_out_of_range_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], option: str, value: str, words: str
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "x"), "--prompts", "p", option, value])
+    assert (result.exit_code, words in result.stderr) == (2, True), result.output
+
+
+@pytest.mark.parametrize("option", ["--min-psnr", "--min-ssim", "--max-time", "--max-macs"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_budgets_that_are_no_budget(tmp_path: Path, option: str, value: str) -> None:
+    result = CliRunner().invoke(main, ["tune", "-o", str(tmp_path / "x"), "--prompts", "p", option, value])
+    assert (result.exit_code, "must be a number in" in result.stderr) == (2, True), result.output
+
+
 def test_inspect_of_something_else(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
     assert result.exit_code == 2
