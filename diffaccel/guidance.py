@@ -119,6 +119,9 @@ class NoGuidance(Guidance):
 class FullGuidance(Guidance):
     """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): two network rows per stage.
 
+    Args:
+        scale: guidance scale; 1 is the conditional prediction alone.
+
     Raises:
         ValueError: where ``scale`` is not finite.
     """
@@ -142,6 +145,13 @@ class FullGuidance(Guidance):
 
 @dataclass(frozen=True)
 class _Residual(Guidance):
+    """Residual classifier-free guidance.
+
+    Args:
+        scale: guidance scale; 1 is the conditional prediction alone.
+        delta: magnitude of the virtual negative prediction; other than 1 only where no stage is pure noise.
+    """
+
     scale: float = 1.2
     delta: float = 1.0
 

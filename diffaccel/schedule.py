@@ -85,7 +85,11 @@ class WhilePromptLasts(Schedule):
 
 @dataclass(frozen=True)
 class Uniform(Schedule):
-    """Compute every `interval`-th call, as DeepCache's uniform 1:N strategy."""
+    """Compute every `interval`-th call, as DeepCache's uniform 1:N strategy.
+
+    Args:
+        interval: calls from one that computes to the next, >= 1; 1 reuses nothing.
+    """
 
     interval: int
 
@@ -99,7 +103,11 @@ class Uniform(Schedule):
 
 @dataclass(frozen=True)
 class Steps(Schedule):
-    """Compute exactly the listed calls, ascending, the first of them 0."""
+    """Compute exactly the listed calls.
+
+    Args:
+        steps: calls that compute, ascending, the first of them 0.
+    """
 
     steps: tuple[int, ...]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import make_method_docs
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 PROMPTS = ("red heart", "dog", "rocket", "pizza")
@@ -176,6 +178,7 @@ def main() -> None:
         if not args.write_only and args.only in (None, name):
             run(name, command)
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+    make_method_docs.write()
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_taylor_and_threshold_work_by_stage(engine: Build, movie: torch.Tensor) 
         (lambda: DeepCache(branch=40), ValueError, "branch of UNet2DConditionModel"),
         (lambda: DeepCache(schedule=Quadratic(3)), ValueError, "Quadratic"),
         (lambda: TGate(gate=3), ValueError, "TGate changes what the network is called with"),
-        (lambda: SlotCache(DeepCache(2), "row"), ValueError, "key must be 'stage' or 'frame', not 'row'"),
+        (lambda: SlotCache(DeepCache(2), "row"), ValueError, "key must be one of stage, frame; got 'row'"),
         (lambda: SlotCache(DeepCache(2), scene_change=2.0), ValueError, "scene_change must be a number in"),
         (
             lambda: SlotCache(DeepCache(2, forecast=Taylor(1)), "frame"),
