@@ -8,6 +8,7 @@ from typing import Any
 
 from diffaccel.cost import CostModel, UncountableError
 from diffaccel.session import Session
+from diffaccel.words import counted
 
 MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
 
@@ -83,8 +84,9 @@ class Report:
         return {**known, **unknown, "methods": pairs, "controlnet": controlnet}
 
     def __str__(self) -> str:
+        calls = counted(self.computed + self.replayed, "network call")
         lines = [
-            f"{self.computed + self.replayed} network calls: {self.computed} computed, {self.replayed} replayed",
+            f"{calls}: {self.computed} computed, {self.replayed} replayed",
             self._uncountable
             or f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
             f"at most {self.ceiling:.2f}x as fast",

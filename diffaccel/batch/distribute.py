@@ -22,6 +22,7 @@ from diffaccel.batch.pipeline import Placement, open_pipeline
 from diffaccel.batch.store import OutputFolder, Record, Sink, StoreError, is_done, read_manifest
 from diffaccel.batch.summary import Calls, Summary
 from diffaccel.models import ModelError, ModelSource
+from diffaccel.words import counted
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -201,7 +202,9 @@ class Processes:
             return False
         if worker.starts == MAX_STARTS:
             code = worker.process.exitcode
-            raise WorkerError(f"a process died {MAX_STARTS} times (exit code {code}), {len(left)} pictures are left")
+            raise WorkerError(
+                f"a process died {MAX_STARTS} times (exit code {code}), {counted(len(left), 'picture')} left"
+            )
         worker.part = replace(worker.part, jobs=left)
         worker.start(self._folder)
         return True

@@ -14,6 +14,7 @@ import jinja2
 from PIL import Image
 
 from diffaccel.batch.store import SHEET, Record, explained, write_atomically
+from diffaccel.words import counted
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384
@@ -55,7 +56,7 @@ def _exists(folder: Path, record: Record) -> bool:
 def _title(records: Sequence[Record]) -> str:
     failed = sum(record.error is not None for record in records)
     done = len(records) - failed
-    title = "1 picture" if done == 1 else f"{done:,} pictures"
+    title = counted(done, "picture")
     return f"{title}, {failed:,} failed" if failed else title
 
 

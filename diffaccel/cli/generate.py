@@ -14,6 +14,7 @@ from diffaccel.cli.planning import Work, plan_work, ranked, unusable
 from diffaccel.cli.signals import interruptible
 from diffaccel.cli.summary import print_plan, print_summary
 from diffaccel.cli.text import one_line
+from diffaccel.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Plan
@@ -111,7 +112,7 @@ def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
     for record in records[:SHOWN_BAD_ROWS]:
         click.echo(one_line(f"{record.id}: {record.error}"), err=True)
     if len(records) > SHOWN_BAD_ROWS:
-        click.echo(f"... and {len(records) - SHOWN_BAD_ROWS} more rows that cannot be used", err=True)
+        click.echo(f"... and {counted(len(records) - SHOWN_BAD_ROWS, 'more row')} that cannot be used", err=True)
     return records
 
 

@@ -1,52 +1,84 @@
 """`diffaccel models`: what ships in the package, with its measured figures."""
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.words import counted
+
+if TYPE_CHECKING:
+    from diffaccel.models import Bundled
+
+HEAD = ("name", "size", "use", "what it is")
+USE = {"pipeline": "--model", "lora": "--lora", "autoencoder": "--vae", "classifier": "in bench"}
+WIDEST = 120  # characters
+
 
 @click.command()
-@click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
+@click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="json: with all figures.")
 def models(layout: str) -> None:
     """List the bundled models with their figures."""
     from diffaccel import models as library
 
     rows = [(library.BUNDLED[name], library.figures(name)) for name in library.names()]
     if layout == "json":
-        listed = [
-            {
-                "name": row.name,
-                "kind": row.kind,
-                "summary": row.summary,
-                "defaults": dict(row.defaults),
-                "path": str(row.folder),
-                "figures": figures,
-            }
-            for row, figures in rows
-        ]
-        click.echo(json.dumps(listed, indent=2))
-        return
-    for row, figures in rows:
-        click.echo(f"{click.style(row.name, bold=True)}  {row.kind}, {_megabytes(row.folder):.1f} MB\n  {row.summary}")
-        click.echo(f"  defaults: {', '.join(f'{key}={value}' for key, value in row.defaults.items()) or 'none'}")
-        for key, value in _flat(figures):
-            click.echo(f"  {key}: {value}")
-    if not rows:
+        click.echo(json.dumps([_values(row, figures) for row, figures in rows], indent=2))
+    elif rows:
+        _print_table([(_cells(row), _quality(figures)) for row, figures in rows])
+        click.echo("\nUse one by the option beside it: diffaccel generate 'a red heart' --model emoji-sd")
+    else:
         click.echo("No bundled models in this installation.")
+
+
+def _values(row: "Bundled", figures: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is known of a model, for programs."""
+    known = {"name": row.name, "kind": row.kind, "summary": row.summary, "defaults": dict(row.defaults)}
+    return {**known, "path": str(row.folder), "figures": figures}
+
+
+def _cells(row: "Bundled") -> tuple[str, str, str, str]:
+    return row.name, f"{_megabytes(row.folder):.1f} MB", USE[row.kind], row.summary
+
+
+def _print_table(rows: list[tuple[tuple[str, ...], list[str]]]) -> None:
+    """Names, sizes and options in columns; in the last one, what a model is and, below that, how good."""
+    widths = [max(len(cells[column]) for cells in (HEAD, *(cells for cells, _ in rows))) for column in range(3)]
+    indent = sum(widths) + 2 * len(widths)
+    width = max(40, min(shutil.get_terminal_size().columns, WIDEST) - indent)
+    click.echo(click.style(_line(HEAD, widths), bold=True))
+    for cells, quality in rows:
+        first, *rest = [line for text in (cells[3], *quality) for line in textwrap.wrap(text, width)]
+        click.echo(_line((*cells[:3], first), widths))
+        for line in rest:
+            click.echo(" " * indent + line)
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    name, size, use = widths
+    return f"{cells[0]:{name}}  {cells[1]:>{size}}  {cells[2]:{use}}  {cells[3]}"
+
+
+def _quality(figures: Mapping[str, Any]) -> list[str]:
+    """What was measured, in words; nothing of what was not."""
+    drawn = "seconds_per_picture" in figures
+    found = []
+    if "top1" in figures:
+        done = "of captions drawn recognisably" if drawn else "of drawings recognised at the first guess"
+        found.append(f"{figures['top1']:.0%} {done}")
+    if drawn:
+        steps = counted(int(figures["steps"]), "step")
+        found.append(f"{figures['seconds_per_picture']:.1f} s a picture in {steps} on two processor cores")
+    if "psnr" in figures:
+        own = figures.get("psnr_of_the_large_one")
+        compared = f" (emoji-sd's own: {own:.1f} dB)" if own else ""
+        found.append(f"drawings come back at a PSNR of {figures['psnr']:.1f} dB{compared}")
+    return ["; ".join(found)] if found else []
 
 
 def _megabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-
-
-def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested figures as `name / name: value` lines."""
-    for key, value in figures.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name} / ")
-        else:
-            yield name, f"{value:g}" if isinstance(value, float) else str(value)

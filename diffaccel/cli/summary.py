@@ -49,15 +49,16 @@ def print_summary(request: Request, work: Work, summary: "Summary", calls: "Call
     if request.quiet:
         return
     if not work.todo:
-        there = f": {skipped} picture{' is' if skipped == 1 else 's are'} there already" if skipped else ""
+        there = f": {counted(skipped, 'picture is', 'pictures are')} there already" if skipped else ""
         click.echo(f"Nothing to render{there}. See {request.output / 'index.html'}")
         return
-    done = f"{summary.done} picture{'' if summary.done == 1 else 's'}"
-    parts = [f"{done} in {summary.seconds:.1f} s ({summary.images_per_second:.2f} images/s)"]
+    parts = [
+        f"{counted(summary.done, 'picture')} in {summary.seconds:.1f} s ({summary.images_per_second:.2f} images/s)"
+    ]
     if skipped:
-        parts.append(f"{skipped} were there already")
+        parts.append(f"{counted(skipped, 'was', 'were')} there already")
     if calls.replayed:
-        parts.append(f"{calls.computed} network calls computed, {calls.replayed} replayed")
+        parts.append(f"{counted(calls.computed, 'network call')} computed, {calls.replayed:,} replayed")
         parts.append(f"{calls.macs_saved:.0%} of MACs saved")
     if summary.psnr:
         speedup = summary.plain_seconds / summary.cached_seconds

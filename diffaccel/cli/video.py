@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
+from diffaccel.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,15 +123,15 @@ def _open(settings: "LiveSettings", source: Path, batch_size: int) -> "StreamEng
 
 def summary(target: Path, report: "VideoReport") -> str:
     """What became of a video, in one line."""
-    facts = [f"{report.frames} frames", f"{report.frames / max(report.seconds, 1e-9):.1f} per second"]
+    facts = [counted(report.frames, "frame"), f"{report.frames / max(report.seconds, 1e-9):.1f} per second"]
     if report.audio_streams:
         facts.append("sound copied")
     if report.repeated:
-        facts.append(f"{report.repeated} of them repeat their neighbour's picture")
+        facts.append(f"{counted(report.repeated, 'picture')} shown again for the next frame")
     if report.stream.frames_not_finite:
-        facts.append(f"{report.stream.frames_not_finite} pictures were not finite")
+        facts.append(f"{counted(report.stream.frames_not_finite, 'picture')} not finite")
     if report.damaged:
-        facts.append(f"{report.damaged} damaged pieces of the input are missing")
+        facts.append(f"{counted(report.damaged, 'damaged piece')} of the input left out")
     return f"{target}: {', '.join(facts)}"
 
 

@@ -12,6 +12,7 @@ from diffaccel.accelerate import Handle, accelerate
 from diffaccel.calibrate import calibrate
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import CalibratedCache, Calibration, Method
+from diffaccel.words import counted
 
 Attach = Callable[[Any], AbstractContextManager[Any]]
 CALIBRATION = 4  # most prompts that calibrate
@@ -59,7 +60,7 @@ def calibrated(workload: Workload, alpha: float) -> Candidate:
 
 def fewer_steps(steps: int) -> Candidate:
     """The plain pipeline in fewer steps, the baseline that caching must beat."""
-    return Candidate(f"{steps} steps", "steps", lambda _: nullcontext(), {"num_inference_steps": steps})
+    return Candidate(counted(steps, "step"), "steps", lambda _: nullcontext(), {"num_inference_steps": steps})
 
 
 def peers(pipe: Any) -> list[Candidate]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from diffaccel.words import counted
+
 
 @dataclass(frozen=True, eq=False)
 class StreamOutput:
@@ -73,9 +75,10 @@ class StreamReport:
 
     def __str__(self) -> str:
         frames = (
-            f"{self.frames_in} frames in, {self.frames_out} out, {self.frames_skipped} skipped, "
+            f"{counted(self.frames_in, 'frame')} in, {self.frames_out} out, {self.frames_skipped} skipped, "
             f"{self.frames_dropped} dropped, "
             f"{self.frames_not_finite} not finite, {self.frames_in_flight} in flight"
         )
         times = ", ".join(f"{name} {value['median']:.1f}" for name, value in self.tick_ms.items())
-        return f"{frames}; {self.sampler}, latency {self.latency_frames} frames; median ms: {times or 'no tick yet'}"
+        latency = f"latency {counted(self.latency_frames, 'frame')}"
+        return f"{frames}; {self.sampler}, {latency}; median ms: {times or 'no tick yet'}"

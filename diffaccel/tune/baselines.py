@@ -16,6 +16,7 @@ from diffaccel.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Score
 from diffaccel.tune.calibration import score_of
 from diffaccel.tune.space import Space
+from diffaccel.words import counted
 
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
 FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1))
@@ -68,7 +69,7 @@ class FixedSettings:
 
     def _fewer(self, fewer: int, steps: int) -> Baseline:
         """The plain pipeline in fewer steps."""
-        name = f"{fewer} steps"
+        name = counted(fewer, "step")
         if name not in self._known:
             pictures = self.workload.pictures(self.pipe, num_inference_steps=fewer)
             self._known[name] = Baseline(name, score_of(fewer / steps, pictures, self.plain))

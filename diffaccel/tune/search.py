@@ -10,6 +10,7 @@ from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.calibration import Calibrated
 from diffaccel.tune.model import Manner, manner
 from diffaccel.tune.space import COMPUTE, Choice, Plan, changed, fixed_plans, neighbours, uniform_plans
+from diffaccel.words import counted
 
 STARTS = 14  # most fixed schedules that are run
 EXPANDED, OTHERS = (2, True), ((2, False), (3, True))  # ways in which uniform schedules are tried, the first on all
@@ -46,8 +47,8 @@ class Found:
         miss = f"; the model missed by {np.mean(np.abs(self.misses)):.1f} dB on average" if self.misses else ""
         return (
             f"the best fixed start gave {self.start.psnr:.1f} dB at {self.start.macs:.0%} of the cost, the search "
-            f"{self.score.psnr:.1f} dB at {self.score.macs:.0%}; {self.tried} candidates run, {self.accepted} improved "
-            f"on the one before{miss}"
+            f"{self.score.psnr:.1f} dB at {self.score.macs:.0%}; {counted(self.tried, 'candidate')} run, "
+            f"{self.accepted} improved on the one before{miss}"
         )
 
 
@@ -96,7 +97,7 @@ def _take(seeker: "_Seeker", found: Found, plan: Plan, progress: Callable[[str],
     if seeker.budget.key(score) <= seeker.budget.key(found.score):
         return False
     found.plan, found.score, found.accepted = plan, score, found.accepted + 1
-    progress(f"{score.psnr:.2f} dB at {score.macs:.1%} of the cost, after {found.tried} runs")
+    progress(f"{score.psnr:.2f} dB at {score.macs:.1%} of the cost, after {counted(found.tried, 'run')}")
     return True
 
 

@@ -44,13 +44,29 @@ def test_module_runs_too() -> None:
 def test_models_are_listed_with_their_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(catalogue, "_FOLDER", tmp_path)
     (tmp_path / "emoji-sd").mkdir()
-    (tmp_path / "emoji-sd" / "figures.json").write_text('{"prompt_accuracy": {"top1": 0.5}, "steps": 20}')
-    output = invoke("models")
-    assert "emoji-sd  pipeline, 0.0 MB" in output
-    assert "prompt accuracy / top1: 0.5" in output
+    (tmp_path / "emoji-sd" / "figures.json").write_text('{"top1": 0.925, "seconds_per_picture": 0.84, "steps": 20.0}')
+    head, first, second, *rest = invoke("models").splitlines()
+    assert head.split() == ["name", "size", "use", "what", "it", "is"]
+    assert first.startswith("emoji-sd  0.0 MB  --model  Stable Diffusion architecture")
+    assert first.index("Stable") == head.index("what")
+    words = " ".join(line.strip() for line in [second, *rest])
+    assert "92% of captions drawn recognisably; 0.8 s a picture in 20 steps" in words
     listed = json.loads(invoke("models", "--format", "json"))
     assert [model["name"] for model in listed] == ["emoji-sd"]
     assert listed[0]["figures"]["steps"] == 20
+
+
+def test_every_kind_of_model_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    output = invoke("models")
+    assert all(len(line) <= 120 for line in output.splitlines())
+    for name, words in {
+        "emoji-lcm-lora": "--lora    LCM-LoRA for emoji-sd",
+        "emoji-vae-small": "drawings come back at a PSNR of ",
+        "emoji-clip": "of drawings recognised at the first guess",
+    }.items():
+        assert name in output
+        assert words in output
 
 
 def test_models_says_when_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
