@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import CONTROLNET_OPTIONS, live_settings, parse_size
+from diffaccel.cli.streaming import CONTROLNET_OPTIONS, controls, live_settings, parse_size
 
 if TYPE_CHECKING:
     from diffaccel.realtime.hub import Hub
@@ -76,22 +76,56 @@ def live(**given: Any) -> None:
     with the token in its address. With --source, frames come from a camera, the screen or a file, without a browser.
     """
     logging.basicConfig(format="%(message)s")
+    _check(given)
+    if given["source"]:
+        _run_without_browser(given)
+    else:
+        _serve(given)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Tell what is wrong at once: importing torch takes seconds, and loading a model takes more."""
+    from diffaccel.realtime.sinks import check_sink
+    from diffaccel.realtime.sources import check_source
+    from diffaccel.realtime.tls import check_certificate
+
     if given["sink"] and not given["source"]:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
-    click.echo(f"Loading {given['model'] or 'emoji-sd'} ...")  # first, because importing torch takes seconds
-    begin = time.monotonic()
-    settings = live_settings(given, START)
+    if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
+        raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
+    controls(given, START)
     if given["source"]:
-        _run_without_browser(given, settings)
-    else:
-        _serve(given, settings, begin)
+        check_source(given["source"])
+        check_sink(given["sink"] or "window", overwrite=given["overwrite"])
+    if given["ssl_certfile"]:
+        check_certificate(given["ssl_certfile"], given["ssl_keyfile"])
+
+
+def _load_settings(given: dict[str, Any]) -> "LiveSettings":
+    """What to load, every part of it found; says so first, because the Hub and importing torch take seconds."""
+    from diffaccel import models
+    from diffaccel.realtime.controls import NO_CONTROLNET
+
+    click.echo(f"Loading {given['model'] or 'emoji-sd'} ...")
+    source = models.resolve(given["model"] or "emoji-sd")
+    for lora in given["lora"]:
+        if lora != "none":
+            models.find_lora(lora)
+    if given["vae"] not in (None, "none"):
+        models.find_vae(given["vae"])
+    for net in given["controlnet"]:
+        models.find_controlnet(net)
+    follows = given["control"] is not None or given["controlnet_scale"] is not None
+    if follows and not given["controlnet"] and "controlnet" not in source.index:
+        raise click.UsageError(NO_CONTROLNET)
+    if given["device"]:
+        models.choose_device(given["device"])
+    return live_settings(given, START)
 
 
 def _options(given: dict[str, Any]) -> "ServerOptions":
     from diffaccel.realtime.server import ServerOptions
 
-    if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
-        raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
     token = {"token": given["token"]} if given["token"] else {}
     return ServerOptions(
         host=given["host"],
@@ -103,14 +137,17 @@ def _options(given: dict[str, Any]) -> "ServerOptions":
     )
 
 
-def _serve(given: dict[str, Any], settings: "LiveSettings", begin: float) -> None:
+def _serve(given: dict[str, Any]) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
     from diffaccel.realtime.address import is_local, listen
-    from diffaccel.realtime.server import LiveServer
 
-    options = _options(given)
-    listening = listen(options.host, options.port, another="--port 0, any that is free")
+    begin = time.monotonic()
+    listening = listen(given["host"], given["port"], another="--port 0, any that is free")
     with listening as listener:  # a taken port is told before the model is loaded
+        settings = _load_settings(given)
+        from diffaccel.realtime.server import LiveServer
+
+        options = _options(given)
         hub, about = _hub(settings, given["max_sessions"])
         with hub, suppress(KeyboardInterrupt):
             server = LiveServer(hub, options, about, listener)
@@ -153,7 +190,8 @@ def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":
         raise MediaError(str(error)) from error
 
 
-def _run_without_browser(given: dict[str, Any], settings: "LiveSettings") -> None:
+def _run_without_browser(given: dict[str, Any]) -> None:
+    settings = _load_settings(given)
     from diffaccel.realtime.local import run
     from diffaccel.realtime.settings import load_pipeline
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from diffaccel.realtime.settings import Controls, LiveSettings
+    from diffaccel.realtime.controls import Controls
+    from diffaccel.realtime.settings import LiveSettings
 
 
 LEAST_SIDE, MOST_SIDE = 8, 8192
@@ -45,6 +46,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     Raises:
         click.UsageError: for a value out of range; the message names the option.
     """
+    checked = controls(given, start)  # before torch is imported, which takes seconds
     from diffaccel.realtime.settings import LiveSettings
 
     values = {name: given[name] for name in ("model", "vae", "dtype", "device") if given[name] is not None}
@@ -56,7 +58,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
         compiled=given["compiled"],
         width=width,
         height=height,
-        controls=controls(given, start),
+        controls=checked,
     )
 
 
@@ -64,7 +66,7 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
     """The controls, checked; with those of a ControlNet where one is asked for."""
     from pydantic import ValidationError
 
-    from diffaccel.realtime.settings import ControlNetControls, Controls
+    from diffaccel.realtime.controls import ControlNetControls, Controls
 
     named = {name: given[name] for name in ControlNetControls.model_fields if given.get(name) is not None}
     kind = Controls if named.keys() <= Controls.model_fields.keys() and not given["controlnet"] else ControlNetControls

@@ -12,9 +12,10 @@ from typing import Any, Self
 import torch
 
 from diffaccel.realtime import protocol
+from diffaccel.realtime.controls import Controls
 from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.session import Post, Session, Stream
-from diffaccel.realtime.settings import Controls, LiveSettings, open_engine, stream_arguments
+from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
 from diffaccel.stream.engine import StreamEngine
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from diffaccel.batch.line import is_out_of_memory
 from diffaccel.realtime import protocol
+from diffaccel.realtime.controls import LONGEST_INTERVAL, Controls
 from diffaccel.realtime.metrics import Metrics, Tally
 from diffaccel.realtime.repaint import to_pixels
-from diffaccel.realtime.settings import LONGEST_INTERVAL, Controls
 from diffaccel.stream.report import StreamOutput
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ from typing import Self
 
 import numpy as np
 
+from diffaccel.names import did_you_mean
 from diffaccel.realtime.errors import MediaError
 from diffaccel.realtime.mjpeg import MjpegServer
 from diffaccel.realtime.sources import opencv
-from diffaccel.realtime.video_writer import VideoWriter
+from diffaccel.realtime.video_writer import VideoWriter, check_target
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class Window(Sink):
     SMALLEST = 512
 
     def __init__(self) -> None:
-        if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-            raise MediaError("there is no display for a window: use --sink mjpeg or --sink file.mp4 here")
+        _require_display()
         _share_xlib()
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # OpenCV ships Qt without its fonts
         self._cv2, self._shape = opencv("a window"), (0, 0)
@@ -95,6 +95,11 @@ class Window(Sink):
         """Close the window."""
         self._cv2.destroyAllWindows()
         self._cv2.waitKey(1)
+
+
+def _require_display() -> None:
+    if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        raise MediaError("there is no display for a window: use --sink mjpeg or --sink file.mp4 here")
 
 
 def _share_xlib() -> None:
@@ -156,6 +161,18 @@ def is_file(sink: str) -> bool:
     return sink.partition(":")[0] not in ("window", "mjpeg")
 
 
+def check_sink(sink: str, *, overwrite: bool = False) -> None:
+    """Raise `MediaError` for a name that means nothing, and a window or file that cannot be; opens nothing."""
+    kind, _, port = sink.partition(":")
+    if kind == "window" and not port:
+        _require_display()
+    elif is_file(sink) and Path(sink).suffix:
+        check_target(Path(sink), overwrite=overwrite)
+    elif kind != "mjpeg" or not (port.isdecimal() or not port):
+        hint = did_you_mean(sink, ("window", "mjpeg"))
+        raise MediaError(f"no sink {sink!r}{hint}: say window, mjpeg, mjpeg:8090, or name a .mp4 file")
+
+
 def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -> Sink:
     """Open what a name means: ``window``, ``mjpeg``, ``mjpeg:8090`` (the port) or a video file.
 
@@ -167,11 +184,8 @@ def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -
     Raises:
         MediaError: where it cannot be opened.
     """
+    check_sink(sink, overwrite=overwrite)
+    if is_file(sink):
+        return Recording(Path(sink), overwrite=overwrite)
     kind, _, port = sink.partition(":")
-    if kind == "window" and not port:
-        return Window()
-    if kind == "mjpeg" and (port.isdecimal() or not port):
-        return Mjpeg(MjpegServer(port=int(port or MjpegServer.PORT), token=token))
-    if not Path(sink).suffix:
-        raise MediaError(f"no sink {sink!r}: say window, mjpeg, mjpeg:8090, or name a .mp4 file")
-    return Recording(Path(sink), overwrite=overwrite)
+    return Window() if kind == "window" else Mjpeg(MjpegServer(port=int(port or MjpegServer.PORT), token=token))

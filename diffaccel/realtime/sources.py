@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from diffaccel.names import did_you_mean
 from diffaccel.realtime.errors import MediaError, need
 from diffaccel.realtime.video_reader import Frame, VideoReader
 
@@ -147,19 +148,24 @@ def is_file(source: str) -> bool:
     return source.partition(":")[0] not in ("camera", "screen")
 
 
+def check_source(source: str) -> None:
+    """Raise `MediaError` for a name that means nothing, without opening anything."""
+    kind, _, which = source.partition(":")
+    if kind == "screen" and which and not which.isdecimal():
+        raise MediaError(f"{source!r} is no screen: say screen, or screen:2 for the second monitor")
+    if is_file(source) and (not source or not Path(source).exists()):
+        hint = did_you_mean(source, ("camera", "screen"))
+        raise MediaError(f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, or name a video file")
+
+
 def open_source(source: str) -> Source:
     """Open what a name means: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2`` or a file.
 
     Raises:
         MediaError: for a name that means nothing, and where the source cannot be opened.
     """
+    check_source(source)
     kind, _, which = source.partition(":")
     if kind == "camera":
         return Camera(int(which) if which.isdecimal() else which or 0)
-    if kind == "screen":
-        if which and not which.isdecimal():
-            raise MediaError(f"{source!r} is no screen: say screen, or screen:2 for the second monitor")
-        return Screen(int(which or 1))
-    if not source or not Path(source).exists():
-        raise MediaError(f"no source {source!r}: say camera, camera:1, screen, screen:2, or name a video file")
-    return Playback(Path(source))
+    return Screen(int(which or 1)) if kind == "screen" else Playback(Path(source))

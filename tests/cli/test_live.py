@@ -1,6 +1,7 @@
 """`diffaccel live`, as a user starts and stops it."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from diffaccel.cli import main
+from diffaccel.realtime.tls import check_certificate
 
 
 def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
@@ -50,6 +52,74 @@ def test_mistakes_are_named(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(main, ["live", "--no-browser", *arguments])
     assert result.exit_code == 2
     assert words in result.output
+
+
+MISTAKES = """
+import json, sys
+from click.testing import CliRunner
+from diffaccel.cli import main
+
+for arguments in json.load(sys.stdin):
+    result = CliRunner().invoke(main, ["live", "--no-browser", *arguments])
+    assert result.exit_code == 2, result.output
+    heavy = sorted({"torch", "diffusers"} & set(sys.modules))
+    print(json.dumps([" ".join(result.output.split()), heavy]))
+"""
+
+
+def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    mine, other = pair(tmp_path / "mine"), pair(tmp_path / "other")
+    locked = tmp_path / "locked.pem"
+    encrypt = ["openssl", "pkey", "-in", str(mine[1]), "-aes256", "-passout", "pass:secret", "-out", str(locked)]
+    subprocess.run(encrypt, check=True, capture_output=True)
+    (tmp_path / "there.mp4").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        cases = {
+            ("--strength", "7"): "--strength: Input should be less than or equal to 1 (got 7.0)",
+            ("--steps", "0"): "--steps: Input should be greater than or equal to 1 (got 0)",
+            ("--port", port): f"cannot listen on 127.0.0.1 port {port}",
+            ("--model", "emoji-ds"): "unknown model 'emoji-ds' (did you mean emoji-sd?)",
+            ("--lora", "nowhere"): "no LoRA at 'nowhere'",
+            ("--vae", "nowhere"): "no autoencoder at 'nowhere'",
+            ("--controlnet", "nowhere"): "no ControlNet at 'nowhere'",
+            ("--control", "canny"): "this model has no ControlNet: choose one with --controlnet",
+            ("--source", "kamera"): "no source 'kamera' (did you mean camera?)",
+            ("--source", "camera", "--sink", "wndow"): "no sink 'wndow' (did you mean window?)",
+            ("--source", "camera", "--sink", str(tmp_path / "there.mp4")): "replace it with --overwrite",
+            ("--ssl-certfile", str(mine[0])): "--ssl-certfile and --ssl-keyfile go together",
+            tls(mine[0], other[1]): "are not a certificate and its key: key values mismatch",
+            tls(mine[0], tmp_path / "there.mp4"): "are not a certificate and its key: one of them is no PEM file",
+            tls(mine[0], locked): f"the key {locked} has a password: decrypt it",
+        }
+        command = [sys.executable, "-c", MISTAKES]
+        result = subprocess.run(command, input=json.dumps(list(cases)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [heavy for _, heavy in told] == [[]] * len(cases)
+    for (output, _), words in zip(told, cases.values(), strict=True):
+        assert words in output
+
+
+def pair(folder: Path) -> tuple[Path, Path]:
+    """A certificate and its key, by OpenSSL."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder.mkdir()
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    files = ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files], check=True, capture_output=True
+    )
+    return certificate, key
+
+
+def tls(certificate: Path, key: Path) -> tuple[str, ...]:
+    return "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)
+
+
+def test_a_certificate_with_its_key_is_taken(tmp_path: Path) -> None:
+    check_certificate(*pair(tmp_path / "mine"))
 
 
 def test_a_taken_port_is_told(tiny_sd: Path) -> None:

@@ -252,7 +252,11 @@ def test_a_missing_library_names_its_extra(
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("kamera", "no source 'kamera': say camera"), ("screen:left", "is no screen"), ("", "no source")],
+    [
+        ("kamera", r"no source 'kamera' \(did you mean camera\?\): say camera"),
+        ("screen:left", "is no screen"),
+        ("", "no source"),
+    ],
 )
 def test_a_source_that_means_nothing_is_said(source: str, message: str) -> None:
     with pytest.raises(MediaError, match=message):
@@ -262,7 +266,7 @@ def test_a_source_that_means_nothing_is_said(source: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("sink", "message"),
     [
-        ("wndow", "no sink 'wndow': say window"),
+        ("wndow", r"no sink 'wndow' \(did you mean window\?\): say window"),
         ("mjpeg:x", "no sink"),
         ("out.gif", "must end in"),
         ("mjpeg:1", "port 1"),

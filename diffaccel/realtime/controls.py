@@ -1,0 +1,139 @@
+"""The controls of a live run: what may change while frames flow; light to import, so that mistakes are told at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+EXAMPLES = (
+    "a green apple",
+    "a burger",
+    "a rainbow",
+    "a strawberry",
+    "a ladybug",
+    "a cat",
+    "a doughnut",
+    "a blue heart",
+)
+NO_CONTROLNET = "this model has no ControlNet: choose one with --controlnet, as a folder or a Hub id"
+LONGEST_TEXT = 500
+LONGEST_INTERVAL = 6
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
+GuidanceKind = Literal["self", "one-time", "full", "none"]
+ControlKind = Literal["edges", "canny", "identity"]
+
+
+def _draw(**hints: Any) -> Any:
+    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``."""
+    return hints
+
+
+class Controls(BaseModel):
+    """What can change while frames flow.
+
+    Its JSON schema is the only list of controls: the page is drawn from it, and what clients send is checked by it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: Annotated[Text, Field(min_length=1)] = Field(
+        default="a purple heart",
+        title="Prompt",
+        description="What the picture should become.",
+        examples=list(EXAMPLES),
+        json_schema_extra=_draw(group="prompt", main=True, placeholder="What should it become?"),
+    )
+    blend: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        title="Blend",
+        description="From the first prompt (0) to the second (1).",
+        json_schema_extra=_draw(group="prompt", step=0.01, needs={"second_prompt": True}),
+    )
+    second_prompt: Text = Field(
+        default="",
+        title="Second prompt",
+        description="Something to turn it into, bit by bit.",
+        json_schema_extra=_draw(group="prompt", placeholder="… and what else?"),
+    )
+    strength: float = Field(
+        default=0.5,
+        ge=0.05,
+        le=1,
+        title="Strength",
+        description="How much of the input is painted anew.",
+        json_schema_extra=_draw(step=0.01),
+    )
+    steps: int = Field(default=2, ge=1, le=8, title="Steps", description="More are finer, slower and later.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
+    guidance: GuidanceKind = Field(
+        default="self",
+        title="Guidance",
+        description="What the picture is pushed away from.",
+        json_schema_extra=_draw(
+            labels={
+                "self": "the input (RCFG, self-negative)",
+                "one-time": "the negative prompt, once a frame (RCFG)",
+                "full": "the negative prompt, every step (CFG)",
+                "none": "nothing",
+            }
+        ),
+    )
+    guidance_scale: float = Field(
+        default=1.2,
+        ge=1,
+        le=4,
+        title="Guidance scale",
+        description="How hard it is pushed; 1 is not at all.",
+        json_schema_extra=_draw(step=0.05, needs={"guidance": ["self", "one-time", "full"]}),
+    )
+    negative_prompt: Text = Field(
+        default="",
+        title="Negative prompt",
+        description="What should not be seen, with one of its two guidances.",
+        json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
+    )
+    cache: int = Field(
+        default=4,
+        ge=1,
+        le=LONGEST_INTERVAL,
+        title="Cache interval",
+        description="Deep layers are computed in every n-th frame, and whenever much moves; 1 reuses nothing.",
+    )
+    similarity: bool = Field(
+        default=True,
+        title="Skip still frames",
+        description="Show the last picture again while the input hardly changes.",
+    )
+    similarity_threshold: float = Field(
+        default=0.999,
+        ge=0.9,
+        le=1,
+        title="Similarity",
+        description="Frames more alike than this may be skipped.",
+        json_schema_extra=_draw(step=0.001, needs={"similarity": True}),
+    )
+
+
+class ControlNetControls(Controls):
+    """What can change where the model has a ControlNet."""
+
+    control: ControlKind = Field(
+        default="edges",
+        title="Control image",
+        description="What the ControlNet sees of the input.",
+        json_schema_extra=_draw(
+            labels={"edges": "soft edges", "canny": "thin edges (Canny)", "identity": "the input itself"}
+        ),
+    )
+    controlnet_scale: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        title="ControlNet scale",
+        description="How closely the picture follows it; 0 is not at all.",
+        json_schema_extra=_draw(step=0.05),
+    )
