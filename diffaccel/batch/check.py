@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, check_picture
+from diffaccel.batch.pictures import PictureError, check_picture, strength_problem
 from diffaccel.models import ModelError, ModelSource, find_lora
 
 
@@ -23,7 +23,7 @@ def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
     checks: tuple[Callable[[Job], str | None], ...] = (
         lambda job: picture(job.init_image),
         lambda job: lora(job.lora),
-        _strength_problem,
+        lambda job: _strength_problem(job, source),
         lambda job: _size_problem(job, multiple),
     )
     found = {}
@@ -52,10 +52,12 @@ def _lora_problem(name: str | None) -> str | None:
     return None
 
 
-def _strength_problem(job: Job) -> str | None:
-    if job.strength is not None and job.init_image is None:
+def _strength_problem(job: Job, source: ModelSource) -> str | None:
+    if job.strength is None:
+        return None
+    if job.init_image is None:
         return "strength: it needs a picture to start from (init_image)"
-    return None
+    return strength_problem(job.steps, job.strength) if job.steps and source.denoiser == "unet" else None
 
 
 def _size_problem(job: Job, multiple: int) -> str | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
@@ -132,7 +133,8 @@ def _expand(row: Row, options: Settings, source: Source, cache: str, num_images:
 
 def row_id(row: Row) -> str:
     """A readable and unique name: the prompt's first words and a hash of all that the row says."""
-    words = re.sub(r"[^a-z0-9]+", "-", row.prompt.lower()).strip("-")[:40].rstrip("-")
+    letters = unicodedata.normalize("NFKD", row.prompt).encode("ascii", "ignore").decode()  # é becomes e
+    words = re.sub(r"[^a-z0-9]+", "-", letters.lower()).strip("-")[:40].rstrip("-")
     return f"{words or 'image'}-{_digest(row.given())[:10]}"
 
 

@@ -28,6 +28,13 @@ def check_picture(path: str) -> None:
         image.verify()
 
 
+def strength_problem(steps: int, strength: float) -> str | None:
+    """What is wrong with starting from a picture where `strength`, in (0, 1], leaves none of a UNet's `steps`."""
+    if int(steps * strength) >= 1:  # as Stable Diffusion's and SDXL's pipelines count
+        return None
+    return f"strength: {strength:g} of {steps} steps is less than one step: raise strength or steps"
+
+
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Say which picture an error is about."""

@@ -7,7 +7,7 @@ import codecs
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,8 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from diffaccel.batch.settings import Row
+from diffaccel.names import did_you_mean
 
 COMMAND_LINE = "command line"
+SETTINGS = ("size", *Row.model_fields)
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
 
 
@@ -58,8 +60,18 @@ def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
             yield from _lines(stdin, "-")
         elif path.suffix.lower() in _READERS:
             yield from _file(path)
+        elif path.suffix and _is_file(path):
+            kinds = ", ".join(_READERS)
+            raise InputError(f"{path} is a file, and prompts are read from {kinds}: name it so, or pipe it into -")
         else:
             yield _row({"prompt": argument}, COMMAND_LINE)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a prompt may be longer than a name may be, or hold what no name holds
+        return False
 
 
 def _file(path: Path) -> Rows:
@@ -101,6 +113,8 @@ def explain(error: ValidationError) -> str:
 
 def _explain(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "row"
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: no such setting{did_you_mean(field, SETTINGS) or '; settings are ' + ', '.join(SETTINGS)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     shown = repr(problem["input"])
     return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")
@@ -154,11 +168,17 @@ def _csv(path: Path) -> Rows:
     with _open(path) as stream:
         reader = csv.DictReader(stream, restkey="columns beyond the header", strict=True)
         if "prompt" not in (reader.fieldnames or ()):
-            raise InputError(
-                f"{path} has no column named prompt; columns: {', '.join(reader.fieldnames or ()) or 'none'}"
-            )
+            raise InputError(_without_prompts(path, reader.fieldnames or ()))
         for values in reader:
             yield _row(values, f"{path}:{reader.line_num}")
+
+
+def _without_prompts(path: Path, columns: Sequence[str]) -> str:
+    """What is wrong with the header of a CSV file."""
+    hint = did_you_mean("prompt", columns)
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
+        hint = "; columns are separated by commas"
+    return f"{path} has no column named prompt{hint}; columns: {', '.join(columns) or 'none'}"
 
 
 def _parquet(path: Path) -> Rows:

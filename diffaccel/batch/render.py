@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +15,7 @@ from PIL import Image
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, open_picture
+from diffaccel.batch.pictures import PictureError, open_picture, strength_problem
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.text import TextMemory, encode_ahead
@@ -162,6 +162,7 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
     }
     if first.init_image:
         size = (values.pop("width", None), values.pop("height", None))
+        _require_a_step(pipe, values)
         values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
     if any(job.negative_prompt for job in jobs):
         values["negative_prompt"] = [job.negative_prompt for job in jobs]
@@ -186,6 +187,14 @@ def _as_asked(pipe: "DiffusionPipeline") -> dict[str, Any]:
     if type(pipe).__name__.startswith("PixArt") and sample_size not in (32, 64, 128, 256):
         arguments["use_resolution_binning"] = False
     return arguments
+
+
+def _require_a_step(pipe: "DiffusionPipeline", values: Mapping[str, Any]) -> None:
+    """Raise `RenderError` where the strength leaves no step of a run from a picture."""
+    defaults = inspect.signature(pipe.__call__).parameters
+    known = {name: values.get(name, defaults[name].default) for name in ("num_inference_steps", "strength")}
+    if hasattr(pipe, "unet") and (problem := strength_problem(*known.values())):
+        raise RenderError(problem)
 
 
 def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:

@@ -9,6 +9,7 @@ import click
 
 from diffaccel.cli.options import Request
 from diffaccel.cli.settings import checked_settings
+from diffaccel.cli.text import one_line
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Job, Plan
@@ -166,9 +167,9 @@ def _require_prompts(plan: "Plan", request: Request) -> None:
     """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
     from diffaccel.batch.readers import COMMAND_LINE, InputError
 
-    for bad in plan.bad:
-        if bad.where == COMMAND_LINE or not plan.jobs:
-            raise InputError(f"{bad.where}: {bad.error}")
+    fatal = [bad for bad in plan.bad if bad.where == COMMAND_LINE or not plan.jobs]
+    if fatal:
+        raise InputError("\n".join(one_line(f"{bad.where}: {bad.error}") for bad in fatal))
     if not plan.jobs:
         asked = ", ".join(request.prompts)
         raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")

@@ -31,13 +31,17 @@ def test_good_jobs_have_no_problems(source: models.ModelSource, tmp_path: Path, 
     assert check.find_problems([JOB, start], source) == {}
 
 
-def test_each_problem_is_named(source: models.ModelSource, tmp_path: Path) -> None:
+def test_each_problem_is_named(source: models.ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 20)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    source = replace(source, index={"_class_name": "X", "unet": ["diffusers", "UNet2DConditionModel"]})
     cases = {
         "init_image: cannot read nowhere.png": replace(JOB, init_image="nowhere.png"),
         "lora: no LoRA at 'nowhere'": replace(JOB, lora="nowhere"),
         "is damaged: its header claims": replace(JOB, lora=str(tmp_path / "bad.safetensors")),
         "strength: it needs a picture to start from (init_image)": replace(JOB, strength=0.5),
+        "strength: 0.2 of 4 steps is less than one step": replace(JOB, init_image="a.png", strength=0.2, steps=4),
         "size: m paints multiples of 16 pixels (got 136)": replace(JOB, width=128, height=136),
     }
     for words, job in cases.items():

@@ -66,6 +66,7 @@ def test_seeds_begin_again_after_the_last() -> None:
 
 def test_id_of_a_prompt_without_latin_letters() -> None:
     assert row_id(Row(prompt="心")).startswith("image-")
+    assert row_id(Row(prompt="Ein schöner Käfer")).startswith("ein-schoner-kafer-")
 
 
 def test_repeated_rows_are_counted_and_rendered_once() -> None:

@@ -130,7 +130,7 @@ def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
         (b'{"prompt": "a", "cache": "deepcache:interval=0"}', "interval must be an integer >= 1"),
         (b'{"prompt": "a", "guidance": "3"}', "unknown guidance '3'; one of full, one-time, self"),
         (b'{"prompt": "a", "guidance": "self:beta=1"}', "no field 'beta'"),
-        (b'{"prompt": "a", "colour": "red"}', "colour: Extra inputs are not permitted"),
+        (b'{"prompt": "a", "colour": "red"}', "colour: no such setting; settings are size, negative_prompt, seed"),
         (b'{"prompt": "a", "custom_id": "../../etc/passwd"}', "custom_id"),
         (b'{"prompt": "a", "custom_id": ".hidden"}', "custom_id"),
         (b'{"prompt": "a", "custom_id": "a\\nb"}', "custom_id"),
@@ -183,3 +183,22 @@ def test_directory_is_not_a_prompt_file(tmp_path: Path) -> None:
     (tmp_path / "p.txt").mkdir()
     with pytest.raises(InputError, match="cannot read"):
         read(tmp_path / "p.txt")
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.json").touch()
+    with pytest.raises(InputError, match=r"p\.json is a file, and prompts are read from \.txt, \.csv, "):
+        read(tmp_path / "p.json")
+    (tmp_path / "cat").touch()
+    long = "a.b " * 2000
+    assert read(tmp_path / "cat", "nowhere.json", tmp_path, long, "a\0.b")[3] == Row(prompt=long)
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [("Prompt,seed", "(did you mean Prompt?)"), ("prompt;seed", "; columns are separated by commas; columns: prompt;")],
+)
+def test_headers_without_prompts(tmp_path: Path, header: str, hint: str) -> None:
+    with pytest.raises(InputError) as raised:
+        read(write(tmp_path / "p.csv", f"{header}\na,1\n"))
+    assert hint in str(raised.value)

@@ -127,3 +127,9 @@ def test_pictures_that_are_not_finite_are_refused(renderer: Renderer, monkeypatc
     monkeypatch.setattr(vae, "decode", poisoned)
     with pytest.raises(RenderError, match="not finite; try --dtype float32"):
         renderer.render([JOB])
+
+
+def test_a_strength_that_leaves_no_step_is_named(tmp_path: Path, renderer: Renderer) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(RenderError, match=r"strength: 0\.1 of 6 steps is less than one step"):
+        renderer.render([replace(JOB, init_image=str(tmp_path / "a.png"), strength=0.1)])

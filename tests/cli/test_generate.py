@@ -132,8 +132,18 @@ def test_words_of_strangers_do_not_reach_the_terminal(generate, tmp_path: Path) 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "\\u001b[2J": 1}\n{"prompt": "b"}\n')
     for arguments in (["--dry-run"], []):
         output = generate(tmp_path / "p.jsonl", *arguments).output
-        assert "\\x1b[2J: Extra inputs" in output
+        assert "\\x1b[2J: no such setting" in output
         assert "\x1b" not in output
+
+
+def test_all_bad_rows_are_named_where_there_are_no_others(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "\\u001b[2J": 1}\n{"prompt": "b", "stepz": 4}\n')
+    for arguments in (["--dry-run"], []):
+        result = generate(tmp_path / "p.jsonl", *arguments)
+        assert result.exit_code == 2
+        assert "p.jsonl:1: \\x1b[2J: no such setting; settings are size, negative_prompt, " in result.stderr
+        assert "p.jsonl:2: stepz: no such setting (did you mean steps?)" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_compare_shows_both(generate, tmp_path: Path) -> None:
