@@ -90,3 +90,10 @@ def num_timesteps(pipe: Any) -> int | None:
     """Length of the timesteps that the running pipeline announced, where it does."""
     announced = getattr(pipe, "_num_timesteps", None)
     return announced if isinstance(announced, int) else None
+
+
+def starts_from_pictures(pipeline: str) -> bool:
+    """Whether there is an image-to-image pipeline for the parts of a pipeline of the class with this name."""
+    from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, _get_task_class
+
+    return _get_task_class(AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, pipeline, throw_error_if_not_exist=False) is not None

@@ -1,9 +1,10 @@
-"""Whether caching fits a model, told from its configuration files: networks are built without their weights."""
+"""Whether settings fit a model, told from its configuration files: networks are built without their weights."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+from diffaccel._diffusers import starts_from_pictures
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
 from diffaccel.clock import RunClock
@@ -34,6 +35,13 @@ def misfits(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
         if job.cache != "none" and (reason := problem(job.cache, job.scheduler, steps)):
             found[job.id] = reason
     return found
+
+
+def start_problem(pipeline: str) -> str | None:
+    """What keeps a pipeline of the class with this name from starting from a picture, if anything."""
+    if starts_from_pictures(pipeline):
+        return None
+    return f"{pipeline} cannot start from a picture: leave init_image out, or use a model that can"
 
 
 class _HollowModel:

@@ -116,6 +116,8 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{field}: no such setting{did_you_mean(field, SETTINGS) or '; settings are ' + ', '.join(SETTINGS)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = "write up to 120 of the letters a to z, digits, _ . and -, the first none of the last two"
     shown = repr(problem["input"])
     return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")
 

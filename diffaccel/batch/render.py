@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffaccel.accelerate import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
+from diffaccel.batch.fit import start_problem
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, open_picture, strength_problem
 from diffaccel.batch.settings import parse_cache, parse_guidance
@@ -112,6 +113,8 @@ class Renderer:
 
     @cached_property
     def _image_pipe(self) -> "DiffusionPipeline":
+        if problem := start_problem(type(self._pipe).__name__):
+            raise RenderError(f"init_image: {problem}")
         with quiet_loading():
             from diffusers import AutoPipelineForImage2Image
 

@@ -80,6 +80,9 @@ def unusable(work: Work) -> dict[str, str]:
     from diffaccel.batch.check import find_problems
 
     problems = find_problems(work.todo, work.source)
+    started = [job for job in work.todo if job.init_image and job.id not in problems]
+    if problem := _start_problem(started, work.source):
+        problems |= {job.id: f"init_image: {problem}" for job in started}
     named = [job for job in work.todo if job.cache not in ("none", work.cache) and job.id not in problems]
     return problems | {name: f"cache: {problem}" for name, problem in _misfits(named, work.source).items()}
 
@@ -93,8 +96,20 @@ def _misfits(jobs: "Sequence[Job]", source: "ModelSource") -> dict[str, str]:
     return misfits(jobs, source)
 
 
+def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
+    """As `diffaccel.batch.fit.start_problem`; for no jobs without waiting for diffusers."""
+    if not jobs:
+        return None
+    from diffaccel.batch.fit import start_problem
+
+    return start_problem(source.index["_class_name"])
+
+
 def _require_fit(request: Request, options: "Settings", todo: "Sequence[Job]", source: "ModelSource") -> None:
-    """Refuse caching that the command line asks for and that fits none of its pictures; rows answer for their own."""
+    """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
+    started = [job for job in todo if job.init_image == options.init_image is not None]
+    if problem := _start_problem(started, source):
+        raise click.UsageError(f"--init-image: {problem}")
     asked = [job for job in todo if job.cache == options.cache != "none"]
     problems = _misfits(asked, source)
     if asked and len(problems) == len(asked):

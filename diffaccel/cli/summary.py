@@ -24,7 +24,7 @@ def print_plan(request: Request, work: Work, problems: Mapping[str, str]) -> int
     """
     bad = [{"where": row.where, "error": row.error} for row in work.plan.bad]
     found = dict.fromkeys((work.plan.places[job], problem) for job, problem in problems.items())
-    bad += [{"where": where, "error": error} for where, error in found]
+    bad = sorted([*bad, *({"where": where, "error": error} for where, error in found)], key=_in_order)
     pictures, todo = len(work.jobs) - len(problems), len(work.todo) - len(problems)
     if request.layout == "json":
         counts = {"jobs": pictures, "todo": todo, "bad": len(bad), "duplicates": work.plan.duplicates}
@@ -36,6 +36,12 @@ def print_plan(request: Request, work: Work, problems: Mapping[str, str]) -> int
     for row in bad:
         click.echo(one_line(f"{row['where']}: {row['error']}"), err=True)
     return len(bad)
+
+
+def _in_order(bad: Mapping[str, str]) -> tuple[str, int]:
+    """Sorts bad rows by file and line."""
+    file, _, line = bad["where"].rpartition(":")
+    return file, int(line) if line.isdecimal() else 0
 
 
 def print_summary(request: Request, work: Work, summary: "Summary", calls: "Calls") -> None:

@@ -133,3 +133,14 @@ def test_a_strength_that_leaves_no_step_is_named(tmp_path: Path, renderer: Rende
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(RenderError, match=r"strength: 0\.1 of 6 steps is less than one step"):
         renderer.render([replace(JOB, init_image=str(tmp_path / "a.png"), strength=0.1)])
+
+
+def test_a_pipeline_that_cannot_start_from_a_picture_is_named(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unheard(type(renderer._pipe)):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setattr(renderer._pipe, "__class__", Unheard)
+    with pytest.raises(RenderError, match="init_image: Unheard cannot start from a picture"):
+        renderer.render([replace(JOB, init_image="a.png")])

@@ -319,6 +319,17 @@ def test_caching_that_fits_no_picture_is_told_once_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_cannot_start_from_a_picture(generate, tmp_path: Path) -> None:
+    start = tmp_path / "start.png"
+    Image.new("RGB", (128, 128)).save(start)
+    (tmp_path / "p.csv").write_text("prompt,init_image\na,start.png\nb,\n")
+    words = "PixArtAlphaPipeline cannot start from a picture: leave init_image out"
+    result = generate("p", "--init-image", start, model="emoji-dit")
+    assert (result.exit_code, f"--init-image: {words}" in result.stderr) == (2, True)
+    dry = generate(tmp_path / "p.csv", "--dry-run", model="emoji-dit")
+    assert (dry.exit_code, f"p.csv:2: init_image: {words}" in dry.stderr) == (3, True)
+
+
 def test_a_profile_that_fits_some_pictures_costs_the_others_alone(generate, tmp_path: Path, tiny_sd: Path) -> None:
     recipe(tiny_sd).save(tmp_path / "profile.json")
     (tmp_path / "p.csv").write_text("prompt,steps\na,\nb,6\n")
