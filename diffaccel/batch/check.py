@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, check_picture, strength_problem
+from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
 from diffaccel.models import ModelError, ModelSource, find_lora
 
 
@@ -24,7 +24,7 @@ def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
         lambda job: picture(job.init_image),
         lambda job: lora(job.lora),
         lambda job: _strength_problem(job, source),
-        lambda job: _size_problem(job, multiple),
+        lambda job: size_problem(job.model, (job.width, job.height), multiple),
     )
     found = {}
     for job in jobs:
@@ -58,11 +58,6 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
     if job.init_image is None:
         return "strength: it needs a picture to start from (init_image)"
     return strength_problem(job.steps, job.strength) if job.steps and source.denoiser == "unet" else None
-
-
-def _size_problem(job: Job, multiple: int) -> str | None:
-    sides = [side for side in (job.width, job.height) if side is not None and side % multiple]
-    return f"size: {job.model} paints multiples of {multiple} pixels (got {sides[0]})" if sides else None
 
 
 def _pixel_multiple(source: ModelSource) -> int:

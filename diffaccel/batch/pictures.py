@@ -1,6 +1,6 @@
-"""Pictures to start from: opened with care, because they are input from strangers."""
+"""Pictures to start from, opened with care because they are input from strangers, and what may be asked of pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +26,12 @@ def check_picture(path: str) -> None:
     """Raise `PictureError` where the picture cannot be opened; its pixels are not decoded, so this takes no time."""
     with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
         image.verify()
+
+
+def size_problem(model: str, sides: Iterable[int | None], multiple: int) -> str | None:
+    """What is wrong with the sides of a picture, in pixels, for a model that paints multiples of so many of them."""
+    wrong = next((side for side in sides if side is not None and side % multiple), None)
+    return None if wrong is None else f"size: {model} paints multiples of {multiple} pixels (got {wrong})"
 
 
 def strength_problem(steps: int, strength: float) -> str | None:

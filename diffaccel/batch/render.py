@@ -16,7 +16,7 @@ from diffaccel.accelerate import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.fit import start_problem
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, open_picture, strength_problem
+from diffaccel.batch.pictures import PictureError, open_picture, size_problem, strength_problem
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.text import TextMemory, encode_ahead
@@ -170,6 +170,8 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
     if any(job.negative_prompt for job in jobs):
         values["negative_prompt"] = [job.negative_prompt for job in jobs]
     values |= _as_asked(pipe)
+    if values.get("use_resolution_binning") is False:
+        _require_whole_patches(pipe, first)
     unknown = [name for name in values if name not in accepted]
     if unknown:
         remedy = ": it needs a picture to start from (init_image)" if "strength" in unknown else ""
@@ -190,6 +192,13 @@ def _as_asked(pipe: "DiffusionPipeline") -> dict[str, Any]:
     if type(pipe).__name__.startswith("PixArt") and sample_size not in (32, 64, 128, 256):
         arguments["use_resolution_binning"] = False
     return arguments
+
+
+def _require_whole_patches(pipe: "DiffusionPipeline", job: Job) -> None:
+    """Raise `RenderError` for a size that PixArt would cut into patches with something left over."""
+    multiple = pipe.vae_scale_factor * pipe.transformer.config.patch_size
+    if problem := size_problem(job.model, (job.width, job.height), multiple):
+        raise RenderError(problem)
 
 
 def _require_a_step(pipe: "DiffusionPipeline", values: Mapping[str, Any]) -> None:

@@ -144,3 +144,9 @@ def test_a_pipeline_that_cannot_start_from_a_picture_is_named(
     monkeypatch.setattr(renderer._pipe, "__class__", Unheard)
     with pytest.raises(RenderError, match="init_image: Unheard cannot start from a picture"):
         renderer.render([replace(JOB, init_image="a.png")])
+
+
+def test_a_size_that_leaves_a_part_of_a_patch_is_named() -> None:
+    job = replace(JOB, model="emoji-dit", width=136, height=128)
+    with Renderer(models.load("emoji-dit")) as renderer, pytest.raises(RenderError, match="size: emoji-dit paints mul"):
+        renderer.render([job])
