@@ -1,11 +1,13 @@
-"""Pipelines in the shape of Stable Diffusion 1.5 with random weights, for prompt embeddings in and latents out."""
+"""Pipelines in the shape of Stable Diffusion with random weights: for embeddings in and latents out, or for streams."""
 
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderTiny,
     ControlNetModel,
     DDIMScheduler,
+    LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -19,6 +21,17 @@ def sd15_unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    ).eval()  # fmt: skip
+
+
+def turbo_unet() -> UNet2DConditionModel:
+    """The denoiser of SD-Turbo and Stable Diffusion 2.1, 866 million parameters."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True,
+        block_out_channels=(320, 640, 1280, 1280),
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     ).eval()  # fmt: skip
@@ -46,6 +59,19 @@ def pipeline(unet: UNet2DConditionModel, controlnet: ControlNetModel | None = No
         else StableDiffusionControlNetPipeline(**parts, controlnet=controlnet)
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stream_pipeline(bundled: Any, unet: UNet2DConditionModel, dtype: torch.dtype) -> Any:
+    """A pipeline that streams, with a TinyVAE of random weights, and zeros for the embeddings of all texts."""
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderTiny().eval(), text_encoder=bundled.text_encoder, tokenizer=bundled.tokenizer, unet=unet,
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.to(dtype)
+    shape = (1, 77, unet.config.cross_attention_dim)
+    pipe.encode_prompt = lambda _, device, *__, **___: (torch.zeros(shape, dtype=dtype, device=device), None)
     return pipe
 
 

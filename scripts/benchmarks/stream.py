@@ -8,30 +8,17 @@ from typing import Any
 
 import click
 import torch
+from benchmarks.engines import GUIDANCES, STAGES, engine, filled
 from benchmarks.movies import SIZE, films, movie
+from benchmarks.shapes import sd15_unet, stream_pipeline
+from benchmarks.turbo import turbo
 
-from diffaccel import (
-    DeepCache,
-    FullGuidance,
-    NoGuidance,
-    OneTimeNegative,
-    SelfNegative,
-    SlotCache,
-    StreamEngine,
-    Taylor,
-    Threshold,
-)
+from diffaccel import DeepCache, SlotCache, StreamEngine, Taylor, Threshold
 from diffaccel.macs import count_macs
 from diffaccel.measure import interleaved
 from diffaccel.models import load, load_lora, load_vae
 from diffaccel.stream.images import to_frames
 
-GUIDANCES = {
-    "full": FullGuidance(1.4),
-    "self": SelfNegative(1.4, 0.5),
-    "one-time": OneTimeNegative(1.4, 0.5),
-    "none": NoGuidance(),
-}
 CACHES = {
     f"{key}, interval {interval}, branch {branch}{f', Taylor({order})' if order else ''}": SlotCache(
         DeepCache(interval=interval, branch=branch, forecast=Taylor(order) if order else None), key
@@ -52,27 +39,6 @@ CACHES = {
     for branch, reuse in ((2, 2), (3, 3))
 }
 LOOP = 69  # frames of the circle at 2 pixels a frame
-STAGES = {1: (30,), 2: (25, 40), 4: (10, 20, 30, 40)}
-
-
-def engine(pipe: Any, size: int = SIZE, **settings: Any) -> StreamEngine:
-    """An engine on ``pipe`` that is full, so that every push is one steady tick."""
-    defaults = {"prompt": "a red heart", "negative_prompt": "blue", "height": size, "width": size, "output_type": "pt"}
-    return StreamEngine(pipe, **defaults | {"timestep_indices": STAGES[4]} | settings)
-
-
-def filled(stream: StreamEngine, frames: list[Any]) -> Callable[[], Any]:
-    """One tick on a full pipeline, with the next of ``frames``, again and again."""
-    position = iter(range(10**9))
-
-    def push() -> Any:
-        for _ in range(stream.config.frame_buffer):
-            outputs = stream.push(frames[next(position) % len(frames)])
-        return outputs
-
-    for _ in range(stream.latency + 1):
-        push()
-    return push
 
 
 def compared(engines: Mapping[str, StreamEngine], rounds: int, ticks: int = 1) -> dict[str, dict[str, float]]:
@@ -128,7 +94,7 @@ def guidance(pipe: Any, rounds: int, size: int = SIZE, buffers: Sequence[int] = 
 
 def larger(pipe: Any, rounds: int) -> dict[str, Any]:
     """The same with the shape of Stable Diffusion 1.5 at 256 x 256 pixels."""
-    return guidance(sd15(pipe), rounds, 256, (1, 4))
+    return guidance(stream_pipeline(pipe, sd15_unet(), torch.bfloat16), rounds, 256, (1, 4))
 
 
 def buffers(pipe: Any, rounds: int) -> dict[str, Any]:
@@ -144,7 +110,7 @@ def batching(pipe: Any, rounds: int) -> dict[str, Any]:
     """Stream batch against sequential mode, by number of stages."""
     frames, result = list(movie(2.0, 24)), {}
     for stages, indices in STAGES.items():
-        settings = {"timestep_indices": indices, "guidance": NoGuidance()}
+        settings = {"timestep_indices": indices, "guidance": GUIDANCES["none"]}
         both = {"batch": True, "sequential": False}
         work = {name: filled(engine(pipe, stream_batch=b, **settings), frames) for name, b in both.items()}
         times = interleaved(work, rounds)
@@ -207,39 +173,27 @@ def overhead(pipe: Any, rounds: int) -> dict[str, float]:
     return {"ms per tick": 1000 * tick.median}
 
 
-def sd15(bundled: Any) -> Any:
-    """A pipeline with the shape of Stable Diffusion 1.5 and random weights in bfloat16; text embeddings are zeros."""
-    from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    ).eval()  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderTiny().eval(), text_encoder=bundled.text_encoder, tokenizer=bundled.tokenizer, unet=unet,
-        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.to(torch.bfloat16)
-    pipe.encode_prompt = lambda *_, **__: (torch.zeros(1, 77, 768, dtype=torch.bfloat16), None)
-    return pipe
-
-
-PARTS = ("guidance", "batch", "buffer", "cache", "overhead", "sd15")
+PARTS = ("guidance", "batch", "buffer", "cache", "overhead")
+SHAPES = ("sd15", "turbo")  # large ones with random weights
 
 
 @click.command()
 @click.option("--model", default="emoji-sd", show_default=True, help="Bundled model, local folder or Hub id.")
 @click.option("--lora", default="emoji-lcm-lora", show_default=True, help="Few-step LoRA to fuse; '' for none.")
 @click.option("--vae", default="emoji-vae-small", show_default=True, help="Autoencoder; '' for the model's own.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only these; all but sd15 by default.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(PARTS + SHAPES),
+    help=f"Only these.  [default: {', '.join(PARTS)}]",
+)
 @click.option("--rounds", default=9, show_default=True, help="Interleaved rounds of each measurement.")
 @click.option("--frames", default=48, show_default=True, help="Length of the films that caches are measured on.")
+@click.option("--size", default=512, show_default=True, help="Height and width in pixels of the part turbo.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures to this file, too.")
 def command(
-    model: str, lora: str, vae: str, parts: tuple[str, ...], rounds: int, frames: int, file: Path | None
+    model: str, lora: str, vae: str, parts: tuple[str, ...], rounds: int, frames: int, size: int, file: Path | None
 ) -> None:
     """Frame rates of the streaming engine as ratios, and what slot caches cost in quality."""
     pipe = load(model)
@@ -256,9 +210,10 @@ def command(
         "cache": lambda: {"speed": cache_speed(pipe, rounds, two), "psnr": cache_quality(pipe, frames, two)},
         "overhead": lambda: overhead(pipe, 20 * rounds),
         "sd15": lambda: larger(pipe, max(3, rounds // 3)),
+        "turbo": lambda: turbo(pipe, max(3, rounds // 3), size),
     }
     figures = {}
-    for part in parts or PARTS[:-1]:
+    for part in parts or PARTS:
         figures[part] = measures[part]()
         show(part, figures[part])
     if file:

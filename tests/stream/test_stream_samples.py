@@ -40,4 +40,4 @@ def test_the_benchmark_lists_its_parts() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "stream", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "guidance|batch|buffer|cache|overhead|sd15" in result.stdout
+    assert "guidance|batch|buffer|cache|overhead|sd15|turbo" in result.stdout
