@@ -64,7 +64,7 @@ _ROWS = (
         "PixArt architecture (a diffusion transformer), text to 128 x 128 emoji drawings",
         _defaults(steps=20, guidance_scale=2.0, scheduler="dpm++", cache="none", width=128, height=128),
     ),
-    Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eighth of the cost"),
+    Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eleventh of the cost"),
     Bundled("emoji-clip", "classifier", "Image tower against emoji-sd's text encoder: measures prompt accuracy"),
 )
 BUNDLED: Mapping[str, Bundled] = MappingProxyType({row.name: row for row in _ROWS})
