@@ -91,18 +91,24 @@ def _misfits(jobs: "Sequence[Job]", source: "ModelSource") -> dict[str, str]:
     """As `diffaccel.batch.fit.misfits`; for no jobs without waiting for diffusers."""
     if not jobs:
         return {}
-    from diffaccel.batch.fit import misfits
+    from diffaccel.models.quiet import quiet_loading
 
-    return misfits(jobs, source)
+    with quiet_loading():
+        from diffaccel.batch.fit import misfits
+
+        return misfits(jobs, source)
 
 
 def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
     """As `diffaccel.batch.fit.start_problem`; for no jobs without waiting for diffusers."""
     if not jobs:
         return None
-    from diffaccel.batch.fit import start_problem
+    from diffaccel.models.quiet import quiet_loading
 
-    return start_problem(source.index["_class_name"])
+    with quiet_loading():
+        from diffaccel.batch.fit import start_problem
+
+        return start_problem(source.index["_class_name"])
 
 
 def _require_fit(request: Request, options: "Settings", todo: "Sequence[Job]", source: "ModelSource") -> None:

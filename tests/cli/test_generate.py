@@ -240,6 +240,14 @@ def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_checking_rows_with_pictures_and_caching_prints_nothing(tiny_sd: Path, tmp_path: Path) -> None:
+    Image.effect_noise((32, 32), 99).save(tmp_path / "start.png")
+    (tmp_path / "p.csv").write_text("prompt,init_image,cache\na,start.png,\nb,,deepcache\n")
+    command = [sys.executable, "-m", "diffaccel", "generate", "p.csv", "--dry-run", "--model", str(tiny_sd)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_dry_run_finds_the_rows_that_a_run_finds(generate, tmp_path: Path) -> None:
     Image.effect_noise((32, 32), 99).save(tmp_path / "start.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "start.png").read_bytes()[:300])
