@@ -99,7 +99,7 @@ def test_from_pipe_both_ways(case: Case, stock: Any, custom: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        ("deepcash:interval=2", ValueError, "unknown method 'deepcash': choose from"),
+        ("deepcash:interval=2", ValueError, r"unknown method 'deepcash' \(did you mean deepcache\?\): choose from"),
         ({"type": "deepcache", "interval": 0}, ValueError, "interval must be an integer >= 1; got 0"),
         (3, TypeError, "expected a Method, its text or its dictionary, not 3"),
     ],
