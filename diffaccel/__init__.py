@@ -4,17 +4,13 @@ Names are loaded on first use, so that `import diffaccel` and `diffaccel --help`
 To add one, put it into `__all__`, into `_HOME` and, for type checkers, into the block below.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accelerate import Handle, accelerate
-    from .calibrate import calibrate
-    from .families import UnsupportedModelError
-    from .forecast import Taylor
-    from .guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+    from .attach.calibrate import calibrate
+    from .attach.handle import Handle, accelerate
+    from .attach.report import Report
     from .methods import (
         BlockCache,
         CalibratedCache,
@@ -30,11 +26,13 @@ if TYPE_CHECKING:
         TextKVCache,
         TGate,
     )
-    from .report import Report
-    from .schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
-    from .similarity import SimilarityFilter
+    from .networks import UnsupportedModelError
+    from .reuse.forecast import Taylor
+    from .reuse.schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
+    from .sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
     from .stream.engine import StreamEngine
     from .stream.report import StreamOutput, StreamReport
+    from .stream.similarity import SimilarityFilter
     from .stream.slot_cache import SlotCache
     from .stream.worker import StreamClosed, StreamWorker
 
@@ -83,8 +81,8 @@ __all__ = [
 ]
 
 _HOME: dict[str, str] = {
-    "Always": ".schedule",
-    "BackLoaded": ".schedule",
+    "Always": ".reuse.schedule",
+    "BackLoaded": ".reuse.schedule",
     "BlockCache": ".methods",
     "CalibratedCache": ".methods",
     "Calibration": ".methods",
@@ -92,35 +90,35 @@ _HOME: dict[str, str] = {
     "DeltaCache": ".methods",
     "EncoderPropagation": ".methods",
     "FeatureInheritance": ".methods",
-    "FrontLoaded": ".schedule",
-    "FullGuidance": ".guidance",
-    "Handle": ".accelerate",
+    "FrontLoaded": ".reuse.schedule",
+    "FullGuidance": ".sampling.guidance",
+    "Handle": ".attach.handle",
     "IntervalCache": ".methods",
-    "NoGuidance": ".guidance",
-    "OneTimeNegative": ".guidance",
+    "NoGuidance": ".sampling.guidance",
+    "OneTimeNegative": ".sampling.guidance",
     "Profile": ".methods",
-    "Quadratic": ".schedule",
+    "Quadratic": ".reuse.schedule",
     "Recipe": ".methods",
-    "Report": ".report",
+    "Report": ".attach.report",
     "ResidualGuidance": ".methods",
-    "ScaledSteps": ".schedule",
-    "SelfNegative": ".guidance",
-    "SimilarityFilter": ".similarity",
+    "ScaledSteps": ".reuse.schedule",
+    "SelfNegative": ".sampling.guidance",
+    "SimilarityFilter": ".stream.similarity",
     "SlotCache": ".stream.slot_cache",
-    "Steps": ".schedule",
+    "Steps": ".reuse.schedule",
     "StreamClosed": ".stream.worker",
     "StreamEngine": ".stream.engine",
     "StreamOutput": ".stream.report",
     "StreamReport": ".stream.report",
     "StreamWorker": ".stream.worker",
     "TGate": ".methods",
-    "Taylor": ".forecast",
+    "Taylor": ".reuse.forecast",
     "TextKVCache": ".methods",
-    "Threshold": ".schedule",
-    "Uniform": ".schedule",
-    "UnsupportedModelError": ".families",
-    "accelerate": ".accelerate",
-    "calibrate": ".calibrate",
+    "Threshold": ".reuse.schedule",
+    "Uniform": ".reuse.schedule",
+    "UnsupportedModelError": ".networks",
+    "accelerate": ".attach.handle",
+    "calibrate": ".attach.calibrate",
 }
 
 
@@ -135,14 +133,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, *(name for name in globals() if name.startswith("__"))]
-
-
-class _Package(ModuleType):
-    """Keeps `diffaccel.accelerate` the function: importing the module of the same name would otherwise shadow it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,11 +15,11 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
 )
 
-import diffaccel.fast_pipeline
+import diffaccel.pipelines.base
 
 
 class FastImageToImagePipeline(
-    diffaccel.fast_pipeline.FastPipeline,
+    diffaccel.pipelines.base.FastPipeline,
     stock=(
         StableDiffusionImg2ImgPipeline,
         StableDiffusionXLImg2ImgPipeline,

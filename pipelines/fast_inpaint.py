@@ -13,11 +13,11 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
 )
 
-import diffaccel.fast_pipeline
+import diffaccel.pipelines.base
 
 
 class FastInpaintPipeline(
-    diffaccel.fast_pipeline.FastPipeline,
+    diffaccel.pipelines.base.FastPipeline,
     stock=(
         StableDiffusionInpaintPipeline,
         StableDiffusionXLInpaintPipeline,

@@ -15,11 +15,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
-import diffaccel.fast_pipeline
+import diffaccel.pipelines.base
 
 
 class FastTextToImagePipeline(
-    diffaccel.fast_pipeline.FastPipeline,
+    diffaccel.pipelines.base.FastPipeline,
     stock=(
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,

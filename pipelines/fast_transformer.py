@@ -19,14 +19,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-import diffaccel.fast_pipeline
+import diffaccel.pipelines.base
 
 SDXL_LATENT_SCALE = 0.13025
 """The scaling factor of SDXL's autoencoder, by which PixArt-Sigma differs from PixArt-Alpha."""
 
 
 class FastTransformerPipeline(
-    diffaccel.fast_pipeline.FastPipeline,
+    diffaccel.pipelines.base.FastPipeline,
     stock=(PixArtAlphaPipeline, PixArtSigmaPipeline, SanaPipeline, StableDiffusion3Pipeline, FluxPipeline),
 ):
     """The stock text-to-image pipeline of its components, with `cache` and `guidance`."""

@@ -8,10 +8,10 @@
 
 from diffusers import AnimateDiffPipeline, StableVideoDiffusionPipeline
 
-import diffaccel.fast_pipeline
+import diffaccel.pipelines.base
 
 
 class FastVideoPipeline(
-    diffaccel.fast_pipeline.FastPipeline, stock=(AnimateDiffPipeline, StableVideoDiffusionPipeline)
+    diffaccel.pipelines.base.FastPipeline, stock=(AnimateDiffPipeline, StableVideoDiffusionPipeline)
 ):
     """The stock video pipeline of its components, with `cache`, `guidance` and `gate`."""

@@ -25,10 +25,18 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-import diffaccel.fast_pipeline
-from diffaccel import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
-from diffaccel.guidance import Guidance
+import diffaccel.pipelines.base
+from diffaccel import (
+    FullGuidance,
+    NoGuidance,
+    OneTimeNegative,
+    SelfNegative,
+    SimilarityFilter,
+    SlotCache,
+    StreamEngine,
+)
 from diffaccel.methods import Method
+from diffaccel.sampling.guidance import Guidance
 from diffaccel.stream.report import StreamOutput
 
 DEFAULT_STEPS = 4
@@ -36,7 +44,7 @@ GUIDANCE = {"none": NoGuidance(), "full": FullGuidance(), "self": SelfNegative()
 
 
 class StreamDiffusionPipeline(
-    diffaccel.fast_pipeline.FastPipeline,
+    diffaccel.pipelines.base.FastPipeline,
     stock=(
         StableDiffusionPipeline,
         StableDiffusionXLPipeline,
@@ -73,9 +81,7 @@ class StreamDiffusionPipeline(
         chosen = {
             "cache": _cache(cache),
             "guidance": _guidance(guidance),
-            "similarity": None
-            if similarity is None
-            else diffaccel.fast_pipeline.as_config(similarity, SimilarityFilter),
+            "similarity": None if similarity is None else diffaccel.config.as_config(similarity, SimilarityFilter),
         }
         return StreamEngine(self, prompt=prompt, height=height, width=width, **chosen, **settings)
 
@@ -175,7 +181,7 @@ def _guidance(value: Any) -> Guidance:
     """Guidance from an object, its text, its dictionary, or one word."""
     if value is None or (isinstance(value, str) and value in GUIDANCE):
         return GUIDANCE[value or "none"]
-    return diffaccel.fast_pipeline.as_config(value, Guidance)  # type: ignore[type-abstract]
+    return diffaccel.config.as_config(value, Guidance)  # type: ignore[type-abstract]
 
 
 def _cache(value: Any) -> Method | SlotCache | None:
@@ -186,7 +192,7 @@ def _cache(value: Any) -> Method | SlotCache | None:
         return value
     name = str(value.get("type")) if isinstance(value, Mapping) else str(value)
     kind = SlotCache if name.lower().startswith("slotcache") else Method
-    return diffaccel.fast_pipeline.as_config(value, kind)
+    return diffaccel.config.as_config(value, kind)
 
 
 def _frames(image: Any) -> Sequence[Any]:

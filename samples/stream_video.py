@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from diffaccel import DeepCache, SelfNegative, StreamEngine, Taylor, Threshold, models
-from diffaccel.realtime.repaint import repaint
+from diffaccel.media.repaint import repaint
 
 SIZE = 128
 MOTION = DeepCache(schedule=Threshold(0.15, max_reuse=3), branch=3, forecast=Taylor(2))

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from diffaccel.methods import DeepCache, EncoderPropagation, FeatureInheritance, Method, TextKVCache, TGate
-from diffaccel.schedule import Always, Steps
+from diffaccel.methods import (
+    DeepCache,
+    EncoderPropagation,
+    FeatureInheritance,
+    Method,
+    TextKVCache,
+    TGate,
+)
+from diffaccel.reuse.schedule import Always, Steps
 
 CALLS = 4
 COMPUTED = (0, 2)

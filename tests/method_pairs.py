@@ -12,9 +12,9 @@ from support_matrix import ELSEWHERE, METHODS, concrete, moving, outputs
 from tiny_networks import generate, picture_unet, pipeline
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import UnsupportedModelError
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import Method, ResidualGuidance
+from diffaccel.networks import UnsupportedModelError
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "method-pairs.md"
 TRANSFORMER = "PixArtTransformer2DModel"

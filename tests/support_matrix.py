@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler
 from tiny_networks import UNETS, network_inputs
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import UnsupportedModelError, layout_of
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import (
     BlockCache,
     CalibratedCache,
@@ -32,7 +31,8 @@ from diffaccel.methods import (
     TGate,
 )
 from diffaccel.methods.profile import sampler_of
-from diffaccel.schedule import Steps
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.reuse.schedule import Steps
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support-matrix.md"
 CALLS = 3

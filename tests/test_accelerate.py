@@ -10,9 +10,9 @@ from diffusers import AutoencoderTiny
 from diffusers.hooks import HookRegistry, ModelHook
 from tiny_networks import generate, pipeline, sd_unet, sdxl_unet, unet_inputs
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import UnsupportedModelError
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
+from diffaccel.networks import UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_report_counts_what_ran(build: Any) -> None:
 
 
 def test_report_counts_the_executed_calls(unet: Any) -> None:
-    from diffaccel.macs import count_macs
+    from diffaccel.attach.macs import count_macs
 
     inputs = unet_inputs(unet)
     with accelerate(unet, DeepCache(interval=2, branch=3)) as handle:
@@ -148,7 +148,7 @@ def test_report_counts_the_executed_calls(unet: Any) -> None:
 
 
 def measured(unet: Any) -> int:
-    from diffaccel.macs import count_macs
+    from diffaccel.attach.macs import count_macs
 
     return count_macs(lambda: unet(**unet_inputs(unet), timestep=500))
 

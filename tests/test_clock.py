@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffaccel.clock import RunClock, calls_left
-from diffaccel.host import Host
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.run_clock import RunClock, calls_left
 
 
 class Pipe:

@@ -11,7 +11,7 @@ from test_cost import transformer
 from tiny_networks import generate, pipeline, sd_unet
 from torch._dynamo.testing import CompileCounter
 
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import (
     BlockCache,
     DeepCache,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from diffaccel.forecast import Taylor
 from diffaccel.methods import DeepCache, Method, parse
-from diffaccel.schedule import Quadratic, Schedule, Steps
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.schedule import Quadratic, Schedule, Steps
 
 METHODS = [
     DeepCache(),

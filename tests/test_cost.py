@@ -8,11 +8,11 @@ from peft import LoraConfig
 from tiny_networks import sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel.accelerate import accelerate
-from diffaccel.cost import UncountableError
-from diffaccel.forecast import Taylor
-from diffaccel.macs import count_macs, skeleton
+from diffaccel.attach.cost import UncountableError
+from diffaccel.attach.handle import accelerate
+from diffaccel.attach.macs import count_macs, skeleton
 from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, TextKVCache, TGate
+from diffaccel.reuse.forecast import Taylor
 
 CALLS = 6
 ON_TRANSFORMERS = [

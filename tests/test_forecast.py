@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_networks import picture_unet, unet_inputs
 
-from diffaccel.accelerate import accelerate
-from diffaccel.forecast import Taylor
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
-from diffaccel.schedule import Steps
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.schedule import Steps
 
 
 @pytest.mark.parametrize(("order", "exact"), [(0, 0), (1, 1)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, combine
+from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative, combine
 
 ALPHA = torch.tensor([0.07, 0.5, 0.95])[:, None, None, None]
 SIGMA = (1 - ALPHA**2).sqrt()

@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from diffaccel import models
-from diffaccel.batch.settings import Settings
+from diffaccel.batch.settings import PictureSettings
+from diffaccel.config.words import did_you_mean
 from diffaccel.methods import DeepCache, Profile, TextKVCache, TGate, parse_all
-from diffaccel.names import did_you_mean
 
 
 def test_the_closest_name_is_offered() -> None:
@@ -23,11 +23,11 @@ def test_models_and_settings_offer_it() -> None:
     with pytest.raises(KeyError, match=r"not a bundled model \(did you mean emoji-lcm-lora\?\); bundled"):
         models.path("emoji-lcm")
     with pytest.raises(ValidationError, match=r"unknown scheduler 'eular' \(did you mean euler\?\); one of def"):
-        Settings(scheduler="eular")
+        PictureSettings(scheduler="eular")
     with pytest.raises(ValidationError, match=r"unknown guidance 'one-tme:renew=3' \(did you mean one-time\?\); one"):
-        Settings(guidance="one-tme:renew=3")
+        PictureSettings(guidance="one-tme:renew=3")
     with pytest.raises(ValidationError, match=r"unknown method 'tgat' \(did you mean tgate\?\)"):
-        Settings(cache="deepcache + tgat")
+        PictureSettings(cache="deepcache + tgat")
 
 
 @pytest.mark.parametrize(

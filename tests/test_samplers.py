@@ -3,7 +3,7 @@
 import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from diffaccel.samplers import SCHEDULERS, sampler_named
+from diffaccel.sampling.schedulers import SCHEDULERS, sampler_named
 
 MODELS = DPMSolverMultistepScheduler(beta_start=0.001, beta_schedule="scaled_linear", timestep_spacing="trailing")
 

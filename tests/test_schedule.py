@@ -2,7 +2,17 @@
 
 import pytest
 
-from diffaccel.schedule import Always, BackLoaded, Call, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
+from diffaccel.reuse.schedule import (
+    Always,
+    BackLoaded,
+    CallInfo,
+    FrontLoaded,
+    Quadratic,
+    ScaledSteps,
+    Steps,
+    Threshold,
+    Uniform,
+)
 
 
 def test_static_schedules() -> None:
@@ -25,17 +35,17 @@ def test_quadratic_computes_one_in_interval(total: int, interval: int, center: i
 
 
 def test_quadratic_needs_the_number_of_calls() -> None:
-    assert Quadratic(5, total=50).should_compute(Call(5))
+    assert Quadratic(5, total=50).should_compute(CallInfo(5))
     with pytest.raises(ValueError, match=r"total=50"):
         Quadratic(5).validate(None)
 
 
 def test_threshold_computes_on_change_or_age() -> None:
     schedule = Threshold(0.1, max_reuse=2)
-    assert not schedule.should_compute(Call(1, change=lambda: 0.1))
-    assert schedule.should_compute(Call(1, change=lambda: 0.11))
-    assert schedule.should_compute(Call(3, change=lambda: 0.0, age=2))
-    assert schedule.should_compute(Call(1, change=lambda: float("nan")))
+    assert not schedule.should_compute(CallInfo(1, change=lambda: 0.1))
+    assert schedule.should_compute(CallInfo(1, change=lambda: 0.11))
+    assert schedule.should_compute(CallInfo(3, change=lambda: 0.0, age=2))
+    assert schedule.should_compute(CallInfo(1, change=lambda: float("nan")))
 
 
 def test_steps_longer_than_the_run() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from diffaccel.similarity import SimilarityFilter, SimilarityState, cosine, skip_probability
+from diffaccel.stream.similarity import SimilarityFilter, SimilarityState, cosine, skip_probability
 
 
 def test_probability_is_the_papers() -> None:

@@ -8,9 +8,8 @@ from test_cost import transformer
 from tiny_networks import generate, pipeline, sd_unet, unet_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffaccel.accelerate import accelerate
-from diffaccel.forecast import Taylor
-from diffaccel.macs import skeleton
+from diffaccel.attach.handle import accelerate
+from diffaccel.attach.macs import skeleton
 from diffaccel.methods import (
     BlockCache,
     DeepCache,
@@ -22,7 +21,16 @@ from diffaccel.methods import (
     TextKVCache,
     TGate,
 )
-from diffaccel.schedule import BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.schedule import (
+    BackLoaded,
+    FrontLoaded,
+    Quadratic,
+    ScaledSteps,
+    Steps,
+    Threshold,
+    Uniform,
+)
 
 pytestmark = pytest.mark.slow
 

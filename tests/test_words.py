@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diffaccel.cli.video import summary
-from diffaccel.words import counted
+from diffaccel.config.words import counted
 
 
 @pytest.mark.parametrize(

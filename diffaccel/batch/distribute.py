@@ -18,11 +18,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.batch.jobs import Job, batches
-from diffaccel.batch.pipeline import Placement, open_pipeline
-from diffaccel.batch.store import OutputFolder, Record, Sink, StoreError, is_done, read_manifest
+from diffaccel.batch.store import OutputFolder, Record, ResultSink, StoreError, is_done, read_manifest
 from diffaccel.batch.summary import Calls, Summary
+from diffaccel.config.words import counted
 from diffaccel.models import ModelError, ModelSource
-from diffaccel.words import counted
+from diffaccel.models.placement import Placement, open_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -36,7 +36,7 @@ class WorkerError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """Jobs to render, and everything that rendering them takes; it travels to other processes as it is."""
 
     jobs: tuple[Job, ...]
@@ -57,13 +57,13 @@ class Part:
         return self.placement.device_map is None
 
 
-def render_part(part: Part, folder: Sink, on_record: OnRecord) -> tuple[Summary, Calls]:
+def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
     """Render `part` in this process, on one device, into an open folder."""
     from diffaccel.batch.render import Renderer
-    from diffaccel.batch.run import Run
+    from diffaccel.batch.run import BatchRun
 
     with Renderer(part.pipeline(), overlap=part.overlap) as renderer:
-        run = Run(
+        run = BatchRun(
             renderer,
             folder,
             batch_size=part.batch_size,
@@ -76,7 +76,7 @@ def render_part(part: Part, folder: Sink, on_record: OnRecord) -> tuple[Summary,
     return summary, renderer.calls
 
 
-def split(part: Part, count: int) -> list[Part]:
+def split(part: Share, count: int) -> list[Share]:
     """Parts for `count` processes: full batches dealt out in turn, and devices in turn where there are several."""
     dealt = list(batches(part.jobs, part.batch_size))
     hands = [tuple(job for batch in dealt[index::count] for job in batch) for index in range(count)]
@@ -113,7 +113,7 @@ def rank() -> tuple[tuple[int, int], str | None] | None:
 class _Worker:
     """One process at work on one part, and the end of the pipe on which its records arrive."""
 
-    part: Part
+    part: Share
     name: tuple[int, int]
     starts: int = 0
     process: SpawnProcess = field(init=False)
@@ -147,7 +147,7 @@ class Processes:
         self._summary, self._calls = Summary(), Calls()
         self._seen: set[str] = set()
 
-    def __call__(self, part: Part, count: int) -> tuple[Summary, Calls]:
+    def __call__(self, part: Share, count: int) -> tuple[Summary, Calls]:
         """Render `part` in `count` processes.
 
         Raises:
@@ -236,7 +236,7 @@ def _reaped(workers: list[_Worker]) -> Iterator[None]:
             process.join()
 
 
-def _work(part: Part, folder: Path, name: tuple[int, int], sender: Connection) -> None:
+def _work(part: Share, folder: Path, name: tuple[int, int], sender: Connection) -> None:
     """What a process does: its part, with a manifest of its own, telling of each record."""
     import torch
 

@@ -5,16 +5,16 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from diffaccel._diffusers import starts_from_pictures
+from diffaccel.attach.plan import Plan, plan
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
-from diffaccel.clock import RunClock
-from diffaccel.families import UnsupportedModelError, layout_of
-from diffaccel.host import Host
 from diffaccel.methods import Method, Profile
 from diffaccel.models import ModelError, ModelSource
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.plan import Plan, plan
-from diffaccel.samplers import sampler_named
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.run_clock import RunClock
+from diffaccel.sampling.schedulers import sampler_named
 
 DENOISERS = ("unet", "transformer")
 
@@ -62,7 +62,7 @@ class _HollowModel:
 
     def problem(self, cache: str, scheduler: str, steps: int | None) -> str | None:
         """What speaks against caching with this sampler in this many steps, if anything."""
-        methods, run = parse_cache(cache), _Run(sampler_named(scheduler, self.scheduler))
+        methods, run = parse_cache(cache), _SchedulerOnly(sampler_named(scheduler, self.scheduler))
         if not self.denoisers:
             return f"{self._source.name} has no denoiser that features could be reused in: use none"
         try:
@@ -74,7 +74,9 @@ class _HollowModel:
             return str(error)
         return None
 
-    def _check_run(self, plans: Sequence[Plan], methods: Sequence[Method], run: "_Run", steps: int | None) -> None:
+    def _check_run(
+        self, plans: Sequence[Plan], methods: Sequence[Method], run: "_SchedulerOnly", steps: int | None
+    ) -> None:
         """Raise `ValueError` where methods refuse runs in this many steps, or with this sampler."""
         host = Host(run)
         clock = RunClock(host)
@@ -112,7 +114,7 @@ class _HollowModel:
                 raise ModelError(f"cannot read the {name} of {self._source.name}: {error}") from error
 
 
-class _Run:
+class _SchedulerOnly:
     """Stands in for a pipeline in front of methods that ask for its scheduler."""
 
     def __init__(self, scheduler: Any) -> None:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from diffaccel.batch.readers import BadRow, PlacedRow
-from diffaccel.batch.settings import SEEDS, Row, Settings
+from diffaccel.batch.settings import SEEDS, PictureSettings, PromptRow
 from diffaccel.models import defaults
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
@@ -63,7 +63,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """What a run has to do.
 
     Attributes:
@@ -80,7 +80,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Source:
+class Ingredients:
     """What all pictures of a run are rendered with: model, dtype of its weights, and another autoencoder if any."""
 
     model: str
@@ -89,8 +89,13 @@ class Source:
 
 
 def plan_jobs(
-    rows: Iterable[PlacedRow | BadRow], options: Settings, source: Source, *, cache: str = "none", num_images: int = 1
-) -> Plan:
+    rows: Iterable[PlacedRow | BadRow],
+    options: PictureSettings,
+    source: Ingredients,
+    *,
+    cache: str = "none",
+    num_images: int = 1,
+) -> JobPlan:
     """Decide every setting of every picture.
 
     Args:
@@ -115,10 +120,12 @@ def plan_jobs(
             else:
                 first = f"{places[known.id]} has this id too and other settings; that one is rendered"
                 bad.append(BadRow(placed.where, f"custom_id {job.id}: {first}"))
-    return Plan(tuple(jobs.values()), tuple(bad), duplicates, places)
+    return JobPlan(tuple(jobs.values()), tuple(bad), duplicates, places)
 
 
-def _expand(row: Row, options: Settings, source: Source, cache: str, num_images: int) -> Iterable[Job]:
+def _expand(
+    row: PromptRow, options: PictureSettings, source: Ingredients, cache: str, num_images: int
+) -> Iterable[Job]:
     given = options.given() | row.given()
     settings = {"cache": cache, **defaults(source.model), **defaults(given.get("lora", "")), **given}
     if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
@@ -131,7 +138,7 @@ def _expand(row: Row, options: Settings, source: Source, cache: str, num_images:
         yield Job(id=name, seed=(first + index) % SEEDS, **asdict(source), **settings)
 
 
-def row_id(row: Row) -> str:
+def row_id(row: PromptRow) -> str:
     """A readable and unique name: the prompt's first words and a hash of all that the row says."""
     letters = unicodedata.normalize("NFKD", row.prompt).encode("ascii", "ignore").decode()  # é becomes e
     words = re.sub(r"[^a-z0-9]+", "-", letters.lower()).strip("-")[:40].rstrip("-")

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import torch
 
 from diffaccel.batch.jobs import Job, batches
+from diffaccel.models.placement import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 AHEAD = 1  # batches that may wait to be finished: each holds its latents on the device
@@ -123,14 +124,6 @@ class ProductionLine(Generic[T]):
             _, future = self._under_way.popleft()
             if future.exception() is None:
                 take(future.result())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: the accelerator's or, as torch words it, the machine's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
 def _release_memory(error: BaseException) -> None:

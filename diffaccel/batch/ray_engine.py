@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diffaccel.batch.distribute import OnRecord, Part, WorkerError
+from diffaccel.batch.distribute import OnRecord, Share, WorkerError
 from diffaccel.batch.jobs import batches
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record
@@ -31,7 +31,7 @@ MAX_BLOCKS = 10_000  # one batch each is best: a block is what a dead actor has 
 
 
 def render_on_ray(
-    part: Part, folder: OutputFolder, on_record: OnRecord, *, actors: int = 1, address: str | None = None
+    part: Share, folder: OutputFolder, on_record: OnRecord, *, actors: int = 1, address: str | None = None
 ) -> tuple[Summary, Calls]:
     """Render `part` with `actors` pipelines on the Ray cluster at `address`, or on one started on this machine.
 
@@ -114,7 +114,7 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _portable(part: Part) -> Part:
+def _portable(part: Share) -> Share:
     """What an actor needs of the part, with its model named so that other machines find it.
 
     That is by its name where it is bundled or on the Hub, and by its whole path where it is a folder.
@@ -144,17 +144,17 @@ class _Parcel:
 class RenderActor:
     """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Share) -> None:
         self._part = replace(part, source=resolve(part.source.name))
         self._pipe = self._part.pipeline()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Render the batch; `rows` is a column of one."""
         from diffaccel.batch.render import Renderer
-        from diffaccel.batch.run import Run
+        from diffaccel.batch.run import BatchRun
 
         parcel, part = _Parcel(), self._part
         with Renderer(self._pipe, overlap=part.overlap) as renderer:
-            run = Run(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
+            run = BatchRun(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
             run(pickle.loads(rows["jobs"][0]))
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

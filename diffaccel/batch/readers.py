@@ -16,11 +16,11 @@ from typing import Any, TextIO
 import yaml
 from pydantic import ValidationError
 
-from diffaccel.batch.settings import Row
-from diffaccel.names import did_you_mean
+from diffaccel.batch.settings import PromptRow
+from diffaccel.config.words import did_you_mean
 
 COMMAND_LINE = "command line"
-SETTINGS = ("size", *Row.model_fields)
+SETTINGS = ("size", *PromptRow.model_fields)
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
 
 
@@ -41,13 +41,13 @@ class PlacedRow:
     """A row that can be used, and where it came from, as a `BadRow` says it."""
 
     where: str
-    row: Row
+    row: PromptRow
 
 
-Rows = Iterator[PlacedRow | BadRow]
+RowStream = Iterator[PlacedRow | BadRow]
 
 
-def read_rows(arguments: Iterable[str], stdin: TextIO) -> Rows:
+def read_rows(arguments: Iterable[str], stdin: TextIO) -> RowStream:
     """Rows of all arguments in order: prompt files by their suffix, `-` for standard input, everything else a prompt.
 
     Raises `InputError` for a file that is missing, unreadable or not of the kind its suffix says.
@@ -74,7 +74,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _file(path: Path) -> Rows:
+def _file(path: Path) -> RowStream:
     try:
         for row in _READERS[path.suffix.lower()](path):
             yield _beside(path.parent, row)
@@ -99,7 +99,7 @@ def _row(values: Any, where: str) -> PlacedRow | BadRow:
         return BadRow(where, "not an object with a prompt")
     try:
         given = {key: value for key, value in values.items() if value not in (None, "")}
-        return PlacedRow(where, Row.model_validate(given))
+        return PlacedRow(where, PromptRow.model_validate(given))
     except ValidationError as error:
         return BadRow(where, explain(error))
     except TypeError as error:
@@ -134,14 +134,14 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding=_ENCODING, errors=_ERRORS, newline="")
 
 
-def _text(path: Path) -> Rows:
+def _text(path: Path) -> RowStream:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield _row({"prompt": line}, f"{path}:{number}")
 
 
-def _lines(stream: TextIO, name: str) -> Rows:
+def _lines(stream: TextIO, name: str) -> RowStream:
     """Standard input: a line that begins with a brace is a JSON row, any other a prompt."""
     for number, line in enumerate(stream, 1):
         where = f"{name}:{number}"
@@ -151,7 +151,7 @@ def _lines(stream: TextIO, name: str) -> Rows:
             yield _row({"prompt": line}, where)
 
 
-def _json_lines(path: Path) -> Rows:
+def _json_lines(path: Path) -> RowStream:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -166,7 +166,7 @@ def _json_row(line: str, where: str) -> PlacedRow | BadRow:
     return _row(values, where)
 
 
-def _csv(path: Path) -> Rows:
+def _csv(path: Path) -> RowStream:
     with _open(path) as stream:
         reader = csv.DictReader(stream, restkey="columns beyond the header", strict=True)
         if "prompt" not in (reader.fieldnames or ()):
@@ -183,7 +183,7 @@ def _without_prompts(path: Path, columns: Sequence[str]) -> str:
     return f"{path} has no column named prompt{hint}; columns: {', '.join(columns) or 'none'}"
 
 
-def _parquet(path: Path) -> Rows:
+def _parquet(path: Path) -> RowStream:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -197,7 +197,7 @@ def _parquet(path: Path) -> Rows:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def _yaml_grid(path: Path) -> Rows:
+def _yaml_grid(path: Path) -> RowStream:
     """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
     with _open(path) as stream:
         grids = yaml.safe_load(stream.read())
@@ -212,7 +212,7 @@ def _yaml_grid(path: Path) -> Rows:
             yield _row(dict(zip(grid, values, strict=True)), f"{path}:{next(numbers)}")
 
 
-_READERS: Mapping[str, Callable[[Path], Rows]] = {
+_READERS: Mapping[str, Callable[[Path], RowStream]] = {
     ".txt": _text,
     ".csv": _csv,
     ".jsonl": _json_lines,

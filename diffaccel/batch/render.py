@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffaccel.accelerate import Handle, accelerate
+from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.fit import start_problem
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, open_picture, size_problem, strength_problem
+from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
-from diffaccel.batch.text import TextMemory, encode_ahead
 from diffaccel.methods import Method
 from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.samplers import sampler_named
+from diffaccel.sampling.schedulers import sampler_named
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -18,14 +18,14 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.line import Failure, ProductionLine
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
-from diffaccel.batch.store import COMPARE, Record, Sink, StoreError
+from diffaccel.batch.store import COMPARE, Record, ResultSink, StoreError
 from diffaccel.batch.summary import Summary
 
 WRITERS = 4
 MAX_PENDING = 16
 
 
-class Run:
+class BatchRun:
     """Renders jobs into an open output folder, or into what stands in for one.
 
     Args:
@@ -38,7 +38,7 @@ class Run:
     def __init__(
         self,
         renderer: Renderer,
-        folder: Sink,
+        folder: ResultSink,
         *,
         batch_size: int = 8,
         suffix: str = "png",

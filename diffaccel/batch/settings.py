@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from diffaccel.names import did_you_mean
-from diffaccel.samplers import require_known
+from diffaccel.config.words import did_you_mean
+from diffaccel.sampling.schedulers import require_known
 
 MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**63  # as many as there are; tables hold them as int64
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
+PromptText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}$")]
 
 
-class Settings(BaseModel):
+class PictureSettings(BaseModel):
     """Settings of one picture; `None` leaves a setting to the next in line.
 
     A row's settings come first, then the command line's, the LoRA's, the bundled model's, and the pipeline's own.
@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negative_prompt: Text | None = None
+    negative_prompt: PromptText | None = None
     seed: int | None = Field(None, ge=0, lt=SEEDS)
     steps: int | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
@@ -82,10 +82,10 @@ class Settings(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class Row(Settings):
+class PromptRow(PictureSettings):
     """One row of a prompt file."""
 
-    prompt: Annotated[Text, Field(min_length=1)]
+    prompt: Annotated[PromptText, Field(min_length=1)]
     custom_id: Identifier | None = None
 
 

@@ -14,7 +14,7 @@ import jinja2
 from PIL import Image
 
 from diffaccel.batch.store import SHEET, Record, explained, write_atomically
-from diffaccel.words import counted
+from diffaccel.config.words import counted
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384

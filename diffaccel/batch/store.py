@@ -93,7 +93,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         stream.write(data)
 
 
-class Sink(Protocol):
+class ResultSink(Protocol):
     """What a run writes to: an output folder, or whatever stands in for one."""
 
     def write(self, file_name: str, data: bytes) -> None:

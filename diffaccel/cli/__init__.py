@@ -29,8 +29,8 @@ class Commands(click.Group):
         from diffaccel.batch.distribute import WorkerError
         from diffaccel.batch.readers import InputError
         from diffaccel.batch.store import StoreError
+        from diffaccel.media.errors import DiskError, MediaError
         from diffaccel.models import ModelError
-        from diffaccel.realtime.errors import DiskError, MediaError
 
         try:
             return super().invoke(ctx)

@@ -112,7 +112,7 @@ def _others(pipe: Any, steps: int, fewer: tuple[int, ...], with_peers: bool) -> 
 def _write(subject: Subject, result: "Benchmark", profiles: tuple[str, ...], output: Path) -> None:
     """The report."""
     from diffaccel.measure import machine
-    from diffaccel.measure.report import Setting, write_report
+    from diffaccel.measure.page import Setting, write_report
     from diffaccel.methods import Profile, load_methods
     from diffaccel.tune import to_svg
 

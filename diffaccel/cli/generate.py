@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request, with_options
-from diffaccel.cli.planning import Work, plan_work, ranked, unusable
+from diffaccel.cli.planning import GenerateWork, plan_work, ranked, unusable
 from diffaccel.cli.signals import interruptible
 from diffaccel.cli.summary import print_plan, print_summary
-from diffaccel.cli.text import one_line
-from diffaccel.words import counted
+from diffaccel.config.words import counted, one_line
 
 if TYPE_CHECKING:
-    from diffaccel.batch.jobs import Plan
+    from diffaccel.batch.jobs import JobPlan
     from diffaccel.batch.store import OutputFolder, Record
     from diffaccel.batch.summary import Calls, Summary
 
@@ -52,7 +51,7 @@ def generate(request: Request) -> None:
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
+def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":
     """Render what is left to do, and write the contact sheet, also when interrupted."""
     from diffaccel.batch.store import OutputFolder, StoreError
 
@@ -71,15 +70,15 @@ def _render(request: Request, work: Work) -> "tuple[Summary, Calls]":
     return summary, calls
 
 
-def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary, Calls]":
-    from diffaccel.batch.distribute import Part, Processes, render_part
-    from diffaccel.batch.energy import EnergyMeter
-    from diffaccel.batch.pipeline import Placement, devices
+def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple[Summary, Calls]":
+    from diffaccel.batch.distribute import Processes, Share, render_part
     from diffaccel.batch.summary import Calls, Summary
+    from diffaccel.measure.energy import EnergyMeter
+    from diffaccel.models.placement import Placement, devices
 
     if not work.todo:
         return Summary(), Calls()
-    part = Part(
+    part = Share(
         work.todo,
         work.source,
         Placement(request.device, request.device_map, request.compiled),
@@ -103,7 +102,7 @@ def _run(request: Request, work: Work, folder: "OutputFolder") -> "tuple[Summary
     return summary, calls
 
 
-def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
+def _record_bad_rows(folder: "OutputFolder", plan: "JobPlan") -> "list[Record]":
     """Record the rows that cannot be used, and tell of the first ones."""
     from diffaccel.batch.store import Record
 
@@ -116,7 +115,7 @@ def _record_bad_rows(folder: "OutputFolder", plan: "Plan") -> "list[Record]":
     return records
 
 
-def _write_sheet(request: Request, work: Work, bad: "list[Record]", most: int | None = None) -> None:
+def _write_sheet(request: Request, work: GenerateWork, bad: "list[Record]", most: int | None = None) -> None:
     """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
     from diffaccel.batch.sheet import MAX_PICTURES, write_sheet
     from diffaccel.batch.store import read_manifest
@@ -127,7 +126,7 @@ def _write_sheet(request: Request, work: Work, bad: "list[Record]", most: int | 
     write_sheet(request.output, shown, most or MAX_PICTURES)
 
 
-def _export(request: Request, work: Work) -> None:
+def _export(request: Request, work: GenerateWork) -> None:
     """Pack the pictures, once all of the input has ended; of several shards, the last one to end does it for all."""
     from diffaccel.batch.export import finished, write_parquet, write_tars
     from diffaccel.batch.store import read_manifest
@@ -144,7 +143,7 @@ def _export(request: Request, work: Work) -> None:
         write_parquet(request.output, records)
 
 
-def _progress(request: Request, work: Work) -> Any:
+def _progress(request: Request, work: GenerateWork) -> Any:
     """A bar with rate, ETA and failures."""
     from tqdm import tqdm
 

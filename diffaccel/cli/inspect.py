@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from diffaccel.cli.text import one_line
+from diffaccel.config.words import one_line
 
 
 @click.command()

@@ -85,8 +85,8 @@ def live(**given: Any) -> None:
 
 def _check(given: dict[str, Any]) -> None:
     """Tell what is wrong at once: importing torch takes seconds, and loading a model takes more."""
+    from diffaccel.media.sources import check_source
     from diffaccel.realtime.sinks import check_sink
-    from diffaccel.realtime.sources import check_source
     from diffaccel.realtime.tls import check_certificate
 
     if given["sink"] and not given["source"]:
@@ -181,7 +181,7 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
 
 def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":
     """A stream. Raises `MediaError` for settings that the model cannot follow."""
-    from diffaccel.realtime.errors import MediaError
+    from diffaccel.media.errors import MediaError
     from diffaccel.realtime.settings import open_engine
 
     try:

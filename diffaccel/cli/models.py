@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.words import counted
+from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.models import Bundled

@@ -1,20 +1,19 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffaccel.cli.options import Request
-from diffaccel.cli.settings import checked_settings
-from diffaccel.cli.text import one_line
+from diffaccel.config.words import one_line
 
 if TYPE_CHECKING:
-    from diffaccel.batch.jobs import Job, Plan
+    from diffaccel.batch.jobs import Job, JobPlan
     from diffaccel.batch.readers import BadRow, PlacedRow
-    from diffaccel.batch.settings import Settings
+    from diffaccel.batch.settings import PictureSettings
     from diffaccel.models import ModelSource
 
 DEFAULT_MODEL = "emoji-sd"
@@ -22,14 +21,14 @@ DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
 @dataclass(frozen=True)
-class Work:
+class GenerateWork:
     """What is to be done: all jobs of this shard, those of them that are not done yet, and the model.
 
     Attributes:
         cache: caching of pictures for which nobody names another.
     """
 
-    plan: "Plan"
+    plan: "JobPlan"
     jobs: "tuple[Job, ...]"
     todo: "tuple[Job, ...]"
     source: "ModelSource"
@@ -49,16 +48,16 @@ def ranked(request: Request) -> Request:
     return replace(request, shard=shard, device=request.device or device)
 
 
-def plan_work(request: Request) -> Work:
+def plan_work(request: Request) -> GenerateWork:
     """Read the input, and check all that the command line asks for, without loading the model."""
     from diffaccel import models
-    from diffaccel.batch.jobs import Source, plan_jobs, shard
+    from diffaccel.batch.jobs import Ingredients, plan_jobs, shard
     from diffaccel.batch.store import to_render
 
     options = checked_settings(request.settings | _profile(request))
     rows, request = _rows(request, options)
     source = models.resolve(request.model or DEFAULT_MODEL)
-    common = Source(source.name, _check(request, options), request.vae)
+    common = Ingredients(source.name, _check(request, options), request.vae)
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
     plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
     _require_prompts(plan, request)
@@ -72,10 +71,10 @@ def plan_work(request: Request) -> Work:
         retry_failed=request.retry_failed,
     )
     _require_fit(request, options, todo, source)
-    return Work(plan, jobs, todo, source, cache)
+    return GenerateWork(plan, jobs, todo, source, cache)
 
 
-def unusable(work: Work) -> dict[str, str]:
+def unusable(work: GenerateWork) -> dict[str, str]:
     """Why pictures that are left to do cannot be rendered, by their jobs' ids, as far as that shows without a model."""
     from diffaccel.batch.check import find_problems
 
@@ -111,7 +110,7 @@ def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
         return start_problem(source.index["_class_name"])
 
 
-def _require_fit(request: Request, options: "Settings", todo: "Sequence[Job]", source: "ModelSource") -> None:
+def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
     started = [job for job in todo if job.init_image == options.init_image is not None]
     if problem := _start_problem(started, source):
@@ -123,7 +122,7 @@ def _require_fit(request: Request, options: "Settings", todo: "Sequence[Job]", s
         raise click.UsageError(f"{name}: {problems[asked[0].id]}")
 
 
-def _check(request: Request, options: "Settings") -> str:
+def _check(request: Request, options: "PictureSettings") -> str:
     """Check that everything is there that the command line names; the dtype of the weights."""
     from diffaccel import models
     from diffaccel.batch.export import require_pyarrow
@@ -146,13 +145,13 @@ def _check(request: Request, options: "Settings") -> str:
     return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
 
 
-def _rows(request: Request, options: "Settings") -> "tuple[Iterable[PlacedRow | BadRow], Request]":
+def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[PlacedRow | BadRow], Request]":
     """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
     from pydantic import ValidationError
 
     from diffaccel.batch.metadata import read_job
     from diffaccel.batch.readers import InputError, PlacedRow, explain, read_rows
-    from diffaccel.batch.settings import Row
+    from diffaccel.batch.settings import PromptRow
 
     rows = read_rows(request.prompts, sys.stdin)
     if request.source_picture is None:
@@ -163,7 +162,7 @@ def _rows(request: Request, options: "Settings") -> "tuple[Iterable[PlacedRow | 
     fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
     own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
     try:
-        row = Row(**{**own, "custom_id": values["id"], **options.given()})
+        row = PromptRow(**{**own, "custom_id": values["id"], **options.given()})
     except ValidationError as error:
         raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
     return [PlacedRow(str(request.source_picture), row)], replace(request, **fixed)
@@ -184,7 +183,7 @@ def _profile(request: Request) -> dict[str, Any]:
         raise click.UsageError(f"--profile: {error}") from error
 
 
-def _require_prompts(plan: "Plan", request: Request) -> None:
+def _require_prompts(plan: "JobPlan", request: Request) -> None:
     """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
     from diffaccel.batch.readers import COMMAND_LINE, InputError
 
@@ -194,3 +193,20 @@ def _require_prompts(plan: "Plan", request: Request) -> None:
     if not plan.jobs:
         asked = ", ".join(request.prompts)
         raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
+
+
+def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":
+    """The settings that options give, those of None aside. Raises `click.UsageError` that names the option."""
+    from pydantic import ValidationError
+
+    from diffaccel.batch.settings import PictureSettings
+
+    try:
+        return PictureSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0]) if problem["loc"] else "size"
+        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        got = f" (got {problem['input']!r})" if problem["loc"] else ""
+        raise click.UsageError(f"{name}: {message}{got}") from error

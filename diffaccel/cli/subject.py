@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from diffaccel.cli.settings import checked_settings
+from diffaccel.cli.planning import checked_settings
 
 DEFAULT_MODEL = "emoji-sd"
 DEFAULT_PROMPTS = 12
@@ -90,7 +90,7 @@ class Subject:
     def load(self) -> Any:
         """The pipeline, with its scheduler."""
         from diffaccel import models
-        from diffaccel.samplers import sampler_named
+        from diffaccel.sampling.schedulers import sampler_named
 
         name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
         pipe = models.load(self.name, dtype=self.dtype, device=self.device)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request
-from diffaccel.cli.planning import Work
-from diffaccel.cli.text import one_line
-from diffaccel.words import counted
+from diffaccel.cli.planning import GenerateWork
+from diffaccel.config.words import counted, one_line
 
 if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
 
-def print_plan(request: Request, work: Work, problems: Mapping[str, str]) -> int:
+def print_plan(request: Request, work: GenerateWork, problems: Mapping[str, str]) -> int:
     """Print what a run would do, with all bad rows; how many there are.
 
     Args:
@@ -44,7 +43,7 @@ def _in_order(bad: Mapping[str, str]) -> tuple[str, int]:
     return file, int(line) if line.isdecimal() else 0
 
 
-def print_summary(request: Request, work: Work, summary: "Summary", calls: "Calls") -> None:
+def print_summary(request: Request, work: GenerateWork, summary: "Summary", calls: "Calls") -> None:
     """Print what a run did."""
     skipped = len(work.jobs) - len(work.todo)
     if request.layout == "json":
@@ -74,7 +73,7 @@ def print_summary(request: Request, work: Work, summary: "Summary", calls: "Call
     click.echo(f"{'; '.join(parts)}. See {request.output / 'index.html'}")
 
 
-def _figures(work: Work, summary: "Summary", calls: "Calls") -> dict[str, Any]:
+def _figures(work: GenerateWork, summary: "Summary", calls: "Calls") -> dict[str, Any]:
     figures = {
         **asdict(summary),
         "skipped": len(work.jobs) - len(work.todo),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
-from diffaccel.words import counted
+from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from diffaccel.realtime.repaint import VideoReport
+    from diffaccel.media.repaint import VideoReport
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
 
@@ -67,7 +67,7 @@ def video(
     import logging
 
     from diffaccel.cli.signals import interruptible
-    from diffaccel.realtime.repaint import repaint
+    from diffaccel.media.repaint import repaint
 
     logging.basicConfig(format="%(message)s")
     settings = live_settings(given, {"similarity": False, "cache": 1})
@@ -89,8 +89,8 @@ def video(
 @contextmanager
 def _memory_explained(batch_size: int) -> "Iterator[None]":
     """Turn an error of memory into a `MediaError` that names the remedy."""
-    from diffaccel.batch.line import is_out_of_memory
-    from diffaccel.realtime.errors import MediaError
+    from diffaccel.media.errors import MediaError
+    from diffaccel.models.placement import is_out_of_memory
 
     try:
         yield
@@ -105,10 +105,10 @@ def _open(settings: "LiveSettings", source: Path, batch_size: int) -> "StreamEng
     """Load the model, and open a stream in the asked size or the video's shape."""
     from dataclasses import replace
 
-    from diffaccel.realtime.errors import MediaError
-    from diffaccel.realtime.repaint import size_like
+    from diffaccel.media.errors import MediaError
+    from diffaccel.media.repaint import size_like
+    from diffaccel.media.video_reader import VideoReader
     from diffaccel.realtime.settings import load_pipeline, open_engine, picture_size
-    from diffaccel.realtime.video_reader import VideoReader
 
     pipe = load_pipeline(settings)
     if settings.width is None:

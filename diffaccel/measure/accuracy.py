@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from diffaccel.config import check
+from diffaccel.config.checks import check
 from diffaccel.models import path
 from diffaccel.models.quiet import quiet_loading
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from diffaccel.accelerate import Handle
-from diffaccel.config import check
-from diffaccel.families import supports
-from diffaccel.macs import count_macs
+from diffaccel.attach.handle import Handle
+from diffaccel.attach.macs import count_macs
+from diffaccel.config.checks import check
 from diffaccel.measure.accuracy import Accuracy, Judge, captions
 from diffaccel.measure.candidates import Candidate
 from diffaccel.measure.energy import joules
@@ -20,12 +19,13 @@ from diffaccel.measure.memory import peak_memory, watch_cache
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import Timing, interleaved
 from diffaccel.measure.workload import Workload
+from diffaccel.networks import supports
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """Figures of one candidate.
 
     Attributes:
@@ -65,7 +65,7 @@ class Benchmark:
         truth: the prompt of each picture.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     failures: dict[str, str]
     pictures: dict[str, torch.Tensor]
     truth: tuple[str, ...]
@@ -162,11 +162,11 @@ def _single(workload: Workload) -> Workload:
     return Workload(workload.prompts[:1], workload.seeds[:1], workload.settings)
 
 
-def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Workload, judge: Judge | None) -> Row:
+def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Workload, judge: Judge | None) -> BenchRow:
     """All figures of a candidate."""
     candidate = trial.candidate
     timing = timings[candidate.name]
-    return Row(
+    return BenchRow(
         candidate.name,
         candidate.kind,
         timing,

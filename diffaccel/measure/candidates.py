@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from diffaccel._diffusers import first_block_cache
-from diffaccel.accelerate import Handle, accelerate
-from diffaccel.calibrate import calibrate
+from diffaccel.attach.calibrate import calibrate
+from diffaccel.attach.handle import Handle, accelerate
+from diffaccel.config.words import counted
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import CalibratedCache, Calibration, Method
-from diffaccel.words import counted
 
 Attach = Callable[[Any], AbstractContextManager[Any]]
 CALIBRATION = 4  # most prompts that calibrate

@@ -1,12 +1,11 @@
 """Energy of a piece of work, as the accelerator's own counter tells it; never an estimate."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 
 from diffaccel.measure.timing import synchronize
-from diffaccel.nvml import millijoules
 
 
 def joules(run: Callable[[], Any]) -> float | None:
@@ -31,3 +30,52 @@ def _meter() -> Callable[[], int | None] | None:
         return None
     current = [torch.device("cuda", torch.cuda.current_device())]
     return None if millijoules(current) is None else lambda: millijoules(current)
+
+
+class EnergyMeter:
+    """Reads NVIDIA's energy counters (NVML, Volta and later) at both ends of a `with` block.
+
+    A counter is its device's: work of other programs in the meantime is in it too.
+
+    Args:
+        devices: those to read; others than CUDA devices have no counter.
+
+    Attributes:
+        joules: energy that all devices used together; None where one of them does not tell.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.joules: float | None = None
+        self._devices = devices
+        self._start: int | None = None
+
+    def __enter__(self) -> Self:
+        self._start = millijoules(self._devices)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        end = None if self._start is None else millijoules(self._devices)
+        self.joules = None if self._start is None or end is None else (end - self._start) / 1000
+
+
+def millijoules(devices: Sequence[torch.device]) -> int | None:
+    """Sum of the devices' counters; None without NVML, for other devices than CUDA's, and where one does not tell.
+
+    A counter is its device's: work of other programs is in it, too.
+    """
+    if not devices or any(device.type != "cuda" for device in devices) or torch.version.cuda is None:
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return sum(_of(pynvml, device) for device in devices)
+    except pynvml.NVMLError:
+        return None
+
+
+def _of(pynvml: Any, device: torch.device) -> int:
+    index = torch.cuda._get_nvml_device_index(device)  # minds CUDA_VISIBLE_DEVICES, and needs no CUDA context
+    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(index)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from diffaccel.accelerate import Handle
+from diffaccel.attach.handle import Handle
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from diffaccel.config import check
+from diffaccel.config.checks import check
 
 CEILING = 100.0  # dB; what equal pictures count as in a mean
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of the scales (Wang, Simoncelli and Bovik 2003)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffaccel.config import check, whole
+from diffaccel.config.checks import check, whole
 
 
 @dataclass(frozen=True)

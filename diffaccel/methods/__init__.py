@@ -11,7 +11,8 @@ from diffaccel.methods.encoder_propagation import EncoderPropagation
 from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.files import load_methods
 from diffaccel.methods.interval_cache import IntervalCache
-from diffaccel.methods.profile import Evidence, Profile, Recipe, Reuse
+from diffaccel.methods.profile import Profile
+from diffaccel.methods.recipe import Evidence, Recipe, Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate

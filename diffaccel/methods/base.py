@@ -2,11 +2,11 @@
 
 from abc import ABC, abstractmethod
 
-from diffaccel.branch import Part
 from diffaccel.config import Config
-from diffaccel.families.layout import Layout
-from diffaccel.host import Host
-from diffaccel.wrapper import Wrapper
+from diffaccel.networks.layout import Layout
+from diffaccel.reuse.branch import Part
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.wrapper import Wrapper
 
 
 class Method(Config, ABC):

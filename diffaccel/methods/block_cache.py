@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Part
-from diffaccel.config import check, kind, number, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
-from diffaccel.forecast import Forecast
+from diffaccel.config import kind
+from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.residual import RowSchedule, residual
-from diffaccel.schedule import Call
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.residual import RowSchedule, residual
+from diffaccel.reuse.schedule import CallInfo
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class _Change(RowSchedule):
     warmup: int
     max_consecutive: int | None
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True for the first calls of a run."""
         return call.index < self.warmup
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from diffaccel.branch import Branch, Part
-from diffaccel.config import Config, StoredConfig, check, kind, number, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError, joined
-from diffaccel.forecast import Forecast
+from diffaccel.config import Config, StoredConfig, kind
+from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Call, Schedule, Steps
+from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
+from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import CallInfo, Schedule, Steps
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Calibrated(Schedule):
     steps: tuple[int, ...]
     total: int
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True for the listed calls."""
         return call.index in self.steps
 

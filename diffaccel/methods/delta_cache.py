@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Part
-from diffaccel.config import kind, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
-from diffaccel.forecast import Forecast
+from diffaccel.config import kind
+from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
-from diffaccel.residual import gate_of, residual
-from diffaccel.schedule import Call, Schedule
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.residual import gate_of, residual
+from diffaccel.reuse.schedule import CallInfo, Schedule
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _AtIntervalsAndGate(Schedule):
     interval: int
     gate: int | None
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True at the intervals and at the gate."""
         return call.index % self.interval == 0 or call.index == gate_of(self.gate, call.total)
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Part
 from diffaccel.config import kind
-from diffaccel.families.layout import Layout, UnsupportedModelError
-from diffaccel.forecast import Forecast
 from diffaccel.methods.base import Method
-from diffaccel.schedule import ScaledSteps, Schedule
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import ScaledSteps, Schedule
 
 KEY_STEPS = ScaledSteps((0, 1, 2, 3, 5, 10, 15, 25, 35), of=50)
 

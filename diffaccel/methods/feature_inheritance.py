@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Branch, Part
-from diffaccel.config import kind, one_of, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
-from diffaccel.forecast import Forecast
+from diffaccel.config import kind
+from diffaccel.config.checks import one_of, whole
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Schedule, Uniform
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import Schedule, Uniform
 
 LEVELS = ("block", "layer", "unit")
 

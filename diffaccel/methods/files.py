@@ -7,7 +7,8 @@ from typing import Any
 from diffaccel.config import Config
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
-from diffaccel.methods.profile import Profile, Recipe
+from diffaccel.methods.profile import Profile
+from diffaccel.methods.recipe import Recipe
 
 
 def load_methods(path: str | Path) -> tuple[Method, ...]:

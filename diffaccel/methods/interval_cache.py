@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Part
-from diffaccel.config import kind, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError, joined
-from diffaccel.forecast import Forecast
+from diffaccel.config import kind
+from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Call, Schedule
+from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import CallInfo, Schedule
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _AtIntervalsAndLast(Schedule):
     interval: int
     total: int | None
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True for calls 0, interval, 2 * interval, ..., and the last."""
         total = self.total if self.total is not None else call.total
         return call.index % self.interval == 0 or (total is not None and call.index == total - 1)

@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 
-from diffaccel.branch import Part
-from diffaccel.clock import RunClock
-from diffaccel.config import check, number, one_of, whole
-from diffaccel.families.layout import Layout
-from diffaccel.guidance import virtual_negative
-from diffaccel.host import Host
+from diffaccel.config.checks import check, number, one_of, whole
 from diffaccel.methods.base import Method
-from diffaccel.noise import NoiseLevels
-from diffaccel.signature import Inputs
-from diffaccel.state import Context
-from diffaccel.wrapper import Network, Wrapper, map_output, positive_rows
+from diffaccel.networks.inputs import Inputs
+from diffaccel.networks.layout import Layout
+from diffaccel.reuse.branch import Part
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.run_clock import RunClock
+from diffaccel.runtime.state import Context
+from diffaccel.runtime.wrapper import Network, Wrapper, map_output, positive_rows
+from diffaccel.sampling.guidance import virtual_negative
+from diffaccel.sampling.noise_levels import NoiseLevels
 
 NEGATIVES = ("one-time", "self")
 HELD = ("estimate", "difference")

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from diffaccel.branch import Branch, Part
-from diffaccel.families.layout import Layout, UnsupportedModelError
 from diffaccel.methods.base import Method
-from diffaccel.schedule import WhilePromptLasts
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.schedule import WhilePromptLasts
 
 
 @dataclass(frozen=True)

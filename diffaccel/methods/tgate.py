@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from diffaccel.branch import Branch, Part, mean_of_halves
-from diffaccel.clock import RunClock
-from diffaccel.config import check, whole
-from diffaccel.families.layout import Layout, UnsupportedModelError
-from diffaccel.host import Host
+from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Call, Schedule
-from diffaccel.signature import Inputs
-from diffaccel.state import Context
-from diffaccel.wrapper import Network, Wrapper, map_output, positive_rows
+from diffaccel.networks.inputs import Inputs
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.branch import Branch, Part, mean_of_halves
+from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.run_clock import RunClock
+from diffaccel.runtime.state import Context
+from diffaccel.runtime.wrapper import Network, Wrapper, map_output, positive_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _BeforeGate(Schedule):
 
     gate: int
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True before the gate."""
         return call.index < self.gate
 
@@ -76,7 +76,7 @@ class _SelfAttention(Schedule):
     fidelity_interval: int
     warmup: int
 
-    def should_compute(self, call: Call) -> bool:
+    def should_compute(self, call: CallInfo) -> bool:
         """True in the warm-up, and at the interval of the phase."""
         interval = self.interval if call.index < self.gate else self.fidelity_interval
         return call.index < self.warmup or call.index % interval == 0

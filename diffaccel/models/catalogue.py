@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from diffaccel.names import did_you_mean
+from diffaccel.config.words import did_you_mean
 
 Kind = Literal["pipeline", "lora", "autoencoder", "classifier"]
 Defaults = Mapping[str, Any]

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from diffaccel.config.words import did_you_mean
 from diffaccel.models.catalogue import BUNDLED, names
-from diffaccel.names import did_you_mean
 
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -6,7 +6,7 @@ import os
 import socket
 from urllib.parse import quote
 
-from diffaccel.realtime.errors import MediaError
+from diffaccel.media.errors import MediaError
 from diffaccel.realtime.guard import LOOPBACK
 
 EVERYWHERE = frozenset({"", "0.0.0.0", "::"})

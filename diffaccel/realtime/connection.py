@@ -17,8 +17,8 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from diffaccel.realtime import protocol
+from diffaccel.realtime.client import Client, Message, Notice
 from diffaccel.realtime.hub import Hub
-from diffaccel.realtime.session import Message, Notice, Session
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class Connection:
         self._socket, self._hub = socket, hub
         self.loop = asyncio.get_running_loop()
         self._notices: dict[str, Notice] = {}
-        self._picture: protocol.Picture | None = None
+        self._picture: protocol.PictureMessage | None = None
         self._taken: protocol.Taken | None = None
         self._unshown: deque[int] = deque()
         self._wake = asyncio.Event()
         self.latest: bytes | None = None
         self.changed = asyncio.Event()
-        self.session: Session = hub.join(self._post)
+        self.session: Client = hub.join(self._post)
 
     def _post(self, message: Message) -> None:
         """Take a message of the hub, from any thread."""
@@ -94,7 +94,7 @@ class Connection:
             self._hub.change(self.session, protocol.parse_text(message["text"]).values)
             return
         parsed = protocol.parse_binary(message["bytes"])
-        if isinstance(parsed, protocol.Frame):
+        if isinstance(parsed, protocol.FrameMessage):
             self._hub.offer(self.session, parsed)
             return
         while self._unshown and self._unshown[0] <= parsed.id:

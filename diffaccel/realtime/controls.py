@@ -20,7 +20,7 @@ NO_CONTROLNET = "this model has no ControlNet: choose one with --controlnet, as 
 LONGEST_TEXT = 500
 LONGEST_INTERVAL = 6
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
+PageText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
 ControlKind = Literal["edges", "canny", "identity"]
 
@@ -38,7 +38,7 @@ class Controls(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: Annotated[Text, Field(min_length=1)] = Field(
+    prompt: Annotated[PageText, Field(min_length=1)] = Field(
         default="a purple heart",
         title="Prompt",
         description="What the picture should become.",
@@ -53,7 +53,7 @@ class Controls(BaseModel):
         description="From the first prompt (0) to the second (1).",
         json_schema_extra=_draw(group="prompt", step=0.01, needs={"second_prompt": True}),
     )
-    second_prompt: Text = Field(
+    second_prompt: PageText = Field(
         default="",
         title="Second prompt",
         description="Something to turn it into, bit by bit.",
@@ -90,7 +90,7 @@ class Controls(BaseModel):
         description="How hard it is pushed; 1 is not at all.",
         json_schema_extra=_draw(step=0.05, needs={"guidance": ["self", "one-time", "full"]}),
     )
-    negative_prompt: Text = Field(
+    negative_prompt: PageText = Field(
         default="",
         title="Negative prompt",
         description="What should not be seen, with one of its two guidances.",

@@ -12,9 +12,9 @@ from typing import Any, Self
 import torch
 
 from diffaccel.realtime import protocol
+from diffaccel.realtime.client import Client, Post, Stream
 from diffaccel.realtime.controls import Controls
 from diffaccel.realtime.metrics import Metrics
-from diffaccel.realtime.session import Post, Session, Stream
 from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
 from diffaccel.stream.engine import StreamEngine
 
@@ -79,8 +79,8 @@ class Hub:
         self.open_stream, self.limit = open_stream, limit
         self.controls = controls or Controls()
         self.metrics = Metrics()
-        self._sessions: list[Session] = []
-        self._leaving: list[Session] = []
+        self._sessions: list[Client] = []
+        self._leaving: list[Client] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="diffaccel-network", daemon=True)
@@ -96,7 +96,7 @@ class Hub:
         """Whether the network's thread runs."""
         return self._thread.is_alive()
 
-    def join(self, post: Post) -> Session:
+    def join(self, post: Post) -> Client:
         """A new session; ``post`` gets its messages, on the hub's thread or the caller's, and must not wait.
 
         Raises:
@@ -110,12 +110,12 @@ class Hub:
                     f"{people} here already, which is the limit. Wait until someone leaves; "
                     "whoever runs this can allow more with --max-sessions."
                 )
-            session = Session(self.controls, post, self.metrics)
+            session = Client(self.controls, post, self.metrics)
             self._sessions.append(session)
             self.metrics.sessions.set(len(self._sessions))
         return session
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: Client) -> None:
         """End a session. Leaving twice is harmless."""
         with self._changed:
             if session in self._sessions:
@@ -124,13 +124,13 @@ class Hub:
                 self.metrics.sessions.set(len(self._sessions))
                 self._changed.notify_all()
 
-    def offer(self, session: Session, frame: protocol.Frame) -> None:
+    def offer(self, session: Client, frame: protocol.FrameMessage) -> None:
         """Hand over a frame without waiting; one of this session that still waits is replaced."""
         with self._changed:
             session.offer(frame)
             self._changed.notify_all()
 
-    def change(self, session: Session, values: dict[str, Any]) -> None:
+    def change(self, session: Client, values: dict[str, Any]) -> None:
         """Change some controls of a session.
 
         Raises:
@@ -161,7 +161,7 @@ class Hub:
         for session in (*self._sessions, *self._leaving):
             session.close()
 
-    def _next(self) -> Session | None:
+    def _next(self) -> Client | None:
         """The next session with something to do, which goes to the end of the line; None at the end."""
         while True:
             with self._changed:
@@ -179,7 +179,7 @@ class Hub:
             if session is not None:
                 return session
 
-    def _ready(self) -> Session | None:
+    def _ready(self) -> Client | None:
         now = monotonic()
         return next((s for s in self._sessions if s.ready(now)), None)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from diffaccel.realtime import sinks, sources
-from diffaccel.realtime.repaint import OpenEngine, VideoReport, repaint, to_pixels
-from diffaccel.realtime.sinks import Sink
-from diffaccel.realtime.sources import Source
+from diffaccel.media import sources
+from diffaccel.media.repaint import OpenEngine, VideoReport, repaint, to_pixels
+from diffaccel.media.sources import FrameSource
+from diffaccel.realtime import sinks
+from diffaccel.realtime.sinks import FrameSink
 from diffaccel.stream.report import StreamReport
 from diffaccel.stream.worker import StreamClosed, StreamWorker
 
@@ -95,7 +96,7 @@ def run(
 class Show:
     """A live run: a thread feeds the worker, and the caller's thread shows what comes out."""
 
-    def __init__(self, source: Source, sink: Sink, worker: StreamWorker, stop: threading.Event) -> None:
+    def __init__(self, source: FrameSource, sink: FrameSink, worker: StreamWorker, stop: threading.Event) -> None:
         self._source, self._sink, self._worker, self._stop = source, sink, worker, stop
         self._times: deque[tuple[int, Fraction | float]] = deque()
         self._error: Exception | None = None

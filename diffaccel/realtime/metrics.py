@@ -1,4 +1,4 @@
-"""Counts and times of a live server: for people (`Tally`, one per session) and for Prometheus (`Metrics`)."""
+"""Counts and times of a live server: for people (`Served`, one per session) and for Prometheus (`Metrics`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Metrics:
 
 
 @dataclass
-class Tally:
+class Served:
     """What became of one session's frames; used under the hub's lock.
 
     Attributes:

@@ -45,7 +45,7 @@ class BadMessage(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameMessage:
     """A frame of a client: its number, and a JPEG whose header was read."""
 
     id: int
@@ -89,7 +89,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureMessage:
     """A painted frame.
 
     Attributes:
@@ -112,7 +112,7 @@ class Picture:
         return _PICTURE.pack(_FRAME, flags, self.id, self.network_ms, self.busy_ms) + self.jpeg
 
     @classmethod
-    def unpack(cls, data: bytes) -> Picture:
+    def unpack(cls, data: bytes) -> PictureMessage:
         """What `pack` made, for clients."""
         _, flags, number, network_ms, busy_ms = _PICTURE.unpack_from(data)
         return cls(number, data[_PICTURE.size :], bool(flags & _SKIPPED), network_ms, busy_ms)
@@ -133,7 +133,7 @@ def is_picture(data: bytes) -> bool:
     return data[:1] == bytes([_FRAME])
 
 
-def parse_binary(data: bytes) -> Frame | Shown:
+def parse_binary(data: bytes) -> FrameMessage | Shown:
     """FRAME or SHOWN of a client. Raises `BadMessage`."""
     if len(data) < _SMALL.size:
         raise BadMessage(f"a binary message has at least {_SMALL.size} bytes, this one {len(data)}")
@@ -144,7 +144,7 @@ def parse_binary(data: bytes) -> Frame | Shown:
         raise BadMessage(f"unknown binary message of type {kind}: 1 is a frame, 2 says that a picture was shown")
     jpeg = data[_SMALL.size :]
     check_jpeg(jpeg)
-    return Frame(number, jpeg)
+    return FrameMessage(number, jpeg)
 
 
 def parse_text(text: str) -> Change:

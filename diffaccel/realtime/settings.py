@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffaccel import models
-from diffaccel.batch.pipeline import Placement, open_pipeline
-from diffaccel.forecast import Taylor
-from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache, IntervalCache
+from diffaccel.models.placement import Placement, open_pipeline
 from diffaccel.realtime.controls import NO_CONTROLNET, ControlNetControls, Controls
-from diffaccel.schedule import Threshold
-from diffaccel.similarity import SimilarityFilter
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.schedule import Threshold
+from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.images import OutputType
+from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 
 DEFAULT_MODEL = "emoji-sd"

@@ -14,11 +14,11 @@ from typing import Self
 
 import numpy as np
 
-from diffaccel.names import did_you_mean
-from diffaccel.realtime.errors import MediaError
+from diffaccel.config.words import did_you_mean
+from diffaccel.media.errors import MediaError
+from diffaccel.media.sources import opencv
+from diffaccel.media.video_writer import VideoWriter, check_target
 from diffaccel.realtime.mjpeg import MjpegServer
-from diffaccel.realtime.sources import opencv
-from diffaccel.realtime.video_writer import VideoWriter, check_target
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ TICKS = Fraction(1, 90_000)
 """Unit of a recording's times, in seconds: that of MPEG, which 24, 25, 29.97, 30 and 60 frames a second divide."""
 
 
-class Sink(ABC):
+class FrameSink(ABC):
     """Takes pictures; used with ``with``.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sink(ABC):
         self.close(complete=kind is None)
 
 
-class Window(Sink):
+class Window(FrameSink):
     """A window of OpenCV; q, Esc or its close button ends it. Used on the main thread only.
 
     Raises:
@@ -117,7 +117,7 @@ def _share_xlib() -> None:
         logger.warning("a window may stay black (%s); on Debian and Ubuntu: apt-get install libx11-xcb1", error)
 
 
-class Recording(Sink):
+class Recording(FrameSink):
     """A video file, complete once the stream ends; pictures keep the times they were taken at.
 
     Args:
@@ -140,7 +140,7 @@ class Recording(Sink):
             self._writer.finish()
 
 
-class Mjpeg(Sink):
+class Mjpeg(FrameSink):
     """Moving JPEG over HTTP, see `MjpegServer`."""
 
     def __init__(self, server: MjpegServer) -> None:
@@ -173,7 +173,7 @@ def check_sink(sink: str, *, overwrite: bool = False) -> None:
         raise MediaError(f"no sink {sink!r}{hint}: say window, mjpeg, mjpeg:8090, or name a .mp4 file")
 
 
-def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -> Sink:
+def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -> FrameSink:
     """Open what a name means: ``window``, ``mjpeg``, ``mjpeg:8090`` (the port) or a video file.
 
     Args:

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-from diffaccel.realtime.errors import MediaError
+from diffaccel.media.errors import MediaError
 
 
 def check_certificate(certificate: Path, key: Path) -> None:

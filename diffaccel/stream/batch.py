@@ -16,16 +16,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from diffaccel.guidance import Guidance
-from diffaccel.stream.coefficients import Rows, Stages, gather
-from diffaccel.stream.conditioning import Conditioning, Inputs, stack
-from diffaccel.stream.samplers import Level
+from diffaccel.networks.conditioning import Conditioning, Keywords, stack
+from diffaccel.sampling.guidance import Guidance
+from diffaccel.sampling.samplers import NoiseLevel
+from diffaccel.stream.stages import StageRows, Stages, gather
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Settings:
+class FrameSettings:
     """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet.
 
     Stages and prompts are compared by identity.
@@ -65,7 +65,7 @@ class ControlImages:
 class Estimate(NamedTuple):
     """Clean and noise estimates of a frame, and the noise level that its latents had."""
 
-    level: Level
+    level: NoiseLevel
     clean: torch.Tensor
     noise: torch.Tensor
 
@@ -87,7 +87,7 @@ class Slot:
     """
 
     frame_ids: tuple[int, ...]
-    settings: Settings
+    settings: FrameSettings
     latents: torch.Tensor
     source: torch.Tensor | None = None
     stage: int = 0
@@ -115,7 +115,7 @@ class Slot:
             return self.anchor
         return {"none": None, "predicted": predicted, "input": self.source}[source]
 
-    def adopt(self, settings: Settings) -> None:
+    def adopt(self, settings: FrameSettings) -> None:
         """Go on under new settings.
 
         New stages are joined at the first one that is less noisy than the level reached, by noising the clean
@@ -165,7 +165,7 @@ class Call:
 
     latents: torch.Tensor
     timesteps: torch.Tensor
-    inputs: Inputs
+    inputs: Keywords
     rows: tuple[tuple[Slot, bool], ...]
     frames: int
 
@@ -184,8 +184,8 @@ class StreamBatch:
     def __init__(self, frames: int, device: torch.device) -> None:
         self.frames, self.device = frames, device
         self.slots: list[Slot] = []
-        self._rows: Memo[Rows] = Memo()
-        self._inputs: Memo[Inputs] = Memo()
+        self._rows: Memo[StageRows] = Memo()
+        self._inputs: Memo[Keywords] = Memo()
 
     def tick(self, predict: Predict, entering: Slot | None = None) -> list[Slot]:
         """Run every slot's next stage and return the finished ones, oldest first.
@@ -218,12 +218,12 @@ class StreamBatch:
     def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(rows[i : i + self.frames] for i in range(0, len(rows), self.frames))
 
-    def _gather(self, slots: Sequence[Slot]) -> Rows:
+    def _gather(self, slots: Sequence[Slot]) -> StageRows:
         places = [(s.settings.stages, s.stage) for s in slots]
         key = [part for stages, i in places for part in (stages, stages.levels[i])]
         return self._rows.get(key, lambda: gather(places, self.frames, self.device))
 
-    def _call(self, slots: Sequence[Slot], asked: Sequence[Slot], latents: torch.Tensor, rows: Rows) -> Call:
+    def _call(self, slots: Sequence[Slot], asked: Sequence[Slot], latents: torch.Tensor, rows: StageRows) -> Call:
         conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in slots]
         inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
         timesteps = rows.timesteps
@@ -238,7 +238,7 @@ class StreamBatch:
         return values[start : start + self.frames]
 
     def _negatives(
-        self, slots: Sequence[Slot], asked: Sequence[Slot], prediction: torch.Tensor, rows: Rows
+        self, slots: Sequence[Slot], asked: Sequence[Slot], prediction: torch.Tensor, rows: StageRows
     ) -> list[torch.Tensor | None]:
         predicted = dict(zip(asked, self._split(prediction), strict=False))
         estimates = {

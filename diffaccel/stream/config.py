@@ -8,16 +8,16 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
-from diffaccel.guidance import Guidance, NoGuidance
+from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
-from diffaccel.names import did_you_mean
-from diffaccel.similarity import SimilarityFilter
-from diffaccel.stream.coefficients import indices_for
-from diffaccel.stream.conditioning import Blend
+from diffaccel.networks.conditioning import Interpolation
+from diffaccel.sampling.guidance import Guidance, NoGuidance
+from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.control import Control
 from diffaccel.stream.images import Fit, OutputType
-from diffaccel.stream.samplers import Sampler
+from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
+from diffaccel.stream.stages import indices_for
 
 Prompt = str | Mapping[str, float] | Sequence[tuple[str, float]]
 
@@ -77,7 +77,7 @@ class StreamConfig:
     cache: Method | SlotCache | None = None
     output_type: OutputType = "pil"
     fit: Fit = "crop"
-    blend: Blend = "linear"
+    blend: Interpolation = "linear"
     sampler: Sampler | None = None
     stream_batch: bool = True
     embedded_guidance_scale: float | None = None
@@ -94,7 +94,7 @@ class StreamConfig:
         _ = self.indices
 
     def _check_choices(self) -> None:
-        for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Blend)):
+        for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Interpolation)):
             value, choices = getattr(self, name), get_args(allowed)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

@@ -13,51 +13,14 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import Hook, hooks_of
-from diffaccel.families import is_companion
-from diffaccel.hooks import HOOK
+from diffaccel.networks.conditioning import Keywords
+from diffaccel.networks.network import ADDED, controlnets_of
+from diffaccel.runtime.attachment import HOOK
+from diffaccel.runtime.shared_hooks import Replays, is_compiled
 from diffaccel.stream.batch import Call, ControlImages, Memo
-from diffaccel.stream.conditioning import Inputs
-from diffaccel.stream.feature_hub import Replays, is_compiled
 from diffaccel.stream.text_kv import TextKeysValues
 
 EMBEDDING = "controlnet_cond_embedding"
-ADDED = ("text_embeds", "time_ids")
-_ALIKE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
-
-
-def controlnets_of(pipe: Any) -> tuple[Any, ...]:
-    """The ControlNets of a pipeline, of a MultiControlNetModel each.
-
-    Raises:
-        TypeError: for other kinds than ControlNetModel.
-        ValueError: where one does not fit the pipeline's UNet.
-    """
-    whole = getattr(pipe, "controlnet", None)
-    if whole is None:
-        return ()
-    bare = getattr(whole, "_orig_mod", whole)
-    nets = tuple(getattr(net, "_orig_mod", net) for net in getattr(bare, "nets", (bare,)))
-    for net in nets:
-        if not is_companion(net):
-            raise TypeError(
-                f"{type(net).__name__} cannot stream: StreamEngine runs ControlNetModel and MultiControlNetModel, on "
-                "UNets of Stable Diffusion and SDXL"
-            )
-        _require_fit(net, pipe.unet)
-    return nets
-
-
-def _require_fit(net: Any, unet: Any) -> None:
-    for name in _ALIKE:
-        own, other = (_plain(model.config.get(name)) for model in (net, unet))
-        if own != other:
-            raise ValueError(
-                f"this ControlNet was made for another kind of network: its {name} is {own}, the UNet's {other}"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class ControlNets:
@@ -81,7 +44,7 @@ class ControlNets:
         self._once = [_Once(net, k) for k, net in enumerate(nets) if net in self.models]
         self._scales: Memo[list[torch.Tensor] | None] = Memo()
 
-    def residuals(self, latents: torch.Tensor, call: Call) -> Inputs:
+    def residuals(self, latents: torch.Tensor, call: Call) -> Keywords:
         """What is added to the denoiser's skip connections, as its keyword arguments; nothing where all scales are 0.
 
         ``latents`` are those of the call, in the denoiser's type.

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
+from diffaccel.networks.network import Network
 from diffaccel.stream.batch import Call
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.feature_reuse import FeatureReuse
-from diffaccel.stream.networks import Network
 from diffaccel.stream.slot_cache import as_slot_cache
 from diffaccel.stream.text_kv import TextKeysValues
 
 
 @dataclass(frozen=True)
-class Work:
+class NetworkWork:
     """Network calls, their rows, and the rows among them that reused features."""
 
     calls: int = 0
@@ -41,7 +41,7 @@ class Denoiser:
         self._control = ControlNets(network.pipe)
         self._reuse = self._build(config)
         self._text = TextKeysValues(network.model)
-        self.work = Work()
+        self.work = NetworkWork()
 
     def _build(self, config: StreamConfig) -> FeatureReuse | None:
         cache = as_slot_cache(config.cache)
@@ -58,7 +58,7 @@ class Denoiser:
 
     def _run(self, call: Call, reuses: bool = False) -> torch.Tensor:
         rows, done = len(call.latents), self.work
-        self.work = Work(done.calls + 1, done.rows + rows, done.replayed + rows * reuses)
+        self.work = NetworkWork(done.calls + 1, done.rows + rows, done.replayed + rows * reuses)
         with self._text.using(call):
             latents = call.latents.to(self.network.dtype)
             inputs = {**call.inputs, **self._control.residuals(latents, call)}

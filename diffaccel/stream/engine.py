@@ -10,20 +10,20 @@ from typing import Any, Self
 
 import torch
 
-from diffaccel.guidance import Guidance
 from diffaccel.methods.base import Method
-from diffaccel.similarity import SimilarityFilter
+from diffaccel.networks.calls import network_for
+from diffaccel.networks.conditioning import Interpolation
+from diffaccel.sampling.guidance import Guidance
+from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.batch import Slot
-from diffaccel.stream.conditioning import Blend
 from diffaccel.stream.config import Prompt, StreamConfig
 from diffaccel.stream.control import Control, Given
+from diffaccel.stream.course import At, Course, SettingsBuilder, check_way
 from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, Fit, OutputType, Picture, finish
 from diffaccel.stream.intake import Intake, latent_shape
-from diffaccel.stream.networks import network_for
 from diffaccel.stream.report import StreamOutput, StreamReport
-from diffaccel.stream.samplers import Sampler
-from diffaccel.stream.settings import At, Course, SettingsBuilder, check_way
+from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState, seen_in
 
@@ -95,7 +95,7 @@ class StreamEngine:
         vae: Any = None,
         output_type: OutputType = "pil",
         fit: Fit = "crop",
-        blend: Blend = "linear",
+        blend: Interpolation = "linear",
         sampler: Sampler | None = None,
         stream_batch: bool = True,
         embedded_guidance_scale: float | None = None,

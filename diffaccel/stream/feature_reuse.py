@@ -13,16 +13,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from diffaccel.branch import Part
-from diffaccel.config import check
-from diffaccel.families import layout_of
-from diffaccel.hooks import Place, ReplayHook
+from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
-from diffaccel.schedule import Call as ScheduleCall
-from diffaccel.signature import Inputs as NetworkInputs
-from diffaccel.state import ActivePart, CacheState, map_tensors, relative_change
+from diffaccel.networks import layout_of
+from diffaccel.networks.inputs import Inputs as NetworkInputs
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.schedule import CallInfo as ScheduleCall
+from diffaccel.runtime.attachment import Place, ReplayHook
+from diffaccel.runtime.shared_hooks import Replays
+from diffaccel.runtime.state import ActivePart, CacheState, map_tensors, relative_change
 from diffaccel.stream.batch import Call, Slot
-from diffaccel.stream.feature_hub import Replays
 
 Run = Callable[[Call, bool], torch.Tensor]
 """Runs a network call, given also whether features are reused in it."""

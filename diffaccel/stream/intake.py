@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from diffaccel.stream.batch import ControlImages, Settings, Slot
+from diffaccel.networks.network import Network
+from diffaccel.stream.batch import ControlImages, FrameSettings, Slot
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.control import Given, functions_for, given_images, made_images
 from diffaccel.stream.images import Codec, Picture, to_frames
-from diffaccel.stream.networks import Network
 from diffaccel.stream.state import Frame, StreamState, entering_slot
 
 NO_CONTROL = (
@@ -96,7 +96,7 @@ class Intake:
             )
 
     def slot(
-        self, group: Sequence[Frame], padded: Sequence[Frame], settings: Settings, state: StreamState,
+        self, group: Sequence[Frame], padded: Sequence[Frame], settings: FrameSettings, state: StreamState,
         config: StreamConfig,
     ) -> Slot:  # fmt: skip
         """A slot of frames that enter together, noised to the first stage.

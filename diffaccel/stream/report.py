@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from diffaccel.words import counted
+from diffaccel.config.words import counted
 
 
 @dataclass(frozen=True, eq=False)

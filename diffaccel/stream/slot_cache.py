@@ -19,7 +19,8 @@ from typing import Literal, get_args
 
 import torch
 
-from diffaccel.config import Config, check, number, one_of
+from diffaccel.config import Config
+from diffaccel.config.checks import check, number, one_of
 from diffaccel.methods.base import Method
 from diffaccel.stream.feature_reuse import ByFrame, ByStage, FeatureReuse
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from diffaccel.guidance import Guidance
-from diffaccel.similarity import SimilarityState
-from diffaccel.stream.batch import Settings, Slot, StreamBatch
-from diffaccel.stream.clock import Clock
+from diffaccel.sampling.guidance import Guidance
+from diffaccel.sampling.samplers import Sampler
+from diffaccel.stream.batch import FrameSettings, Slot, StreamBatch
 from diffaccel.stream.config import StreamConfig
-from diffaccel.stream.denoiser import Work
+from diffaccel.stream.denoiser import NetworkWork
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
-from diffaccel.stream.samplers import Sampler
+from diffaccel.stream.similarity import SimilarityState
+from diffaccel.stream.stopwatch import Clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def seen_in(frames: Sequence[Frame]) -> torch.Tensor | None:
 
 def entering_slot(
     frames: Sequence[Frame],
-    settings: Settings,
+    settings: FrameSettings,
     source: torch.Tensor | None,
     noises: Sequence[torch.Tensor | None],
     device: torch.device,
@@ -166,7 +166,7 @@ class StreamState:
         if new.output_type != old.output_type:
             self._last_image = None
 
-    def adopt(self, settings: Settings) -> None:
+    def adopt(self, settings: FrameSettings) -> None:
         """Let frames in flight go on under new settings."""
         for slot in self.batch.slots:
             slot.adopt(settings)
@@ -189,7 +189,7 @@ class StreamState:
         slots = [*self.batch.slots, *(slot for slot, _ in self._withheld)]
         return len(self.pending) + sum(len(s.frame_ids) for s in slots)
 
-    def report(self, work: Work, latency: int, sampler: Sampler) -> StreamReport:
+    def report(self, work: NetworkWork, latency: int, sampler: Sampler) -> StreamReport:
         """Account of this stream."""
         summary = self.clock.summary()
         latency_ms = summary.pop("latency", {})

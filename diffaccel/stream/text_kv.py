@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import Hook, hooks_of
-from diffaccel.families import UnsupportedModelError, layout_of
-from diffaccel.hooks import HOOK
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.runtime.attachment import HOOK
+from diffaccel.runtime.shared_hooks import Replays, is_compiled
 from diffaccel.stream.batch import Call, Memo
-from diffaccel.stream.feature_hub import Replays, is_compiled
 
 Stamp = tuple[object, ...]
 Projected = dict[str, tuple[Stamp, torch.Tensor]]

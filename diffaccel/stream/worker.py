@@ -17,7 +17,7 @@ from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.images import Picture
 from diffaccel.stream.report import StreamOutput
 
-Waiting = tuple[int, Picture | None, torch.Tensor | None, Given | None]
+Pushed = tuple[int, Picture | None, torch.Tensor | None, Given | None]
 
 
 class StreamClosed(RuntimeError):
@@ -49,7 +49,7 @@ class StreamWorker:
             raise ValueError(f"drain_after must not be negative, not {drain_after}")
         self.engine, self.drain_after = engine, drain_after
         self.outputs_dropped = self._dropped = 0
-        self._inputs: deque[Waiting] = deque()
+        self._inputs: deque[Pushed] = deque()
         self._outputs: deque[StreamOutput | Exception] = deque()
         self._sizes = input_size, output_size
         self._changed = threading.Condition()
@@ -133,7 +133,7 @@ class StreamWorker:
         finally:
             self._end()
 
-    def _next_input(self) -> Waiting | None:
+    def _next_input(self) -> Pushed | None:
         """The oldest waiting frame, or None at the end; finishes frames in flight while nothing comes."""
         while True:
             with self._changed:
@@ -145,7 +145,7 @@ class StreamWorker:
             if idle and self.engine.frames_in_flight:
                 self._deliver_from(self.engine.flush)
 
-    def _step(self, waiting: Waiting) -> None:
+    def _step(self, waiting: Pushed) -> None:
         frame_id, image, latents, control = waiting
         self._account()
         self._deliver_from(lambda: self.engine.push(image, latents, control=control, frame_id=frame_id))

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from diffaccel.accelerate import accelerate
-from diffaccel.forecast import Forecast, Taylor
+from diffaccel.attach.handle import accelerate
+from diffaccel.config.words import counted
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, Method
-from diffaccel.methods.profile import BLOCKS, OUTPUT, UNITS
-from diffaccel.schedule import Quadratic, Schedule, Uniform, quadratic_steps
+from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS
+from diffaccel.reuse.forecast import Forecast, Taylor
+from diffaccel.reuse.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Score
-from diffaccel.tune.calibration import score_of
+from diffaccel.tune.probing import score_of
 from diffaccel.tune.space import Space
-from diffaccel.words import counted
 
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
 FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1))

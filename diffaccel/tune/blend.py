@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffaccel.forecast import differences, expansion
+from diffaccel.reuse.forecast import differences, expansion
 
 RIDGE = 1e-3  # of the features' mean square: keeps weights small where features are nearly equal
 

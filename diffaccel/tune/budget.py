@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from diffaccel.config import check, number
+from diffaccel.config.checks import check, number
 
 
 @dataclass(frozen=True)

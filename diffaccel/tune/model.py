@@ -12,9 +12,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from diffaccel.methods.profile import BRANCH, OUTPUT
+from diffaccel.methods.recipe import BRANCH, OUTPUT
 from diffaccel.tune.blend import left_over
-from diffaccel.tune.space import COMPUTE, Choice, Plan, Space
+from diffaccel.tune.space import COMPUTE, CallPlan, Choice, Space
 
 Vectors = NDArray[np.float64]
 Manner = tuple[str, int, bool]  # kind of part, most features of a blend, whether it is a Taylor expansion
@@ -56,7 +56,7 @@ class ErrorModel:
         self.gains = {OUTPUT: np.ones(len(moves))} | self._gains(probes)
         self._known: dict[tuple[str, int, tuple[int, ...], bool], float] = {}
 
-    def psnr(self, plan: Plan, scales: Mapping[Manner, float] = MappingProxyType({})) -> float:
+    def psnr(self, plan: CallPlan, scales: Mapping[Manner, float] = MappingProxyType({})) -> float:
         """Mean PSNR that is expected of a plan, in dB; `scales` are what errors were found to count, see `scale`."""
         sources = self.space.sources(plan)
         amounts = np.array(
@@ -68,7 +68,7 @@ class ErrorModel:
         squares = np.einsum("i,pij,j->p", amounts, self.products, amounts)
         return float(np.mean(-10 * np.log10(np.maximum(squares, 1e-10))))
 
-    def scale(self, plan: Plan, psnr: float) -> dict[Manner, float]:
+    def scale(self, plan: CallPlan, psnr: float) -> dict[Manner, float]:
         """What errors count, by a real run of a plan that makes one choice at all calls that reuse.
 
         Errors cancel in part where many calls in a row make the same ones; by how much is for runs to say.
@@ -119,6 +119,6 @@ def _scale(choice: Choice, scales: Mapping[Manner, float]) -> float:
     return float(np.exp(np.mean(np.log(alike))))
 
 
-def single(name: str, call: int, total: int) -> Plan:
+def single(name: str, call: int, total: int) -> CallPlan:
     """The plan that reuses one part at one call."""
     return tuple(Choice((name,)) if i == call else COMPUTE for i in range(total))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from diffaccel.methods.profile import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
+from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
 
 COMPUTED, WITHIN, REPLAYED = "█", "▒", "·"
 WORDS = {COMPUTED: "computed", WITHIN: "attentions and feed-forward networks replayed", REPLAYED: "replayed"}
@@ -14,14 +14,14 @@ _CELL, _LEFT, _TOP = 18, 150, 24
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """A portion of the network: its name, and for each call one of `COMPUTED`, `WITHIN`, `REPLAYED`."""
 
     name: str
     cells: tuple[str, ...]
 
 
-def rows_of(recipe: Recipe) -> list[Row]:
+def rows_of(recipe: Recipe) -> list[PictureRow]:
     """Portions of the network from the deepest up, or transformer blocks from the last down to the first."""
     reused = [{reuse.what for reuse in recipe.reuses if reuse.call == call} for call in range(recipe.total)]
     depths = sorted(int(what.split()[1]) for what in recipe.parts if what.startswith(BRANCH))
@@ -30,13 +30,13 @@ def rows_of(recipe: Recipe) -> list[Row]:
         rows = []
         for index, edge in enumerate(edges):
             name = _between(edges[index - 1] if index else None, edge)
-            rows.append(Row(name, tuple(REPLAYED if what & set(edges[index:]) else COMPUTED for what in reused)))
+            rows.append(PictureRow(name, tuple(REPLAYED if what & set(edges[index:]) else COMPUTED for what in reused)))
         return rows
     inner = [
-        Row(f"{BLOCKS} {first}-{last}", tuple(_cell(what, first) for what in reused))
+        PictureRow(f"{BLOCKS} {first}-{last}", tuple(_cell(what, first) for what in reused))
         for first, last in reversed(_pieces(recipe.parts))
     ]
-    return [*inner, Row("rest", tuple(REPLAYED if OUTPUT in what else COMPUTED for what in reused))]
+    return [*inner, PictureRow("rest", tuple(REPLAYED if OUTPUT in what else COMPUTED for what in reused))]
 
 
 def _pieces(parts: Sequence[str]) -> list[tuple[int, int]]:

@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from diffaccel.accelerate import accelerate
-from diffaccel.branch import Part
-from diffaccel.families import Layout
-from diffaccel.forecast import Forecast
-from diffaccel.host import Host
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import OUTPUT, UNITS, branch_of, prediction
-from diffaccel.schedule import Always
-from diffaccel.signature import Inputs
-from diffaccel.state import Context
+from diffaccel.methods.profile import branch_of, prediction
+from diffaccel.methods.recipe import OUTPUT, UNITS
+from diffaccel.networks import Layout
+from diffaccel.networks.inputs import Inputs
+from diffaccel.reuse.branch import Part
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import Always
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.state import Context
+from diffaccel.runtime.wrapper import Network, Wrapper
 from diffaccel.tune.blend import Gram
-from diffaccel.wrapper import Network, Wrapper
 
 COORDINATES = 1 << 16  # of each part, evenly spaced in each of its features: enough for an angle between two
 

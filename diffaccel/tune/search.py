@@ -6,11 +6,19 @@ from itertools import islice
 
 import numpy as np
 
+from diffaccel.config.words import counted
 from diffaccel.tune.budget import Budget, Score
-from diffaccel.tune.calibration import Calibrated
 from diffaccel.tune.model import Manner, manner
-from diffaccel.tune.space import COMPUTE, Choice, Plan, changed, fixed_plans, neighbours, uniform_plans
-from diffaccel.words import counted
+from diffaccel.tune.probing import Calibrated
+from diffaccel.tune.space import (
+    COMPUTE,
+    CallPlan,
+    Choice,
+    changed,
+    fixed_plans,
+    neighbours,
+    uniform_plans,
+)
 
 STARTS = 14  # most fixed schedules that are run
 EXPANDED, OTHERS = (2, True), ((2, False), (3, True))  # ways in which uniform schedules are tried, the first on all
@@ -33,10 +41,10 @@ class Found:
         tried, accepted, misses: plans run, those of them that were kept, and how far the model was off, dB.
     """
 
-    plan: Plan
+    plan: CallPlan
     score: Score
     start: Score
-    starts: tuple[Plan, ...]
+    starts: tuple[CallPlan, ...]
     tried: int = 0
     accepted: int = 0
     misses: list[float] = field(default_factory=list)
@@ -79,14 +87,14 @@ def search(known: Calibrated, budget: Budget, runs: int, progress: Callable[[str
     return found
 
 
-def _best(seeker: "_Seeker", starts: list[Plan]) -> Found:
+def _best(seeker: "_Seeker", starts: list[CallPlan]) -> Found:
     """The best of the fixed schedules, all of them run."""
     ranked = seeker.ranked(starts)
     score = seeker.run(ranked[0])
     return Found(ranked[0], score, score, tuple(ranked), tried=len(starts))
 
 
-def _take(seeker: "_Seeker", found: Found, plan: Plan, progress: Callable[[str], None]) -> bool:
+def _take(seeker: "_Seeker", found: Found, plan: CallPlan, progress: Callable[[str], None]) -> bool:
     """Run a plan, and keep it if it is better; whether it was."""
     if seeker.known.bench.knows(plan):
         return False
@@ -108,21 +116,21 @@ class _Seeker:
         self.known = known
         self.budget = budget
         self.total = len(next(iter(known.space.grams.values())))
-        self._model: dict[Plan, float] = {}
+        self._model: dict[CallPlan, float] = {}
         self._scales: dict[Manner, float] = {}
 
-    def run(self, plan: Plan) -> Score:
+    def run(self, plan: CallPlan) -> Score:
         """The real score."""
         return self.known.bench.score(self.known.space, plan)
 
-    def expected(self, plan: Plan, near: Plan | None = None) -> Score:
+    def expected(self, plan: CallPlan, near: CallPlan | None = None) -> Score:
         """The model's score, set right by that of a plan nearby which was run."""
         decibels = self._psnr(plan)
         if near is not None and self.known.bench.knows(near):
             decibels += self.run(near).psnr - self._psnr(near)
         return Score(self.known.space.macs(plan), decibels, self._ssim(decibels))
 
-    def starts(self, count: int) -> list[Plan]:
+    def starts(self, count: int) -> list[CallPlan]:
         """Fixed schedules, all of them run: uniform ones, and then those of any kind that promise most.
 
         The uniform ones are what the published methods do, each part with a Taylor expansion of order 1, the best parts
@@ -140,16 +148,16 @@ class _Seeker:
         found += islice(promising, max(0, count - len(found)))
         return [*found, *filter(self._affordable, [(COMPUTE,) * self.total])]
 
-    def ranked(self, plans: list[Plan]) -> list[Plan]:
+    def ranked(self, plans: list[CallPlan]) -> list[CallPlan]:
         """Plans by their real runs, the best first."""
         return sorted(plans, key=lambda plan: self.budget.key(self.run(plan)), reverse=True)
 
-    def _uniform(self, choice: Choice) -> Plan | None:
+    def _uniform(self, choice: Choice) -> CallPlan | None:
         """The uniform schedule of a choice that promises most; None if none can be afforded."""
         plans = filter(self._affordable, uniform_plans(choice, self.total))
         return max(plans, key=lambda plan: self.budget.key(self.expected(plan)), default=None)
 
-    def _learned(self, plans: Iterable[Plan | None]) -> list[Plan]:
+    def _learned(self, plans: Iterable[CallPlan | None]) -> list[CallPlan]:
         """The plans that there are, after they were run and the model was set right by them."""
         found = [plan for plan in plans if plan is not None]
         for plan in found:
@@ -157,19 +165,19 @@ class _Seeker:
         self._model.clear()
         return found
 
-    def _promising(self) -> list[Plan]:
+    def _promising(self) -> list[CallPlan]:
         """Of each kind of fixed schedule the one that promises most in each manner, the best of these first."""
-        kinds: dict[tuple[tuple[str, ...], Manner], Plan] = {}
+        kinds: dict[tuple[tuple[str, ...], Manner], CallPlan] = {}
         for plan in filter(self._affordable, fixed_plans(self.known.space, self.total)):
             choice = next(choice for choice in plan if choice.reused)
             kind = choice.reused, manner(choice)
             kinds[kind] = max(kinds.get(kind, plan), plan, key=lambda p: self.budget.key(self.expected(p)))
         return sorted(kinds.values(), key=lambda plan: self.budget.key(self.expected(plan)), reverse=True)
 
-    def polished(self, plan: Plan) -> Plan:
+    def polished(self, plan: CallPlan) -> CallPlan:
         """A plan improved step by step in the model alone."""
 
-        def key(other: Plan) -> tuple[float, ...]:
+        def key(other: CallPlan) -> tuple[float, ...]:
             return self.budget.key(self.expected(other, plan))
 
         found = max((p for p in self._traded(plan) if self._affordable(p)), key=key)
@@ -180,12 +188,12 @@ class _Seeker:
             found = best
         return found
 
-    def _traded(self, plan: Plan) -> list[Plan]:
+    def _traded(self, plan: CallPlan) -> list[CallPlan]:
         """Plans on the way from one to the best at each of several prices, at which quality is traded for cost."""
         passed = [plan]
         for price in PRICES:
 
-            def worth(other: Plan, price: float = price) -> float:
+            def worth(other: CallPlan, price: float = price) -> float:
                 return self._psnr(other) - price * self.known.space.macs(other)
 
             for _ in range(MODEL_ROUNDS):
@@ -195,20 +203,20 @@ class _Seeker:
                 passed.append(best)
         return passed
 
-    def proposals(self, plan: Plan) -> Iterator[Plan]:
+    def proposals(self, plan: CallPlan) -> Iterator[CallPlan]:
         """Plans near one that were not run, the most promising first."""
         unseen = [other for other in self._reachable(plan) if not self.known.bench.knows(other)]
         yield from sorted(unseen, key=lambda p: self.budget.key(self.expected(p, plan)), reverse=True)
 
-    def _reachable(self, plan: Plan) -> Iterable[Plan]:
+    def _reachable(self, plan: CallPlan) -> Iterable[CallPlan]:
         """Affordable plans near one."""
         return islice((other for other in neighbours(self.known.space, plan) if self._affordable(other)), WIDE)
 
-    def _affordable(self, plan: Plan) -> bool:
+    def _affordable(self, plan: CallPlan) -> bool:
         """Whether a plan keeps a limit of cost; one of quality is for runs to say."""
         return self.budget.wants_quality or self.known.space.macs(plan) <= self.budget.limit + 1e-9
 
-    def _psnr(self, plan: Plan) -> float:
+    def _psnr(self, plan: CallPlan) -> float:
         if plan not in self._model:
             self._model[plan] = self.known.model.psnr(plan, self._scales)
         return self._model[plan]

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from diffaccel.families import Layout, UnsupportedModelError
-from diffaccel.methods.profile import BLOCKS, OUTPUT, UNITS, Recipe, Reuse, branch_of
-from diffaccel.schedule import Steps, Uniform, quadratic_steps
+from diffaccel.methods.profile import branch_of
+from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS, Recipe, Reuse
+from diffaccel.networks import Layout, UnsupportedModelError
+from diffaccel.reuse.schedule import Steps, Uniform, quadratic_steps
 from diffaccel.tune.blend import Gram, blend, taylor
 
 BRANCHES = 4
@@ -31,7 +32,7 @@ class Choice:
 
 
 COMPUTE = Choice()
-Plan = tuple[Choice, ...]  # one choice per call, the first of them COMPUTE
+CallPlan = tuple[Choice, ...]  # one choice per call, the first of them COMPUTE
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class Space:
         """The parts of one kind."""
         return tuple(part for part in self.parts if part.startswith(kind))
 
-    def macs(self, plan: Plan) -> float:
+    def macs(self, plan: CallPlan) -> float:
         """Cost of a plan as a fraction of computing everything."""
         return sum(1 - sum(self.saved[name] for name in choice.reused) for choice in plan) / len(plan)
 
-    def recipe(self, plan: Plan, sampler: tuple[str, str]) -> Recipe:
+    def recipe(self, plan: CallPlan, sampler: tuple[str, str]) -> Recipe:
         """A plan with its weights, as a method takes it."""
         reuses = [
             Reuse(call, name, self.weights(name, call, sources, plan[call].taylor))
@@ -95,7 +96,7 @@ class Space:
         """The weights of a part's features of some calls, the latest first: of a Taylor expansion, or least squares."""
         return taylor(call, sources) if expanded else blend(self.grams[name], call, sources)
 
-    def sources(self, plan: Plan) -> list[dict[str, tuple[int, ...]]]:
+    def sources(self, plan: CallPlan) -> list[dict[str, tuple[int, ...]]]:
         """For each call, and each part that it reuses, the calls whose features are blended, the latest first."""
         found: list[dict[str, tuple[int, ...]]] = []
         known: dict[str, tuple[int, ...]] = dict.fromkeys((*self.parts, OUTPUT), ())
@@ -139,7 +140,7 @@ def space_of(layout: Layout) -> Space:
     return Space(layout, tuple(f"{BLOCKS} {r}" for r in ranges) + (units if known else ()))
 
 
-def fixed_plans(space: Space, total: int) -> Iterator[Plan]:
+def fixed_plans(space: Space, total: int) -> Iterator[CallPlan]:
     """Every fixed schedule as a plan: uniform and quadratic, of each choice of parts, held, blended and expanded."""
     uniform = {tuple(Uniform(n).computed(total)) for n in range(2, total + 1)}
     spreads = uniform | {tuple(sorted({*computed, total - 1})) for computed in uniform}  # IntervalCache's: and the last
@@ -155,19 +156,19 @@ def fixed_plans(space: Space, total: int) -> Iterator[Plan]:
                 yield plan_of(computed, Choice(reused, *way), total)
 
 
-def uniform_plans(choice: Choice, total: int) -> Iterator[Plan]:
+def uniform_plans(choice: Choice, total: int) -> Iterator[CallPlan]:
     """A choice at all calls but every n-th, for every n."""
     for interval in range(2, total + 1):
         yield plan_of(tuple(Uniform(interval).computed(total)), choice, total)
 
 
-def plan_of(computed: Sequence[int], choice: Choice, total: int) -> Plan:
+def plan_of(computed: Sequence[int], choice: Choice, total: int) -> CallPlan:
     """The plan that computes some calls, and makes one choice at all others."""
     steps = Steps(tuple(computed)).steps
     return tuple(COMPUTE if call in steps else choice for call in range(total))
 
 
-def neighbours(space: Space, plan: Plan) -> Iterator[Plan]:
+def neighbours(space: Space, plan: CallPlan) -> Iterator[CallPlan]:
     """Plans that differ in what one call reuses, in the weights of one call, or in two calls that change places."""
     for call in range(1, len(plan)):
         for reused in space.choices:
@@ -182,6 +183,6 @@ def neighbours(space: Space, plan: Plan) -> Iterator[Plan]:
                 yield changed(plan, {call: plan[later], later: plan[call]})
 
 
-def changed(plan: Plan, changes: Mapping[int, Choice]) -> Plan:
+def changed(plan: CallPlan, changes: Mapping[int, Choice]) -> CallPlan:
     """A plan with other choices at some calls."""
     return tuple(changes.get(call, choice) for call, choice in enumerate(plan))

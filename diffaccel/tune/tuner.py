@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from diffaccel.accelerate import accelerate
-from diffaccel.config import check, whole
+from diffaccel.attach.handle import accelerate
+from diffaccel.config.checks import check, whole
 from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import Workload
-from diffaccel.methods.profile import OUTPUT, Evidence, Profile, Recipe, sampler_of
+from diffaccel.methods.profile import Profile, sampler_of
+from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best
 from diffaccel.tune.budget import Budget, Score
-from diffaccel.tune.calibration import Bench, Calibrated, calibrate
+from diffaccel.tune.probing import Bench, Calibrated, calibrate
 from diffaccel.tune.search import Found, search, tightened
-from diffaccel.tune.space import Choice, Plan, plan_of
+from diffaccel.tune.space import CallPlan, Choice, plan_of
 from diffaccel.tune.split import CALIBRATION, split
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Tuner:
         recipe = replace(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
         return Tuned(recipe, score, tuple(fixed))
 
-    def _chosen(self, budget: Budget, runs: int) -> tuple[Found, Plan]:
+    def _chosen(self, budget: Budget, runs: int) -> tuple[Found, CallPlan]:
         """What a search found, and the plan that is the best on the validation prompts among its best and fixed ones.
 
         The search has fitted its own prompts; the validation prompts are the first to tell by how much.
@@ -148,7 +149,7 @@ class Tuner:
         chosen = max(finalists, key=lambda plan: budget.key(self.validation.score(self.known.space, plan)))
         return found, chosen
 
-    def _stricter(self, asked: Budget, budget: Budget, plan: Plan) -> Budget | None:
+    def _stricter(self, asked: Budget, budget: Budget, plan: CallPlan) -> Budget | None:
         """What to search for instead, by how far a plan's held-out runs miss the budget; None if they keep it."""
         if budget.name == "max_time":
             seconds, least = self._seconds(plan), 1 / len(plan)
@@ -173,7 +174,7 @@ class Tuner:
             raise ValueError(f"max_macs {budget.limit:g} cannot be met: the first of {total} calls must compute")
         return budget
 
-    def _seconds(self, plan: Plan | None) -> float:
+    def _seconds(self, plan: CallPlan | None) -> float:
         """Median seconds of one picture; None is the plain pipeline."""
         seen = self.split.seen
         one = Workload(seen.prompts[:1], seen.seeds, seen.settings)

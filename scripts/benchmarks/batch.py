@@ -18,7 +18,7 @@ import torch
 
 from diffaccel.batch.jobs import Job, batches
 from diffaccel.batch.render import Renderer
-from diffaccel.batch.run import Run
+from diffaccel.batch.run import BatchRun
 from diffaccel.batch.store import OutputFolder
 from diffaccel.measure import Judge, captions, interleaved, machine
 from diffaccel.models import defaults, load
@@ -83,7 +83,8 @@ def work(
         folder = stack.enter_context(OutputFolder(place / name))
         settings["dtype"] = dtype
         return lambda: (
-            Run(renderer, folder, batch_size=batch_size)([replace(job, **settings) for job in next(turns)]) and None
+            BatchRun(renderer, folder, batch_size=batch_size)([replace(job, **settings) for job in next(turns)])
+            and None
         )
 
     stock = load(model, dtype="float32", device="cpu")

@@ -18,9 +18,9 @@ from diffaccel import (
     TextKVCache,
     TGate,
     Threshold,
-    accelerate,
 )
-from diffaccel.macs import skeleton
+from diffaccel.attach import handle as accelerate
+from diffaccel.attach.macs import skeleton
 from diffaccel.measure import interleaved
 from diffaccel.methods import Method
 from diffaccel.models import load

@@ -22,14 +22,14 @@ from diffaccel import (
     Taylor,
     TextKVCache,
     TGate,
-    accelerate,
-    calibrate,
 )
+from diffaccel.attach import calibrate
+from diffaccel.attach import handle as accelerate
 from diffaccel.measure import Judge, Timing, captions, compare, interleaved
 from diffaccel.measure.candidates import cache_dit, deepcache_package
 from diffaccel.methods import Method
 from diffaccel.models import load
-from diffaccel.samplers import sampler_named
+from diffaccel.sampling.schedulers import sampler_named
 
 BATCH = 4  # pictures at a time
 GUIDANCE = 2.0

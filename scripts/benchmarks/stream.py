@@ -14,7 +14,7 @@ from benchmarks.shapes import sd15_unet, stream_pipeline
 from benchmarks.turbo import turbo
 
 from diffaccel import DeepCache, SlotCache, StreamEngine, Taylor, Threshold
-from diffaccel.macs import count_macs
+from diffaccel.attach.macs import count_macs
 from diffaccel.measure import interleaved
 from diffaccel.models import load, load_lora, load_vae
 from diffaccel.stream.images import to_frames

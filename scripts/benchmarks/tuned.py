@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from diffaccel.measure import captions, machine
-from diffaccel.methods.profile import UNITS
+from diffaccel.methods.recipe import UNITS
 from diffaccel.models import load
-from diffaccel.samplers import sampler_named
-from diffaccel.schedule import Uniform
+from diffaccel.reuse.schedule import Uniform
+from diffaccel.sampling.schedulers import sampler_named
 from diffaccel.tune import Budget, Tuner, to_text
 
 MODELS = ("emoji-sd", "emoji-dit")

@@ -21,7 +21,7 @@ from reliability.live_strangers import check_bad_messages, check_bombs, check_wa
 from diffaccel import models
 from diffaccel.realtime import protocol
 from diffaccel.realtime.hub import EngineStream
-from diffaccel.realtime.metrics import Tally
+from diffaccel.realtime.metrics import Served
 from diffaccel.realtime.settings import Controls
 
 Options = argparse.Namespace
@@ -82,7 +82,7 @@ def check_slow_reader(_model: str, _place: Path, options: Options) -> str:
             while (left := next_frame - time.monotonic()) > 0:
                 with suppress(TimeoutError):
                     message = client.read(left)
-                    if isinstance(message, protocol.Picture):
+                    if isinstance(message, protocol.PictureMessage):
                         oldest = max(oldest, time.monotonic() - sent[message.id])
                         unshown = message.id
             if unshown and time.monotonic() > pause:
@@ -186,7 +186,7 @@ def check_errors(model: str, _place: Path, options: Options) -> str:
     return f"{2 * (count // 50)} errors, the next frame after at most {slowest * 1000:.0f} ms"
 
 
-def is_settled(tally: Tally) -> bool:
+def is_settled(tally: Served) -> bool:
     """Whether every frame that arrived has ended somehow."""
     return sum(tally.outcomes.values()) == tally.received
 
@@ -232,7 +232,7 @@ def check_prompts(model: str, _place: Path, options: Options) -> str:
             message = client.read(20)
             assert not (isinstance(message, dict) and message["type"] == "problem"), message
             last = message["values"] if isinstance(message, dict) and message["type"] == "controls" else last
-            if isinstance(message, protocol.Picture):
+            if isinstance(message, protocol.PictureMessage):
                 client.shown(message.id)
     return f"{count} changes of seven controls among {4 * count} frames"
 

@@ -53,7 +53,7 @@ class Camera:
                 message = client.read(left)
             except TimeoutError:
                 return
-            if isinstance(message, protocol.Picture):
+            if isinstance(message, protocol.PictureMessage):
                 client.shown(message.id)
                 self.ids.append(message.id)
                 self.ages.append(time.monotonic() - self.sent[message.id])

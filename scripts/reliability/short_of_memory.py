@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.render import Renderer
-from diffaccel.batch.run import Run
+from diffaccel.batch.run import BatchRun
 from diffaccel.batch.store import OutputFolder
 from diffaccel.models import load
 
@@ -34,12 +34,12 @@ def main() -> None:
         renderer._pipe.unet.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
         before = memory("VmSize")
         with OutputFolder(place / "alone") as folder:
-            alone = Run(renderer, folder, batch_size=1)(jobs).done
+            alone = BatchRun(renderer, folder, batch_size=1)(jobs).done
         sizes.clear()
         limit = memory("VmPeak") + (memory("VmPeak") - before) // 2
         resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
         with OutputFolder(place / "short") as folder:
-            done = Run(renderer, folder, batch_size=8)(jobs).done
+            done = BatchRun(renderer, folder, batch_size=8)(jobs).done
         resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
     print(json.dumps({"done": done, "alone": alone, "sizes": sizes}))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.distribute import Part, Processes, WorkerError, rank, render_part, split
+from diffaccel.batch.distribute import Processes, Share, WorkerError, rank, render_part, split
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pipeline import Placement
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
+from diffaccel.models.placement import Placement
 
 pytestmark = pytest.mark.slow
 
@@ -23,8 +23,8 @@ JOBS = tuple(
 )
 
 
-def part(tiny_sd: Path, **options: object) -> Part:
-    return Part(JOBS, models.resolve(tiny_sd), batch_size=2, **options)  # type: ignore[arg-type]
+def part(tiny_sd: Path, **options: object) -> Share:
+    return Share(JOBS, models.resolve(tiny_sd), batch_size=2, **options)  # type: ignore[arg-type]
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: P
 def test_the_first_failure_stops_all_processes_where_that_is_asked(tiny_sd: Path, tmp_path: Path) -> None:
     bad = replace(JOBS[0], id="bad", init_image="nowhere.png")
     many = tuple(replace(job, id=f"{job.id}-{turn}") for turn in range(40) for job in JOBS)
-    whole = Part((bad, *many), models.resolve(tiny_sd), batch_size=2, fail_fast=True)
+    whole = Share((bad, *many), models.resolve(tiny_sd), batch_size=2, fail_fast=True)
     with OutputFolder(tmp_path) as folder:
         summary, _ = Processes(folder, lambda record: None)(whole, 2)
     assert summary.failed == 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffaccel.batch.energy import EnergyMeter
+from diffaccel.measure.energy import EnergyMeter
 
 CUDA = [torch.device("cuda", index) for index in (0, 1)]
 

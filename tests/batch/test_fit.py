@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from diffaccel import models
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.batch.fit import misfits
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
-from diffaccel.families import UnsupportedModelError
+from diffaccel.networks import UnsupportedModelError
 
 JOB = Job(id="a", prompt="p", seed=0, model="m", dtype="float32", steps=20, scheduler="dpm++")
 SPECS = (

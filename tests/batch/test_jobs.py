@@ -5,54 +5,58 @@ from dataclasses import replace
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.jobs import Job, Plan, Source, batches, plan_jobs, row_id, shard
+from diffaccel.batch.jobs import Ingredients, Job, JobPlan, batches, plan_jobs, row_id, shard
 from diffaccel.batch.readers import BadRow, PlacedRow
-from diffaccel.batch.settings import Row, Settings
+from diffaccel.batch.settings import PictureSettings, PromptRow
 
 
 def plan(
-    *rows: Row | BadRow, model: str = "some/model", num_images: int = 1, cache: str = "none", **options: object
-) -> Plan:
-    settings = Settings.model_validate(options)
+    *rows: PromptRow | BadRow, model: str = "some/model", num_images: int = 1, cache: str = "none", **options: object
+) -> JobPlan:
+    settings = PictureSettings.model_validate(options)
     placed = [row if isinstance(row, BadRow) else PlacedRow(f"p:{line}", row) for line, row in enumerate(rows, 1)]
-    return plan_jobs(placed, settings, Source(model, "float32"), cache=cache, num_images=num_images)
+    return plan_jobs(placed, settings, Ingredients(model, "float32"), cache=cache, num_images=num_images)
 
 
 def test_row_comes_before_options_before_the_models_defaults() -> None:
-    first, second = plan(Row(prompt="a", steps=5), Row(prompt="b"), model="emoji-sd", steps=7, guidance_scale=3.0).jobs
+    first, second = plan(
+        PromptRow(prompt="a", steps=5), PromptRow(prompt="b"), model="emoji-sd", steps=7, guidance_scale=3.0
+    ).jobs
     assert (first.steps, second.steps) == (5, 7)
     assert first.guidance_scale == 3.0
     assert (first.scheduler, first.width, first.cache) == ("dpm++", 128, "none")
 
 
 def test_a_bundled_lora_brings_its_own_defaults() -> None:
-    (job,) = plan(Row(prompt="a"), model="emoji-sd", lora="emoji-lcm-lora").jobs
+    (job,) = plan(PromptRow(prompt="a"), model="emoji-sd", lora="emoji-lcm-lora").jobs
     assert (job.steps, job.guidance_scale, job.scheduler, job.cache, job.width) == (4, 1.0, "lcm", "none", 128)
 
 
 def test_bundled_model_is_cached_by_default() -> None:
-    assert plan(Row(prompt="a"), model="emoji-sd").jobs[0].cache == models.defaults("emoji-sd")["cache"]
+    assert plan(PromptRow(prompt="a"), model="emoji-sd").jobs[0].cache == models.defaults("emoji-sd")["cache"]
 
 
 @pytest.mark.parametrize(("steps", "cached"), [(None, True), (10, True), (9, False)])
 def test_few_steps_are_not_cached_unless_asked(steps: int | None, cached: bool) -> None:
-    rows = (Row(prompt="a", steps=steps), Row(prompt="b", steps=steps, cache="deepcache:interval=2"))
+    rows = (PromptRow(prompt="a", steps=steps), PromptRow(prompt="b", steps=steps, cache="deepcache:interval=2"))
     default, asked = plan(*rows, cache="deepcache").jobs
     assert default.cache == ("deepcache" if cached else "none")
     assert asked.cache == "deepcache:interval=2"
 
 
 def test_id_and_seed_depend_on_the_row_alone() -> None:
-    alone = plan(Row(prompt="A red  heart!")).jobs[0]
-    among = plan(Row(prompt="b"), Row(prompt="A red  heart!"), num_images=3, steps=9).jobs
-    assert alone.id == among[3].id == row_id(Row(prompt="A red  heart!"))
+    alone = plan(PromptRow(prompt="A red  heart!")).jobs[0]
+    among = plan(PromptRow(prompt="b"), PromptRow(prompt="A red  heart!"), num_images=3, steps=9).jobs
+    assert alone.id == among[3].id == row_id(PromptRow(prompt="A red  heart!"))
     assert alone.id.startswith("a-red-heart-")
     assert [job.seed - alone.seed for job in among[3:]] == [0, 1, 2]
     assert [job.id.removeprefix(alone.id) for job in among[3:]] == ["", "-2", "-3"]
 
 
 def test_given_seed_counts_up() -> None:
-    assert [job.seed for job in plan(Row(prompt="a"), Row(prompt="b", seed=40), num_images=2, seed=7).jobs] == [
+    assert [
+        job.seed for job in plan(PromptRow(prompt="a"), PromptRow(prompt="b", seed=40), num_images=2, seed=7).jobs
+    ] == [
         7,
         8,
         40,
@@ -61,22 +65,22 @@ def test_given_seed_counts_up() -> None:
 
 
 def test_seeds_begin_again_after_the_last() -> None:
-    assert [job.seed for job in plan(Row(prompt="a", seed=2**63 - 1), num_images=2).jobs] == [2**63 - 1, 0]
+    assert [job.seed for job in plan(PromptRow(prompt="a", seed=2**63 - 1), num_images=2).jobs] == [2**63 - 1, 0]
 
 
 def test_id_of_a_prompt_without_latin_letters() -> None:
-    assert row_id(Row(prompt="心")).startswith("image-")
-    assert row_id(Row(prompt="Ein schöner Käfer")).startswith("ein-schoner-kafer-")
+    assert row_id(PromptRow(prompt="心")).startswith("image-")
+    assert row_id(PromptRow(prompt="Ein schöner Käfer")).startswith("ein-schoner-kafer-")
 
 
 def test_repeated_rows_are_counted_and_rendered_once() -> None:
-    result = plan(Row(prompt="a"), Row(prompt="a"), Row(prompt="a", seed=1), num_images=2)
+    result = plan(PromptRow(prompt="a"), PromptRow(prompt="a"), PromptRow(prompt="a", seed=1), num_images=2)
     assert len(result.jobs) == 4
     assert result.duplicates == 2
 
 
 def test_one_id_for_two_rows_is_refused() -> None:
-    result = plan(Row(prompt="a", custom_id="One"), Row(prompt="b", custom_id="one"))
+    result = plan(PromptRow(prompt="a", custom_id="One"), PromptRow(prompt="b", custom_id="one"))
     assert [job.prompt for job in result.jobs] == ["a"]
     problem = "custom_id one: p:1 has this id too and other settings; that one is rendered"
     assert result.bad == (BadRow("p:2", problem),)
@@ -93,14 +97,14 @@ def test_fingerprint_covers_everything_but_the_name() -> None:
 
 
 def test_batches_are_full_and_share_their_settings() -> None:
-    rows = [Row(prompt=f"p{number}", steps=2 + number % 2) for number in range(7)]
+    rows = [PromptRow(prompt=f"p{number}", steps=2 + number % 2) for number in range(7)]
     sizes = [[job.steps for job in batch] for batch in batches(plan(*rows).jobs, 3)]
     assert sizes == [[2, 2, 2], [2], [3, 3, 3]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_shards_are_the_batches_of_the_whole_dealt_out(batch_size: int) -> None:
-    jobs = plan(*(Row(prompt=f"p{number}", steps=2 + number % 2) for number in range(41))).jobs
+    jobs = plan(*(PromptRow(prompt=f"p{number}", steps=2 + number % 2) for number in range(41))).jobs
     parts = [shard(jobs, index, 4, batch_size) for index in (1, 2, 3, 4)]
     assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
     assert max(map(len, parts)) - min(map(len, parts)) <= 2 * batch_size

@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from torch._inductor.exc import InductorError
 
 from diffaccel import models
-from diffaccel.batch.pipeline import Placement, _rebuilding, devices, open_pipeline
+from diffaccel.models.placement import Placement, _rebuilding, devices, open_pipeline
 
 
 def test_another_autoencoder(tiny_sd: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_device_maps_need_an_accelerator(tiny_sd: Path) -> None:
 
 def test_devices_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices(Placement("cpu"), 3) == [torch.device("cpu")]
-    monkeypatch.setattr("diffaccel.batch.pipeline.choose_device", lambda device: torch.device(device or "cuda"))
+    monkeypatch.setattr("diffaccel.models.placement.choose_device", lambda device: torch.device(device or "cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
     assert devices(Placement()) == [torch.device("cuda")]
     assert devices(Placement("cuda:2"), 2) == [torch.device("cuda:2")]

@@ -10,7 +10,7 @@ import pytest
 
 from diffaccel import models
 from diffaccel.batch import ray_engine
-from diffaccel.batch.distribute import Part, render_part
+from diffaccel.batch.distribute import Share, render_part
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
@@ -23,15 +23,15 @@ JOBS = tuple(
 UNUSABLE = Job(id="bad", prompt="p", seed=0, model="m", dtype="float32", steps=2, init_image="missing.png")
 
 
-def part(tiny_sd: Path, *jobs: Job) -> Part:
-    return Part(jobs, models.resolve(tiny_sd), batch_size=2)
+def part(tiny_sd: Path, *jobs: Job) -> Share:
+    return Share(jobs, models.resolve(tiny_sd), batch_size=2)
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-def in_one_process(asked: Part, folder: Path) -> dict[str, bytes]:
+def in_one_process(asked: Share, folder: Path) -> dict[str, bytes]:
     with OutputFolder(folder) as opened:
         render_part(asked, opened, lambda record: None)
     return pictures(folder)
@@ -52,7 +52,7 @@ def test_models_are_found_on_other_machines(tiny_sd: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tiny_sd.parent)
     relative = ray_engine._portable(part(Path(tiny_sd.name), *JOBS))
     assert relative.source.name == str(tiny_sd)
-    bundled = Part(JOBS, models.ModelSource("emoji-sd", models.BUNDLED["emoji-sd"].folder, {}))
+    bundled = Share(JOBS, models.ModelSource("emoji-sd", models.BUNDLED["emoji-sd"].folder, {}))
     assert ray_engine._portable(bundled).source.name == "emoji-sd"
 
 

@@ -9,10 +9,10 @@ import pyarrow.parquet
 import pytest
 
 from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
-from diffaccel.batch.settings import Row
+from diffaccel.batch.settings import PromptRow
 
 
-def read(*arguments: str | Path, stdin: str = "") -> list[Row | BadRow]:
+def read(*arguments: str | Path, stdin: str = "") -> list[PromptRow | BadRow]:
     found = read_rows([str(argument) for argument in arguments], io.StringIO(stdin))
     return [each if isinstance(each, BadRow) else each.row for each in found]
 
@@ -23,12 +23,12 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def test_arguments_are_prompts() -> None:
-    assert read("a red heart", " a panda ") == [Row(prompt="a red heart"), Row(prompt="a panda")]
+    assert read("a red heart", " a panda ") == [PromptRow(prompt="a red heart"), PromptRow(prompt="a panda")]
 
 
 def test_text_file_has_one_prompt_a_line(tmp_path: Path) -> None:
     file = write(tmp_path / "prompts.txt", "\ufeffa red heart\r\n\n  a panda  \n")
-    assert read(file) == [Row(prompt="a red heart"), Row(prompt="a panda")]
+    assert read(file) == [PromptRow(prompt="a red heart"), PromptRow(prompt="a panda")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
@@ -39,7 +39,7 @@ def test_text_file_has_one_prompt_a_line(tmp_path: Path) -> None:
 def test_utf_16_with_its_mark_is_read(tmp_path: Path, name: str, text: str, encoding: str) -> None:
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     file = write(tmp_path / name, (mark + text).encode(encoding))
-    assert read(file) == [Row(prompt="café"), Row(prompt="猫")]
+    assert read(file) == [PromptRow(prompt="café"), PromptRow(prompt="猫")]
 
 
 def test_utf_16_that_is_cut_short_is_named(tmp_path: Path) -> None:
@@ -50,53 +50,59 @@ def test_utf_16_that_is_cut_short_is_named(tmp_path: Path) -> None:
 
 def test_csv_columns_are_settings_and_empty_ones_are_absent(tmp_path: Path) -> None:
     file = write(tmp_path / "p.csv", 'prompt,seed,size,custom_id\n"heart, red",7,64x32,one\npanda,,,\n')
-    assert read(file) == [Row(prompt="heart, red", seed=7, width=64, height=32, custom_id="one"), Row(prompt="panda")]
+    assert read(file) == [
+        PromptRow(prompt="heart, red", seed=7, width=64, height=32, custom_id="one"),
+        PromptRow(prompt="panda"),
+    ]
 
 
 def test_json_lines(tmp_path: Path) -> None:
     rows = [{"prompt": "heart", "steps": 4, "guidance_scale": 1.5}, {"prompt": "panda", "cache": "none"}]
     file = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
-    assert read(file) == [Row(prompt="heart", steps=4, guidance_scale=1.5), Row(prompt="panda", cache="none")]
+    assert read(file) == [
+        PromptRow(prompt="heart", steps=4, guidance_scale=1.5),
+        PromptRow(prompt="panda", cache="none"),
+    ]
 
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(
         pyarrow.table({"prompt": ["heart", "panda"], "seed": [1, None]}), tmp_path / "p.parquet"
     )
-    assert read(tmp_path / "p.parquet") == [Row(prompt="heart", seed=1), Row(prompt="panda")]
+    assert read(tmp_path / "p.parquet") == [PromptRow(prompt="heart", seed=1), PromptRow(prompt="panda")]
 
 
 def test_yaml_grid_is_every_combination(tmp_path: Path) -> None:
     file = write(tmp_path / "p.yaml", "prompt: [heart, panda]\nseed: [1, 2, 3]\nsteps: 4\n")
     rows = read(file)
     assert len(rows) == 6
-    assert rows[1] == Row(prompt="heart", seed=2, steps=4)
+    assert rows[1] == PromptRow(prompt="heart", seed=2, steps=4)
 
 
 def test_several_grids(tmp_path: Path) -> None:
     file = write(tmp_path / "p.yml", "- {prompt: heart, cache: [none, 'deepcache:interval=2']}\n- {prompt: panda}\n")
-    assert [row.cache for row in read(file) if isinstance(row, Row)] == ["none", "deepcache:interval=2", None]
+    assert [row.cache for row in read(file) if isinstance(row, PromptRow)] == ["none", "deepcache:interval=2", None]
 
 
 def test_files_that_a_row_names_are_looked_for_beside_its_own(tmp_path: Path) -> None:
     (tmp_path / "start.png").touch()
     file = write(tmp_path / "p.csv", "prompt,init_image,lora\na,start.png,\nb,elsewhere.png,emoji-lcm-lora\n")
     beside, other = read(file)
-    assert beside == Row(prompt="a", init_image=str(tmp_path / "start.png"))
-    assert other == Row(prompt="b", init_image="elsewhere.png", lora="emoji-lcm-lora")
+    assert beside == PromptRow(prompt="a", init_image=str(tmp_path / "start.png"))
+    assert other == PromptRow(prompt="b", init_image="elsewhere.png", lora="emoji-lcm-lora")
 
 
 def test_standard_input_takes_prompts_and_json() -> None:
     assert read("-", stdin='heart\n\n{"prompt": "panda", "seed": 3}\n') == [
-        Row(prompt="heart"),
-        Row(prompt="panda", seed=3),
+        PromptRow(prompt="heart"),
+        PromptRow(prompt="panda", seed=3),
     ]
 
 
 def test_bytes_on_standard_input_that_are_no_text() -> None:
     stdin = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfheart\n\xff\xfe\ncaf\xc3\xa9\n"), encoding="ascii")
     first, bad, last = read_rows(["-"], stdin)
-    assert (first, last) == (PlacedRow("-:1", Row(prompt="heart")), PlacedRow("-:3", Row(prompt="café")))
+    assert (first, last) == (PlacedRow("-:1", PromptRow(prompt="heart")), PlacedRow("-:3", PromptRow(prompt="café")))
     assert isinstance(bad, BadRow)
     assert bad.where == "-:2"
 
@@ -146,13 +152,13 @@ def test_bad_row_is_named_and_the_next_one_read(tmp_path: Path, line: bytes, rea
     assert reason in bad.error
     assert len(bad.error) < 400
     assert bad.where == f"{file}:1"
-    assert good == Row(prompt="good")
+    assert good == PromptRow(prompt="good")
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     bad, good = read(write(tmp_path / "p.txt", b"\xf0\xfe\n caf\xc3\xa9\n"))
     assert isinstance(bad, BadRow)
-    assert good == Row(prompt="café")
+    assert good == PromptRow(prompt="café")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "parquet", "yaml"])
@@ -191,7 +197,7 @@ def test_a_file_of_another_kind_is_not_taken_for_a_prompt(tmp_path: Path) -> Non
         read(tmp_path / "p.json")
     (tmp_path / "cat").touch()
     long = "a.b " * 2000
-    assert read(tmp_path / "cat", "nowhere.json", tmp_path, long, "a\0.b")[3] == Row(prompt=long)
+    assert read(tmp_path / "cat", "nowhere.json", tmp_path, long, "a\0.b")[3] == PromptRow(prompt=long)
 
 
 @pytest.mark.parametrize(

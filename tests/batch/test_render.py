@@ -11,7 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from diffaccel import models
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.render import Renderer, RenderError
 from diffaccel.methods import DeepCache

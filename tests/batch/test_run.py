@@ -14,11 +14,11 @@ from PIL import Image
 
 from diffaccel.batch import store
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.line import is_out_of_memory
 from diffaccel.batch.render import Rendered
-from diffaccel.batch.run import Run
+from diffaccel.batch.run import BatchRun
 from diffaccel.batch.store import OutputFolder, Record, StoreError, read_manifest, to_render
 from diffaccel.batch.summary import Summary
+from diffaccel.models.placement import is_out_of_memory
 
 JOBS = [Job(id=f"j{number}", prompt=f"p{number}", seed=number, model="m", dtype="float32") for number in range(10)]
 
@@ -49,7 +49,7 @@ class FakeRenderer:
 
 def run(folder: Path, renderer: FakeRenderer, jobs: Sequence[Job] = JOBS, **options: object) -> Summary:
     with OutputFolder(folder) as opened:
-        return Run(renderer, opened, **options)(jobs)  # type: ignore[arg-type]
+        return BatchRun(renderer, opened, **options)(jobs)  # type: ignore[arg-type]
 
 
 def test_every_picture_is_written_and_recorded_in_order(tmp_path: Path) -> None:

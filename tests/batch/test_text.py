@@ -9,7 +9,7 @@ from diffusers import PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
 from diffaccel import models
-from diffaccel.batch.text import TextMemory, encode_ahead
+from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from PIL import Image
 from diffaccel.batch.metadata import encode, read_job
 from diffaccel.batch.store import OutputFolder, read_manifest
 from diffaccel.cli import main
-from diffaccel.families import layout_of
 from diffaccel.methods import Recipe
-from diffaccel.methods.profile import Reuse, sampler_of
+from diffaccel.methods.profile import sampler_of
+from diffaccel.methods.recipe import Reuse
+from diffaccel.networks import layout_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.render import Rendered
-from diffaccel.batch.run import Run
+from diffaccel.batch.run import BatchRun
 from diffaccel.batch.store import OutputFolder, read_manifest, to_render
 
 JOBS = [Job(id=f"j{number:03}", prompt=f"p{number}", seed=number, model="m", dtype="float32") for number in range(60)]
@@ -41,7 +41,7 @@ def paint(seed: int) -> Image.Image:
 
 def render_the_rest(folder: Path) -> None:
     with OutputFolder(folder) as opened:
-        Run(SlowRenderer(), opened, batch_size=2)(to_render(JOBS, folder))  # type: ignore[arg-type]
+        BatchRun(SlowRenderer(), opened, batch_size=2)(to_render(JOBS, folder))  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

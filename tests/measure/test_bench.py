@@ -16,14 +16,14 @@ from tiny_transformers import TRANSFORMERS
 
 from diffaccel import DeepCache, models
 from diffaccel._diffusers import first_block_cache, hooks_of
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
+from diffaccel.attach.macs import count_macs
 from diffaccel.cli import main
-from diffaccel.macs import count_macs
 from diffaccel.measure.bench import Benchmark, bench
 from diffaccel.measure.candidates import PLAIN, Candidate, calibrated, fewer_steps, ours, peers
 from diffaccel.measure.chart import Point, front, pareto
 from diffaccel.measure.machine import machine
-from diffaccel.measure.report import Setting, write_report
+from diffaccel.measure.page import Setting, write_report
 from diffaccel.measure.trace import write_trace
 from diffaccel.measure.workload import Workload
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import ControlNetModel, MultiControlNetModel, StableDiffusionControlNetPipeline
 from tiny_networks import generate, pipeline, sd_unet
 
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache, EncoderPropagation, TextKVCache
-from diffaccel.schedule import Steps, Threshold
+from diffaccel.reuse.schedule import Steps, Threshold
 
 IMAGE = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(9))
 

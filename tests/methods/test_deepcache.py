@@ -9,10 +9,10 @@ from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
 from tiny_networks import generate, pipeline, sd_unet, sdxl_unet, unet_inputs
 from unet_reference import ReferenceDeepCache
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import layout_of
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
-from diffaccel.schedule import Quadratic, Steps, Threshold
+from diffaccel.networks import layout_of
+from diffaccel.reuse.schedule import Quadratic, Steps, Threshold
 
 TIMESTEPS = torch.linspace(981, 1, 7)
 

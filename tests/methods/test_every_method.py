@@ -13,8 +13,8 @@ import torch
 from method_cases import CALLS, CASES, Case, stored_outputs
 from tiny_networks import UNETS, network_inputs
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import UnsupportedModelError
+from diffaccel.attach.handle import accelerate
+from diffaccel.networks import UnsupportedModelError
 
 TABLE = [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.on]
 REFUSED = [(case, name) for case in CASES for name in UNETS if name not in case.on]

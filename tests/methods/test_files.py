@@ -9,7 +9,7 @@ import pytest
 from diffaccel.batch.settings import parse_cache, write_cache
 from diffaccel.methods import CalibratedCache, DeepCache, KindSteps, Profile, TGate, load_methods
 from diffaccel.methods.calibrated_cache import Calibration
-from diffaccel.methods.profile import Evidence, Recipe, Reuse
+from diffaccel.methods.recipe import Evidence, Recipe, Reuse
 
 CALIBRATION = Calibration("Net", "abc", 8, 0.1, (KindSteps("self_attention", (0, 3)), KindSteps("feed_forward", (0,))))
 METHODS = (DeepCache(interval=5, branch=1), TGate())

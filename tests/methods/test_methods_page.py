@@ -9,9 +9,9 @@ import pytest
 import diffaccel
 from diffaccel.batch.settings import parse_guidance
 from diffaccel.config import Config
-from diffaccel.guidance import Guidance
 from diffaccel.methods import Method, parse, parse_all
-from diffaccel.schedule import Schedule
+from diffaccel.reuse.schedule import Schedule
+from diffaccel.sampling.guidance import Guidance
 from diffaccel.stream.slot_cache import SlotCache
 
 PAGE = make_method_docs.PAGE.read_text(encoding="utf-8")

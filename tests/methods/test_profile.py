@@ -10,10 +10,20 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from tiny_networks import generate, pipeline, sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel import DeepCache, DeltaCache, IntervalCache, Profile, Recipe, Steps, Taylor, Uniform, accelerate
-from diffaccel.families import layout_of
+from diffaccel import (
+    DeepCache,
+    DeltaCache,
+    IntervalCache,
+    Profile,
+    Recipe,
+    Steps,
+    Taylor,
+    Uniform,
+)
+from diffaccel.attach import handle as accelerate
 from diffaccel.methods import Evidence, Reuse, load_methods
 from diffaccel.methods.profile import sampler_of
+from diffaccel.networks import layout_of
 
 TIMESTEPS = torch.linspace(981, 1, 6)
 SCHEDULER = DDIMScheduler(steps_offset=1, clip_sample=False)

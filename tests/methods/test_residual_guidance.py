@@ -15,10 +15,10 @@ from diffusers import (
 from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
 from tiny_networks import TEXT, generate, pipeline, sd_unet
 
-from diffaccel.accelerate import accelerate
-from diffaccel.forecast import Taylor
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache, Method, ResidualGuidance, TGate
-from diffaccel.noise import NoiseLevels
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.sampling.noise_levels import NoiseLevels
 
 SCALE = 1.3
 

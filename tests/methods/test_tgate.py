@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_networks import generate, pipeline, sd_unet
 
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import TGate
 
 

@@ -13,10 +13,8 @@ from test_transformers import build, outputs, run_inputs
 from tiny_networks import sd_unet
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel.accelerate import accelerate
-from diffaccel.calibrate import calibrate, relative_error
-from diffaccel.families import UnsupportedModelError
-from diffaccel.forecast import Taylor
+from diffaccel.attach.calibrate import calibrate, relative_error
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import (
     BlockCache,
     CalibratedCache,
@@ -27,6 +25,8 @@ from diffaccel.methods import (
     Method,
     TextKVCache,
 )
+from diffaccel.networks import UnsupportedModelError
+from diffaccel.reuse.forecast import Taylor
 
 PROFILE = Calibration("DiTTransformer2DModel", "0" * 16, 6, 0.1, (KindSteps("feed_forward", (0, 3)),))
 METHODS = [

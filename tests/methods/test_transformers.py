@@ -9,11 +9,18 @@ from diffusers import ConfigMixin, ModelMixin
 from tiny_transformers import TRANSFORMERS
 from transformer_reference import ReferenceBlocks, ReferenceUnits
 
-from diffaccel.accelerate import accelerate
-from diffaccel.families import UnsupportedModelError, layout_of
-from diffaccel.forecast import Taylor
-from diffaccel.methods import BlockCache, CalibratedCache, Calibration, DeltaCache, IntervalCache, KindSteps
-from diffaccel.schedule import Always
+from diffaccel.attach.handle import accelerate
+from diffaccel.methods import (
+    BlockCache,
+    CalibratedCache,
+    Calibration,
+    DeltaCache,
+    IntervalCache,
+    KindSteps,
+)
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.schedule import Always
 
 pytestmark = [  # what the networks themselves say
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.settings import Settings
+from diffaccel.batch.settings import PictureSettings
 from diffaccel.models import catalogue
 
 
@@ -40,7 +40,7 @@ def test_a_classifier_is_not_a_pipeline() -> None:
 
 @pytest.mark.parametrize("row", models.BUNDLED.values(), ids=lambda row: row.name)
 def test_defaults_are_valid_settings(row: models.Bundled) -> None:
-    assert Settings(**row.defaults).given() == dict(row.defaults)
+    assert PictureSettings(**row.defaults).given() == dict(row.defaults)
     assert models.defaults(row.name) == row.defaults
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from tiny_networks import generate, pipeline, sd_unet, sdxl_unet
 
-from diffaccel.accelerate import accelerate
+from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
 
 PAIRS = [(2, 0), (3, 0), (5, 0), (3, 1), (2, 2), (3, 3), (4, 4), (2, 5), (5, 7), (3, 8)]

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, SelfNegative
+from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, SelfNegative
 from diffaccel.stream.engine import StreamEngine
 
 DATA = Path(__file__).parents[1] / "data"

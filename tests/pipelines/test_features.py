@@ -13,9 +13,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from stock_cases import CASES, Case
 
-from diffaccel import accelerate
-from diffaccel.fast_pipeline import as_methods
+from diffaccel.attach import handle as accelerate
 from diffaccel.methods import Method
+from diffaccel.methods.spelled import as_methods
 
 NAMES = {case.name: case for case in CASES}
 WITH_UNETS = [NAMES[name] for name in ("sd", "sdxl", "sd-image", "sd-inpaint", "sd-control", "animatediff")]

@@ -9,7 +9,14 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
 
-from diffaccel import DeepCache, OneTimeNegative, SelfNegative, SimilarityFilter, SlotCache, StreamEngine
+from diffaccel import (
+    DeepCache,
+    OneTimeNegative,
+    SelfNegative,
+    SimilarityFilter,
+    SlotCache,
+    StreamEngine,
+)
 from diffaccel.pipelines import StreamDiffusionPipeline
 
 FRAMES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diffaccel import models
-from diffaccel.guidance import SelfNegative
+from diffaccel.sampling.guidance import SelfNegative
 from diffaccel.stream.engine import StreamEngine
 
 

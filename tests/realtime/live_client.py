@@ -111,7 +111,7 @@ class Client:
         if isinstance(message, str):
             return json.loads(message)
         if protocol.is_picture(message):
-            return protocol.Picture.unpack(message)
+            return protocol.PictureMessage.unpack(message)
         return protocol.Taken.unpack(message)
 
     def wait(self, wanted: str | type, timeout: float = 5) -> Any:
@@ -125,14 +125,14 @@ class Client:
                 return message
         raise TimeoutError(f"no {wanted}")
 
-    def picture(self) -> protocol.Picture:
+    def picture(self) -> protocol.PictureMessage:
         """The next picture, acknowledged."""
-        picture: protocol.Picture = self.wait(protocol.Picture)
+        picture: protocol.PictureMessage = self.wait(protocol.PictureMessage)
         self.shown(picture.id)
         return picture
 
 
-def colour(picture: protocol.Picture) -> list[int]:
+def colour(picture: protocol.PictureMessage) -> list[int]:
     """Mean colour."""
     return np.asarray(protocol.decode(picture.jpeg)).mean((0, 1)).round().astype(int).tolist()
 

@@ -135,7 +135,7 @@ def test_the_page_draws_its_controls_and_changes_them(settings: LiveSettings) ->
             assert values.items() <= told.items()
         client.frame()
         client.frame()
-        assert client.wait(protocol.Picture)
+        assert client.wait(protocol.PictureMessage)
         client.controls(controlnet_scale=9)
         assert "controlnet_scale" in client.wait("problem")["message"]
 

@@ -14,9 +14,9 @@ from fastapi import WebSocket, WebSocketDisconnect
 from live_client import SIZE, Client, StubStream, colour, jpeg, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from diffaccel.media.errors import MediaError
 from diffaccel.realtime import protocol
 from diffaccel.realtime.connection import Connection
-from diffaccel.realtime.errors import MediaError
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
@@ -177,7 +177,7 @@ def test_a_failing_network_is_reported_and_goes_on() -> None:
             message = client.read()
             while isinstance(message, protocol.Taken) or (message.__class__ is dict and message["type"] != "problem"):
                 message = client.read()
-            if isinstance(message, protocol.Picture):
+            if isinstance(message, protocol.PictureMessage):
                 client.shown(message.id)
             else:
                 kinds.append(message["kind"])
@@ -205,7 +205,7 @@ def test_a_slow_reader_gets_the_latest_picture() -> None:
         stats = client.wait("stats")
         assert until(lambda: client.wait("stats")["shown"] + stats["dropped"] >= 20)
         client.shown(2)
-        assert client.wait(protocol.Picture).id == 20
+        assert client.wait(protocol.PictureMessage).id == 20
 
 
 @pytest.mark.parametrize(

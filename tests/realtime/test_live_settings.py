@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.hub import EngineStream
 from diffaccel.realtime.settings import MOTION, Controls, LiveSettings, picture_size, stream_arguments
-from diffaccel.schedule import Threshold
+from diffaccel.reuse.schedule import Threshold
+from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 
 SMALL = LiveSettings(width=64, height=32)
 

@@ -19,28 +19,29 @@ import numpy as np
 import pytest
 import videos
 
-from diffaccel.realtime import local, sinks, sources
-from diffaccel.realtime.errors import MediaError
+from diffaccel.media import sources
+from diffaccel.media.errors import MediaError
+from diffaccel.media.sources import Camera, FrameSource, Playback, open_source
+from diffaccel.media.video_reader import DecodedFrame
+from diffaccel.realtime import local, sinks
 from diffaccel.realtime.local import FAILURES_IN_A_ROW, LiveReport, run
 from diffaccel.realtime.protocol import decode
 from diffaccel.realtime.sinks import Recording, open_sink
-from diffaccel.realtime.sources import Camera, Playback, Source, open_source
-from diffaccel.realtime.video_reader import Frame
 from diffaccel.stream.engine import StreamEngine
 
 OpenEngine = Callable[..., StreamEngine]
 cv2 = pytest.importorskip("cv2", reason="tests of cameras and windows need OpenCV", exc_type=ImportError)
 
 
-class Ticker(Source):
+class Ticker(FrameSource):
     """A live source: ``count`` frames, ``interval`` seconds apart, that tell their number by their colour."""
 
     def __init__(self, count: int, interval: float, end: Exception | None = None) -> None:
         self.count, self.interval, self.end, self.closed = count, interval, end, False
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[DecodedFrame]:
         for number in range(self.count):
-            yield Frame(videos.picture(number, 64, 32), number * self.interval)
+            yield DecodedFrame(videos.picture(number, 64, 32), number * self.interval)
             time.sleep(self.interval)
         if self.end is not None:
             raise self.end
@@ -349,7 +350,7 @@ SCREEN_INTO_WINDOW = """
 import sys, threading, time
 import cv2, numpy as np
 from diffaccel.realtime.sinks import open_sink
-from diffaccel.realtime.sources import open_source
+from diffaccel.media.sources import open_source
 
 with open_sink("window") as window, open_source("screen") as screen:
     green = np.zeros((128, 128, 3), np.uint8)

@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffaccel.cli import main
-from diffaccel.realtime.errors import MediaError
-from diffaccel.realtime.repaint import repaint, size_like
-from diffaccel.similarity import SimilarityFilter
+from diffaccel.media.errors import MediaError
+from diffaccel.media.repaint import repaint, size_like
 from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.similarity import SimilarityFilter
 
 OpenEngine = Callable[..., StreamEngine]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import videos
 
-from diffaccel.realtime.errors import MediaError
-from diffaccel.realtime.video_reader import Frame, VideoReader
-from diffaccel.realtime.video_writer import VideoWriter
+from diffaccel.media.errors import MediaError
+from diffaccel.media.video_reader import DecodedFrame, VideoReader
+from diffaccel.media.video_writer import VideoWriter
 
 
-def read(path: Path) -> list[Frame]:
+def read(path: Path) -> list[DecodedFrame]:
     with VideoReader(path) as reader:
         return list(reader.frames())
 

@@ -7,7 +7,7 @@ import pytest
 import stream_pipelines
 import torch
 
-from diffaccel.guidance import NoGuidance
+from diffaccel.sampling.guidance import NoGuidance
 from diffaccel.stream.engine import StreamEngine
 
 

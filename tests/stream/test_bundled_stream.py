@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from diffaccel import DeepCache, SelfNegative, SlotCache, StreamEngine, Taylor, Threshold, models
+from diffaccel import (
+    DeepCache,
+    SelfNegative,
+    SlotCache,
+    StreamEngine,
+    Taylor,
+    Threshold,
+    models,
+)
 from diffaccel.measure.accuracy import Judge, captions
 
 THINGS = ("red heart", "burger", "rocket", "tree", "panda", "sunflower", "car", "rainbow")

@@ -10,10 +10,11 @@ import stream_pipelines
 import torch
 from unet_reference import ReferenceDeepCache
 
-from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor, accelerate
+from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor
 from diffaccel._diffusers import hooks_of
+from diffaccel.attach import handle as accelerate
 from diffaccel.methods import TGate
-from diffaccel.schedule import Quadratic, Threshold
+from diffaccel.reuse.schedule import Quadratic, Threshold
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache
 

@@ -8,9 +8,9 @@ import stream_pipelines
 import stream_reference
 import torch
 
-from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.sampling.samplers import LCM, TCD, Euler, EulerAncestral
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.samplers import LCM, TCD, Euler, EulerAncestral
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 

@@ -20,9 +20,9 @@ from PIL import Image
 
 from diffaccel import DeepCache, SimilarityFilter
 from diffaccel._diffusers import hooks_of
-from diffaccel.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import EncoderPropagation
-from diffaccel.schedule import Uniform
+from diffaccel.reuse.schedule import Uniform
+from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.control import CONTROLS, edges
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache

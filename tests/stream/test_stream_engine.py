@@ -18,9 +18,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffaccel.guidance import FullGuidance, OneTimeNegative, SelfNegative
-from diffaccel.similarity import SimilarityFilter
+from diffaccel.sampling.guidance import FullGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.similarity import SimilarityFilter
 
 Build = Callable[..., StreamEngine]
 ALWAYS = SimilarityFilter(threshold=-1.0, max_skip=1000)  # skips equal frames with certainty

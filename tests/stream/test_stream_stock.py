@@ -13,9 +13,9 @@ from diffusers import (
     TCDScheduler,
 )
 
-from diffaccel.guidance import FullGuidance, NoGuidance
+from diffaccel.sampling.guidance import FullGuidance, NoGuidance
+from diffaccel.sampling.samplers import TCD
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.samplers import TCD
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 

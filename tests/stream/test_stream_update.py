@@ -11,12 +11,12 @@ from peft import LoraConfig
 from stream_reference import Step, clean_latents, lcm, noises, text
 
 from diffaccel._diffusers import hooks_of
-from diffaccel.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.methods import DeepCache
-from diffaccel.similarity import SimilarityFilter
-from diffaccel.stream.conditioning import slerp
+from diffaccel.networks.conditioning import slerp
+from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.sampling.samplers import TCD, Euler
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.samplers import TCD, Euler
+from diffaccel.stream.similarity import SimilarityFilter
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 

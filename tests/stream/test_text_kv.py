@@ -9,7 +9,7 @@ import torch
 
 from diffaccel import DeepCache, FullGuidance, SelfNegative, SlotCache
 from diffaccel._diffusers import hooks_of
-from diffaccel.families import layout_of
+from diffaccel.networks import layout_of
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.text_kv import _Projection
 

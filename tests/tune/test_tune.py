@@ -9,18 +9,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from diffaccel import DeepCache, IntervalCache, Profile, Steps, Taylor, Uniform, accelerate, models
+from diffaccel import DeepCache, IntervalCache, Profile, Steps, Taylor, Uniform, models
+from diffaccel.attach import handle as accelerate
 from diffaccel.cli import main
-from diffaccel.families import layout_of
 from diffaccel.measure.quality import compare
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import Recipe, Reuse
-from diffaccel.methods.profile import OUTPUT, sampler_of
+from diffaccel.methods.profile import sampler_of
+from diffaccel.methods.recipe import OUTPUT
+from diffaccel.networks import layout_of
 from diffaccel.tune import Budget, Tuner, to_svg, to_text
 from diffaccel.tune.blend import blend, left_over, taylor
 from diffaccel.tune.budget import Score
-from diffaccel.tune.calibration import Calibrated, calibrate
 from diffaccel.tune.picture import rows_of
+from diffaccel.tune.probing import Calibrated, calibrate
 from diffaccel.tune.space import COMPUTE, Choice, fixed_plans, neighbours, plan_of, space_of
 from diffaccel.tune.split import split
 

@@ -1,0 +1,139 @@
+"""What acceleration did: calls computed and replayed, multiply-accumulates done and saved."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from diffaccel.attach.cost import CostModel, UncountableError
+from diffaccel.config.words import counted
+from diffaccel.runtime.session import Session
+
+MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Totals since `accelerate`, over all denoisers.
+
+    Multiply-accumulates are counted when first asked for: each kind of network call that occurred is run once on
+    tensors without storage, under torch's FlopCounterMode, which takes a second or so.
+
+    Attributes:
+        computed: network calls that ran in full.
+        replayed: network calls that reused something.
+        methods: for each method, how many calls it computed and how many it replayed.
+        controlnet: ControlNet calls that ran in full, and that left out what the denoiser would not read.
+        cache_bytes: storage that features take at the moment, zero after the end of a pipeline's run.
+    """
+
+    computed: int
+    replayed: int
+    methods: dict[str, tuple[int, int]]
+    controlnet: tuple[int, int]
+    cache_bytes: int
+    _count: Callable[[], tuple[int, int]] = field(repr=False, compare=False)
+
+    @cached_property
+    def _counted(self) -> tuple[int, int]:
+        return self._count()
+
+    @property
+    def _uncountable(self) -> str | None:
+        """Why multiply-accumulates are not known, if they are not."""
+        try:
+            self._counted  # noqa: B018
+        except UncountableError as error:
+            return str(error)
+        return None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all network calls.
+
+        Raises:
+            UncountableError: for a network that reads values of its inputs, as Lumina 2 does of its masks. This goes
+                for all figures made from these; `to_dict` has None for them.
+        """
+        return self._counted[0]
+
+    @property
+    def macs_plain(self) -> int:
+        """Multiply-accumulates that the same calls would have taken, had each computed everything."""
+        return self._counted[1]
+
+    @property
+    def macs_saved(self) -> float:
+        """Fraction of the multiply-accumulates that was saved, 0..1."""
+        return 1 - self.macs / self.macs_plain if self.macs_plain else 0.0
+
+    @property
+    def ceiling(self) -> float:
+        """Speed-up of the denoisers if time followed multiply-accumulates."""
+        return self.macs_plain / self.macs if self.macs else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, JSON-ready."""
+        names = ("computed", "replayed", *(MACS if self._uncountable is None else ()), "cache_bytes")
+        unknown = dict.fromkeys(MACS) if self._uncountable else {}
+        counts = self.methods | {"controlnet": self.controlnet}
+        pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
+        controlnet = pairs.pop("controlnet")
+        known = {name: getattr(self, name) for name in names}
+        return {**known, **unknown, "methods": pairs, "controlnet": controlnet}
+
+    def __str__(self) -> str:
+        calls = counted(self.computed + self.replayed, "network call")
+        lines = [
+            f"{calls}: {self.computed} computed, {self.replayed} replayed",
+            self._uncountable
+            or f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
+            f"at most {self.ceiling:.2f}x as fast",
+        ]
+        counts = self.methods | ({"ControlNet": self.controlnet} if any(self.controlnet) else {})
+        lines += [f"{name}: {computed} computed, {reused} replayed" for name, (computed, reused) in counts.items()]
+        return "\n".join(lines)
+
+
+def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report:
+    """The report on some networks, each given by the cost of its calls and by its session."""
+    asked, controlnet = Counter[bool](), Counter[bool]()
+    methods: dict[str, Counter[bool]] = {}
+    for cost, session in zip(costs, sessions, strict=True):
+        if session.leader is not None:
+            controlnet.update(_in_full(session))
+            continue
+        for (_, computed), count in session.tally.asked.items():
+            asked[computed] += count
+        for kind, count in session.tally.calls.items():
+            for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
+                methods.setdefault(owner, Counter())[computed] += count
+    tallies = [session.tally.copy() for session in sessions]
+    return Report(
+        computed=asked[True],
+        replayed=asked[False],
+        methods={owner: (count[True], count[False]) for owner, count in methods.items()},
+        controlnet=(controlnet[True], controlnet[False]),
+        cache_bytes=sum(session.nbytes() for session in sessions),
+        _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
+    )
+
+
+def _in_full(session: Session) -> Counter[bool]:
+    """Calls of a ControlNet by whether all ran that follows the denoiser."""
+    counts = Counter[bool]()
+    for kind, count in session.tally.calls.items():
+        pairs = zip(kind.computes, session.follows, strict=True)
+        counts[all(computes for computes, followed in pairs if followed is not None)] += count
+    return counts
+
+
+def _total(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Sums of the first and of the second numbers."""
+    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
+
+
+def _by_owner(owners: Sequence[str], computes: Sequence[bool]) -> dict[str, bool]:
+    """Whether each method computed all of its parts."""
+    return {owner: all(c for o, c in zip(owners, computes, strict=True) if o == owner) for owner in owners}

@@ -1,0 +1,193 @@
+"""Configurations are frozen dataclasses that travel as dictionaries and as short strings.
+
+A dictionary serves manifests and tuned profiles, `{"type": "deepcache", "interval": 3}`; a string serves the command
+line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by its lower-case class name.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from diffaccel.config.checks import check
+from diffaccel.config.words import did_you_mean
+
+
+class Config:
+    """Base of every configuration: subclasses are frozen dataclasses and register themselves by name."""
+
+    _known: ClassVar[dict[str, type["Config"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Config._known[cls.__name__.lower()] = cls
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the concrete configurations of this kind, sorted."""
+        return sorted(name for name, known in Config._known.items() if issubclass(known, cls) and _is_concrete(known))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_dict` turns back into an equal configuration."""
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {"type": type(self).__name__.lower(), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ValueError: if the type is unknown or not of this kind, or a field is unknown or invalid.
+        """
+        rest = dict(values)
+        return cls._build(str(rest.pop("type", cls.__name__)), (), {k: _revive(v) for k, v in rest.items()})
+
+    def to_text(self) -> str:
+        """The short string that `parse` turns back into an equal configuration."""
+        name, arguments = _called(self)
+        return f"{name}:{arguments}" if arguments else name
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The configuration written as `name` or `name:field=value,...`; a value may be another one, as `name(...)`.
+
+        Raises:
+            ValueError: if the text does not follow this form, naming what is wrong and what is valid.
+        """
+        name, _, arguments = text.strip().partition(":")
+        try:
+            call = ast.parse(f"f({arguments})", mode="eval").body
+        except SyntaxError as error:
+            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value") from error
+        if not isinstance(call, ast.Call):
+            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value")
+        return cls._build(name.strip(), *_arguments(call))
+
+    @classmethod
+    def _build(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
+        """An instance of the configuration called `name`, which must be of kind `cls`."""
+        if name.lower() not in cls.names():
+            hint = did_you_mean(name, cls.names())
+            raise ValueError(f"unknown {cls.__name__.lower()} {name!r}{hint}: choose from {', '.join(cls.names())}")
+        known = Config._known[name.lower()]
+        valid = [field.name for field in fields(known)]  # type: ignore[arg-type]
+        if unknown := sorted(set(kwargs) - set(valid)):
+            hint = did_you_mean(unknown[0], valid)
+            raise ValueError(f"{name} has no field {unknown[0]!r}{hint}: its fields are {', '.join(valid) or 'none'}")
+        if len(valid) == 1 and len(args) > 1:
+            args = (args,)
+        try:
+            built = known(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"cannot build {name}: {error}; its fields are {', '.join(valid)}") from error
+        assert isinstance(built, cls)
+        return built
+
+
+class StoredConfig(Config):
+    """A configuration that travels as a JSON file; `_origin` says what it is and what writes it."""
+
+    _origin: ClassVar[str]
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else; the message names the file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path} is not {cls._origin}: {error}") from error
+
+
+def _is_concrete(cls: type[Config]) -> bool:
+    """Whether `cls` is offered by name: neither a base class of a kind, nor private."""
+    concrete = hasattr(cls, "__dataclass_fields__") and not getattr(cls, "__abstractmethods__", None)
+    return concrete and not cls.__name__.startswith("_")
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types."""
+    if isinstance(value, Config):
+        return value.to_dict()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _called(config: Config) -> tuple[str, str]:
+    """Name and arguments of a configuration; arguments that have their default are left out."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}  # type: ignore[arg-type]
+    return type(config).__name__.lower(), ",".join(f"{name}={_written(value)}" for name, value in given.items())
+
+
+def _written(value: Any) -> str:
+    """`value` as `_value` reads it."""
+    if isinstance(value, Config):
+        name, arguments = _called(value)
+        return f"{name}({arguments})"
+    return f"[{','.join(_written(item) for item in value)}]" if isinstance(value, tuple) else repr(value)
+
+
+def _revive(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, Mapping):
+        return Config.from_dict(value)
+    return tuple(_revive(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _arguments(call: ast.Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a parsed call."""
+    keywords = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+    if None in keywords:
+        raise ValueError("** is not allowed in a configuration")
+    return tuple(_value(arg) for arg in call.args), {str(name): value for name, value in keywords.items()}
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal, a bare word (a string), or a nested configuration."""
+    if isinstance(node, ast.Name):
+        return Config._build(node.id, (), {}) if node.id.lower() in Config.names() else node.id
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return Config._build(node.func.id, *_arguments(node))
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot read the value {ast.unparse(node)!r}: use a number, a word, 'text in quotes' or name(...)"
+        ) from error
+
+
+def kind(name: str, value: object, cls: type[Config]) -> None:
+    """Check that `value` is None or a configuration of kind `cls`."""
+    fits = value is None or isinstance(value, cls)
+    hint = did_you_mean(value, cls.names()) if isinstance(value, str) else ""
+    check(fits, f"{name} must be a {cls.__name__.lower()} ({', '.join(cls.names())}); got {value!r}{hint}")
+
+
+C = TypeVar("C", bound=Config)
+
+
+def as_config(value: Config | str | Mapping[str, Any], kind: type[C]) -> C:
+    """A configuration given as itself, as text (`"deepcache:interval=3"`), or as its dictionary.
+
+    Raises:
+        TypeError: where it is none of these, or of another kind.
+        ValueError: where a name or a value is not valid; the message names what is.
+    """
+    config = kind.parse(value) if isinstance(value, str) else value
+    config = kind.from_dict(config) if isinstance(config, Mapping) else config
+    if not isinstance(config, kind):
+        raise TypeError(f"expected a {kind.__name__}, its text or its dictionary, not {value!r}")
+    return config

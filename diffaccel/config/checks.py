@@ -1,0 +1,30 @@
+"""Checks of single values; each raises ValueError that names the value and what is valid."""
+
+from collections.abc import Sequence
+
+from diffaccel.config.words import did_you_mean
+
+
+def check(condition: bool, problem: str) -> None:
+    """Raise `ValueError(problem)` unless `condition` holds."""
+    if not condition:
+        raise ValueError(problem)
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that `value` is one of the words `choices`."""
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    check(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}{hint}")
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check that `value` is an integer in [low, high]."""
+    limits = f">= {low}" if high is None else f"in {low}..{high}"
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    check(fits, f"{name} must be an integer {limits}; got {value!r}")
+
+
+def number(name: str, value: object, low: float, high: float = float("inf")) -> None:
+    """Check that `value` is a number in [low, high], which NaN never is."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    check(fits, f"{name} must be a number in [{low}, {high}]; got {value!r}")

@@ -1,0 +1,147 @@
+"""Write a benchmark down: one page for people that needs nothing else, and JSON and CSV for programs."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from diffaccel.measure.bench import Benchmark, BenchRow
+from diffaccel.measure.chart import SHAPES, Point, front, pareto
+from diffaccel.measure.machine import Machine
+
+AMPLIFICATION = 4  # of differences, so that an eye can see them
+SHOWN = 4  # pictures of each candidate
+PIXELS = 256  # most per side
+COLUMNS = (
+    *("name", "kind", "seconds", "spread", "speedup", "ceiling", "gmacs"),
+    *("psnr", "worst_psnr", "ssim", "ms_ssim", "top1", "peak_bytes", "cache_bytes", "joules"),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was measured where.
+
+    Attributes:
+        title: of the page.
+        command: the exact command line.
+        machine: where it ran.
+        settings: of the run, for the page.
+        drawings: SVG pictures of tuned profiles, by candidate.
+    """
+
+    title: str
+    command: str
+    machine: Machine
+    settings: dict[str, Any]
+    drawings: dict[str, str]
+
+
+def write_report(folder: Path, benchmark: Benchmark, setting: Setting) -> None:
+    """Write report.html, report.json and report.csv into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").write_text(page(benchmark, setting), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(as_json(benchmark, setting), indent=1) + "\n", encoding="utf-8")
+    (folder / "report.csv").write_text(as_csv(benchmark), encoding="utf-8")
+
+
+def as_json(benchmark: Benchmark, setting: Setting) -> dict[str, Any]:
+    """All figures, JSON-ready."""
+    return {
+        "command": setting.command,
+        "machine": asdict(setting.machine),
+        "settings": setting.settings,
+        "front": [point.name for point in front(points(benchmark))],
+        "rows": [{**asdict(row), "timing": row.timing.to_dict()} for row in benchmark.rows],
+        "failures": benchmark.failures,
+    }
+
+
+def as_csv(benchmark: Benchmark) -> str:
+    """One line per candidate."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in benchmark.rows:
+        quality, judged = row.quality, row.accuracy.top1 if row.accuracy else None
+        figures = (
+            *(row.timing.median, row.timing.spread, row.speedup, row.ceiling, row.macs / 1e9),
+            *(quality.psnr, quality.worst, quality.ssim, quality.ms_ssim, judged),
+        )
+        numbers = ["" if figure is None else f"{figure:.5g}" for figure in figures]
+        rest = ["" if figure is None else figure for figure in (row.peak_bytes, row.cache_bytes, row.joules)]
+        writer.writerow([row.name, row.kind, *numbers, *rest])
+    return stream.getvalue()
+
+
+def page(benchmark: Benchmark, setting: Setting) -> str:
+    """The page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["megabytes"] = lambda size: "not available" if size is None else f"{size / 1e6:,.1f} MB"
+    template = files("diffaccel.measure") / "report.html"
+    leading = {point.name for point in front(points(benchmark))}
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        setting=setting,
+        rows=benchmark.rows,
+        judged=any(row.accuracy for row in benchmark.rows),
+        metered=any(row.joules is not None for row in benchmark.rows),
+        plain=benchmark.rows[0],
+        failures=benchmark.failures,
+        chart=pareto(points(benchmark)),
+        shapes={kind: name for kind, name in SHAPES.items() if kind != "plain"},
+        leading=leading,
+        panels=[_panel(benchmark, row) for row in benchmark.rows[1:]],
+        originals=[_address(picture) for picture in benchmark.pictures[benchmark.rows[0].name][:SHOWN]],
+        truth=benchmark.truth[:SHOWN],
+        amplification=AMPLIFICATION,
+        verdict=_verdict(benchmark.rows),
+    )
+
+
+def points(benchmark: Benchmark) -> list[Point]:
+    """The plain pipeline aside, each candidate as a point."""
+    return [Point(row.name, row.kind, row.speedup, row.quality.psnr) for row in benchmark.rows[1:]]
+
+
+def _verdict(rows: Sequence[BenchRow]) -> str:
+    """The page's first sentence."""
+    good = [row for row in rows[1:] if row.quality.psnr >= 30 and row.speedup > 1]
+    if not good:
+        return "Nothing that is faster reaches 30 dB to the plain pipeline's pictures."
+    best = max(good, key=lambda row: row.speedup)
+    return (
+        f"The fastest whose pictures stay at 30 dB or more to the plain pipeline's is {best.name}: {best.speedup:.2f} "
+        f"times as fast, at {best.quality.psnr:.1f} dB."
+    )
+
+
+def _panel(benchmark: Benchmark, row: BenchRow) -> dict[str, Any]:
+    """A candidate's pictures and their differences to the plain pipeline's."""
+    plain = benchmark.pictures[benchmark.rows[0].name][:SHOWN]
+    own = benchmark.pictures[row.name][:SHOWN]
+    differences = 1 - ((own - plain).abs() * AMPLIFICATION).clamp(0, 1)
+    return {
+        "name": row.name,
+        "row": row,
+        "pictures": [_address(picture) for picture in own],
+        "differences": [_address(picture) for picture in differences],
+    }
+
+
+def _address(picture: torch.Tensor) -> str:
+    """A picture (3, height, width) as an address that holds it."""
+    pixels = (picture.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    image.thumbnail((PIXELS, PIXELS))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=92, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,1 @@
+"""Pictures in and out: cameras, screens, windows and video files."""

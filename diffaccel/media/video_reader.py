@@ -1,0 +1,190 @@
+"""Video files in, through PyAV: every frame upright and with its own time, sound as it lies in the file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from diffaccel.media.errors import MediaError, explained, pyav
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+logger = logging.getLogger(__name__)
+
+SQUARE = Fraction(1)
+MOST_STRETCHED = 4
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedFrame:
+    """One picture of a source.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8, RGB.
+        time: seconds since the source began.
+        duration: seconds until the next one, or None where the source does not know.
+    """
+
+    pixels: np.ndarray
+    time: Fraction | float
+    duration: Fraction | None = None
+
+
+class VideoReader:
+    """Frames and sound of a video file, in file order.
+
+    Frames are turned upright as the file's display matrix asks, and stretched where its pixels are not square. Times
+    count from the file's beginning and rise strictly; frames without a time follow at the file's rate. A damaged piece
+    in the middle is left out with a warning, and counted.
+
+    Args:
+        path: the file.
+        audio: whether its sound is read too.
+
+    Attributes:
+        width, height: of upright frames, in pixels.
+        rate: average frames per second.
+        time_base: unit of the frames' times, in seconds.
+        count: number of frames, as far as the file tells; None where it does not.
+        audio: its audio streams.
+        damaged: pieces that could not be decoded so far.
+
+    Raises:
+        MediaError: for a file that is missing, unreadable, without video, or of a codec that PyAV cannot decode.
+    """
+
+    def __init__(self, path: Path, *, audio: bool = True) -> None:
+        av = pyav()
+        self.path, self.damaged = path, 0
+        if not path.is_file():
+            raise MediaError(f"{path} is a folder, not a video file" if path.is_dir() else f"no video file at {path}")
+        with explained("read", path):
+            self._container = av.open(os.path.abspath(path), metadata_errors="replace")  # noqa: PTH100 (keeps links)
+        try:
+            self._stream = self._video()
+            self._shape = self._stream.sample_aspect_ratio or SQUARE
+            self.audio: list[AudioStream] = list(self._container.streams.audio) if audio else []
+            self.height, self.width = self._first().shape[:2]
+        except BaseException:
+            self.close()
+            raise
+        self.rate = self._rate()
+        self.time_base: Fraction = self._stream.time_base
+        self.count = self._count()
+        self._start = Fraction(max(0, self._container.start_time or 0), av.time_base)
+        self._last: Fraction | None = None
+
+    def _video(self) -> Any:
+        from av.stream import Disposition
+
+        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            raise MediaError(f"{self.path} holds no video, only {self._contents()}")
+        if streams[0].codec_context is None:
+            raise MediaError(f"{self.path}: PyAV cannot decode its video codec; convert the file to H.264 first")
+        streams[0].thread_type = "AUTO"
+        return streams[0]
+
+    def _contents(self) -> str:
+        kinds = sorted({stream.type for stream in self._container.streams if stream.type != "video"})
+        return " and ".join(kinds) or "still pictures"
+
+    def _first(self) -> np.ndarray:
+        """The first frame, read through a container of its own: is there anything to decode, and of what size?"""
+        with pyav().open(os.path.abspath(self.path), metadata_errors="replace") as container:  # noqa: PTH100
+            for packet in container.demux(container.streams[self._stream.index]):
+                for frame in self._decode(packet):
+                    return upright(frame, self._shape)
+        self.damaged = 0
+        name = self._stream.codec_context.name
+        raise MediaError(f"{self.path}: none of its {name} video can be decoded; is the file complete?")
+
+    def _rate(self) -> Fraction:
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return Fraction(rate) if rate and rate <= 1000 else Fraction(25)
+
+    def _count(self) -> int | None:
+        if self._stream.frames:
+            return int(self._stream.frames)
+        if self._container.duration:
+            return round(Fraction(self._container.duration, pyav().time_base) * self.rate)
+        return None
+
+    def __iter__(self) -> Iterator[DecodedFrame | Packet[AudioStream]]:
+        """Decoded frames, and packets of sound as they lie in the file, with times from the file's beginning."""
+        with explained("read", self.path):
+            for packet in self._container.demux(self._stream, *self.audio):
+                if packet.stream is self._stream:
+                    yield from self._frames(packet)
+                elif packet.dts is not None:
+                    yield self._shifted(packet)
+
+    def frames(self) -> Iterator[DecodedFrame]:
+        """Decoded frames only."""
+        return (item for item in self if isinstance(item, DecodedFrame))
+
+    def _frames(self, packet: Packet[Any]) -> Iterator[DecodedFrame]:
+        for frame in self._decode(packet):
+            duration = frame.duration * self.time_base if frame.duration else None
+            yield DecodedFrame(upright(frame, self._shape), self._time(frame), duration)
+
+    def _decode(self, packet: Packet[Any]) -> Sequence[Any]:
+        from av.error import FFmpegError
+
+        try:
+            return packet.decode()
+        except FFmpegError as error:
+            self.damaged += 1
+            time = float(packet.pts * packet.time_base) if packet.pts is not None and packet.time_base else 0.0
+            logger.warning("%s: left out a damaged piece about %.1f s in (%s)", self.path, time, error.strerror)
+            return []
+
+    def _time(self, frame: VideoFrame) -> Fraction:
+        if frame.pts is not None:
+            time = frame.pts * self.time_base - self._start
+        else:
+            time = Fraction(0) if self._last is None else self._last + 1 / self.rate
+        if self._last is not None and time <= self._last:
+            time = self._last + self.time_base
+        self._last = time
+        return time
+
+    def _shifted(self, packet: Packet[AudioStream]) -> Packet[AudioStream]:
+        shift = round(self._start / packet.time_base)
+        packet.dts = packet.dts - shift if packet.dts is not None else None
+        packet.pts = packet.pts - shift if packet.pts is not None else None
+        return packet
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def upright(frame: VideoFrame, shape: Fraction = SQUARE) -> np.ndarray:
+    """RGB pixels ``(H, W, 3)``, turned as the display matrix asks (by quarter turns, which is what cameras write).
+
+    Args:
+        frame: as it was decoded.
+        shape: width of a pixel over its height; the shorter side is stretched. What no camera has is taken for 1.
+    """
+    width, height = frame.width, frame.height
+    if 1 / MOST_STRETCHED <= shape <= MOST_STRETCHED:
+        width, height = round(width * max(shape, SQUARE)), round(height / min(shape, SQUARE))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

@@ -1,0 +1,141 @@
+"""The pipeline of a run: loaded with another autoencoder, spread over devices, compiled, as the command line asks."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.models import (
+    ModelError,
+    ModelSource,
+    choose_device,
+    choose_dtype,
+    find_vae,
+    load,
+    load_vae,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
+Forward = Callable[..., Any]
+_TORN_LIBRARY = re.compile(r"ImportError: (\S+\.so): ")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a pipeline runs.
+
+    Attributes:
+        device: the default is the accelerator if there is one, else the CPU.
+        device_map: as `diffaccel.models.load` takes it.
+        compiled: compile the denoiser.
+    """
+
+    device: str | None = None
+    device_map: str | None = None
+    compiled: bool = False
+
+
+def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: Placement) -> "DiffusionPipeline":
+    """Load a pipeline. Raises `ModelError` where something cannot be loaded, compiled, or does not fit."""
+    if placement.compiled and choose_device(placement.device).type == "cpu":
+        _require_compiler()
+    components = {}
+    if vae is not None:
+        _require_same_latents(source, vae)
+        device = choose_device("cpu" if placement.device_map else placement.device)
+        components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device)
+    pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
+    if placement.compiled:
+        _compile(pipe)
+    return pipe
+
+
+def devices(placement: Placement, processes: int = 1) -> "list[torch.device]":
+    """The accelerators that a run on this machine uses, or its CPU."""
+    import torch
+
+    chosen = choose_device(placement.device)
+    if chosen.type == "cpu" or (processes == 1 and placement.device_map != "balanced"):
+        return [chosen]
+    count = min(processes, torch.accelerator.device_count()) if processes > 1 else torch.accelerator.device_count()
+    return [torch.device(chosen.type, index) for index in range(count)] if placement.device is None else [chosen]
+
+
+def _require_same_latents(source: ModelSource, vae: str) -> None:
+    """Raise `ModelError` where the model's own autoencoder and `vae` have latents of different kinds."""
+    own, other = source.folder / "vae" / "config.json", find_vae(vae) / "config.json"
+    if not own.is_file():
+        raise ModelError(f"{source.name} has no autoencoder that --vae could replace")
+    try:
+        channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"the configuration of {vae} or of {source.name}'s autoencoder is damaged: {error}") from error
+    if channels[1] is None and channels[0] is not None:
+        raise ModelError(f"{vae} is not an autoencoder for {source.name}: its config.json has no latent_channels")
+    if channels[0] != channels[1]:
+        raise ModelError(
+            f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "
+            "for the same latents"
+        )
+
+
+def _require_compiler() -> None:
+    """Raise `ModelError` where there is no C++ compiler, by which PyTorch builds what it compiles for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ModelError(
+            "--compile needs a C++ compiler on the CPU, and none was found: install one (Debian, Ubuntu: apt install "
+            "g++), name it in the environment variable CXX, or leave out --compile"
+        ) from error
+
+
+def _compile(pipe: "DiffusionPipeline") -> None:
+    """Compile the denoiser's forward, which leaves room for hooks around it and on the modules in it."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser.forward = _rebuilding(torch.compile(denoiser.forward))
+
+
+def _rebuilding(compiled: Forward) -> Forward:
+    """`compiled`, which builds anew what an interrupted compiler left torn in the cache of an earlier run."""
+    from torch._inductor.exc import InductorError
+
+    rebuilt: set[str] = set()
+
+    @wraps(compiled)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return compiled(*args, **kwargs)
+            except InductorError as error:
+                torn = _TORN_LIBRARY.search(str(error))
+                if torn is None or torn[1] in rebuilt:
+                    raise
+                rebuilt.add(torn[1])
+                Path(torn[1]).unlink(missing_ok=True)
+
+    return forward
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: the accelerator's or, as torch words it, the machine's."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).lower()
+
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)

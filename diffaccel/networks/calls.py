@@ -1,0 +1,255 @@
+"""One small class per network family: how to encode a prompt, and how to call the network on rows.
+
+Every class gives the same contract, `Network`: latents ``(rows, C, h, w)`` in, a prediction of the same shape out,
+one timestep per row. The network is looked up on the pipeline at every call, so LoRA, offload, casting and compiling
+take effect at once.
+"""
+
+# ruff: noqa: ARG002 - subclasses share one signature and need different parts of it
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.network import ADDED, Network, dynamic_shift
+
+
+def _falling(grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+    sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
+    grid.set_timesteps(sigmas=sigmas, **dynamic_shift(grid.config, image_tokens))
+
+
+class UNet(Network):
+    """UNet2DConditionModel: Stable Diffusion 1.x / 2.x / Turbo, LCM, SDXL and SDXL-Turbo."""
+
+    component = "unet"
+
+    def _check(self) -> None:
+        config = self.model.config
+        if config.in_channels != self.pipe.vae.config.latent_channels:
+            raise ValueError(
+                f"this UNet takes {config.in_channels} input channels (inpainting, depth or instruction editing): "
+                "StreamEngine needs a text-to-image or image-to-image network"
+            )
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Text embeddings; for SDXL with pooled embeddings and time ids."""
+        if self.model.config.addition_embed_type != "text_time":
+            embeds, _ = self.pipe.encode_prompt(text, self.device, 1, False)
+            return Conditioning({"encoder_hidden_states": embeds, **self._timestep_cond(embedded_scale)})
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if negative and not text and self.pipe.config.get("force_zeros_for_empty_prompt"):
+            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+        time_ids = torch.tensor([[self.height, self.width, 0, 0, self.height, self.width]], device=self.device)
+        return Conditioning(
+            {
+                "encoder_hidden_states": embeds,
+                "text_embeds": pooled,
+                "time_ids": time_ids.to(embeds.dtype),
+                **self._timestep_cond(embedded_scale),
+            }
+        )
+
+    def _timestep_cond(self, embedded_scale: float | None) -> dict[str, torch.Tensor]:
+        size = self.model.config.time_cond_proj_dim
+        if size is None:
+            return {}
+        scale = 8.5 if embedded_scale is None else embedded_scale
+        embedding = self.pipe.get_guidance_scale_embedding(torch.tensor([scale - 1]), embedding_dim=size)
+        return {"timestep_cond": embedding.to(self.device, self.dtype)}
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the UNet, with what ControlNets add to it."""
+        added = {k: inputs[k] for k in ADDED if k in inputs}
+        result: torch.Tensor = self.model(
+            latents,
+            timesteps,
+            encoder_hidden_states=inputs["encoder_hidden_states"],
+            timestep_cond=inputs.get("timestep_cond"),
+            added_cond_kwargs=added or None,
+            down_block_additional_residuals=inputs.get("down_block_additional_residuals"),
+            mid_block_additional_residual=inputs.get("mid_block_additional_residual"),
+            return_dict=False,
+        )[0]
+        return result
+
+
+class SD3(Network):
+    """SD3Transformer2DModel: Stable Diffusion 3 and 3.5."""
+
+    patch = 2
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Text embeddings of three encoders, and pooled ones."""
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            text, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning({"encoder_hidden_states": embeds, "pooled_projections": pooled})
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer."""
+        result: torch.Tensor = self.model(hidden_states=latents, timestep=timesteps, **inputs, return_dict=False)[0]
+        return result
+
+
+class Flux(Network):
+    """FluxTransformer2DModel: FLUX.1 schnell and dev, whose latents are packed 2 x 2."""
+
+    patch = 2
+
+    @property
+    def channels(self) -> int:
+        """Latent channels before packing."""
+        return int(self.model.config.in_channels) // 4
+
+    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+        """Evenly from 1 towards 0."""
+        _falling(grid, num_inference_steps, image_tokens)
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """T5 embeddings and pooled CLIP embeddings."""
+        embeds, pooled, _ = self.pipe.encode_prompt(prompt=text, prompt_2=None, device=self.device)
+        tensors = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+        if self.model.config.guidance_embeds:
+            scale = 3.5 if embedded_scale is None else embedded_scale
+            tensors["guidance"] = torch.full((1,), scale, device=self.device)
+        return Conditioning(tensors)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer on packed latents."""
+        rows, c, h, w = latents.shape
+        packed = (
+            latents.reshape(rows, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(rows, h * w // 4, c * 4)
+        )
+        text = inputs["encoder_hidden_states"]
+        out = self.model(
+            hidden_states=packed,
+            timestep=timesteps / 1000,
+            **inputs,
+            txt_ids=torch.zeros(text[0].shape[0], 3, device=latents.device, dtype=latents.dtype),
+            img_ids=_position_ids(h // 2, w // 2, latents),
+            return_dict=False,
+        )[0]
+        unpacked: torch.Tensor = out.reshape(rows, h // 2, w // 2, c, 2, 2).permute(
+            0, 3, 1, 4, 2, 5
+        )  # (rows, C, h/2, 2, w/2, 2)
+        return unpacked.reshape(rows, c, h, w)
+
+
+def _position_ids(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
+    grid = torch.zeros(rows, columns, 3, device=like.device, dtype=like.dtype)
+    grid[..., 1] += torch.arange(rows, device=like.device)[:, None]
+    grid[..., 2] += torch.arange(columns, device=like.device)[None, :]
+    return grid.reshape(rows * columns, 3)
+
+
+class _Masked(Network):
+    """Networks that are told which text tokens are real."""
+
+    def _arguments(self) -> dict[str, Any]:
+        return {}
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Text embeddings and their attention mask."""
+        arguments = {} if negative else self._arguments()
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            text, do_classifier_free_guidance=False, device=self.device, clean_caption=False, **arguments
+        )
+        return Conditioning({"encoder_hidden_states": embeds, "encoder_attention_mask": mask})
+
+
+class Sana(_Masked):
+    """SanaTransformer2DModel: flow matching on the latents of a deep-compression autoencoder."""
+
+    def _arguments(self) -> dict[str, Any]:
+        instruction = inspect.signature(self.pipe.__call__).parameters.get("complex_human_instruction")
+        return {"complex_human_instruction": instruction.default} if instruction else {}
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer."""
+        scale = self.model.config.timestep_scale
+        result: torch.Tensor = self.model(latents, timestep=timesteps * scale, **inputs, return_dict=False)[0]
+        return result
+
+
+class PixArt(_Masked):
+    """PixArtTransformer2DModel: PixArt-alpha, -sigma and -LCM; a learned variance is dropped."""
+
+    patch = 2
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer."""
+        out: torch.Tensor = self.model(
+            latents, timestep=timesteps, **inputs, added_cond_kwargs=self._added(len(latents)), return_dict=False
+        )[0]
+        return out.chunk(2, dim=1)[0] if out.shape[1] == 2 * latents.shape[1] else out
+
+    def _added(self, rows: int) -> dict[str, torch.Tensor | None]:
+        if not self.model.use_additional_conditions:
+            return {"resolution": None, "aspect_ratio": None}
+        size = torch.tensor([self.height, self.width], device=self.device, dtype=self.dtype).expand(rows, 2)
+        return {"resolution": size, "aspect_ratio": (size[:, :1] / size[:, 1:])}
+
+
+class ZImage(Network):
+    """ZImageTransformer2DModel: takes lists, a reversed time, and predicts the negative velocity."""
+
+    patch = 2
+
+    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+        """Evenly from 1 towards 0."""
+        _falling(grid, num_inference_steps, image_tokens)
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Caption features, ``(1, tokens, features)``, as many as the prompt has tokens."""
+        embeds, _ = self.pipe.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        return Conditioning({"cap_feats": embeds[0][None]})
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer on lists of frames."""
+        out = self.model(
+            list(latents.unsqueeze(2).unbind(0)),
+            (1000 - timesteps) / 1000,
+            list(inputs["cap_feats"]),
+            return_dict=False,
+        )[0]
+        return -torch.stack([row.float() for row in out]).squeeze(2)
+
+
+_NETWORKS: dict[str, type[Network]] = {
+    "UNet2DConditionModel": UNet,
+    "SD3Transformer2DModel": SD3,
+    "FluxTransformer2DModel": Flux,
+    "SanaTransformer2DModel": Sana,
+    "PixArtTransformer2DModel": PixArt,
+    "ZImageTransformer2DModel": ZImage,
+}
+
+
+def supported_networks() -> Sequence[str]:
+    """Class names of the networks that can stream."""
+    return tuple(_NETWORKS)
+
+
+def network_for(pipe: Any, height: int, width: int) -> Network:
+    """The family of ``pipe``'s denoiser.
+
+    Raises:
+        TypeError: where no supported denoiser, encoder or VAE is found; names what can stream.
+    """
+    for name in ("unet", "transformer"):
+        model = getattr(pipe, name, None)
+        family = _NETWORKS.get(type(getattr(model, "_orig_mod", model)).__name__)
+        if family is not None and family.component == name and hasattr(pipe, "encode_prompt"):
+            return family(pipe, height, width)
+    raise TypeError(
+        f"{type(pipe).__name__} cannot stream: "
+        "StreamEngine needs a text-to-image or image-to-image pipeline around one of " + ", ".join(supported_networks())
+    )

@@ -1,0 +1,101 @@
+"""The named parts of one network, in the order in which they run."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from diffaccel.networks.inputs import Inputs
+from diffaccel.reuse.branch import Branch
+
+
+def fingerprint_of(configured: Any) -> str:
+    """A hash of the class and configuration of a network or a scheduler, 16 hexadecimal digits.
+
+    What diffusers notes beside the settings, such as where they were loaded from, does not matter.
+    """
+    config = {key: value for key, value in dict(configured.config).items() if not key.startswith("_")}
+    text = json.dumps([type(configured).__name__, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class UnsupportedModelError(TypeError):
+    """The network is of no known family, or lacks a part that a method needs."""
+
+
+def _never(inputs: Inputs) -> bool:  # noqa: ARG001
+    return False
+
+
+@dataclass(frozen=True)
+class Level:
+    """Parts of a network at one depth, coarse to fine; what is in a list may contain what is in the next.
+
+    Attributes:
+        blocks: whole blocks.
+        layers: residual layers and transformers.
+        units: attentions and feed-forward networks within transformers.
+    """
+
+    blocks: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An attention or a feed-forward network within a transformer block.
+
+    Attributes:
+        kind: "self_attention", "cross_attention", "feed_forward", or "parallel" for both behind one projection.
+        branch: the module whose output leaves the unit, and those that nothing else reads.
+    """
+
+    kind: str
+    branch: Branch
+
+
+def joined(units: Iterable[Unit]) -> Branch:
+    """Some units as one branch."""
+    branches = [unit.branch for unit in units]
+    replayed = tuple(name for branch in branches for name in branch.replayed)
+    return Branch(replayed, tuple(name for branch in branches for name in branch.skipped))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a network's parts; empty where a network has none of a kind.
+
+    Attributes:
+        model: class name of the network, for messages.
+        depths: branches of a U-shaped network from the shallowest (skips the most) to the deepest. Those of a
+            ControlNet correspond one to one to those of its denoiser, and skip what that will not read.
+        levels: parts by depth, from the ones next to the output to the deepest.
+        encoder: all that runs before the decoder of a U-shaped network.
+        self_attention: attentions between positions of the sample.
+        cross_attention: attentions to the conditioning.
+        control: modules whose outputs depend on a control image and on nothing else.
+        conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
+        blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
+        rows_apart: whether rows of the input stay apart in the blocks, so that some can run without the others.
+        long_skips: whether outputs of blocks are also read by later blocks than the next.
+        units: attentions and feed-forward networks of a stack of transformer blocks.
+        fingerprint: tells networks of other classes or configurations apart.
+        writes: whether the network, given these inputs, writes into the outputs of its modules in place.
+    """
+
+    model: str
+    depths: tuple[Branch, ...] = ()
+    levels: tuple[Level, ...] = ()
+    encoder: Branch | None = None
+    self_attention: tuple[str, ...] = ()
+    cross_attention: tuple[str, ...] = ()
+    conditioning_only: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    rows_apart: bool = True
+    long_skips: bool = False
+    units: tuple[Unit, ...] = ()
+    fingerprint: str = ""
+    writes: Callable[[Inputs], bool] = _never

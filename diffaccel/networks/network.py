@@ -1,0 +1,122 @@
+"""The contract of a denoiser that streams drive: how a prompt is encoded, and how the network is called on rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+
+from diffaccel.networks import is_companion
+from diffaccel.networks.conditioning import Conditioning, Keywords
+
+
+class Network(ABC):
+    """A pipeline's denoiser behind one contract.
+
+    Args:
+        pipe: a loaded diffusers pipeline; only read.
+        height, width: picture size in pixels.
+
+    Attributes:
+        controlnets: the pipeline's ControlNets.
+    """
+
+    component: ClassVar[str] = "transformer"
+    patch: ClassVar[int] = 1
+
+    def __init__(self, pipe: Any, height: int, width: int) -> None:
+        self.pipe, self.height, self.width = pipe, height, width
+        self.controlnets = controlnets_of(pipe)
+        self._check()
+
+    @property
+    def model(self) -> Any:
+        """The denoiser, as it is on the pipeline now."""
+        return getattr(self.pipe, self.component)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the pipeline runs; asked once, because diffusers searches all modules for the answer."""
+        return torch.device(self.pipe._execution_device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Type of the network's weights, asked once."""
+        dtype = self.model.dtype
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return int(self.model.config.in_channels)
+
+    def _check(self) -> None:  # noqa: B027 - most families have nothing to check
+        """Raise ValueError where this pipeline's network needs more than latents and a prompt."""
+
+    @abstractmethod
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Encode one prompt.
+
+        ``embedded_scale`` is the guidance scale that guidance-distilled networks are told, None for the family's
+        default.
+        """
+
+    @abstractmethod
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """One network call: latents ``(rows, C, h, w)``, timesteps ``(rows,)``, stacked conditionings."""
+
+    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+        """Set the timesteps of a flow-matching scheduler as the stock pipeline does."""
+        grid.set_timesteps(num_inference_steps, **dynamic_shift(grid.config, image_tokens))
+
+
+def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
+    """``mu`` of dynamic time shifting for this picture size, where the scheduler wants it."""
+    if not config.use_dynamicdynamic_shifting:
+        return {}
+    base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("basedynamic_shift", 0.5), config.get("max_shift", 1.15)
+    return {"mu": low + (high - low) * (image_tokens - base) / (top - base)}
+
+
+ADDED = ("text_embeds", "time_ids")
+
+
+_ALIKE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
+
+
+def controlnets_of(pipe: Any) -> tuple[Any, ...]:
+    """The ControlNets of a pipeline, of a MultiControlNetModel each.
+
+    Raises:
+        TypeError: for other kinds than ControlNetModel.
+        ValueError: where one does not fit the pipeline's UNet.
+    """
+    whole = getattr(pipe, "controlnet", None)
+    if whole is None:
+        return ()
+    bare = getattr(whole, "_orig_mod", whole)
+    nets = tuple(getattr(net, "_orig_mod", net) for net in getattr(bare, "nets", (bare,)))
+    for net in nets:
+        if not is_companion(net):
+            raise TypeError(
+                f"{type(net).__name__} cannot stream: StreamEngine runs ControlNetModel and MultiControlNetModel, on "
+                "UNets of Stable Diffusion and SDXL"
+            )
+        _require_fit(net, pipe.unet)
+    return nets
+
+
+def _require_fit(net: Any, unet: Any) -> None:
+    for name in _ALIKE:
+        own, other = (_plain(model.config.get(name)) for model in (net, unet))
+        if own != other:
+            raise ValueError(
+                f"this ControlNet was made for another kind of network: its {name} is {own}, the UNet's {other}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

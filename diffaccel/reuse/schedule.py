@@ -1,0 +1,309 @@
+"""When to compute: one decision per network call of a run.
+
+Static schedules know their decisions from host integers alone, so they never wait for the device. DeepCache
+(arXiv 2312.00858) uses `Uniform` and, as its non-uniform 1:N strategy, `Quadratic`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar
+
+from diffaccel.config import Config
+from diffaccel.config.checks import check, number, whole
+
+
+def _unmeasured() -> float:
+    raise RuntimeError("this schedule needs the change of the network's input, which was not given")
+
+
+@dataclass(frozen=True)
+class CallInfo:
+    """One network call of a run.
+
+    Attributes:
+        index: position in the run, from 0; a second-order sampler makes several calls per sampling step.
+        total: network calls in the whole run, or None where that is unknown.
+        change: measures mean|x - x_ref| / mean|x_ref| of the network's input x, where x_ref is the input of the last
+            computed call. Calling it waits for the device.
+        age: replayed calls since the last computed one.
+        new_prompt: whether the conditioning is another object than in the last call, or was written to.
+    """
+
+    index: int
+    total: int | None = None
+    change: Callable[[], float] = _unmeasured
+    age: int = 0
+    new_prompt: bool = False
+
+
+class Schedule(Config, ABC):
+    """Decides call by call whether to compute. Call 0 of a run always computes, whatever a schedule says.
+
+    A schedule that reads `CallInfo.change` sets `measures`, so that the input of each computed call is kept. One whose
+    computed calls make all stored features invalid sets `clears`: a module that did not run in such a call, because it
+    lies in a part that another method replayed, then computes when it next runs.
+    """
+
+    measures: ClassVar[bool] = False
+    clears: ClassVar[bool] = False
+
+    @abstractmethod
+    def should_compute(self, call: CallInfo) -> bool:
+        """Whether this call computes; otherwise it reuses the stored features."""
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if this schedule does not fit a run of `total` network calls (None: unknown)."""
+
+    def computed(self, total: int) -> list[int]:
+        """Indices of the computed calls in a run of `total` calls, for schedules that depend on nothing else."""
+        self.validate(total)
+        return [i for i in range(total) if i == 0 or self.should_compute(CallInfo(i, total))]
+
+
+@dataclass(frozen=True)
+class Always(Schedule):
+    """Compute every call."""
+
+    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
+        """Always true."""
+        return True
+
+
+@dataclass(frozen=True)
+class WhilePromptLasts(Schedule):
+    """Compute when the conditioning changes. Lossless for what depends on the conditioning alone."""
+
+    clears: ClassVar[bool] = True
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True when the conditioning is new."""
+        return call.new_prompt
+
+
+@dataclass(frozen=True)
+class Uniform(Schedule):
+    """Compute every `interval`-th call, as DeepCache's uniform 1:N strategy.
+
+    Args:
+        interval: calls from one that computes to the next, >= 1; 1 reuses nothing.
+    """
+
+    interval: int
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for calls 0, interval, 2 * interval, ..."""
+        return call.index % self.interval == 0
+
+
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """Compute exactly the listed calls.
+
+    Args:
+        steps: calls that compute, ascending, the first of them 0.
+    """
+
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        steps = (self.steps,) if isinstance(self.steps, int) else tuple(self.steps)
+        object.__setattr__(self, "steps", steps)
+        check(len(steps) > 0, "steps must list at least one call; got ()")
+        for step in steps:
+            whole("each of steps", step, 0)
+        check(steps[0] == 0, f"steps must start with 0, as there is nothing to reuse before it; got {steps}")
+        check(all(a < b for a, b in pairwise(steps)), f"steps must be ascending; got {steps}")
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the listed calls."""
+        return call.index in self.steps
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the list goes beyond the run."""
+        fits = total is None or self.steps[-1] < total
+        check(fits, f"steps lists call {self.steps[-1]}, but the run has {total} network calls (0..{(total or 0) - 1})")
+
+
+@dataclass(frozen=True)
+class ScaledSteps(Schedule):
+    """Compute the listed calls of a run of `of` calls, stretched to the run at hand.
+
+    Args:
+        steps: calls that compute, ascending, the first of them 0.
+        of: number of calls that the list is made for.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    steps: tuple[int, ...]
+    of: int
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", Steps(self.steps).steps)
+        whole("of", self.of, self.steps[-1] + 1)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the stretched list."""
+        total = _known_total(self, call.total)
+        return any(step * total // self.of == call.index for step in self.steps)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        _known_total(self, total)
+
+
+@dataclass(frozen=True)
+class FrontLoaded(Schedule):
+    """Compute often at the start of a run and ever more rarely later: call T (k / n) ** power for k = 0 .. n - 1.
+
+    Args:
+        interval: one call in `interval` computes, on average, n = ceil(T / interval); >= 1.
+        power: how much the start is favoured; 1 is uniform.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    interval: int
+    power: float = 1.5
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        number("power", self.power, 1.0, 10.0)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the calls that `front_loaded_steps` lists."""
+        return call.index in front_loaded_steps(_known_total(self, call.total), self.interval, self.power)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        _known_total(self, total)
+
+
+@dataclass(frozen=True)
+class BackLoaded(FrontLoaded):
+    """Compute rarely at the start of a run and ever more often later: `FrontLoaded` with time reversed."""
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True where the reversed gaps of `front_loaded_steps` lead."""
+        total = _known_total(self, call.total)
+        steps = front_loaded_steps(total, self.interval, self.power)
+        return call.index == 0 or total - call.index in steps
+
+
+@dataclass(frozen=True)
+class Quadratic(Schedule):
+    """DeepCache's non-uniform 1:N strategy: computed calls lie close to `center` and thin out away from it.
+
+    With n = ceil(T / interval) computed calls of T, spaced evenly on the scale s(v) = v ** (1 / power) around `center`
+    (arXiv 2312.00858, appendix; the paper uses center 15, power 1.4 for T = 50, interval 5).
+
+    Args:
+        interval: one call in `interval` computes, on average; >= 1.
+        center: the call around which they are dense.
+        power: > 1 concentrates them around the center.
+        total: network calls of a run; None takes it from the pipeline.
+    """
+
+    interval: int
+    center: int = 15
+    power: float = 1.4
+    total: int | None = None
+
+    def __post_init__(self) -> None:
+        whole("interval", self.interval, 1)
+        whole("center", self.center, 0)
+        number("power", self.power, 0.1, 10.0)
+        if self.total is not None:
+            whole("total", self.total, 1)
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the calls that `quadratic_steps` lists."""
+        return call.index in quadratic_steps(_known_total(self, call.total), self.interval, self.center, self.power)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        quadratic_steps(_known_total(self, total), self.interval, self.center, self.power)
+
+
+@dataclass(frozen=True)
+class Threshold(Schedule):
+    """Compute when the network's input has changed by more than `threshold` since the last computed call.
+
+    The change is relative: mean|x - x_ref| / mean|x_ref|. Reading it waits for the device once per call.
+
+    Args:
+        threshold: relative change above which a call computes; 0 computes whenever anything changed.
+        max_reuse: at most this many reused calls in a row; None sets no limit.
+    """
+
+    measures: ClassVar[bool] = True
+
+    threshold: float
+    max_reuse: int | None = None
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, 0.0)
+        if self.max_reuse is not None:
+            whole("max_reuse", self.max_reuse, 0)
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True when the input has moved far enough, or is not finite, or enough calls were reused in a row."""
+        if self.max_reuse is not None and call.age >= self.max_reuse:
+            return True
+        return not call.change() <= self.threshold
+
+
+def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | None) -> int:
+    """Network calls of the run, as the schedule or the pipeline tells."""
+    known = schedule.total if schedule.total is not None else total
+    if known is None:
+        name = type(schedule).__name__
+        raise ValueError(
+            f"{name} needs the number of network calls of a run, which a bare network does not tell: "
+            f"give {name}(..., total=50), or pass the pipeline to accelerate()"
+        )
+    return known
+
+
+@lru_cache(maxsize=64)
+def front_loaded_steps(total: int, interval: int, power: float) -> tuple[int, ...]:
+    """Calls that `FrontLoaded` computes in a run of `total`: ceil(total / interval) distinct ones."""
+    count = math.ceil(total / interval)
+    steps: list[int] = []
+    for k in range(count):
+        steps.append(max(int(total * (k / count) ** power), steps[-1] + 1 if steps else 0))
+    return tuple(steps)
+
+
+@lru_cache(maxsize=64)
+def quadratic_steps(total: int, interval: int, center: int, power: float) -> tuple[int, ...]:
+    """Calls that `Quadratic` computes in a run of `total`.
+
+    The power is lowered in steps of 0.02 until rounding leaves exactly ceil(total / interval) distinct calls.
+    """
+    wanted = math.ceil(total / interval)
+    if wanted == total:
+        return tuple(range(total))
+    while power > 0:
+        steps = {0, *(center + int(offset) for offset in _spaced(wanted, -center, total - center, power))}
+        if len(steps) == wanted and min(steps) >= 0 and max(steps) < total:
+            return tuple(sorted(steps))
+        power -= 0.02
+    raise ValueError(f"no quadratic schedule of {wanted} calls in {total} around center {center}: move the center")
+
+
+def _spaced(count: int, low: int, high: int, power: float) -> list[float]:
+    """`count - 1` points strictly between low and high, evenly spaced after v -> v ** (1 / power)."""
+    start, end = complex(low) ** (1 / power), complex(high) ** (1 / power)
+    return [((start + (end - start) * i / count) ** power).real for i in range(1, count)]

@@ -1,0 +1,98 @@
+"""Hooks on modules that several engines share, and that obey only within an engine's own call.
+
+A hook passes through unless the current thread is inside an engine's call (`Replays.using`), and then does what that
+engine says. So several engines, and ordinary calls of the pipeline, live on one network without seeing each other.
+Modules are told apart by identity: their names change when adapters are loaded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+
+from diffaccel._diffusers import Hook, hooks_of, registry_of
+from diffaccel.runtime.attachment import HOOK
+
+STREAM_HOOK = "diffaccel-stream"
+
+
+def is_compiled(model: object) -> bool:
+    """Whether a network was compiled as a module, so that a hook within would break its graph."""
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+
+
+class _Current(threading.local):
+    hooks: Mapping[torch.nn.Module, Hook] = {}
+
+
+_current = _Current()
+_users: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
+_changing = threading.RLock()  # engines are built and forgotten on any thread
+
+
+class _StreamHook(Hook):
+    """Sits on one module and hands its calls to the engine whose call is running, if any."""
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, computed or recalled."""
+        hook = _current.hooks.get(module)
+        if hook is None:
+            return self.original(*args, **kwargs)
+        hook.fn_ref = self.fn_ref
+        return hook.new_forward(module, *args, **kwargs)
+
+
+class Replays:
+    """What one engine does on some modules, within `using` alone.
+
+    Args:
+        hooks: what stands in for each module's forward.
+
+    Raises:
+        RuntimeError: where `accelerate` has hooked one of them.
+    """
+
+    def __init__(self, hooks: Mapping[torch.nn.Module, Hook]) -> None:
+        self.hooks = hooks
+        _acquire(hooks)
+        self.close = finalize(self, _release, tuple(hooks))
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Within, this thread's calls obey these hooks, and those of a block around this one."""
+        before = _current.hooks
+        _current.hooks = {**before, **self.hooks}
+        try:
+            yield
+        finally:
+            _current.hooks = before
+
+
+def _acquire(modules: Iterable[torch.nn.Module]) -> None:
+    """Hook modules for one more user."""
+    with _changing:
+        if any(HOOK in hooks_of(module) for module in modules):
+            raise RuntimeError(
+                "this pipeline is accelerated already: detach that handle first, and give the method as cache="
+            )
+        for module in modules:
+            if STREAM_HOOK not in hooks_of(module):
+                registry_of(module).register_hook(_StreamHook(), STREAM_HOOK)
+            _users[module] = _users.get(module, 0) + 1
+
+
+def _release(modules: Iterable[torch.nn.Module]) -> None:
+    """Take the hooks off that nobody uses any more.
+
+    A hook below another one that was put on later stays and passes through: diffusers can remove only the last.
+    """
+    with _changing:
+        for module in modules:
+            _users[module] -= 1
+            if not _users[module] and hooks_of(module)[-1:] == [STREAM_HOOK]:
+                registry_of(module).remove_hook(STREAM_HOOK, recurse=False)

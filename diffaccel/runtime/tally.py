@@ -1,0 +1,88 @@
+"""The count of network calls by kind, from which the report is made."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffaccel.networks.inputs import Inputs
+from diffaccel.runtime.state import CacheState, map_tensors
+
+Shapes = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class CallKind:
+    """Calls that cost the same.
+
+    Attributes:
+        shapes: of sample and conditioning.
+        computes: the decision for every part.
+        ranges: for every part that reuses, which of its ranges of blocks is in force; 0 for the others.
+    """
+
+    shapes: Shapes
+    computes: tuple[bool, ...]
+    ranges: tuple[int, ...]
+
+
+class Tally:
+    """Counts of network calls.
+
+    Attributes:
+        asked: calls that the pipeline made, by shapes and by whether all was computed.
+        calls: calls that the network made.
+        examples: one set of inputs per shape, without storage, to measure costs with.
+    """
+
+    def __init__(self) -> None:
+        self.asked: Counter[tuple[Shapes, bool]] = Counter()
+        self.calls: Counter[CallKind] = Counter()
+        self.examples: dict[Shapes, Mapping[str, Any]] = {}
+        self._current: list[CallKind] = []
+
+    def copy(self) -> "Tally":
+        """A tally that later calls do not change."""
+        copy = Tally()
+        copy.asked, copy.calls, copy.examples = self.asked.copy(), self.calls.copy(), dict(self.examples)
+        return copy
+
+    @contextmanager
+    def outer(self, inputs: Inputs) -> Iterator[None]:
+        """Count a call that the pipeline makes; calls of the network within belong to it."""
+        shapes = self._shapes(inputs)
+        self._current.clear()
+        yield
+        computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
+        self.asked[shapes, computed] += 1
+
+    def inner(self, inputs: Inputs, states: Sequence[CacheState]) -> None:
+        """Count a call of the network, which `states` says what it computed."""
+        computes = tuple(state.compute for state in states)
+        ranges = tuple(0 if state.compute else state.range for state in states)
+        kind = CallKind(self._shapes(inputs), computes, ranges)
+        self._current.append(kind)
+        self.calls[kind] += 1
+
+    def _shapes(self, inputs: Inputs) -> Shapes:
+        """The shapes of some inputs, of which an example is kept."""
+        shapes = _shape(inputs.sample), _shape(inputs.conditioning)
+        if shapes not in self.examples:
+            self.examples[shapes] = map_tensors(_weightless, dict(inputs.values))
+        return shapes
+
+
+def _weightless(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape without storage, in single precision as `macs.skeleton`."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, device="meta", dtype=dtype)
+
+
+def _shape(value: Any) -> Any:
+    """The shapes of the tensors in `value`."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    return tuple(_shape(item) for item in value) if isinstance(value, list | tuple) else None

@@ -1,0 +1,1 @@
+"""Noise levels, guidance, and samplers that step row by row."""

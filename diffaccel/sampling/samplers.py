@@ -1,0 +1,271 @@
+"""Samplers as transitions between noise levels, so that every row of a batch can take a different step.
+
+At a noise level ``(alpha, sigma)`` a latent is ``x = alpha clean + sigma noise``. A first-order sampler goes from a
+level to the next one by ``x' = w_clean clean + w_noise noise + w_fresh fresh``: it re-noises its clean estimate with
+a mixture of the predicted noise and fresh noise. `scheduler.step` of diffusers does the same for one timestep at a
+time.
+"""
+
+# ruff: noqa: ARG002 - subclasses share one signature and need different parts of it
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+
+
+class NoiseLevel(NamedTuple):
+    """A noise level: signal and noise magnitudes, and the timestep that the network is told."""
+
+    alpha: float
+    sigma: float
+    timestep: float
+
+
+class Weights(NamedTuple):
+    """Weights of the clean estimate, the predicted noise and fresh noise in the next latent."""
+
+    clean: float
+    noise: float
+    fresh: float
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Base of the samplers; a configuration, no state.
+
+    ``scheduler`` names the diffusers scheduler class whose timestep grid is used.
+    """
+
+    @property
+    @abstractmethod
+    def scheduler(self) -> str:
+        """Name of the diffusers scheduler class that lays out the timesteps."""
+
+    @abstractmethod
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Weights for the step from ``start`` to ``end``; ``signal[t]`` is alpha at training timestep t."""
+
+    def boundary(self, level: NoiseLevel) -> tuple[float, float]:
+        """``(c_out, c_skip)`` of the consistency boundary condition: ``clean <- c_out clean + c_skip x``."""
+        return 1.0, 0.0
+
+    def terminal(self, grid: Any) -> NoiseLevel:
+        """The level behind the last stage; by default clean."""
+        return NoiseLevel(1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LCM(Sampler):
+    """Multistep consistency sampling (Latent Consistency Models, arXiv 2310.04378, Algorithm 3)."""
+
+    timestep_scaling: float = 10.0
+    sigma_data: float = 0.5
+
+    @property
+    def scheduler(self) -> str:
+        """LCMScheduler."""
+        return "LCMScheduler"
+
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Re-noise the clean estimate with fresh noise only."""
+        return Weights(end.alpha, 0.0, end.sigma)
+
+    def boundary(self, level: NoiseLevel) -> tuple[float, float]:
+        """Boundary scalings of the LCM paper, section 4.1."""
+        s, d = level.timestep * self.timestep_scaling, self.sigma_data
+        return s / math.sqrt(s * s + d * d), d * d / (s * s + d * d)
+
+
+@dataclass(frozen=True)
+class TCD(Sampler):
+    """Strategic stochastic sampling (Trajectory Consistency Distillation, arXiv 2402.19159, Algorithm 4).
+
+    Args:
+        eta: stochasticity (gamma in the paper) in [0, 1]: 0 deterministic, 1 multistep consistency sampling.
+    """
+
+    eta: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must be in [0, 1], not {self.eta}")
+
+    @property
+    def scheduler(self) -> str:
+        """TCDScheduler."""
+        return "TCDScheduler"
+
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Denoise to ``s = (1 - eta) t'`` along the trajectory, then diffuse to ``t'``."""
+        alpha_s = float(signal[math.floor((1 - self.eta) * end.timestep)])
+        sigma_s = math.sqrt(1 - alpha_s**2)
+        ratio = end.alpha / alpha_s
+        return Weights(end.alpha, ratio * sigma_s, math.sqrt(max(0.0, 1 - ratio**2)))
+
+    def terminal(self, grid: Any) -> NoiseLevel:
+        """Timestep 0, as in diffusers."""
+        alpha = float(grid.alphas_cumprod[0].double().sqrt())
+        return NoiseLevel(alpha, math.sqrt(1 - alpha**2), 0.0)
+
+
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """Deterministic first-order steps: Euler on the probability-flow ODE (Karras et al., arXiv 2206.00364), or DDIM."""
+
+    @property
+    def scheduler(self) -> str:
+        """EulerDiscreteScheduler."""
+        return "EulerDiscreteScheduler"
+
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Keep the predicted noise."""
+        return Weights(end.alpha, end.sigma, 0.0)
+
+
+@dataclass(frozen=True)
+class DDIM(Euler):
+    """DDIM (arXiv 2010.02502, eta = 0) on its own grid and with its own last step."""
+
+    @property
+    def scheduler(self) -> str:
+        """DDIMScheduler."""
+        return "DDIMScheduler"
+
+    def terminal(self, grid: Any) -> NoiseLevel:
+        """The scheduler's ``final_alpha_cumprod``."""
+        alpha = math.sqrt(float(grid.final_alpha_cumprod))
+        return NoiseLevel(alpha, math.sqrt(1 - alpha**2), 0.0)
+
+
+@dataclass(frozen=True)
+class FlowMatching(Euler):
+    """Euler steps of rectified flow (arXiv 2403.03206): ``alpha = 1 - sigma``, the prediction is ``noise - clean``."""
+
+    @property
+    def scheduler(self) -> str:
+        """FlowMatchEulerDiscreteScheduler."""
+        return "FlowMatchEulerDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class EulerAncestral(Sampler):
+    """Euler steps down to ``sigma_down``, then fresh noise up to the next level, as in k-diffusion."""
+
+    @property
+    def scheduler(self) -> str:
+        """EulerAncestralDiscreteScheduler."""
+        return "EulerAncestralDiscreteScheduler"
+
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Split the next level's noise into predicted and fresh, in variance-exploding units."""
+        start_sigma, end_sigma = start.sigma / start.alpha, end.sigma / end.alpha
+        up = math.sqrt(end_sigma**2 * max(0.0, start_sigma**2 - end_sigma**2) / start_sigma**2)
+        down = math.sqrt(end_sigma**2 - up**2)
+        return Weights(end.alpha, end.alpha * down, end.alpha * up)
+
+
+_BY_SCHEDULER = {s.scheduler: s for s in (LCM(), TCD(), Euler(), DDIM(), EulerAncestral(), FlowMatching())}
+
+
+def sampler_for(scheduler: Any) -> Sampler:
+    """The sampler that steps like ``scheduler``.
+
+    Multistep and second-order schedulers (PNDM, DPM-Solver++, UniPC, Heun, ...) cannot take a different step in each
+    row. Like StreamDiffusion, their variance-preserving ones are replaced by LCM on the same noise schedule;
+    flow-matching ones by Euler.
+
+    Raises:
+        ValueError: for schedulers of another kind (EDM, Karras-VE, ...).
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "LCMScheduler":
+        return LCM(timestep_scaling=config.timestep_scaling)
+    if name in _BY_SCHEDULER:
+        return _BY_SCHEDULER[name]
+    if getattr(config, "prediction_type", None) == "flow_prediction" or "FlowMatch" in name:
+        return FlowMatching()
+    if hasattr(scheduler, "alphas_cumprod"):
+        return LCM()
+    raise ValueError(
+        f"{name} cannot step row by row: pass sampler=, or set pipe.scheduler to one of "
+        + ", ".join(sorted(_BY_SCHEDULER))
+    )
+
+
+LayOut = Callable[[Any, int], None]
+"""Sets the timesteps of a flow-matching scheduler as the stock pipeline does: ``(scheduler, num_inference_steps)``."""
+
+
+def grid_for(sampler: Sampler, scheduler: Any, num_inference_steps: int, lay_out: LayOut) -> Any:
+    """A fresh diffusers scheduler with the timesteps of ``sampler`` set; ``scheduler`` is only read.
+
+    Args:
+        sampler: whose grid to lay out.
+        scheduler: the pipeline's scheduler, source of the noise schedule.
+        num_inference_steps: length of the grid.
+        lay_out: what sets flow-matching timesteps.
+    """
+    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    if isinstance(sampler, FlowMatching) and "flow_shift" in config:
+        config["shift"] = config["flow_shift"]
+    kind = getattr(diffusers, sampler.scheduler)
+    known = inspect.signature(kind.__init__).parameters
+    grid = kind(**{k: v for k, v in config.items() if k in known})
+    if isinstance(sampler, FlowMatching):
+        lay_out(grid, num_inference_steps)
+    else:
+        grid.set_timesteps(num_inference_steps)
+    return grid
+
+
+def levels_of(sampler: Sampler, grid: Any) -> list[NoiseLevel]:
+    """Noise levels of all grid points, first the noisiest."""
+    timesteps = [float(t) for t in grid.timesteps]
+    if isinstance(sampler, FlowMatching):
+        return [NoiseLevel(1.0 - s, s, t) for s, t in zip(grid.sigmas.double().tolist(), timesteps, strict=False)]
+    if isinstance(sampler, Euler | EulerAncestral) and hasattr(grid, "sigmas"):
+        sigmas = grid.sigmas.double().tolist()[: len(timesteps)]
+        return [
+            NoiseLevel(1 / math.hypot(1, s), s / math.hypot(1, s), t) for s, t in zip(sigmas, timesteps, strict=True)
+        ]
+    signal = signal_levels(grid)
+    return [NoiseLevel(float(signal[int(t)]), math.sqrt(1 - float(signal[int(t)]) ** 2), t) for t in timesteps]
+
+
+def signal_levels(grid: Any) -> np.ndarray:
+    """``alpha_t`` for every training timestep, ``(num_train_timesteps,)``; empty for flow matching."""
+    alphas_cumprod = getattr(grid, "alphas_cumprod", torch.empty(0))
+    return np.asarray(alphas_cumprod.double().sqrt().numpy())
+
+
+def clean_weights(prediction_type: str, level: NoiseLevel) -> tuple[float, float]:
+    """``(w_x, w_pred)`` such that the clean estimate is ``w_x x + w_pred prediction``.
+
+    Solves ``x = alpha clean + sigma noise`` together with what the network predicts.
+
+    Raises:
+        ValueError: for an unknown prediction type, or noise prediction where there is no signal.
+    """
+    alpha, sigma, timestep = level
+    if prediction_type == "epsilon":
+        if alpha == 0:
+            raise ValueError(f"timestep {timestep:g} is pure noise, where noise prediction says nothing: start later")
+        return 1 / alpha, -sigma / alpha
+    if prediction_type == "v_prediction":
+        return alpha, -sigma
+    if prediction_type == "flow_prediction":
+        return 1.0, -sigma
+    if prediction_type == "sample":
+        return 0.0, 1.0
+    raise ValueError(
+        f"prediction_type {prediction_type!r} is unknown: epsilon, v_prediction, sample and flow_prediction can stream"
+    )

@@ -1,0 +1,172 @@
+"""From a configuration to the tensors frames are denoised with, and from one such setting to the next."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+import torch
+
+from diffaccel.networks.conditioning import Conditioning, Interpolation, blend
+from diffaccel.networks.network import Network
+from diffaccel.sampling.guidance import Guidance
+from diffaccel.sampling.samplers import sampler_for
+from diffaccel.stream.batch import FrameSettings
+from diffaccel.stream.config import Prompt, StreamConfig, weighted
+from diffaccel.stream.control import functions_for, scales_for
+from diffaccel.stream.stages import Stages, build_stages
+
+At = Literal["all", "new"]
+
+
+class SettingsBuilder:
+    """Builds settings; what did not change between two configurations is the same object in both.
+
+    Args:
+        network: the denoiser.
+        latent_shape: ``(C, h, w)``.
+    """
+
+    def __init__(self, network: Network, latent_shape: tuple[int, int, int]) -> None:
+        self.network, self.latent_shape = network, latent_shape
+        self._prompts: dict[object, Conditioning] = {}
+        self._stages: tuple[object, Stages] | None = None
+
+    def forget(self) -> None:
+        """Encode prompts anew from now on, because the text encoder or its adapters changed."""
+        self._prompts.clear()
+
+    def build(self, config: StreamConfig) -> FrameSettings:
+        """Settings of ``config``."""
+        stages = self._build_stages(config)
+        config.guidance.check(stages.alphas)
+        nets = len(self.network.controlnets)
+        functions_for(config.control, nets)
+        scales = scales_for(config.controlnet_scale, nets)
+        asks = config.guidance.negative_source in ("predicted", "first")
+        positive = self._encode(config.prompt, config, negative=False)
+        negative = self._encode(config.negative_prompt, config, negative=True) if asks else None
+        self._trim()
+        return FrameSettings(stages, positive, negative, config.guidance, scales)
+
+    def _build_stages(self, config: StreamConfig) -> Stages:
+        scheduler = self.network.pipe.scheduler
+        sampler = config.sampler or sampler_for(scheduler)
+        grid = (config.indices, config.num_inference_steps, config.add_noise)
+        key = (sampler, *grid, config.seed, config.frame_buffer, config.shared_noise)
+        if self._stages is None or self._stages[0] != key:
+            self._stages = (
+                key,
+                build_stages(
+                    scheduler,
+                    sampler,
+                    config.indices,
+                    config.num_inference_steps,
+                    self._noise(config),
+                    self.lay_out,
+                    add_noise=config.add_noise,
+                ),
+            )
+        return self._stages[1]
+
+    def lay_out(self, grid: Any, num_inference_steps: int) -> None:
+        """Set the timesteps of a flow-matching scheduler as the stock pipeline does."""
+        _, h, w = self.latent_shape
+        self.network.lay_out(grid, num_inference_steps, h * w // self.network.patch**2)
+
+    def _noise(self, config: StreamConfig) -> torch.Tensor:
+        """Per-stage noise, one draw on the CPU: ``(N * frame_buffer, C, h, w)``."""
+        stages, frames = len(config.indices), config.frame_buffer
+        drawn = stages if config.shared_noise else stages * frames
+        noise = torch.randn(drawn, *self.latent_shape, generator=torch.Generator().manual_seed(config.seed))
+        if config.shared_noise:
+            noise = noise.repeat_interleave(frames, 0)
+        return noise.to(self.network.device)
+
+    @torch.no_grad()
+    def _encode(self, prompt: Prompt, config: StreamConfig, *, negative: bool) -> Conditioning:
+        key = (weighted(prompt), config.blend, negative, config.embedded_guidance_scale)
+        if key not in self._prompts:
+            scale, encode = config.embedded_guidance_scale, self.network.encode
+            parts = [
+                (encode(text, negative=negative, embedded_scale=scale), weight) for text, weight in weighted(prompt)
+            ]
+            self._prompts[key] = parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
+        return self._prompts[key]
+
+    def _trim(self, most: int = 32) -> None:
+        while len(self._prompts) > most:
+            self._prompts.pop(next(iter(self._prompts)))
+
+
+def check_way(at: At, transition: int) -> None:
+    """Raise ValueError for an unknown way from one setting to the next."""
+    if at not in ("all", "new"):
+        raise ValueError(f"at must be 'all' or 'new', not {at!r}")
+    if isinstance(transition, bool) or not isinstance(transition, int) or transition < 0:
+        raise ValueError(f"transition must be a number of frames, not {transition!r}")
+
+
+class Course:
+    """The settings of entering frames, which may be on their way from one to another.
+
+    Attributes:
+        settings: of the frames that enter now.
+    """
+
+    def __init__(self, settings: FrameSettings) -> None:
+        self.settings = self._start = self._end = settings
+        self._done = self._frames = 0
+        self._at: At = "all"
+
+    def turn(self, end: FrameSettings, frames: int, at: At) -> bool:
+        """Head for other settings, over a number of entering frames; 0 reaches them at once.
+
+        Whether settings moved for frames in flight, too. A change of what is no part of them leaves a course as it is.
+        """
+        if self._done < self._frames and end == self._end:
+            return False
+        self._start, self._end, self._done, self._frames, self._at = self.settings, end, 0, frames, at
+        if frames == 0:
+            self.settings = end
+        return frames == 0 and at == "all"
+
+    def advance(self, frames: int, how: Interpolation) -> bool:
+        """Let frames enter together; whether settings moved for frames in flight, too."""
+        if self._done >= self._frames:
+            return False
+        self._done += frames
+        self.settings = self._end if self._done >= self._frames else self._between(self._done / self._frames, how)
+        return self._at == "all"
+
+    def arrive(self) -> None:
+        """Be at the end at once."""
+        self.settings, self._done = self._end, self._frames
+
+    def _between(self, weight: float, how: Interpolation) -> FrameSettings:
+        start, end = self._start, self._end
+        return FrameSettings(
+            end.stages,
+            _between(start.positive, end.positive, weight, how),
+            end.negative or start.negative  # guidance that ends with none may ask for one on the way
+            if start.negative is None or end.negative is None
+            else _between(start.negative, end.negative, weight, how),
+            _between_guidances(start.guidance, end.guidance, weight),
+            _between_scales(start.control_scales, end.control_scales, weight),
+        )
+
+
+def _between(start: Conditioning, end: Conditioning, weight: float, how: Interpolation) -> Conditioning:
+    return end if start is end else blend([(start, 1 - weight), (end, weight)], how)
+
+
+def _between_scales(start: tuple[float, ...], end: tuple[float, ...], weight: float) -> tuple[float, ...]:
+    return end if start == end else tuple((1 - weight) * a + weight * b for a, b in zip(start, end, strict=True))
+
+
+def _between_guidances(start: Guidance, end: Guidance, weight: float) -> Guidance:
+    """Move scale and delta where both guidances are of one kind; else the new guidance counts at once."""
+    if type(start) is not type(end):
+        return end
+    moved = {f.name: (1 - weight) * getattr(start, f.name) + weight * getattr(end, f.name) for f in fields(start)}
+    return replace(end, **moved)

@@ -1,0 +1,303 @@
+"""Custom pipelines that are stock pipelines with a few abilities more.
+
+A custom pipeline names the stock pipelines it can be. Built from components, it becomes an instance of the first one
+that fits them: a UNet with SDXL's conditioning makes a StableDiffusionXLPipeline, a ControlNet its ControlNet variant.
+Everything of the stock class works - offload, LoRA, IP-Adapter, callbacks - because it *is* that class; no line of its
+call is copied. Custom pipeline files use this module as `diffaccel.pipelines.base`: diffusers takes any second pipeline
+class among a file's names for a mistake.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+from diffusers import DiffusionPipeline
+
+from diffaccel import models
+from diffaccel.attach.handle import Handle, accelerate
+from diffaccel.attach.report import Report
+from diffaccel.config.words import did_you_mean
+from diffaccel.methods import Method
+from diffaccel.methods.spelled import MethodLike, as_methods
+from diffaccel.models.source import check_weights
+
+DENOISERS = ("unet", "transformer")
+OWN = ("cache", "guidance", "gate")
+
+
+class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Base of the custom pipelines: `class Mine(FastPipeline, stock=(StableDiffusionPipeline, ...))`."""
+
+    stock: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()
+    stock_class: ClassVar[type[DiffusionPipeline] | None] = None
+    _optional_components: ClassVar[list[str]] = []
+    _feature_cache: Handle | None = None
+    _last_report: Report | None = None
+
+    def __init_subclass__(cls, stock: tuple[type[DiffusionPipeline], ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if stock:
+            _forget_earlier_files(cls.__module__)
+            cls.stock = stock
+            cls.__init__, cls._optional_components = _union(stock)  # type: ignore[method-assign]
+
+    def __new__(cls, *args: Any, **components: Any) -> Self:
+        """An instance of this class and of the stock pipeline that fits the components."""
+        if args:
+            raise TypeError(f"{cls.__name__} takes its components by name, not by position")
+        kind: type = cls if cls.stock_class else _specialised(cls, cls.choose(components))  # type: ignore[arg-type]
+        instance: Self = object.__new__(kind)
+        return instance
+
+    @classmethod
+    def choose(cls, components: Mapping[str, Any]) -> type[DiffusionPipeline]:
+        """The first stock pipeline that takes all components and lacks none.
+
+        Raises:
+            TypeError: where there is none; the message names the stock pipelines.
+        """
+        for stock in cls.stock:
+            if _fits(stock, components):
+                return stock
+        given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if _is_component(v))
+        raise TypeError(
+            f"{cls.__name__} cannot be built of {given or 'nothing'}: "
+            f"it needs the components of {', '.join(stock.__name__ for stock in cls.stock)}"
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load as diffusers does, from a bundled name, a local folder or a Hub id; weights only as safetensors.
+
+        Raises:
+            ModelError: for a folder whose weights are pickled only or damaged, or which names components outside of
+                diffusers, transformers and diffaccel, unless `trust_remote_code=True` consents to those.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise models.ModelError("weights are read as safetensors only: leave use_safetensors out")
+        if name in models.names("pipeline"):
+            name = str(models.path(name))
+        folder = Path(name) if Path(name).is_dir() else Path(cls.download(name, **kwargs))
+        if not kwargs.get("trust_remote_code"):
+            models.resolve(folder)
+        check_weights(folder)
+        return super().from_pretrained(name, **kwargs)
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As in diffusers, which tells here where it loaded from; so pickles are refused on every road to a pipeline.
+
+        Raises:
+            ModelError: where weights in that folder are pickled only.
+        """
+        source = Path(kwargs.get("_name_or_path") or "")
+        if kwargs.get("_name_or_path") and source.is_dir():
+            check_weights(source)
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """This pipeline on the components of another one, which it shares; `kwargs` replace or add some.
+
+        Raises:
+            TypeError: where they fit none of the stock pipelines.
+        """
+        if cls.stock_class is not None:
+            return super().from_pipe(pipeline, **kwargs)
+        options = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
+        components = pipeline.components | kwargs
+        stock = cls.choose(components)
+        accepted = _parameters(stock)
+        kept = {name: value for name, value in components.items() if name in accepted or name in kwargs}
+        return _specialised(cls, stock).from_pipe(pipeline, **kept, **options)  # type: ignore[arg-type]
+
+    def to_json_string(self) -> str:
+        """The configuration under the stock pipeline's name, so that a saved folder needs nothing of ours to load."""
+        text: str = super().to_json_string()
+        if self.stock_class is None:
+            return text
+        return (
+            json.dumps(json.loads(text) | {"_class_name": self.stock_class.__name__}, indent=2, sort_keys=True) + "\n"
+        )
+
+    def enable_feature_cache(
+        self,
+        cache: MethodLike | Sequence[MethodLike] | None = None,
+        *,
+        guidance: MethodLike | None = None,
+        gate: MethodLike | int | None = None,
+    ) -> Handle:
+        """Accelerate every call from now on, until `disable_feature_cache`; arguments as in a call.
+
+        Raises:
+            RuntimeError: where it is enabled already.
+            ValueError, TypeError, UnsupportedModelError: where a method is not valid or does not fit the network.
+        """
+        if self._feature_cache is not None:
+            raise RuntimeError("a feature cache is enabled already: call disable_feature_cache() first")
+        self._feature_cache = accelerate(self, *as_methods(cache, guidance, gate))
+        return self._feature_cache
+
+    def disable_feature_cache(self) -> None:
+        """Go back to the stock pipeline; harmless where nothing was enabled."""
+        if self._feature_cache is not None:
+            self._feature_cache.detach()
+            self._last_report, self._feature_cache = self._feature_cache.report(), None
+
+    def report(self) -> Report | None:
+        """What was saved: since `enable_feature_cache`, or in the last accelerated call; None before any."""
+        return self._last_report if self._feature_cache is None else self._feature_cache.report()
+
+    @contextmanager
+    def accelerated(self, methods: Sequence[Method]) -> Iterator[None]:
+        """Put methods on for one call; none leaves everything as it is."""
+        if not methods:
+            yield
+            return
+        if self._feature_cache is not None:
+            raise RuntimeError(
+                "a feature cache is enabled for all calls: call disable_feature_cache() first, or leave cache, "
+                "guidance and gate out"
+            )
+        with accelerate(self, *methods) as handle:
+            yield
+            self._last_report = handle.report()
+
+    def __call__(
+        self,
+        *args: Any,
+        cache: MethodLike | Sequence[MethodLike] | None = None,
+        guidance: MethodLike | None = None,
+        gate: MethodLike | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock call, accelerated: see `as_methods` for `cache`, `guidance` and `gate`.
+
+        Raises:
+            TypeError: for an argument that the stock call does not know, which some of them would ignore in silence.
+        """
+        if self.stock_class is not None:
+            check_arguments(self.stock_class, kwargs, OWN)
+        with self.accelerated(as_methods(cache, guidance, gate)):
+            return super().__call__(*args, **kwargs)
+
+
+def _forget_earlier_files(module: str) -> None:
+    """Let a second local folder be loaded: diffusers runs its `pipeline.py` in the module of the first one's.
+
+    It would find the pipelines of both there, and refuse.
+    """
+    if module.startswith("diffusers_modules."):
+        names = vars(sys.modules[module])
+        for name in [n for n, value in names.items() if isinstance(value, type) and issubclass(value, FastPipeline)]:
+            del names[name]
+
+
+def _is_component(value: object) -> bool:
+    return value is not None and not isinstance(value, bool | int | float | str)
+
+
+def _parameters(stock: type) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(stock.__init__).parameters)  # type: ignore[misc]
+    parameters.pop("self")
+    return parameters
+
+
+def _required(stock: type[DiffusionPipeline]) -> set[str]:
+    """Names of the components that a stock pipeline cannot do without."""
+    names = {name for name, p in _parameters(stock).items() if p.default is p.empty}
+    return names - set(stock._optional_components)
+
+
+def _fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
+    given = {name for name, value in components.items() if _is_component(value)}
+    if not (_required(stock) <= given <= set(_parameters(stock))):
+        return False
+    hints = get_type_hints(stock.__init__)
+    for name in given.intersection(DENOISERS):
+        kinds = tuple(k for k in get_args(hints[name]) or (hints[name],) if isinstance(k, type))
+        network = components[name]
+        if not isinstance(getattr(network, "_orig_mod", network), kinds):
+            return False
+    network = components.get("unet")
+    xl = network is not None and network.config.get("addition_embed_type") == "text_time"
+    return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
+
+
+def _union(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None], list[str]]:
+    """An `__init__` that names the components of all stock pipelines, and those that not all of them need."""
+    names = list(dict.fromkeys(name for s in stock for name in _parameters(s)))
+    always = set.intersection(*map(_required, stock))
+    modules = {name for s in stock for name in (*_required(s), *s._optional_components)}
+
+    def __init__(self: FastPipeline, **components: object) -> None:
+        raise AssertionError(f"{type(self).__name__} was not specialised for {', '.join(components)}")
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    for name in sorted(names, key=lambda n: n not in always):
+        default = inspect.Parameter.empty if name in always else None
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return __init__, [name for name in names if name in modules - always]
+
+
+@cache
+def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> type[FastPipeline]:
+    """A class that is both: ours first, the stock pipeline behind it."""
+    parameters = _parameters(stock)
+
+    def __init__(self: FastPipeline, **components: Any) -> None:
+        unknown = sorted(n for n, value in components.items() if value is not None and n not in parameters)
+        if unknown:
+            raise TypeError(f"{stock.__name__} has no {unknown[0]!r}: it takes {', '.join(parameters)}")
+        kept = {
+            name: components.get(name)
+            for name, p in parameters.items()
+            if components.get(name) is not None or p.default is p.empty
+        }
+        stock.__init__(self, **kept)
+
+    def __call__(self: FastPipeline, *args: Any, **kwargs: Any) -> Any:
+        return cls.__call__(self, *args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[attr-defined]
+    if cls.__call__ is FastPipeline.__call__:
+        ours = [p for p in inspect.signature(FastPipeline.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        theirs = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        rest = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is p.VAR_KEYWORD]
+        __call__.__signature__ = inspect.Signature([*theirs, *ours, *rest])  # type: ignore[attr-defined]
+        __call__.__doc__ = stock.__call__.__doc__
+    else:
+        __call__.__signature__ = inspect.signature(cls.__call__)  # type: ignore[attr-defined]
+        __call__.__doc__ = cls.__call__.__doc__
+    body = {
+        "__init__": __init__,
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        "_optional_components": stock._optional_components,
+        "stock_class": stock,
+    }
+    return type(cls.__name__, (cls, stock), body)
+
+
+DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
+"""Arguments that stock calls still take without naming them."""
+
+
+def check_arguments(stock: type, given: Iterable[str], own: Iterable[str]) -> None:
+    """Raise TypeError for an argument that is neither the stock call's nor among ``own``, naming those."""
+    parameters = inspect.signature(stock.__call__).parameters.values()
+    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"} | set(own)
+    for name in sorted(set(given) - known - DEPRECATED):
+        hint = did_you_mean(name, known)
+        raise TypeError(f"{stock.__name__} has no argument {name!r}{hint}: it has {', '.join(sorted(known))}")
