@@ -9,8 +9,7 @@ import time
 import torch
 from PIL import Image
 
-from diffaccel import DeepCache, models
-from diffaccel.attach import handle as accelerate
+from diffaccel import DeepCache, accelerate, models
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red heart"
 pipe = models.load("emoji-sd")

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from diffaccel import Report
-from diffaccel.attach import handle as accelerate
+from diffaccel import Report, accelerate
 from diffaccel.measure import compare as likeness
 from diffaccel.methods import Method
 

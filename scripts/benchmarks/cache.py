@@ -17,8 +17,7 @@ from benchmarks.quality import against_fewer_steps
 from benchmarks.tables import Tables, markdown
 
 from benchmarks import shapes
-from diffaccel import DeepCache
-from diffaccel.attach import handle as accelerate
+from diffaccel import DeepCache, accelerate
 from diffaccel.attach.macs import count_macs
 from diffaccel.measure import interleaved, machine, watch_cache
 from diffaccel.measure.candidates import deepcache_package

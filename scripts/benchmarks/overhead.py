@@ -18,8 +18,8 @@ from diffaccel import (
     TextKVCache,
     TGate,
     Threshold,
+    accelerate,
 )
-from diffaccel.attach import handle as accelerate
 from diffaccel.attach.macs import skeleton
 from diffaccel.measure import interleaved
 from diffaccel.methods import Method

@@ -22,9 +22,9 @@ from diffaccel import (
     Taylor,
     TextKVCache,
     TGate,
+    accelerate,
+    calibrate,
 )
-from diffaccel.attach import calibrate
-from diffaccel.attach import handle as accelerate
 from diffaccel.measure import Judge, Timing, captions, compare, interleaved
 from diffaccel.measure.candidates import cache_dit, deepcache_package
 from diffaccel.methods import Method

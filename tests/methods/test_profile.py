@@ -19,8 +19,8 @@ from diffaccel import (
     Steps,
     Taylor,
     Uniform,
+    accelerate,
 )
-from diffaccel.attach import handle as accelerate
 from diffaccel.methods import Evidence, Reuse, load_methods
 from diffaccel.methods.profile import sampler_of
 from diffaccel.networks import layout_of

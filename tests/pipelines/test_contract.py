@@ -9,7 +9,7 @@ import pytest
 import torch
 from stock_cases import CASES, Case
 
-from diffaccel.attach import handle as accelerate
+from diffaccel import accelerate
 from diffaccel.methods import Method
 
 ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from stock_cases import CASES, Case
 
+from diffaccel import accelerate
 from diffaccel._diffusers import hooks_of
-from diffaccel.attach import handle as accelerate
 from diffaccel.config import Config
 from diffaccel.methods import Method
 

@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from stock_cases import CASES, Case
 
-from diffaccel.attach import handle as accelerate
+from diffaccel import accelerate
 from diffaccel.methods import Method
 from diffaccel.methods.spelled import as_methods
 

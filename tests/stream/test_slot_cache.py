@@ -10,9 +10,8 @@ import stream_pipelines
 import torch
 from unet_reference import ReferenceDeepCache
 
-from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor
+from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor, accelerate
 from diffaccel._diffusers import hooks_of
-from diffaccel.attach import handle as accelerate
 from diffaccel.methods import TGate
 from diffaccel.reuse.schedule import Quadratic, Threshold
 from diffaccel.stream.engine import StreamEngine

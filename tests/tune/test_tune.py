@@ -9,8 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from diffaccel import DeepCache, IntervalCache, Profile, Steps, Taylor, Uniform, models
-from diffaccel.attach import handle as accelerate
+from diffaccel import DeepCache, IntervalCache, Profile, Steps, Taylor, Uniform, accelerate, models
 from diffaccel.cli import main
 from diffaccel.measure.quality import compare
 from diffaccel.measure.workload import Workload
