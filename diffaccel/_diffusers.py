@@ -3,11 +3,14 @@
 Checked against diffusers 0.42; a version that moves a name fails here, at import, and nowhere else.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook, apply_first_block_cache
 from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 
@@ -97,3 +100,32 @@ def starts_from_pictures(pipeline: str) -> bool:
     from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, _get_task_class
 
     return _get_task_class(AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, pipeline, throw_error_if_not_exist=False) is not None
+
+
+class RunningCall(NamedTuple):
+    """A pipeline's call that is under way.
+
+    Attributes:
+        pipe: the pipeline.
+        frame: of its `__call__`, whose variables are read where nothing else tells a fact.
+    """
+
+    pipe: Any
+    frame: FrameType
+
+    def embeddings(self, name: str) -> torch.Tensor | None:
+        """A variable of the call that holds embeddings, such as `negative_prompt_embeds`; None where there is none."""
+        found = self.frame.f_locals.get(name)
+        return found if isinstance(found, torch.Tensor) else None
+
+
+def running_call() -> RunningCall | None:
+    """The innermost pipeline's call on this thread's stack: whoever calls a network, whichever object was accelerated."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, DiffusionPipeline | ModularPipeline):
+                return RunningCall(owner, frame)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

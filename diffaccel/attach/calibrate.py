@@ -12,9 +12,11 @@ from diffaccel.config.checks import number, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import Calibration, KindSteps, of_kind
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
 
 
 def calibrate(
@@ -121,7 +123,10 @@ class _Measure(Method):
         self.layout = layout
         kinds = sorted({unit.kind for unit in layout.units})
         self.errors = {kind: _Errors(self.max_reuse) for kind in kinds}
-        return [Part(Branch(of_kind(layout, kind).replayed), Always(), errors) for kind, errors in self.errors.items()]
+        return [
+            Part(Replay(Branch(of_kind(layout, kind).replayed)), Always(), errors)
+            for kind, errors in self.errors.items()
+        ]
 
     def start_run(self) -> None:
         """Count the calls of a new run."""

@@ -1,15 +1,18 @@
 """The cost of each kind of network call, counted on a copy of the network whose tensors have no storage."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 
 from diffaccel.attach.macs import count_macs, skeleton
 from diffaccel.attach.plan import Plan
+from diffaccel.networks.inputs import Signature
 from diffaccel.runtime.attachment import Attachment
-from diffaccel.runtime.host import Host
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.lanes import Lane
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.session import Session
 from diffaccel.runtime.tally import CallKind, Shapes, Tally
 
 
@@ -51,22 +54,32 @@ class CostModel:
         return CallKind(shapes, (True,) * count, (0,) * count)
 
     def _count(self, tally: Tally, kinds: set[CallKind]) -> None:
-        """For each shape run a full call, which records what the others of `kinds` then replay."""
-        for ranges in {kind.ranges for kind in kinds}:
+        """For each shape run a full call, which stores what the others of `kinds` then reuse."""
+        for variants in {kind.variants for kind in kinds}:
             clone = skeleton(self.model)
-            session = self.plan.bare(ranges).session(clone, Host())
+            session = Session(clone, self.plan.fixed(variants))
             Attachment(clone, session)
-            alike = {kind for kind in kinds if kind.ranges == ranges}
+            alike = {kind for kind in kinds if kind.variants == variants}
             for shapes in {kind.shapes for kind in alike}:
+                memory = Memory(session.parts)
                 full = self._in_full(shapes)
                 for kind in [full, *(kind for kind in alike if kind.shapes == shapes and kind != full)]:
-                    with session.forced(kind.computes):
-                        self._known[kind] = self._macs(clone, tally.examples[shapes])
+                    self._known[kind] = self._macs(clone, session, memory, tally.examples[shapes], kind.computes)
 
-    def _macs(self, clone: torch.nn.Module, inputs: Mapping[str, Any]) -> int:
+    def _macs(
+        self,
+        clone: torch.nn.Module,
+        session: Session,
+        memory: Memory,
+        example: Mapping[str, Any],
+        computes: tuple[bool, ...],
+    ) -> int:
         """Multiply-accumulates of a call on tensors without storage."""
+        inputs = Signature(clone).bind((), example)
+        lanes = tuple(Lane("cost", row) for row in range(_rows(inputs.sample)))
+        call = Call(inputs, {"run": lanes, "prompt": lanes, "frame": lanes}, forced=computes)
         try:
-            return count_macs(partial(clone, **inputs))
+            return count_macs(lambda: session.run(call, memory, lambda call: clone.forward(**call.inputs.values)))
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error):
                 raise
@@ -74,3 +87,7 @@ class CostModel:
                 f"multiply-accumulates of {type(clone).__name__} are not known: it reads values of its inputs, and "
                 "they are counted on tensors that have none"
             ) from error
+
+
+def _rows(sample: Any) -> int:
+    return sample.shape[0] if isinstance(sample, torch.Tensor) else 1

@@ -1,6 +1,6 @@
 """accelerate(pipe, *methods): put methods on the denoisers of a pipeline, and take them off again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
@@ -12,50 +12,78 @@ from diffaccel._diffusers import hooks_of
 from diffaccel.attach.cost import CostModel
 from diffaccel.attach.plan import Plan, companion_plan, plan
 from diffaccel.attach.report import Report, summarize
+from diffaccel.attach.seat import Seat
+from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
-from diffaccel.networks import UnsupportedModelError, is_companion, supported, supports
-from diffaccel.runtime.attachment import HOOK, Attachment
+from diffaccel.networks import UnsupportedModelError, is_companion, layout_of, supported, supports
+from diffaccel.runtime.attachment import HOOK
+from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.session import Forced, Session
+from diffaccel.runtime.run import Runs
+from diffaccel.runtime.session import Session
 
 OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
+Named = dict[str, torch.nn.Module]
+MethodsFor = Mapping[str, Method | Sequence[Method]]
 
 
-def accelerate(pipe_or_model: Any, *methods: Method, guided: bool | None = None) -> "Handle":
+def accelerate(
+    pipe_or_model: Any, *methods: Method | MethodsFor, guided: bool | None = None, scheduler: Any = None
+) -> "Handle":
     """Reuse features between the network calls of a diffusers pipeline.
 
         with accelerate(pipe, DeepCache(interval=3, branch=0)) as handle:
             image = pipe("a red heart").images[0]
         print(handle.report())
 
-    Every denoiser of the pipeline is accelerated, and each run of the pipeline starts afresh. A bare network notices a
-    new run when its timesteps are the elements of one tensor, as in `for t in scheduler.timesteps`, or numbers that
-    turn direction; otherwise call `Handle.reset` before a run. A ControlNet of the pipeline computes only what the
-    denoiser will read.
+    Every denoiser of the pipeline is accelerated, and each run starts afresh, whichever pipeline object makes it. Where a
+    run starts and which calls may share features is told by the scheduler of the pipeline that makes the calls, and by
+    their prompts; what they do not tell computes in full, and the report says so. A bare network goes by its timesteps:
+    another one is another step, one that goes back starts a run (or call `Handle.reset`); timesteps on a device are read
+    for that, unless they are elements of one tensor, or `scheduler` is given. A ControlNet of the pipeline computes only
+    what the denoiser will read. Stored features do not keep autograd's graph: gradients reach computed modules alone.
 
     Args:
         pipe_or_model: a pipeline, or a denoiser such as `pipe.unet`.
-        methods: what to reuse, and when; see `diffaccel.methods`.
-        guided: whether the rows of a network call are halves, negative prompts first; None asks the pipeline, and
-            takes a bare network to be unguided. Only methods that drop the negative half care.
+        methods: what to reuse, and when; see `diffaccel.methods`. For a pipeline with several denoisers also one mapping
+            from their names to methods, `{"transformer": [...], "transformer_2": [...]}`.
+        guided: whether the rows of a network call are halves, negative prompts first; None finds out from the pipeline,
+            and takes a bare network to be unguided. Only methods that drop the negative half care.
+        scheduler: for a bare network the scheduler whose `step` is called after each step.
 
     Raises:
         UnsupportedModelError: if there is no denoiser of a known kind, or a method does not work on it.
         ValueError: if a setting does not fit the network, or two methods cannot work together.
         RuntimeError: if a denoiser is accelerated already, or compiled in a way that hooks cannot enter.
     """
-    if not methods:
+    bare = isinstance(pipe_or_model, torch.nn.Module)
+    models = {"": pipe_or_model} if bare else _denoisers(pipe_or_model)
+    chosen = _by_name(methods, models)
+    companions = [] if bare else _controlnets(pipe_or_model)
+    for model in [*models.values(), *companions]:
+        _require_free(model)
+    host = Host(None if bare else pipe_or_model, guided)
+    return Handle({name: models[name] for name in chosen}, companions, chosen, host, scheduler, len(models) > 1)
+
+
+def _by_name(methods: Sequence[Method | MethodsFor], models: Named) -> dict[str, tuple[Method, ...]]:
+    """The methods for each denoiser."""
+    if len(methods) == 1 and isinstance(methods[0], Mapping):
+        chosen: dict[str, tuple[Method, ...]] = {}
+        for name, given in methods[0].items():
+            if name not in models:
+                hint = did_you_mean(name, models)
+                raise ValueError(f"there is no denoiser {name!r}{hint}: this pipeline has {', '.join(models)}")
+            chosen[name] = (given,) if isinstance(given, Method) else tuple(given)
+    else:
+        chosen = dict.fromkeys(models, tuple(methods))  # type: ignore[arg-type]
+    if not chosen or not all(chosen.values()):
         raise ValueError("accelerate needs at least one method, such as DeepCache(interval=3)")
-    for method in methods:
+    for method in {id(m): m for found in chosen.values() for m in found}.values():
         if not isinstance(method, Method):
             hint = f": text is read by diffaccel.methods.parse({method!r})" if isinstance(method, str) else ""
             raise TypeError(f"{method!r} is not a method{hint}; methods are {', '.join(Method.names())}")
-    bare = isinstance(pipe_or_model, torch.nn.Module)
-    models = [pipe_or_model] if bare else _denoisers(pipe_or_model)
-    companions = [] if bare else _controlnets(pipe_or_model)
-    for model in [*models, *companions]:
-        _require_free(model)
-    return Handle(models, companions, methods, Host(None if bare else pipe_or_model, guided))
+    return chosen
 
 
 class Handle:
@@ -63,32 +91,51 @@ class Handle:
 
     def __init__(
         self,
-        denoisers: Sequence[torch.nn.Module],
+        denoisers: Named,
         companions: Sequence[torch.nn.Module],
-        methods: Sequence[Method],
+        methods: Mapping[str, tuple[Method, ...]],
         host: Host,
+        scheduler: Any = None,
+        several: bool = False,
     ) -> None:
         self._costs: list[CostModel] = []
-        self._attachments: list[Attachment] = []
-        self._detached = False
+        self._seats: list[Seat] = []
         self._host = host
-        plans = [(model, plan(model, methods)) for model in denoisers]
-        followers = [(model, companion_plan(model, denoisers[0], methods)) for model in companions]
+        plans = {name: plan(model, methods[name]) for name, model in denoisers.items()}
+        first = next(iter(denoisers))
+        followers = [(net, companion_plan(net, denoisers[first], methods[first])) for net in companions]
+        self._runs = Runs(host, scheduler, self._require_attached)
+        self._detached = False
         try:
-            for model, planned in plans:
-                self._attach(model, planned, planned.session(model, host))
-            for model, planned in followers:
+            for name, planned in plans.items():
+                self._attach(denoisers[name], planned, name or None, several=several)
+            for net, planned in followers:
                 if planned.parts:
-                    self._attach(model, planned, planned.session(model, host, self._attachments[0].session))
+                    self._attach(net, planned, None, leader=self._seats[0])
         except BaseException:
             self.detach()
             raise
         self._follow_offload()
 
-    def _attach(self, model: torch.nn.Module, planned: Plan, session: Session) -> None:
-        """Put a session on a network."""
-        self._attachments.append(Attachment(model, session))
+    def _attach(
+        self, model: torch.nn.Module, planned: Plan, name: str | None, leader: Seat | None = None, several: bool = False
+    ) -> None:
+        """Put a plan to work on a network."""
+        layout = layout_of(model)
+        made = [method.wrapper(layout, self._host) for method in planned.methods] if leader is None else []
+        wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
+        session = Session(model, planned.parts, None if leader is None else leader.session, planned.follows)
+        self._seats.append(Seat(model, name, session, self._runs, wrappers, leader, several))
         self._costs.append(CostModel(model, planned))
+
+    def _require_attached(self) -> None:
+        """Refuse to go on in silence where a network was exchanged."""
+        for seat in self._seats if self._host.pipe is not None else ():
+            if seat.name is not None and getattr(self._host.pipe, seat.name, seat.model) is not seat.model:
+                raise RuntimeError(
+                    f"{type(self._host.pipe).__name__}.{seat.name} was replaced after accelerate(), so nothing would be "
+                    "reused: detach() the handle, then accelerate() the pipeline again"
+                )
 
     def detach(self) -> None:
         """Take all hooks off: the pipeline is as it was before `accelerate`. Doing so twice is harmless.
@@ -96,10 +143,15 @@ class Handle:
         Raises:
             RuntimeError: if something was put on top of our hooks since; the message says what to remove first.
         """
-        for attachment in reversed(self._attachments):
-            attachment.remove()
+        self._take_off()
+        self._runs.close()
+
+    def _take_off(self) -> None:
+        for seat in reversed(self._seats):
+            seat.detach()
         for name in OFFLOADS if self._host.pipe is not None else ():
             vars(self._host.pipe).pop(name, None)
+        self._runs.forget()
         self._detached = True
 
     def _follow_offload(self) -> None:
@@ -125,38 +177,42 @@ class Handle:
         if self._detached:
             yield
             return
-        self.detach()
+        self._take_off()
         try:
             yield
         finally:
-            self._attachments = [Attachment(a.model, a.session) for a in self._attachments]
+            for seat in self._seats:
+                seat.attach_again()
             self._detached = False
             self._follow_offload()
 
     def reset(self) -> None:
         """Forget all features, so that the next network call starts a run. The report's totals stay."""
-        for attachment in self._attachments:
-            attachment.session.reset()
+        self._runs.forget()
+        for seat in self._seats:
+            seat.reset()
 
     @contextmanager
     def forced(self, compute: Forced, context: str | None = None) -> Iterator[None]:
         """Network calls within compute (True) or reuse (False), whatever the schedules say.
 
-        For callers that drive the network themselves, such as a stream whose rows are slots with a timestep each.
-        Runs are not looked for meanwhile: `reset` says that one starts. The first call of a context computes.
+        For callers that drive the network themselves. Runs are not looked for meanwhile: `reset` says that one starts.
+        The first call of a context computes.
 
         Args:
             compute: True or False for all, one of them per reusable part, or None to let the schedules decide.
             context: keeps the features of these calls apart from those of other contexts.
         """
         with ExitStack() as stack:
-            for attachment in self._attachments:
-                stack.enter_context(attachment.session.forced(compute, context))
+            for seat in self._seats:
+                stack.enter_context(seat.forced(compute, context))
             yield
 
     def report(self) -> Report:
         """What was computed, replayed and saved since `accelerate`."""
-        return summarize(self._costs, [attachment.session for attachment in self._attachments])
+        if not self._detached:
+            self._require_attached()
+        return summarize(self._costs, self._seats)
 
     def __enter__(self) -> Self:
         return self
@@ -167,12 +223,12 @@ class Handle:
         self.detach()
 
 
-def _denoisers(pipe: Any) -> list[torch.nn.Module]:
-    """The denoisers among a pipeline's components."""
+def _denoisers(pipe: Any) -> Named:
+    """The denoisers among a pipeline's components, by name."""
     components = getattr(pipe, "components", None)
     if not isinstance(components, dict):
         raise TypeError(f"accelerate takes a diffusers pipeline or a denoiser; got {type(pipe).__name__}")
-    found = [component for component in components.values() if supports(getattr(component, "_orig_mod", component))]
+    found = {name: part for name, part in components.items() if supports(getattr(part, "_orig_mod", part))}
     if not found:
         modules = sorted(type(c).__name__ for c in components.values() if isinstance(c, torch.nn.Module))
         raise UnsupportedModelError(
@@ -190,9 +246,13 @@ def _controlnets(pipe: Any) -> list[torch.nn.Module]:
 
 
 def _require_free(model: torch.nn.Module) -> None:
-    """Refuse a denoiser that is accelerated already, or whose hooks would be compiled."""
+    """Refuse a denoiser that is accelerated already, that another cache works on, or whose hooks would be compiled."""
     if HOOK in hooks_of(model):
         raise RuntimeError(f"this {type(model).__name__} is accelerated already: call detach() on its handle first")
+    if getattr(model, "is_cache_enabled", False):
+        raise RuntimeError(
+            f"a cache of diffusers is enabled on this {type(model).__name__}: call disable_cache() on it first"
+        )
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise RuntimeError(
             "the denoiser was compiled as a whole, so hooks cannot decide outside of the compiled code; compile its "

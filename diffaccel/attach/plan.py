@@ -8,11 +8,8 @@ import torch
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.networks import layout_of
-from diffaccel.networks.inputs import Signature
-from diffaccel.reuse.branch import Part
-from diffaccel.reuse.residual import Residual
-from diffaccel.runtime.host import Host
-from diffaccel.runtime.session import Session
+from diffaccel.reuse.schedule import Once
+from diffaccel.runtime.act import Part
 
 
 @dataclass(frozen=True)
@@ -31,24 +28,9 @@ class Plan:
     owners: tuple[str, ...]
     follows: tuple[int | None, ...]
 
-    def session(self, model: torch.nn.Module, host: Host, leader: Session | None = None) -> Session:
-        """A new session of this plan on `model`; a ControlNet has the denoiser's session for a `leader`."""
-        layout = layout_of(model)
-        made = [method.wrapper(layout, host) for method in self.methods] if leader is None else []
-        wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
-        return Session(Signature(model), self.parts, host, layout.writes, wrappers, leader, self.follows)
-
-    def bare(self, ranges: Sequence[int]) -> "Plan":
-        """The same parts alone, whose calls have the inputs that the network sees.
-
-        Args:
-            ranges: for each part that has several ranges of blocks, which of them is always in force.
-        """
-        parts = [
-            replace(part, branch=part.branch.only(index)) if isinstance(part.branch, Residual) else part
-            for part, index in zip(self.parts, ranges, strict=True)
-        ]
-        return Plan((), tuple(parts), self.owners, (None,) * len(parts))
+    def fixed(self, variants: Sequence[int]) -> list[Part]:
+        """The parts, each with one of the ways of its act always in force."""
+        return [replace(part, act=part.act.fixed(variant)) for part, variant in zip(self.parts, variants, strict=True)]
 
 
 def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
@@ -62,7 +44,7 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     check(not twice, "the same method was given twice to accelerate(): give it once")
     layout = layout_of(model)
     owned = [(method, part) for method in methods for part in method.parts(layout)]
-    _require_disjoint(owned)
+    require_disjoint(owned)
     parts = tuple(part for _, part in owned)
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
 
@@ -73,10 +55,10 @@ def companion_plan(companion: torch.nn.Module, denoiser: torch.nn.Module, method
     owned, follows = [], []
     for method in methods:
         for part, followed in method.companion_parts(layout):
-            owned.append((method, part))
+            owned.append((method, part if followed is None else replace(part, schedule=Once())))
             follows.append(None if followed is None else first + followed)
         first += len(method.parts(layout_of(denoiser)))
-    _require_disjoint(owned)
+    require_disjoint(owned)
     parts = tuple(part for _, part in owned)
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), tuple(follows))
 
@@ -85,25 +67,26 @@ def _name(method: Method) -> str:
     return type(method).__name__
 
 
-def _require_disjoint(owned: Sequence[tuple[Method, Part]]) -> None:
-    """Refuse parts of two methods that replay or skip the same module; those of one method may overlap."""
+def require_disjoint(owned: Sequence[tuple[Method, Part]]) -> None:
+    """Refuse exclusive acts of two methods at the same module; those of one method may overlap.
+
+    Refused, too: to measure the change of blocks within which another method replays outputs of earlier calls.
+    """
     claims: dict[str, Method] = {}
     for owner, part in owned:
-        for name in part.branch.modules:
+        for name in part.act.modules if part.act.exclusive else ():
             other = claims.setdefault(name, owner)
             check(other is owner, f"{_name(owner)} and {_name(other)} cannot work together: both claim {name!r}")
     for owner, part in owned:
-        if isinstance(part.branch, Residual):
-            _require_measurable(owner, part.branch.front, owned)
+        for other, theirs in owned:
+            _require_measurable(owner, part.act.measured, other, theirs)
 
 
-def _require_measurable(owner: Method, front: Sequence[str], owned: Sequence[tuple[Method, Part]]) -> None:
-    """Refuse to measure the change of blocks within which another method replays outputs of earlier calls."""
-    for other, part in owned:
-        for name in () if part.schedule.clears else part.branch.modules:
-            inside = next((block for block in front if name.startswith(f"{block}.")), None)
-            check(
-                inside is None,
-                f"{_name(owner)} and {_name(other)} cannot work together: {_name(owner)} measures how much {inside!r} "
-                f"changed, and {_name(other)} replays {name!r} within it",
-            )
+def _require_measurable(owner: Method, measured: Sequence[str], other: Method, theirs: Part) -> None:
+    for name in theirs.act.replayed if theirs.lifetime == "run" else ():
+        inside = next((block for block in measured if name.startswith(f"{block}.")), None)
+        check(
+            inside is None,
+            f"{_name(owner)} and {_name(other)} cannot work together: {_name(owner)} measures how much {inside!r} "
+            f"changed, and {_name(other)} replays {name!r} within it",
+        )

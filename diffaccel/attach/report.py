@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from diffaccel.attach.cost import CostModel, UncountableError
+from diffaccel.attach.seat import Seat
 from diffaccel.config.words import counted
-from diffaccel.runtime.session import Session
 
 MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
 
@@ -25,6 +25,7 @@ class Report:
         replayed: network calls that reused something.
         methods: for each method, how many calls it computed and how many it replayed.
         controlnet: ControlNet calls that ran in full, and that left out what the denoiser would not read.
+        full: calls that computed in full because nothing told which features they could share, by the reason.
         cache_bytes: storage that features take at the moment, zero after the end of a pipeline's run.
     """
 
@@ -32,6 +33,7 @@ class Report:
     replayed: int
     methods: dict[str, tuple[int, int]]
     controlnet: tuple[int, int]
+    full: dict[str, int]
     cache_bytes: int
     _count: Callable[[], tuple[int, int]] = field(repr=False, compare=False)
 
@@ -81,7 +83,7 @@ class Report:
         pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
         controlnet = pairs.pop("controlnet")
         known = {name: getattr(self, name) for name in names}
-        return {**known, **unknown, "methods": pairs, "controlnet": controlnet}
+        return {**known, **unknown, "methods": pairs, "controlnet": controlnet, "full": self.full}
 
     def __str__(self) -> str:
         calls = counted(self.computed + self.replayed, "network call")
@@ -93,38 +95,42 @@ class Report:
         ]
         counts = self.methods | ({"ControlNet": self.controlnet} if any(self.controlnet) else {})
         lines += [f"{name}: {computed} computed, {reused} replayed" for name, (computed, reused) in counts.items()]
+        lines += [f"{counted(count, 'call')} computed in full: {reason}" for reason, count in self.full.items()]
         return "\n".join(lines)
 
 
-def summarize(costs: Sequence[CostModel], sessions: Sequence[Session]) -> Report:
-    """The report on some networks, each given by the cost of its calls and by its session."""
-    asked, controlnet = Counter[bool](), Counter[bool]()
+def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
+    """The report on some networks, each given by the cost of its calls and by its seat."""
+    asked, controlnet, full = Counter[bool](), Counter[bool](), Counter[str]()
     methods: dict[str, Counter[bool]] = {}
-    for cost, session in zip(costs, sessions, strict=True):
-        if session.leader is not None:
-            controlnet.update(_in_full(session))
+    for cost, seat in zip(costs, seats, strict=True):
+        tally = seat.session.tally
+        full.update(tally.full)
+        if seat.leader is not None:
+            controlnet.update(_in_full(seat))
             continue
-        for (_, computed), count in session.tally.asked.items():
+        for (_, computed), count in tally.asked.items():
             asked[computed] += count
-        for kind, count in session.tally.calls.items():
+        for kind, count in tally.calls.items():
             for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
                 methods.setdefault(owner, Counter())[computed] += count
-    tallies = [session.tally.copy() for session in sessions]
+    tallies = [seat.session.tally.copy() for seat in seats]
     return Report(
         computed=asked[True],
         replayed=asked[False],
         methods={owner: (count[True], count[False]) for owner, count in methods.items()},
         controlnet=(controlnet[True], controlnet[False]),
-        cache_bytes=sum(session.nbytes() for session in sessions),
+        full=dict(full),
+        cache_bytes=sum(seat.nbytes() for seat in seats),
         _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
     )
 
 
-def _in_full(session: Session) -> Counter[bool]:
+def _in_full(seat: Seat) -> Counter[bool]:
     """Calls of a ControlNet by whether all ran that follows the denoiser."""
     counts = Counter[bool]()
-    for kind, count in session.tally.calls.items():
-        pairs = zip(kind.computes, session.follows, strict=True)
+    for kind, count in seat.session.tally.calls.items():
+        pairs = zip(kind.computes, seat.session.follows, strict=True)
         counts[all(computes for computes, followed in pairs if followed is not None)] += count
     return counts
 

@@ -13,7 +13,7 @@ from diffaccel.models import ModelError, ModelSource
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.run_clock import RunClock
+from diffaccel.runtime.run import Run
 from diffaccel.sampling.schedulers import sampler_named
 
 DENOISERS = ("unet", "transformer")
@@ -78,14 +78,12 @@ class _HollowModel:
         self, plans: Sequence[Plan], methods: Sequence[Method], run: "_SchedulerOnly", steps: int | None
     ) -> None:
         """Raise `ValueError` where methods refuse runs in this many steps, or with this sampler."""
-        host = Host(run)
-        clock = RunClock(host)
-        clock.total = run.calls(steps)
+        host, total = Host(run), run.calls(steps)
         for part in (part for each in plans for part in each.parts):
-            part.schedule.validate(clock.total)
+            part.schedule.validate(total)
         for method in methods:
             if isinstance(method, Profile):
-                method.wrapper(layout_of(self.denoisers[0]), host).start_run(clock)
+                method.wrapper(layout_of(self.denoisers[0]), host).start_run(Run(host, None, waits=False), total)
 
     def _fitting(self) -> list[str]:
         """Names of the methods that need no file and work on these networks."""

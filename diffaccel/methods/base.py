@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from diffaccel.config import Config
 from diffaccel.networks.layout import Layout
-from diffaccel.reuse.branch import Part
+from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.wrapper import Wrapper
 
@@ -20,6 +20,16 @@ class Method(Config, ABC):
             UnsupportedModelError: if the network lacks what the method needs.
             ValueError: if a setting does not fit the network.
         """
+
+    @property
+    def no_stream(self) -> str | None:
+        """Why the method cannot work in a stream, as the end of a sentence about it; None where it can."""
+        if type(self).wrapper is not Method.wrapper:
+            return (
+                "changes what the network is called with and cannot work in a stream: use a method that only reuses "
+                "features, such as DeepCache"
+            )
+        return None
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:  # noqa: ARG002
         """What is reused in a ControlNet that runs before the denoiser.

@@ -1,15 +1,17 @@
 """First-block and dual-block caches: if the first blocks add what they added before, so will the others."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Part
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.residual import RowSchedule, residual
-from diffaccel.reuse.schedule import CallInfo
+from diffaccel.reuse.residual import Ranges
+from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.residual_act import AddResidual
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ class BlockCache(Method):
         first = sum(name.rpartition(".")[0] == blocks[0].rpartition(".")[0] for name in blocks)
         whole(f"front of {layout.model}", self.front, 1, min(first, len(blocks) - 1))
         whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)
-        middle = blocks[self.front : len(blocks) - self.back]
-        apart = self.per_row and layout.rows_apart
-        branch = residual([middle], front=blocks[: self.front], rows_apart=apart, each=layout.long_skips)
-        return [Part(branch, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
+        middle = Ranges((blocks[self.front : len(blocks) - self.back],), each=layout.long_skips)
+        act = AddResidual(middle, blocks[: self.front], rows_apart=self.per_row and layout.rows_apart)
+        return [Part(act, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
 
 
 @dataclass(frozen=True)
-class _Change(RowSchedule):
+class _Change(Schedule):
     """A row computes where the front residual moved too far, or after enough reused calls."""
+
+    decides_rows: ClassVar[bool] = True
 
     threshold: float
     warmup: int

@@ -8,9 +8,11 @@ from diffaccel.config import Config, StoredConfig, kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
-from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import CallInfo, Schedule, Steps
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class CalibratedCache(Method):
         calibration = given if isinstance(given, Calibration) else Calibration.load(given)
         _require_made_for(calibration, layout)
         return [
-            Part(of_kind(layout, item.kind), _Calibrated(item.steps, calibration.total), self.forecast)
+            Part(Replay(of_kind(layout, item.kind)), _Calibrated(item.steps, calibration.total), self.forecast)
             for item in calibration.kinds
         ]
 
@@ -97,6 +99,8 @@ class CalibratedCache(Method):
 @dataclass(frozen=True)
 class _Calibrated(Schedule):
     """Compute the listed calls of a run of exactly `total`."""
+
+    counts_run: ClassVar[bool] = True
 
     steps: tuple[int, ...]
     total: int

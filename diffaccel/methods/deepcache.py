@@ -6,9 +6,11 @@ from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Branch, Part
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.schedule import Schedule, Uniform, WhilePromptLasts
+from diffaccel.reuse.schedule import Once, Schedule, Uniform
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.projection_act import Projection
+from diffaccel.runtime.replay_act import Replay
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class DeepCache(Method):
         if not layout.depths:
             raise UnsupportedModelError(f"DeepCache needs a UNet with skip connections; {layout.model} has none")
         whole(f"branch of {layout.model}", self.branch, 0, len(layout.depths) - 1)
-        return [Part(layout.depths[self.branch], self._when, self.forecast)]
+        return [Part(Replay(layout.depths[self.branch]), self._when, self.forecast)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """What the denoiser will not read, and the embedding of a control image that stays the same."""
-        kept = (Part(Branch(layout.control), WhilePromptLasts()), None)
+        kept = (Part(Projection(layout.control), Once(), lifetime="frame"), None)
         unread = layout.depths[self.branch]
-        return [(Part(unread, self._when), 0), kept] if unread.modules else [kept]
+        return [(Part(Replay(unread), self._when), 0), kept] if unread.modules else [kept]
 
     @property
     def _when(self) -> Schedule:

@@ -1,15 +1,17 @@
 """Delta-DiT (arXiv 2406.01125): rear blocks add detail and front blocks outlines; skip those that are not at work."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Part
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.residual import gate_of, residual
+from diffaccel.reuse.residual import Ranges, gate_of
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.residual_act import AddResidual
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,15 @@ class DeltaCache(Method):
             raise UnsupportedModelError(f"DeltaCache needs a list of transformer blocks; {layout.model} has none")
         count = max(1, len(names) // 2) if self.blocks is None else self.blocks
         whole(f"blocks of {layout.model}", count, 1, len(names))
-        ranges = [names[-count:], names[:count]]
-        branch = residual(ranges, gate=self.gate, rows_apart=layout.rows_apart, each=layout.long_skips)
-        return [Part(branch, _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
+        ranges = Ranges((names[-count:], names[:count]), self.gate, layout.long_skips)
+        return [Part(AddResidual(ranges), _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
 
 
 @dataclass(frozen=True)
 class _AtIntervalsAndGate(Schedule):
     """Compute every `interval`-th call, and the one from which another range is skipped."""
+
+    counts_run: ClassVar[bool] = True
 
     interval: int
     gate: int | None

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from diffaccel.config import kind
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Part
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import ScaledSteps, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
 
 KEY_STEPS = ScaledSteps((0, 1, 2, 3, 5, 10, 15, 25, 35), of=50)
 
@@ -40,8 +41,12 @@ class EncoderPropagation(Method):
         """One part: the encoder."""
         if layout.encoder is None:
             raise UnsupportedModelError(f"EncoderPropagation needs an encoder and a decoder; {layout.model} has none")
-        return [Part(layout.encoder, self.schedule or KEY_STEPS, self.forecast)]
+        return [Part(Replay(layout.encoder), self.schedule or KEY_STEPS, self.forecast)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The residuals of a ControlNet."""
-        return [] if layout.encoder is None else [(Part(layout.encoder, self.schedule or KEY_STEPS, self.forecast), 0)]
+        return (
+            []
+            if layout.encoder is None
+            else [(Part(Replay(layout.encoder), self.schedule or KEY_STEPS, self.forecast), 0)]
+        )

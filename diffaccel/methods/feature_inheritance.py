@@ -6,9 +6,11 @@ from diffaccel.config import kind
 from diffaccel.config.checks import one_of, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Branch, Part
+from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule, Uniform
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
 
 LEVELS = ("block", "layer", "unit")
 
@@ -51,4 +53,4 @@ class FeatureInheritance(Method):
             raise UnsupportedModelError(
                 f"{layout.model} has no {self.level}s to inherit at depth {self.depth} or below"
             )
-        return [Part(Branch(tuple(names)), self.schedule or Uniform(self.interval), self.forecast)]
+        return [Part(Replay(Branch(tuple(names))), self.schedule or Uniform(self.interval), self.forecast)]

@@ -1,14 +1,16 @@
 """FORA (arXiv 2407.01425): attentions and feed-forward networks of a transformer change slowly; reuse their outputs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
-from diffaccel.reuse.branch import Part
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class IntervalCache(Method):
                 "none that are known by name"
             )
         when = self.schedule or _AtIntervalsAndLast(self.interval, self.total)
-        return [Part(joined(layout.units), when, self.forecast)]
+        return [Part(Replay(joined(layout.units)), when, self.forecast)]
 
 
 @dataclass(frozen=True)
 class _AtIntervalsAndLast(Schedule):
     """Compute every `interval`-th call, and the last one."""
+
+    counts_run: ClassVar[bool] = True
 
     interval: int
     total: int | None

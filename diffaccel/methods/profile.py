@@ -1,25 +1,26 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.profiler import record_function
 
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
-from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint_of, joined
-from diffaccel.reuse.branch import Branch, Part
 from diffaccel.reuse.forecast import Blend
-from diffaccel.reuse.residual import residual
+from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Act, Part
+from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.run_clock import RunClock
-from diffaccel.runtime.state import Context
-from diffaccel.runtime.wrapper import Network, Wrapper, map_output
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.replay_act import Replay
+from diffaccel.runtime.residual_act import AddResidual
+from diffaccel.runtime.run import Run
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Profile(Method):
         """One part for each branch, range of blocks or range of units that is ever reused."""
         recipe = self.loaded
         _require_made_for(recipe, layout)
-        return [Part(*planned) for planned in _planned(recipe, layout)]
+        return _planned(recipe, layout)
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """What the denoiser will not read of a ControlNet, decided as in the denoiser."""
@@ -58,21 +59,23 @@ class Profile(Method):
         branches = [what for what in recipe.parts if what.startswith(BRANCH)]
         return [
             (
-                Part(branch_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)),
+                Part(act_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)),
                 recipe.parts.index(what),
             )
             for what in branches
-            if branch_of(what, layout).modules
+            if act_of(what, layout).modules
         ]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Checks the sampler, and stands in for the network where its output is reused."""
-        return _Outputs(self.loaded, host)
+        return _Outputs(self.loaded)
 
 
 @dataclass(frozen=True)
 class _Planned(Schedule):
     """Reuse at the listed calls of a run of exactly `total`."""
+
+    counts_run: ClassVar[bool] = True
 
     reused: frozenset[int]
     total: int
@@ -103,44 +106,36 @@ class _Outputs(Wrapper):
 
     order = 9
 
-    def __init__(self, recipe: Recipe, host: Host) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.host = host
         self.weights = recipe.at(OUTPUT)
         self.blend = Blend(self.weights)
 
-    def start_run(self, clock: RunClock) -> None:
+    def start_run(self, run: Run, total: int | None) -> None:
         """Refuse another sampler, and another number of calls."""
-        _Planned(frozenset(), self.recipe.total).validate(clock.total)
-        if self.host.scheduler is None:
+        _Planned(frozenset(), self.recipe.total).validate(total)
+        if run.host.scheduler is None:
             return
         expected = self.recipe.sampler, self.recipe.sampler_fingerprint
-        found = sampler_of(self.host.scheduler)
+        found = sampler_of(run.host.scheduler)
         check(
             found == expected,
             f"the profile was tuned with {expected[0]} in configuration {expected[1]}, and the pipeline's scheduler is "
             f"{found[0]} in configuration {found[1]}: set that scheduler, or tune again with this one",
         )
 
-    def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
+    def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call, or none."""
-        if not self.weights:
-            return network(inputs)
-        stored = context.memory.setdefault(self, _Stored())
-        if context.step in self.weights and stored.history is not None:
+        if not self.weights or call.step is None:
+            return network(call)
+        stored: _Stored = memory.notes.setdefault((self, call.lanes["run"]), _Stored())
+        if call.step in self.weights and stored.history is not None:
             with record_function("diffaccel: replay output"):
-                predicted = self.blend.predict(stored.history, context.step)
+                predicted = self.blend.predict(stored.history, call.step)
             return map_output(lambda _: predicted, stored.latest)
-        stored.latest = network(inputs)
-        stored.history = self.blend.update(stored.history, prediction(stored.latest), context.step)
+        stored.latest = network(call)
+        stored.history = self.blend.update(stored.history, prediction(stored.latest), call.step)
         return stored.latest
-
-
-def prediction(output: Any) -> Any:
-    """What a network predicts: the first value of its output."""
-    if isinstance(output, Mapping):
-        return next(iter(output.values()))
-    return output[0] if isinstance(output, tuple) else output
 
 
 def sampler_of(scheduler: Any) -> tuple[str, str]:
@@ -148,9 +143,9 @@ def sampler_of(scheduler: Any) -> tuple[str, str]:
     return type(scheduler).__name__, fingerprint_of(scheduler)
 
 
-def _planned(recipe: Recipe, layout: Layout) -> list[tuple[Branch, Schedule, Blend]]:
+def _planned(recipe: Recipe, layout: Layout) -> list[Part]:
     """The parts of a recipe; blocks that two of its ranges of one kind share are refused."""
-    found: list[tuple[Branch, Schedule, Blend]] = []
+    found: list[Part] = []
     taken = set[tuple[str, int]]()
     for what in recipe.parts:
         kind, numbers = Reuse(1, what).target
@@ -159,21 +154,22 @@ def _planned(recipe: Recipe, layout: Layout) -> list[tuple[Branch, Schedule, Ble
         check(not shared, f"the profile reuses block {min(shared, default=0)} in two ranges of {kind}")
         taken |= blocks
         weights = recipe.at(what)
-        found.append((branch_of(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
+        found.append(Part(act_of(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
     return found
 
 
-def branch_of(what: str, layout: Layout) -> Branch:
+def act_of(what: str, layout: Layout) -> Act:
     """What `what` stands for in a network."""
     kind, numbers = Reuse(1, what).target
     if kind == BRANCH:
         whole(f"branch of {layout.model}", numbers[0], 0, len(layout.depths) - 1)
-        return layout.depths[numbers[0]]
+        return Replay(layout.depths[numbers[0]])
     whole(f"last block of {layout.model}", numbers[1], 0, len(layout.blocks) - 1)
     blocks = layout.blocks[numbers[0] : numbers[1] + 1]
     if kind == BLOCKS:
-        return residual([blocks], rows_apart=layout.rows_apart, each=layout.long_skips)
-    return joined(unit for unit in layout.units if unit.branch.replayed[0].startswith(tuple(f"{b}." for b in blocks)))
+        return AddResidual(Ranges((blocks,), each=layout.long_skips))
+    inside = tuple(f"{block}." for block in blocks)
+    return Replay(joined(unit for unit in layout.units if unit.branch.replayed[0].startswith(inside)))
 
 
 def _require_made_for(recipe: Recipe, layout: Layout) -> None:

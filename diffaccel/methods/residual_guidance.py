@@ -1,19 +1,19 @@
 """Residual classifier-free guidance (StreamDiffusion, arXiv 2312.12491, section 3.2) for ordinary sampling."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from diffaccel.config.checks import check, number, one_of, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout
-from diffaccel.reuse.branch import Part
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.run_clock import RunClock
-from diffaccel.runtime.state import Context
-from diffaccel.runtime.wrapper import Network, Wrapper, map_output, positive_rows
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.run import Run
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
 from diffaccel.sampling.guidance import virtual_negative
 from diffaccel.sampling.noise_levels import NoiseLevels
 
@@ -63,94 +63,158 @@ class ResidualGuidance(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows and answers for them."""
-        return _VirtualNegative(self, host)
+        return _VirtualNegative(self)
+
+
+@dataclass
+class _Held:
+    """What is kept of a run.
+
+    Attributes:
+        levels: noise levels of its scheduler.
+        negative: clean estimate of the negative rows, ``(rows, C, ...)``, None before there is one.
+        positive: that of the positive rows in the same step.
+        latest: step and clean estimate of the last positive rows, where guidance makes two calls.
+        output: an output of the network, for its form.
+    """
+
+    levels: NoiseLevels
+    negative: torch.Tensor | None = None
+    positive: torch.Tensor | None = None
+    latest: tuple[int | None, torch.Tensor | None] = (None, None)
+    output: Any = None
 
 
 class _VirtualNegative(Wrapper):
-    """Runs the positive rows alone, and puts the virtual negative prediction in front of theirs."""
+    """Runs the positive rows alone, and answers for the negative ones with the virtual negative prediction."""
 
-    def __init__(self, method: ResidualGuidance, host: Host) -> None:
+    reads_roles: ClassVar[bool] = True
+
+    def __init__(self, method: ResidualGuidance) -> None:
         self.method = method
-        self.host = host
-        self.levels: NoiseLevels | None = None
 
-    def start_run(self, clock: RunClock) -> None:
-        """Refuse runs whose guidance, noise levels or start are not known."""
-        if self.host.scheduler is None:
+    def start_run(self, run: Run, total: int | None) -> None:
+        """Refuse runs whose noise levels or start are not known."""
+        if run.host.scheduler is None:
             raise ValueError(
                 "ResidualGuidance needs the scheduler: pass the pipeline, not its network, to accelerate()"
             )
-        if not self.host.guided:
-            raise ValueError(
-                "ResidualGuidance replaces the negative half of classifier-free guidance, which is off, or the "
-                "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out"
-            )
-        self.levels = NoiseLevels(self.host.scheduler)
-        table = self.host.table
-        late = table is not None and clock.total is not None and clock.total < table.numel()
+        levels, table = NoiseLevels(run.host.scheduler), run.host.table
+        late = table is not None and total is not None and total < table.numel()
         if late and self.method.negative == "self":
             raise ValueError(
                 "ResidualGuidance(negative='self') is for runs that start from pure noise, and this one starts from a "
                 "picture, whose latents the pipeline does not show: use negative='one-time'"
             )
         if table is not None and self.method.negative == "self" and self.method.delta != 1.0:
-            alpha, _ = self.levels.at(table[0], torch.zeros(1, device=table.device))
+            alpha, _ = levels.at(table[0], torch.zeros(1, device=table.device))
             check(
                 float(alpha) > 1e-6,
                 f"delta={self.method.delta} is undefined in the first call of this run, which sees pure noise (alpha = "
                 "0): use delta=1, or negative='one-time'",
             )
 
-    def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
+    def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call."""
-        if not inputs.guided:
-            return network(inputs)
-        held = None if self._is_due(context.step) else context.memory.get(self)
-        if held is not None or self.method.negative == "self":
-            return self._virtually(network, positive_rows(context, inputs), held)
-        output = network(inputs)
-        map_output(lambda prediction: self._remember(context, prediction, inputs), output)
-        return output
+        if not call.roles:
+            check(
+                call.step != 0,
+                "ResidualGuidance replaces the negative half of classifier-free guidance, which is off, or the "
+                "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
+            )
+            return network(call)
+        held = memory.notes.get(self)
+        if held is None:
+            held = memory.notes[self] = _Held(NoiseLevels(call.run.host.scheduler))
+        positive, negative = call.rows_of("positive"), call.rows_of("negative")
+        if positive and negative:
+            return self._stacked(call, held, network)
+        return self._positive(call, held, network) if positive else self._negative(call, held, network)
 
-    def _is_due(self, step: int) -> bool:
-        """Whether the negative prompt is to be computed anew."""
-        return self.method.renew is not None and step % self.method.renew == 0
+    def _is_due(self, call: Call, held: _Held) -> bool:
+        """Whether the negative prompt is to be computed."""
+        if self.method.negative == "self":
+            return False
+        renewed = self.method.renew is not None and call.step is not None and call.step % self.method.renew == 0
+        return held.negative is None or renewed
 
-    def _remember(self, context: Context, prediction: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Keep the clean estimate of the negative rows, or how it differs from the positive ones'."""
-        x, alpha, sigma = self._noisy(prediction, inputs)
-        half = prediction.shape[0] // 2
-        assert self.levels is not None
-        clean = self.levels.clean(prediction[:, : x.shape[1]], x, alpha, sigma)
-        context.memory[self] = clean[:half] - clean[half:] if self._follows else clean[:half]
-        return prediction
+    def _stacked(self, call: Call, held: _Held, network: Inner) -> Any:
+        """A call that has both halves."""
+        positive, negative = call.rows_of("positive"), call.rows_of("negative")
+        if self._is_due(call, held):
+            output = network(call)
+            clean = self._clean(prediction(output), call, held)
+            held.negative, held.positive = clean[negative], clean[positive]
+            return output
+        alone = call.positive()
+
+        def both(predicted: torch.Tensor) -> torch.Tensor:  # (rows, C, ...) -> (2 * rows, C, ...)
+            halves = [self._virtual(predicted, alone, held, self._clean(predicted, alone, held)), predicted]
+            order = torch.tensor([*negative, *positive], device=predicted.device).argsort()
+            return torch.cat(halves).index_select(0, order)
+
+        return map_output(both, network(alone))
+
+    def _positive(self, call: Call, held: _Held, network: Inner) -> Any:
+        """The positive call of two."""
+        held.output = network(call)
+        held.latest = call.step, self._clean(prediction(held.output), call, held)
+        return held.output
+
+    def _negative(self, call: Call, held: _Held, network: Inner) -> Any:
+        """The negative call of two: computed where it is due, else answered without the network."""
+        if self._is_due(call, held) or held.output is None:
+            held.output = output = network(call)
+            if self._is_due(call, held):
+                held.negative = self._clean(prediction(output), call, held)
+                held.positive = self._latest(call, held)
+                return output
+        template = prediction(held.output)
+        return map_output(lambda _: self._virtual(template, call, held, self._latest(call, held)), held.output)
+
+    def _latest(self, call: Call, held: _Held) -> torch.Tensor | None:
+        """Clean estimate of the positive call in this step.
+
+        Raises:
+            ValueError: where it is needed, and comes only after the negative one.
+        """
+        step, clean = held.latest
+        if not self._follows:
+            return None
+        check(
+            step == call.step,
+            "held='difference' needs the positive prediction of a step before the negative one, and this pipeline makes "
+            "the negative one first: use held='estimate'",
+        )
+        return clean
 
     @property
     def _follows(self) -> bool:
         return self.method.held == "difference"
 
-    def _virtually(self, network: Network, inputs: Inputs, held: torch.Tensor | None) -> Any:
-        """The output for both halves, of which the network computed the second."""
-        return map_output(lambda prediction: self._both(prediction, inputs, held), network(inputs))
+    def _clean(self, predicted: torch.Tensor, call: Call, held: _Held) -> torch.Tensor:
+        x, alpha, sigma = self._noisy(predicted, call, held)
+        return held.levels.clean(predicted[:, : x.shape[1]], x, alpha, sigma)
 
-    def _both(self, prediction: torch.Tensor, inputs: Inputs, held: torch.Tensor | None) -> torch.Tensor:
-        """[virtual negative; positive] predictions, (rows, C, ...) -> (2 * rows, C, ...)."""
-        x, alpha, sigma = self._noisy(prediction, inputs)
-        assert self.levels is not None
-        start = torch.zeros_like(x) if held is None else held
-        if self._follows:
-            start = start + self.levels.clean(prediction[:, : x.shape[1]], x, alpha, sigma)
+    def _virtual(self, predicted: torch.Tensor, call: Call, held: _Held, positive: torch.Tensor | None) -> torch.Tensor:
+        """The virtual negative prediction, in the shape of `predicted`."""
+        x, alpha, sigma = self._noisy(predicted, call, held)
+        start = torch.zeros_like(x) if held.negative is None else held.negative
+        if self._follows and positive is not None and held.positive is not None:
+            start = start - held.positive + positive
         noise = virtual_negative(x, start, alpha, sigma)
         delta = self.method.delta
         if delta != 1.0:
             noise = delta * noise
             start = (x - sigma * noise) / alpha
-        negative = prediction.clone()  # channels beyond the prediction, a learned variance, stay the positive ones
-        negative[:, : x.shape[1]] = self.levels.predict(noise, start, alpha, sigma)
-        return torch.cat([negative, prediction])
+        negative = predicted.clone()  # channels beyond the prediction, a learned variance, stay the positive ones
+        negative[:, : x.shape[1]] = held.levels.predict(noise, start, alpha, sigma)
+        return negative
 
-    def _noisy(self, prediction: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _noisy(
+        self, predicted: torch.Tensor, call: Call, held: _Held
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The noisy sample without channels of other inputs, alpha and sigma."""
-        x = inputs.sample[:, : min(prediction.shape[1], inputs.sample.shape[1])]
-        assert self.levels is not None
-        return x, *self.levels.at(inputs.timestep, x)
+        sample = call.inputs.sample
+        x = sample[:, : min(predicted.shape[1], sample.shape[1])]
+        return x, *held.levels.at(call.run.timestep_of(call.inputs.timestep), x)

@@ -4,23 +4,34 @@ from dataclasses import dataclass
 
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Branch, Part
-from diffaccel.reuse.schedule import WhilePromptLasts
+from diffaccel.reuse.schedule import Once
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.projection_act import Projection
 
 
 @dataclass(frozen=True)
 class TextKVCache(Method):
     """Project the prompt to the keys and values of all cross-attentions once, and reuse them. Lossless.
 
-    A prompt is new if another tensor is given as conditioning, or the same one was written to.
+    A prompt is new if another tensor is given as conditioning, or the same one was written to. What is stored holds as
+    long as the weights do that made it, and the scales of their adapters.
     """
+
+    @property
+    def no_stream(self) -> str | None:
+        """Streams do so by themselves."""
+        return "is what every stream does by itself: leave it out"
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the projections."""
         if not layout.conditioning_only:
             raise UnsupportedModelError(f"TextKVCache needs cross-attention to a prompt; {layout.model} has none")
-        return [Part(Branch(layout.conditioning_only), WhilePromptLasts())]
+        return [Part(_projections(layout), Once(), lifetime="prompt")]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The same in a ControlNet."""
-        return [(Part(Branch(layout.conditioning_only), WhilePromptLasts()), None)] if layout.conditioning_only else []
+        return [(Part(_projections(layout), Once(), lifetime="prompt"), None)] if layout.conditioning_only else []
+
+
+def _projections(layout: Layout) -> Projection:
+    return Projection(layout.conditioning_only, layout.conditioning_path)

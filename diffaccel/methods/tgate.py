@@ -1,20 +1,22 @@
 """T-GATE (arXiv 2404.02747): cross-attention settles early, so from a gate step on it is replayed, without guidance."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout, UnsupportedModelError
-from diffaccel.reuse.branch import Branch, Part, mean_of_halves
+from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.run_clock import RunClock
-from diffaccel.runtime.state import Context
-from diffaccel.runtime.wrapper import Network, Wrapper, map_output, positive_rows
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.replay_act import Replay
+from diffaccel.runtime.run import Run
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class TGate(Method):
         if not layout.cross_attention:
             raise UnsupportedModelError(f"TGate needs cross-attention to a prompt; {layout.model} has none")
         own = _SelfAttention(self.gate, self.self_interval, self.fidelity_interval, self.warmup)
-        cross = Part(Branch(layout.cross_attention), _BeforeGate(self.gate), halve=mean_of_halves)
-        return [cross, Part(Branch(layout.self_attention), own)] if layout.self_attention else [cross]
+        cross = Part(Replay(Branch(layout.cross_attention)), _BeforeGate(self.gate), merge=mean_of_pair)
+        return [cross, Part(Replay(Branch(layout.self_attention)), own)] if layout.self_attention else [cross]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows from the gate on."""
@@ -83,21 +85,51 @@ class _SelfAttention(Schedule):
 
 
 class _Gate(Wrapper):
-    """Runs the positive rows alone from the gate on, and returns them for both halves: guidance has no effect then."""
+    """From the gate on, runs the positive rows alone and answers with them for the negative ones, too.
+
+    So guidance has no effect then. Where guidance makes two calls, the negative one returns what the positive one of the
+    same step did, whose cross-attention replays the mean of both, as in one call.
+    """
 
     order = 1
+    reads_roles: ClassVar[bool] = True
 
     def __init__(self, gate: int) -> None:
         self.gate = gate
 
-    def start_run(self, clock: RunClock) -> None:
+    def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
         """Refuse a gate beyond the end of the run."""
-        total = clock.total
         fits = total is None or self.gate <= total
         check(fits, f"gate must be <= {total}, the network calls of the run; got {self.gate}")
 
-    def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
+    def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call."""
-        if context.step < self.gate or not inputs.guided:
-            return network(inputs)
-        return map_output(lambda x: torch.cat([x, x]), network(positive_rows(context, inputs)))
+        positive, negative = call.rows_of("positive"), call.rows_of("negative")
+        after = call.step is not None and call.step >= self.gate
+        if positive and negative:
+            return network(call) if not after else map_output(_twice, network(call.positive()))
+        if negative and not after:
+            memory.notes[self, "negative"] = call.lanes["run"]
+        if not after or not call.roles:
+            return network(call)
+        if negative:
+            step, output = memory.notes.get((self, "positive"), (None, None))
+            check(
+                step == call.step,
+                "TGate answers a call with the negative prompt by that with the positive one, and this pipeline makes "
+                "the negative one first: use a method that does not drop guidance, such as DeepCache",
+            )
+            return output
+        output = network(replace(call, partners=memory.notes.get((self, "negative"), ())))
+        memory.notes[self, "positive"] = call.step, output
+        return output
+
+
+def _twice(prediction: torch.Tensor) -> torch.Tensor:
+    """For both halves, whichever comes first, ``(rows, ...) -> (2 * rows, ...)``."""
+    return torch.cat([prediction, prediction])
+
+
+def mean_of_pair(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """The mean of what the two prompts gave."""
+    return (negative + positive) / 2

@@ -49,6 +49,14 @@ IN_TURNS = {"LatteTransformer3DModel": ("transformer_blocks", "temporal_transfor
 LONG_SKIPS = ("HunyuanDiT2DModel",)
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
+# What the prompt goes through before the blocks.
+CONDITIONING_PATH = (
+    "caption_norm",
+    "caption_projection",
+    "condition_embedder.text_embedder",
+    "context_embedder",
+    "text_embedder",
+)
 
 
 def layout(model: torch.nn.Module) -> Layout:
@@ -64,6 +72,7 @@ def layout(model: torch.nn.Module) -> Layout:
         self_attention=_of_kind(units, "self_attention"),
         cross_attention=cross,
         conditioning_only=conditioning_only(model, cross),
+        conditioning_path=tuple(name for name in CONDITIONING_PATH if _has(model, name)),
         blocks=names if known else (),
         rows_apart=_is_one_of(model, ROWS_APART),
         long_skips=_is_one_of(model, LONG_SKIPS),
@@ -102,6 +111,11 @@ def _in_turns(model: torch.nn.Module, lists: tuple[str, ...]) -> list[str]:
 def _of_kind(units: tuple[Unit, ...], kind: str) -> tuple[str, ...]:
     """Names of the modules that the units of one kind end with."""
     return tuple(name for unit in units if unit.kind == kind for name in unit.branch.replayed)
+
+
+def _has(model: torch.nn.Module, name: str) -> bool:
+    """Whether a network has a module of this name."""
+    return name in dict(model.named_modules())
 
 
 def _is_one_of(model: torch.nn.Module, classes: tuple[str, ...]) -> bool:

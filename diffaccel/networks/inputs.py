@@ -30,14 +30,10 @@ class Inputs:
     Attributes:
         values: every argument given.
         names: names of the sample, the timestep and the conditioning among them.
-        guided: whether the rows are halves, negative prompts first.
-        rows: where these are only some rows of a call, their places among all; otherwise None.
     """
 
     values: Mapping[str, Any]
     names: tuple[str, str | None, str | None]
-    guided: bool = False
-    rows: tuple[int, ...] | None = None
 
     @property
     def sample(self) -> Any:

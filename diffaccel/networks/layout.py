@@ -77,6 +77,7 @@ class Layout:
         cross_attention: attentions to the conditioning.
         control: modules whose outputs depend on a control image and on nothing else.
         conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
+        conditioning_path: modules that the conditioning goes through before it reaches those.
         blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
         rows_apart: whether rows of the input stay apart in the blocks, so that some can run without the others.
         long_skips: whether outputs of blocks are also read by later blocks than the next.
@@ -92,6 +93,7 @@ class Layout:
     self_attention: tuple[str, ...] = ()
     cross_attention: tuple[str, ...] = ()
     conditioning_only: tuple[str, ...] = ()
+    conditioning_path: tuple[str, ...] = ()
     control: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     rows_apart: bool = True

@@ -74,7 +74,7 @@ class Network(ABC):
 
 def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
     """``mu`` of dynamic time shifting for this picture size, where the scheduler wants it."""
-    if not config.use_dynamicdynamic_shifting:
+    if not config.use_dynamic_shifting:
         return {}
     base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("basedynamic_shift", 0.5), config.get("max_shift", 1.15)

@@ -50,6 +50,7 @@ def layout(model: torch.nn.Module) -> Layout:
         self_attention=own,
         cross_attention=cross,
         conditioning_only=key_values(model, cross),
+        conditioning_path=("encoder_hid_proj",) if getattr(model, "encoder_hid_proj", None) is not None else (),
         fingerprint=fingerprint_of(model),
         writes=lambda inputs: _writes(model, inputs),
     )

@@ -30,30 +30,34 @@ class CallInfo:
         change: measures mean|x - x_ref| / mean|x_ref| of the network's input x, where x_ref is the input of the last
             computed call. Calling it waits for the device.
         age: replayed calls since the last computed one.
-        new_prompt: whether the conditioning is another object than in the last call, or was written to.
     """
 
     index: int
     total: int | None = None
     change: Callable[[], float] = _unmeasured
     age: int = 0
-    new_prompt: bool = False
 
 
 class Schedule(Config, ABC):
     """Decides call by call whether to compute. Call 0 of a run always computes, whatever a schedule says.
 
-    A schedule that reads `CallInfo.change` sets `measures`, so that the input of each computed call is kept. One whose
-    computed calls make all stored features invalid sets `clears`: a module that did not run in such a call, because it
-    lies in a part that another method replayed, then computes when it next runs.
+    Attributes:
+        measures: whether it reads `CallInfo.change`, so that the input of each computed call is kept.
+        decides_rows: whether a call that it does not compute is decided row by row, once the front blocks have run.
+        counts_run: whether it places its computed calls within a run of known length, which a stream without end is not.
     """
 
     measures: ClassVar[bool] = False
-    clears: ClassVar[bool] = False
+    decides_rows: ClassVar[bool] = False
+    counts_run: ClassVar[bool] = False
 
     @abstractmethod
     def should_compute(self, call: CallInfo) -> bool:
         """Whether this call computes; otherwise it reuses the stored features."""
+
+    def row_computes(self, change: float, age: int) -> bool:  # noqa: ARG002
+        """Whether a row computes, given the relative change of its front residual and its reused calls in a row."""
+        return True
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if this schedule does not fit a run of `total` network calls (None: unknown)."""
@@ -74,14 +78,12 @@ class Always(Schedule):
 
 
 @dataclass(frozen=True)
-class WhilePromptLasts(Schedule):
-    """Compute when the conditioning changes. Lossless for what depends on the conditioning alone."""
+class Once(Schedule):
+    """Compute only what is not stored yet. Lossless for what depends on nothing but what its memory is kept for."""
 
-    clears: ClassVar[bool] = True
-
-    def should_compute(self, call: CallInfo) -> bool:
-        """True when the conditioning is new."""
-        return call.new_prompt
+    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
+        """Never: what is missing computes anyway."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Steps(Schedule):
     Args:
         steps: calls that compute, ascending, the first of them 0.
     """
+
+    counts_run: ClassVar[bool] = True
 
     steps: tuple[int, ...]
 
@@ -141,6 +145,8 @@ class ScaledSteps(Schedule):
         total: network calls of a run; None takes it from the pipeline.
     """
 
+    counts_run: ClassVar[bool] = True
+
     steps: tuple[int, ...]
     of: int
     total: int | None = None
@@ -170,6 +176,8 @@ class FrontLoaded(Schedule):
         power: how much the start is favoured; 1 is uniform.
         total: network calls of a run; None takes it from the pipeline.
     """
+
+    counts_run: ClassVar[bool] = True
 
     interval: int
     power: float = 1.5
@@ -214,6 +222,8 @@ class Quadratic(Schedule):
         power: > 1 concentrates them around the center.
         total: network calls of a run; None takes it from the pipeline.
     """
+
+    counts_run: ClassVar[bool] = True
 
     interval: int
     center: int = 15

@@ -1,106 +1,33 @@
-"""The two hooks that carry every method, and how they are put on and taken off.
+"""How acts are put on the modules of a network, and taken off without a trace.
 
-`ScheduleHook` sits on the denoiser and decides, `ReplayHook` sits on a module of a branch and obeys. Each module
-carries at most one of ours, registered last and removed first, because diffusers' registry cannot take a hook out of
-the middle of a chain.
+Each module carries at most one hook of ours, registered last and removed first, because diffusers' registry cannot take
+a hook out of the middle of a chain.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from diffaccel._diffusers import (
-    REGISTRY_ATTRIBUTE,
-    RESET_ATTRIBUTE,
-    ContextName,
-    Hook,
-    hooks_of,
-    registry_of,
-)
-from diffaccel.reuse.residual import Residual
-from diffaccel.runtime.lanes import rows_of
-from diffaccel.runtime.residual_act import residual_hooks
+from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, registry_of
+from diffaccel.runtime.act import Place
 from diffaccel.runtime.session import Session
-from diffaccel.runtime.state import ActivePart, copied, placeholder
 
 HOOK = "diffaccel"
 COMPILED = "_compiled_call_impl"  # what torch.nn.Module.compile leaves on a module
 
 
-class ScheduleHook(Hook):
-    """Sits on the denoiser: hands each call to the session, which decides what computes."""
+class ActHook(Hook):
+    """Sits on one module and asks the places of all acts there, in their order.
 
-    _is_stateful = True
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-        self.context = ContextName()
-
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        """Run one network call; a call that raises ends the run."""
-        try:
-            return self.session.call(args, kwargs, self.original, self.context.name)
-        except BaseException:
-            self.session.reset()
-            raise
-
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Forget the run: diffusers calls this at the end of a pipeline."""
-        self.session.reset()
-        return module
-
-
-class Place(NamedTuple):
-    """A module's place in one part.
-
-    Attributes:
-        active: the part.
-        order: the module's place in the part's branch.
-        keep: whether its output is stored (a replayed module) or only its shape (a skipped one).
-    """
-
-    active: ActivePart
-    order: int
-    keep: bool
-
-    def reuses(self) -> bool:
-        """Whether the module must not run in this call. What was never recorded is computed."""
-        return not self.active.state.compute and self.active.state.entries[self.order] is not None
-
-    def recall(self) -> Any:
-        """What was recorded, carried to this call."""
-        state, forecast = self.active.state, self.active.part.forecast if self.keep else None
-        entry = state.entries[self.order]
-        output = entry if forecast is None else forecast.predict(entry, state.step)
-        if state.selected is not None and state.count is not None:
-            return rows_of(output, state.selected, state.count)
-        return copied(output) if state.writable else output
-
-    def record(self, output: Any) -> None:
-        """Store what a later call needs of `output`; a call of some rows only is not stored."""
-        state, forecast = self.active.state, self.active.part.forecast
-        if state.selected is not None:
-            return
-        if not self.keep:
-            state.entries[self.order] = placeholder(output)
-            return
-        feature = copied(output) if state.writable else output
-        if forecast is not None:
-            feature = forecast.update(state.entries[self.order], feature, state.step)
-        state.entries[self.order] = feature
-
-
-class ReplayHook(Hook):
-    """Sits on one module of a branch: runs it and records, or returns what was recorded.
-
-    Parts of one method may lie within each other, as the branches of a UNet do: a module runs unless one of its parts
-    reuses, and what ran is recorded for all of them.
+    Parts of one method may lie within each other, as the branches of a UNet do: a module runs unless one of its places
+    reuses, and what ran is shown to all of them.
 
     Args:
-        places: the module's place in each part that it belongs to.
+        places: what happens at the module.
     """
 
     def __init__(self, places: Sequence[Place]) -> None:
@@ -111,10 +38,12 @@ class ReplayHook(Hook):
         """The module's output, computed or recalled."""
         for place in self.places:
             if place.reuses():
-                return place.recall()
-        output = self.original(*args, **kwargs)
+                return place.recall(args, kwargs)
         for place in self.places:
-            place.record(output)
+            args, kwargs = place.enter(args, kwargs)
+        output = self.original(*args, **kwargs)
+        for place in reversed(self.places):  # as functions that wrap each other would
+            output = place.leave(args, kwargs, output)
         return output
 
 
@@ -132,7 +61,7 @@ class _Attached:
     compiled: Callable[..., Any] | None
 
     @classmethod
-    def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> "_Attached":
+    def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> _Attached:
         """Put a hook on a module."""
         own = module.__dict__
         item = cls(name, module, REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED))
@@ -172,20 +101,33 @@ def _beneath(
 
 
 class Attachment:
-    """All hooks of one session on one denoiser."""
+    """All hooks of one session on one network.
 
-    def __init__(self, model: torch.nn.Module, session: Session) -> None:
+    Args:
+        model: the network.
+        session: whose acts are put on its modules.
+        root: a hook for the network itself, put on last; None for none.
+    """
+
+    def __init__(self, model: torch.nn.Module, session: Session, root: Hook | None = None) -> None:
         self.model = model
         self.session = session
         self._attached: list[_Attached] = []
         self._forwards: dict[str, Any] = {}
         try:
-            self._attach_all()
+            self._attach_all(session.places(model), root)
         except BaseException:
             self.remove()
             raise
-        if not hasattr(model, RESET_ATTRIBUTE):
-            model.__dict__[RESET_ATTRIBUTE] = session.reset
+
+    def _attach_all(self, places: Mapping[str, Sequence[Place]], root: Hook | None) -> None:
+        _require_outside(self.model, list(places))
+        _require_whole(self.model, self.session)
+        for name, found in places.items():
+            self._attach(name, ActHook(found))
+        if root is not None:
+            self._attach("", root)
+        self._refresh()
 
     def remove(self) -> None:
         """Take everything off. Safe to call twice.
@@ -197,18 +139,6 @@ class Attachment:
             self._require_top(item)
         while self._attached:
             self._attached.pop().remove()
-        self.model.__dict__.pop(RESET_ATTRIBUTE, None)
-        self._refresh()
-        self.session.reset()
-
-    def _attach_all(self) -> None:
-        """Put one hook on each module of each part, and the schedule's on the denoiser last."""
-        hooks = list(_hooks(self.session.active, self.model))
-        _require_outside(self.model, [name for name, _ in hooks])
-        _require_whole(self.model, self.session.active)
-        for name, hook in hooks:
-            self._attach(name, hook)
-        self._attach("", ScheduleHook(self.session))
         self._refresh()
 
     def _attach(self, name: str, hook: Hook) -> None:
@@ -249,25 +179,11 @@ def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
             )
 
 
-def _require_whole(model: torch.nn.Module, parts: Sequence[ActivePart]) -> None:
+def _require_whole(model: torch.nn.Module, session: Session) -> None:
     """Refuse to read a value in the middle of a forward that is compiled in one piece."""
-    measured = any(isinstance(active.part.branch, Residual) and active.part.branch.front for active in parts)
+    measured = any(part.act.measured for part in session.parts)
     if measured and hasattr(model.forward, "_torchdynamo_orig_callable"):
         raise RuntimeError(
             "the network's forward was compiled as a whole, and BlockCache decides in the middle of it from a value on "
             "the device: compile the blocks instead, with model.compile_repeated_blocks(fullgraph=True)"
         )
-
-
-def _hooks(parts: Sequence[ActivePart], model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:
-    """The hooks of some parts, each with the name of its module."""
-    places: dict[str, list[Place]] = {}
-    for active in parts:
-        branch = active.part.branch
-        if isinstance(branch, Residual):
-            yield from residual_hooks(active, model)
-            continue
-        for index, name in enumerate(branch.modules):
-            places.setdefault(name, []).append(Place(active, index, keep=index >= len(branch.skipped)))
-    for name, found in places.items():
-        yield name, ReplayHook(found)

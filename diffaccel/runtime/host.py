@@ -1,25 +1,33 @@
-"""The pipeline around a denoiser, as far as methods need to know it; only weakly referenced."""
+"""What the pipeline that makes a call tells about its run; only weakly referenced."""
+
+from __future__ import annotations
 
 import weakref
 from typing import Any
 
 import torch
 
-from diffaccel._diffusers import num_timesteps
+from diffaccel._diffusers import RunningCall, num_timesteps
+
+NEGATIVE, POSITIVE = "negative", "positive"
+# Names that pipelines give to the contexts of guidance in two calls.
+CONTEXT_ROLES = {"cond": POSITIVE, "uncond": NEGATIVE, "pred_cond": POSITIVE, "pred_uncond": NEGATIVE}
+# Pipelines that stack two halves, negative first, and keep no embeddings of the negative prompt by name.
+NEGATIVE_FIRST = ("StableVideoDiffusionPipeline", "I2VGenXLPipeline")
 
 
 class Host:
-    """What a pipeline tells about its current run. All answers are None for a bare network.
+    """The pipeline around a denoiser. Everything is None for a bare network.
 
     Args:
-        pipe: the pipeline, or None for a bare network.
-        guided: whether rows come in halves, negative prompt first, as classifier-free guidance stacks them; None asks
-            the pipeline.
+        pipe: the pipeline, or None.
+        guided: whether rows come in halves, negative prompt first, as classifier-free guidance stacks them; None finds
+            out from the pipeline.
     """
 
     def __init__(self, pipe: Any = None, guided: bool | None = None) -> None:
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
-        self._guided = guided
+        self.guided = guided
 
     @property
     def pipe(self) -> Any:
@@ -33,7 +41,7 @@ class Host:
 
     @property
     def table(self) -> torch.Tensor | None:
-        """The scheduler's timesteps, a new tensor for every run."""
+        """The scheduler's timesteps."""
         table = getattr(self.scheduler, "timesteps", None)
         return table if isinstance(table, torch.Tensor) else None
 
@@ -43,19 +51,12 @@ class Host:
         return num_timesteps(self._pipe())
 
     @property
-    def ends_early(self) -> bool:
-        """Whether the current run leaves its last calls to another pipeline, as the base of SDXL does."""
-        return getattr(self._pipe(), "denoising_end", None) is not None
-
-    @property
-    def guided(self) -> bool:
-        """Whether the rows of a call are [negative; positive] halves.
+    def has_guidance(self) -> bool:
+        """Whether the pipeline says that it applies classifier-free guidance.
 
         Raises:
-            ValueError: if the pipeline stacks other predictions, which cannot be told apart by halves.
+            ValueError: if it combines other predictions, too, which cannot be told apart by halves.
         """
-        if self._guided is not None:
-            return self._guided
         pipe = self._pipe()
         for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
             if getattr(pipe, other, False):
@@ -64,3 +65,73 @@ class Host:
                     "that drop the negative one do not work with it"
                 )
         return bool(getattr(pipe, "do_classifier_free_guidance", False))
+
+    def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
+        """For each row of a call whether it sees the negative prompt; empty without guidance.
+
+        The facts, in this order: what the caller of `accelerate` said, the name that the pipeline gives the call, and
+        the embeddings of the negative prompt in the pipeline's own call, compared with those that the network is given.
+
+        Raises:
+            ValueError: if there is guidance and none of them tells.
+        """
+        if self.guided is not None:
+            return halves(rows) if self.guided else ()
+        if getattr(self._pipe(), "do_classifier_free_guidance", None) is False:
+            return ()
+        if name in CONTEXT_ROLES and self._pipe() is not None:
+            return (CONTEXT_ROLES[name],) * rows
+        if running is not None and isinstance(conditioning, torch.Tensor):
+            negative, positive = (running.embeddings(f"{prefix}prompt_embeds") for prefix in ("negative_", ""))
+            found = _compared(conditioning, negative, positive, rows)
+            if found:
+                return found
+        if not self.has_guidance:
+            return ()
+        if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
+            return halves(rows)
+        raise ValueError(
+            f"{type(self._pipe()).__name__} does not tell which rows see the negative prompt: say accelerate(..., "
+            "guided=True) if each call stacks [negative; positive] halves, or use a method that does not drop the "
+            "negative ones"
+        )
+
+
+def halves(rows: int) -> tuple[str, ...]:
+    """[negative; positive] halves."""
+    return (NEGATIVE,) * (rows // 2) + (POSITIVE,) * (rows - rows // 2)
+
+
+def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
+    return any(cls.__name__ in classes for cls in type(pipe).__mro__)
+
+
+def _compared(
+    conditioning: torch.Tensor, negative: torch.Tensor | None, positive: torch.Tensor | None, rows: int
+) -> tuple[str, ...]:
+    """Roles of rows by comparing embeddings; waits for the device. Empty where they are neither prompt's."""
+    if negative is None or _form(negative) != _form(conditioning):
+        return ()
+    half = conditioning.shape[0] // 2
+    first, second = _is_row(conditioning[0], negative[0]), bool(half) and _is_row(conditioning[half], negative[0])
+    if first and half and rows % 2 == 0 and not _is_row(conditioning[-1], negative[0]):
+        return halves(rows)
+    if second and not first and rows % 2 == 0:
+        return tuple(reversed(halves(rows)))
+    if first:
+        # all rows are the negative prompt's: a call of its own, or halves with one prompt twice, where either will do
+        return (NEGATIVE,) * rows if negative.shape[0] >= conditioning.shape[0] else halves(rows)
+    is_positive = (
+        positive is not None and _form(positive) == _form(conditioning) and _is_row(conditioning[0], positive[0])
+    )
+    return (POSITIVE,) * rows if is_positive else ()
+
+
+def _form(embeddings: torch.Tensor) -> tuple[int, int]:
+    return embeddings.dim(), embeddings.shape[-1]
+
+
+def _is_row(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two embeddings (tokens, features) are one; a pipeline may pad the shorter one, or cast it."""
+    tokens = min(one.shape[0], other.shape[0]) if one.dim() > 1 else None
+    return torch.equal(one[:tokens], other[:tokens].to(one))

@@ -1,197 +1,243 @@
-"""What is remembered of each row for a part that stores residuals, and the decision which rows compute."""
+"""Whose memory a row of a network call uses: lanes, what is kept for them, and rows gathered and scattered.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+A *lane* is a name. Rows of later calls that carry it find what was stored under it, in whatever order and company they
+come: half of a guided batch, a frame that moved on to its next stage, some rows that compute while others reuse.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from diffaccel.networks.inputs import WITHOUT_ROWS, Inputs
-from diffaccel.reuse.branch import Part
-from diffaccel.reuse.residual import Residual, RowSchedule, relative_changes
-from diffaccel.runtime.state import CacheState, Context
-
-Place = tuple[int, int]  # index of a range, and of a segment in it
 
 
-@dataclass
-class Row:
-    """One row of the network's input.
+class Lane(NamedTuple):
+    """Name of what one row stores.
 
     Attributes:
-        residuals: what each segment of blocks added, or the history of a forecast of it.
-        reference: residual of the front blocks at the last computed call.
-        age: reused calls since then.
+        group: lanes of one group compute or reuse together, unless an act decides row by row.
+        place: the lane within its group.
     """
 
-    residuals: dict[Place, Any] = field(default_factory=dict)
-    reference: torch.Tensor | None = None
-    age: int = 0
+    group: Hashable
+    place: Hashable
 
 
-class RowState(CacheState):
-    """Residuals by row.
+Lanes = tuple[Lane, ...]
+
+
+@dataclass(eq=False)
+class Block:
+    """What some lanes stored together.
 
     Attributes:
-        rows: one entry per row; a single one for all rows where they do not stay apart.
-        open: whether the rows of this call are still to be decided.
-        late: rows that must compute after a call in which others reuse.
-        entering: hidden states at the start of the segment that is running.
-        arriving: main hidden states at the first of the front blocks.
+        lanes: one per row.
+        entries: one per slot of the act: tensors ``(lanes * anything, ...)`` in any structure, or None.
     """
 
-    def __init__(self, part: Part) -> None:
-        super().__init__(part)
-        assert isinstance(part.branch, Residual)
-        self.branch = part.branch
-        self.places = [
-            [(r, s) for s, _ in enumerate(self.branch.segments(r))] for r, _ in enumerate(self.branch.ranges)
-        ]
-        self.rows: list[Row] = []
-        self.open = False
-        self.late: tuple[int, ...] = ()
-        self.entering: dict[str, Any] = {}
-        self.arriving: Any = None
-        self._current: tuple[int, ...] = ()
+    lanes: Lanes
+    entries: list[Any]
 
-    def clear(self) -> None:
-        """Forget all rows."""
-        self.rows = [Row() for _ in self.rows]
+    def rows(self, wanted: Sequence[int]) -> "Block":
+        """The block of some of its lanes."""
+        count = len(self.lanes)
+        return Block(tuple(self.lanes[i] for i in wanted), [take_rows(e, wanted, count) for e in self.entries])
 
-    def halve(self) -> None:
-        """Keep the positive half of the rows."""
-        self.rows = self.rows[len(self.rows) // 2 :]
+
+class LaneMemory:
+    """What one part stored, by lane."""
+
+    def __init__(self) -> None:
+        self._places: dict[Lane, tuple[Block, int]] = {}
+        self.steps: dict[Lane, int] = {}
+
+    def has(self, lanes: Lanes) -> bool:
+        """Whether something is stored for every lane."""
+        return all(lane in self._places for lane in lanes)
+
+    def own_block(self, lane: Lane) -> Block | None:
+        """The block of a lane that was stored alone."""
+        return self._places.get(lane, (None, 0))[0]
+
+    def is_before(self, lanes: Lanes, step: int) -> bool:
+        """Whether all that lanes stored is from calls before this one; else their count has begun anew."""
+        return all(self.steps.get(lane, -1) < step for lane in lanes)
+
+    def take(self, lanes: Lanes) -> list[Block]:
+        """Blocks whose lanes, one after the other, are those asked for; a lane without memory is a block of no entries.
+
+        Where lanes were stored together and in this order, it is their block itself.
+        """
+        found = [self._places.get(lane, (None, 0))[0] for lane in lanes]
+        if found[0] is not None and found[0].lanes == lanes and all(block is found[0] for block in found):
+            return [found[0]]
+        blocks = join(list(self._pieces(lanes)))
+        if len(blocks) == 1 and self.has(lanes):
+            self._place(blocks[0])  # the next call finds them together
+        return blocks
+
+    def _pieces(self, lanes: Lanes) -> Iterator[Block]:
+        """The longest stretches of lanes that lie in one block, each as a block."""
+        stretch: list[int] = []
+        block: Block | None = None
+        unknown: list[Lane] = []
+        for lane in lanes:
+            found, index = self._places.get(lane, (None, 0))
+            if found is not block or (found is None) != bool(unknown):
+                yield from _piece(block, stretch, unknown)
+                block, stretch, unknown = found, [], []
+            if found is None:
+                unknown.append(lane)
+            else:
+                stretch.append(index)
+        yield from _piece(block, stretch, unknown)
+
+    def put(self, blocks: Sequence[Block], step: int) -> None:
+        """Store blocks that were computed at a call; what their lanes stored before is forgotten."""
+        for block in blocks:
+            self._place(block)
+            for lane in block.lanes:
+                self.steps[lane] = step
+
+    def _place(self, block: Block) -> None:
+        for index, lane in enumerate(block.lanes):
+            self._places[lane] = block, index
+
+    def merge(
+        self, lanes: Lanes, others: Lanes, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Replace what lanes stored by a function of it and of what others stored, and forget the others."""
+        if not (self.has(lanes) and self.has(others)):
+            return
+        (own,), (other,) = self.take(lanes), self.take(others)
+        pairs = zip(own.entries, other.entries, strict=True)
+        self._place(Block(lanes, [_zipped(lambda x: function(x[0], x[1]), (a, b)) for a, b in pairs]))
+        self.drop(others)
+
+    def drop(self, lanes: Sequence[Lane]) -> None:
+        """Forget some lanes."""
+        for lane in lanes:
+            self._places.pop(lane, None)
+            self.steps.pop(lane, None)
+
+    def keep(self, lanes: Sequence[Lane]) -> None:
+        """Forget all lanes but these."""
+        kept = set(lanes)
+        self.drop([lane for lane in self._places if lane not in kept])
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """All lanes that stored something, those stored longest ago first."""
+        return list(self._places)
 
     def nbytes(self) -> int:
-        """Bytes of the storage that residuals and references hold."""
-        kept = [leaf for row in self.rows for leaf in (*tree_leaves(row.residuals), row.reference)]
-        tensors = [leaf for leaf in kept if isinstance(leaf, torch.Tensor)]
-        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
-
-    def begin(self, count: int | None, selected: tuple[int, ...] | None, decided: bool, total: int | None) -> None:
-        """Prepare for a call, with all rows or with some that must compute."""
-        super().begin(count, selected, decided, total)
-        rows = count if count is not None and self.branch.rows_apart else 1
-        if selected is None and len(self.rows) != rows:
-            self.rows = [Row() for _ in range(rows)]
-        self._current = selected or tuple(range(rows))
-        self.range = self.branch.in_force(self.step, total)
-        known = all(place in row.residuals for row in self.rows for place in self.places[self.range])
-        self.compute = self.compute or selected is not None or not known
-        self.open = isinstance(self.part.schedule, RowSchedule) and not decided and not self.compute
-        self.late, self.entering, self.arriving = (), {}, None
-
-    def measure(self, front: torch.Tensor) -> None:
-        """Decide which rows compute, given what the front blocks added, (rows, ...)."""
-        if self.open:
-            self._choose(front)
-        for j, part in zip(self._current, self._split(front), strict=True):
-            row = self.rows[j]
-            row.age = 0 if self.compute else row.age + 1
-            row.reference = part if self.compute else row.reference
-
-    def write(self, segment: int, features: list[torch.Tensor]) -> None:
-        """Store what a segment added to each stream, for the rows of this call."""
-        place = self.range, segment
-        by_stream = [self._split(feature) for feature in features]
-        for index, j in enumerate(self._current):
-            added: Any = [parts[index] for parts in by_stream]
-            row = self.rows[j]
-            if self.part.forecast is not None:
-                added = self.part.forecast.update(row.residuals.get(place), added, self.step)
-            row.residuals = {at: kept for at, kept in row.residuals.items() if at[0] == self.range} | {place: added}
-
-    def read(self, segment: int) -> list[torch.Tensor]:
-        """What a segment is taken to add to each stream now, all rows together."""
-        kept = [row.residuals[self.range, segment] for row in self.rows]
-        if self.part.forecast is not None:
-            kept = [self.part.forecast.predict(history, self.step) for history in kept]
-        return kept[0] if len(kept) == 1 else [torch.cat(parts) for parts in zip(*kept, strict=True)]
-
-    def _choose(self, front: torch.Tensor) -> None:
-        """Which of all rows compute."""
-        schedule = self.part.schedule
-        assert isinstance(schedule, RowSchedule)
-        self.open = False
-        references = [row.reference for row in self.rows if row.reference is not None]
-        if len(references) < len(self.rows):
-            self.compute = True
-            return
-        changes = relative_changes(front, torch.cat(references), len(self.rows))
-        ages = [row.age for row in self.rows]
-        late = tuple(
-            j for j, (change, age) in enumerate(zip(changes, ages, strict=True)) if schedule.row_computes(change, age)
-        )
-        self.compute = len(late) == len(self.rows)
-        self.late = () if self.compute else late
-
-    def _split(self, feature: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A tensor by rows of this call; a network may have folded frames into them, (rows * frames, ...)."""
-        count = len(self._current)
-        if feature.shape[0] % count:
-            raise RuntimeError(
-                f"hidden states of shape {tuple(feature.shape)} cannot belong to {count} rows: this network does not "
-                "keep its rows apart"
-            )
-        return torch.split(feature, feature.shape[0] // count)
+        """Bytes of the storage that is held."""
+        blocks = {id(block): block for block, _ in self._places.values()}
+        leaves = [leaf for block in blocks.values() for leaf in tree_leaves(block.entries)]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def new_state(part: Part) -> CacheState:
-    """An empty state for a part."""
-    return RowState(part) if isinstance(part.branch, Residual) else CacheState(part)
+def _piece(block: Block | None, stretch: list[int], unknown: list[Lane]) -> Iterator[Block]:
+    if block is not None and stretch:
+        yield block if stretch == list(range(len(block.lanes))) else block.rows(stretch)
+    elif unknown:
+        yield Block(tuple(unknown), [])
 
 
-def rows_of(tree: Any, selected: tuple[int, ...], count: int) -> Any:
-    """`tree` with only some of `count` rows of its tensors, (rows * anything, ...) each."""
+def join(blocks: list[Block]) -> list[Block]:
+    """Neighbouring blocks as one where their entries differ in tensors alone: not in the calls they were made at."""
+    joined: list[Block] = []
+    for block in blocks:
+        if joined and (entries := _joined(joined[-1].entries, block.entries)) is not None:
+            joined[-1] = Block(joined[-1].lanes + block.lanes, entries)
+        else:
+            joined.append(block)
+    return joined
+
+
+def _joined(one: list[Any], other: list[Any]) -> list[Any] | None:
+    (leaves, form), (others, form_of_others) = tree_flatten(one), tree_flatten(other)
+    if form != form_of_others:
+        return None
+    found = []
+    for a, b in zip(leaves, others, strict=True):
+        tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        if not tensors and (isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor) or a != b):
+            return None
+        found.append(cat_rows((a, b)) if tensors else a)
+    entries: list[Any] = tree_unflatten(found, form)
+    return entries
+
+
+def take_rows(tree: Any, wanted: Sequence[int], count: int) -> Any:
+    """Some of ``count`` rows of every tensor ``(count * anything, ...)``; a tensor without rows is shared by all."""
 
     def take(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] % count:
             return leaf
-        chunks = torch.split(leaf, leaf.shape[0] // count)
-        return torch.cat([chunks[j] for j in selected])
+        each = leaf.shape[0] // count
+        if leaf.stride(0) == 0:  # all rows are one, as those of a placeholder
+            return leaf[:1].expand(len(wanted) * each, *leaf.shape[1:])
+        if list(wanted) == list(range(wanted[0], wanted[0] + len(wanted))):
+            return leaf[wanted[0] * each : (wanted[-1] + 1) * each]
+        return torch.cat([leaf[i * each : (i + 1) * each] for i in wanted])
 
     return tree_map(take, tree)
 
 
-def with_late_rows(context: Context, network: Callable[[Inputs], Any], inputs: Inputs) -> Any:
-    """One network call, after which the network runs again on the rows that must compute where others reused.
-
-    Their rows are gathered from the inputs of the network and scattered into its output; the front blocks run a second
-    time for them.
-    """
-    output = network(inputs)
-    late = next((state.late for state in context.states if isinstance(state, RowState) and state.late), ())
-    return scatter(output, network(gather(inputs, late)), late) if late else output
+def cat_rows(parts: Sequence[Any]) -> Any:
+    """Trees of tensors with their rows one after the other; those of placeholders take no storage."""
+    return parts[0] if len(parts) == 1 else _zipped(_cat, parts)
 
 
-def gather(inputs: Inputs, rows: tuple[int, ...]) -> Inputs:
-    """Some rows of the inputs: of tensors whose first dimension is that of the sample, of lists as long."""
-    count = inputs.sample.shape[0]
-    values = {name: v if name in WITHOUT_ROWS else _gather(v, rows, count) for name, v in inputs.values.items()}
-    return replace(inputs, values=values, rows=rows)
+def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    rows = sum(t.shape[0] for t in tensors)
+    if all(not any(t.stride()) for t in tensors):  # placeholders, zero everywhere
+        return tensors[0].new_zeros(()).expand(rows, *tensors[0].shape[1:])
+    return torch.cat(list(tensors))
 
 
-def scatter(output: Any, part: Any, rows: tuple[int, ...]) -> Any:
-    """A network's output with some of its rows replaced by those of `part`, which has no others."""
-    if isinstance(output, torch.Tensor):
-        index = torch.tensor(rows, device=output.device)
-        return output.index_copy(0, index, part)
-    if isinstance(output, tuple):
-        return (scatter(output[0], part[0], rows), *output[1:])
-    first = next(iter(output))
-    return type(output)(**{**output, first: scatter(output[first], part[first], rows)})
+def _zipped(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], trees: Sequence[Any]) -> Any:
+    """A tree whose tensors are made of those in the same places of some trees."""
+    flat, form = tree_flatten(trees[0])
+    columns = zip(flat, *(tree_leaves(tree) for tree in trees[1:]), strict=True)
+    return tree_unflatten([function(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns], form)
 
 
-def _gather(value: Any, rows: tuple[int, ...], count: int) -> Any:
-    """Some rows of one input."""
+def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
+    """Some of ``count`` rows of a network's inputs: of tensors whose first dimension they are, of lists as long."""
+    values = {name: v if name in WITHOUT_ROWS else _selected(v, rows, count) for name, v in inputs.values.items()}
+    return replace(inputs, values=values)
+
+
+def _selected(value: Any, rows: Sequence[int], count: int) -> Any:
     if isinstance(value, torch.Tensor):
-        has_rows = value.dim() > 0 and value.shape[0] == count
-        return value.index_select(0, torch.tensor(rows, device=value.device)) if has_rows else value
+        return take_rows(value, rows, count) if value.dim() > 0 and value.shape[0] == count else value
     if isinstance(value, Mapping):
-        return {key: _gather(item, rows, count) for key, item in value.items()}
-    if isinstance(value, list) and len(value) == count and not any(isinstance(x, torch.Tensor) for x in value):
+        return {key: _selected(item, rows, count) for key, item in value.items()}
+    if isinstance(value, list) and len(value) == count and not any(_has_rows(x, count) for x in value):
         return [value[row] for row in rows]
     if isinstance(value, list | tuple):
-        return type(value)(_gather(item, rows, count) for item in value)
+        return type(value)(_selected(item, rows, count) for item in value)
     return value
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    """Whether an item of a list has rows of its own, as each residual of a ControlNet does."""
+    return isinstance(value, torch.Tensor) and value.dim() > 2 and value.shape[0] == count
+
+
+def scatter(outputs: Sequence[tuple[Any, Sequence[int]]]) -> Any:
+    """A network's output of all rows, from outputs of some rows each, given with their places among all."""
+    first, places = outputs[0][0], [i for _, rows in outputs for i in rows]
+    if isinstance(first, torch.Tensor):
+        order = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=first.device)
+        return torch.cat([output for output, _ in outputs]).index_select(0, order)
+    if isinstance(first, tuple):
+        return (scatter([(output[0], rows) for output, rows in outputs]), *first[1:])
+    name = next(iter(first))
+    return type(first)(**{**first, name: scatter([(output[name], rows) for output, rows in outputs])})

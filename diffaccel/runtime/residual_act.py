@@ -1,123 +1,215 @@
-"""The hooks of a part that stores residuals: on front blocks those that measure, on others those that skip."""
+"""Skip ranges of transformer blocks: their input passes through, and what they added before is added again."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from diffaccel._diffusers import Hook
 from diffaccel.networks.block_io import Streams
-from diffaccel.reuse.residual import Residual
-from diffaccel.runtime.lanes import RowState
-from diffaccel.runtime.state import ActivePart, copied
+from diffaccel.reuse.residual import Ranges, relative_changes
+from diffaccel.runtime.act import Act, PartState, Place, copied
+
+REFERENCE = 0  # slot of what the front blocks added at the last computed call
 
 
-class FrontHook(Hook):
-    """Sits on a front block: the last one tells the state what the front blocks added to the hidden states.
+@dataclass(frozen=True)
+class AddResidual(Act):
+    """On a call that reuses, h_out = h_in + (h_out - h_in of the last computed call) over a range of blocks.
 
-    Args:
-        active: the part that the block belongs to.
-        streams: what the block takes and returns.
-        first, last: whether it is the first, or the last, of the front blocks.
+    Attributes:
+        ranges: which blocks, and from which call on which of them.
+        front: blocks before the range, which always run, and whose own residual tells each row how much has changed.
+        rows_apart: whether each row decides by itself, where the schedule decides rows.
     """
 
-    def __init__(self, active: ActivePart, streams: Streams, first: bool, last: bool) -> None:
-        super().__init__()
-        self.active = active
-        self.streams = streams
-        self.first = first
-        self.last = last
+    ranges: Ranges
+    front: tuple[str, ...] = ()
+    rows_apart: bool = True
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        """The block's output, always computed."""
-        state = _row_state(self.active)
-        if self.first:
-            state.arriving = self.streams.inputs(args, kwargs)[self.streams.main]
-        output = self.original(*args, **kwargs)
-        if self.last:
-            place = self.streams.names(output).index(self.streams.main)
-            hidden_states = output if isinstance(output, torch.Tensor) else output[place]
-            state.measure(hidden_states - state.arriving)
-            state.arriving = None
-        return output
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """All blocks that carry a hook."""
+        return self.front + self.ranges.blocks
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The front blocks."""
+        return self.front
+
+    @property
+    def replayed(self) -> tuple[str, ...]:
+        """The blocks that may be skipped."""
+        return self.ranges.blocks
+
+    @property
+    def slots(self) -> int:
+        """The front residual, and one residual for each segment of each range."""
+        return 1 + sum(len(self.ranges.segments(index)) for index, _ in enumerate(self.ranges.ranges))
+
+    def slot(self, variant: int, segment: int) -> int:
+        """Where the residual of a segment is stored."""
+        return 1 + sum(len(self.ranges.segments(index)) for index in range(variant)) + segment
+
+    def variant(self, step: int, total: int | None) -> int:
+        """Index of the range in force."""
+        return self.ranges.in_force(step, total)
+
+    def fixed(self, variant: int) -> AddResidual:
+        """The same with one range alone; other blocks keep a hook that lets them run."""
+        return AddResidual(self.ranges.only(variant), self.front, self.rows_apart)
+
+    def begin(self, state: PartState) -> None:
+        """Compute where a residual of the range in force is missing: a block of it did not run when it was due."""
+        needed = [self.slot(state.variant, s) for s, _ in enumerate(self.ranges.segments(state.variant))]
+        state.compute = state.compute or not all(state.knows(slot) for slot in needed)
+
+    def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
+        """Those that measure, on front blocks; those that skip, on the others."""
+        front = _Front(state, self.rows_apart)
+        for name in self.front:
+            ends = name == self.front[0], name == self.front[-1]
+            yield name, _FrontBlock(front, Streams(model.get_submodule(name)), *ends)
+        flow = _Flow(state)
+        for name, roles in self._roles().items():
+            yield name, _RangeBlock(flow, Streams(model.get_submodule(name)), roles)
+
+    def _roles(self) -> dict[str, dict[int, _Role]]:
+        """For each block its place in each range that it belongs to."""
+        roles: dict[str, dict[int, _Role]] = {name: {} for name in self.ranges.blocks}
+        for index, _ in enumerate(self.ranges.ranges):
+            for number, segment in enumerate(self.ranges.segments(index)):
+                for name in segment:
+                    slot = self.slot(index, number)
+                    roles[name][index] = _Role(slot, name == segment[0], name == segment[-1])
+        return roles
 
 
-class Role(NamedTuple):
-    """A block's place in a range: its segment, and whether it is the first or the last one there."""
+@dataclass(frozen=True)
+class _Role:
+    """A block's place in a range: where its segment's residual is stored, and whether it is the first or last there."""
 
-    segment: int
+    slot: int
     first: bool
     last: bool
 
 
-class ResidualHook(Hook):
-    """Sits on a block that may be skipped: runs it, or passes its input on, the last one with the residual added.
+class _Front:
+    """Measures how much the front blocks' residual has changed, and lets the rows decide."""
 
-    Args:
-        active: the part that the block belongs to.
-        streams: what the block takes and returns.
-        roles: for each range that the block is in, its place there.
-    """
+    def __init__(self, state: PartState, rows_apart: bool) -> None:
+        self.state, self.rows_apart = state, rows_apart
+        self.arriving: Any = None
 
-    def __init__(self, active: ActivePart, streams: Streams, roles: dict[int, Role]) -> None:
-        super().__init__()
-        self.active = active
-        self.streams = streams
-        self.roles = roles
+    def measure(self, residual: torch.Tensor) -> None:
+        """Decide, given what the front blocks added, ``(rows * anything, ...)``."""
+        state = self.state
+        if state.measures is not None and state.knows(REFERENCE):
+            self._decide(residual)
+        if state.compute:
+            state.write(REFERENCE, residual, carried=False)
+
+    def _decide(self, residual: torch.Tensor) -> None:
+        state = self.state
+        assert state.measures is not None
+        count = sum(state.sizes)
+        if residual.shape[0] % count:
+            raise RuntimeError(
+                f"hidden states of shape {tuple(residual.shape)} cannot belong to {count} rows: this network does not "
+                "keep its rows apart"
+            )
+        reference = state.read(REFERENCE, carried=False)
+        changes = relative_changes(residual, reference, count if self.rows_apart else 1)
+        decided = state.measures(changes if self.rows_apart else changes * count)
+        state.compute = all(decided)
+        state.late = () if state.compute else tuple(row for row, computes in enumerate(decided) if computes)
+
+
+class _FrontBlock(Place):
+    """A block that always runs; the last one tells what all of them added."""
+
+    def __init__(self, front: _Front, streams: Streams, first: bool, last: bool) -> None:
+        self.front, self.streams, self.first, self.last = front, streams, first, last
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take note of the main hidden states."""
+        if self.first:
+            arriving = self.streams.inputs(args, kwargs)[self.streams.main]
+            self.front.arriving = copied(arriving) if self.front.state.writable else arriving
+        return args, kwargs
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        """Measure behind the last one; where the first did not run, rows find nothing to compare and compute."""
+        if self.last and self.front.arriving is not None:
+            place = self.streams.names(output).index(self.streams.main)
+            hidden_states = output if isinstance(output, torch.Tensor) else output[place]
+            self.front.measure(hidden_states - self.front.arriving)
+            self.front.arriving = None
+        return output
+
+
+class _Flow:
+    """What is passed on through the blocks of one part in a call: hidden states at the start of a segment."""
+
+    def __init__(self, state: PartState) -> None:
+        self.state = state
+        self.entering: dict[str, Any] = {}
+
+
+class _RangeBlock(Place):
+    """A block that may be skipped: runs, or passes its input on, the last of a segment with the residual added."""
+
+    def __init__(self, flow: _Flow, streams: Streams, roles: dict[int, _Role]) -> None:
+        self.flow, self.streams, self.roles = flow, streams, roles
         self._returned: tuple[str | None, ...] = ()
         self._alone = False
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
-        """The block's output, computed or passed on."""
-        state = _row_state(self.active)
-        role = self.roles.get(state.range)
-        if role is None:
-            return self.original(*args, **kwargs)
-        inputs = self.streams.inputs(args, kwargs)
-        if role.first:
-            state.entering = copied(inputs) if state.writable else inputs
-        if state.compute:
-            output = self.original(*args, **kwargs)
-            self._record(state, role, output)
-            return output
-        if not role.last:
-            return self._output([None if name is None else inputs[name] for name in self._returned])
-        added = iter(state.read(role.segment))
-        return self._output([None if name is None else state.entering[name] + next(added) for name in self._returned])
+    def reuses(self) -> bool:
+        """Where the part reuses and the block belongs to the range in force."""
+        state = self.flow.state
+        return not state.compute and self.roles.get(state.variant) is not None
 
-    def _record(self, state: RowState, role: Role, output: Any) -> None:
-        """Learn how the block returns its streams, and store the residual if it is the last."""
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take note of the hidden states that enter a segment."""
+        role = self.roles.get(self.flow.state.variant)
+        if role is not None and role.first:
+            self._note(args, kwargs)
+        return args, kwargs
+
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self.streams.inputs(args, kwargs)
+        self.flow.entering = copied(inputs) if self.flow.state.writable else inputs
+
+    def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The input, passed on; behind the last block of a segment the residual is added to what entered it."""
+        role = self.roles[self.flow.state.variant]
+        if role.first:
+            self._note(args, kwargs)
+        if not role.last:
+            inputs = self.streams.inputs(args, kwargs)
+            return self._output([None if name is None else inputs[name] for name in self._returned])
+        added = iter(self.flow.state.read(role.slot))
+        entering, self.flow.entering = self.flow.entering, {}
+        return self._output([None if name is None else entering[name] + next(added) for name in self._returned])
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        """Learn how the block returns its streams, and store the residual behind the last one of a segment."""
+        role = self.roles.get(self.flow.state.variant)
+        if role is None or not self.flow.state.compute:
+            return output
         self._alone = isinstance(output, torch.Tensor)
         values = [output] if self._alone else list(output)
         names = self.streams.names(output)
         self._returned = tuple(name if value is not None else None for name, value in zip(names, values, strict=True))
         if role.last:
-            pairs = zip(self._returned, values, strict=True)
-            state.write(role.segment, [value - state.entering[name] for name, value in pairs if name is not None])
-            state.entering = {}
+            entering, self.flow.entering = self.flow.entering, {}
+            if entering:  # else the segment's first block did not run, and there is no residual to speak of
+                pairs = [(name, v) for name, v in zip(self._returned, values, strict=True) if name is not None]
+                self.flow.state.write(role.slot, [value - entering[name] for name, value in pairs])
+        return output
 
     def _output(self, values: list[Any]) -> Any:
         """Values in the shape that the block returns."""
         return values[0] if self._alone else tuple(values)
-
-
-def residual_hooks(active: ActivePart, model: torch.nn.Module) -> Iterator[tuple[str, Hook]]:
-    """The hooks of a part, each with the name of its module."""
-    branch = active.part.branch
-    assert isinstance(branch, Residual)
-    for name in branch.front:
-        streams = Streams(model.get_submodule(name))
-        yield name, FrontHook(active, streams, name == branch.front[0], name == branch.front[-1])
-    roles: dict[str, dict[int, Role]] = {name: {} for name in branch.replayed}
-    for index, _ in enumerate(branch.ranges):
-        for number, segment in enumerate(branch.segments(index)):
-            for name in segment:
-                roles[name][index] = Role(number, name == segment[0], name == segment[-1])
-    for name, places in roles.items():
-        yield name, ResidualHook(active, Streams(model.get_submodule(name)), places)
-
-
-def _row_state(active: ActivePart) -> RowState:
-    """The state of the current call."""
-    assert isinstance(active.state, RowState)
-    return active.state

@@ -1,258 +1,149 @@
-"""One denoiser at work: finds the context of each network call, lets the schedules decide, and keeps the count."""
+"""The one machine that decides and reuses: a session runs the calls of one network, whoever makes them.
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+A customer hands over a `Call`, the `Memory` of its run or stream, and a function that runs the network. The session
+decides for each group of rows, splits the call where groups decide differently, prepares what the hooks will read, and
+commits what was stored once the network has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch.profiler import record_function
 
-from diffaccel.networks.inputs import Inputs, Signature
-from diffaccel.reuse.branch import Part
-from diffaccel.reuse.schedule import CallInfo
-from diffaccel.runtime.host import Host
-from diffaccel.runtime.lanes import new_state, with_late_rows
-from diffaccel.runtime.run_clock import RunClock
-from diffaccel.runtime.state import ActivePart, Context, relative_change
+from diffaccel.networks import layout_of
+from diffaccel.networks.inputs import Inputs
+from diffaccel.runtime.act import Part, PartState, Place
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.lanes import scatter
+from diffaccel.runtime.memory import Decision, Memory
 from diffaccel.runtime.tally import Tally
-from diffaccel.runtime.wrapper import Wrapper
+from diffaccel.runtime.wrapper import map_output
 
-Forced = bool | tuple[bool, ...] | None
+RunNetwork = Callable[[Call], Any]
 
 
 class Session:
-    """State of one accelerated network.
+    """Parts at work on one network.
 
     Args:
-        signature: how the network names its inputs.
-        parts: what may be reused, and when.
-        host: the pipeline around it.
-        writes: whether the network, given these inputs, writes into module outputs in place.
-        wrappers: what stands between the pipeline and the network, outermost last.
+        model: the network.
+        parts: what is reused in it, and when.
         leader: the denoiser's session, for a ControlNet that runs before it.
-        follows: for each part, the leader's part whose decision it shares, or None.
+        follows: for each part the leader's part whose decision it shares, or None.
+
+    Attributes:
+        states: one per part; what its places read.
+        tally: calls so far.
     """
 
     def __init__(
         self,
-        signature: Signature,
+        model: torch.nn.Module,
         parts: Sequence[Part],
-        host: Host,
-        writes: Callable[[Inputs], bool],
-        wrappers: Sequence[Wrapper] = (),
-        leader: "Session | None" = None,
+        leader: Session | None = None,
         follows: Sequence[int | None] = (),
     ) -> None:
-        self.signature = signature
-        self.active = [ActivePart(part, new_state(part)) for part in parts]
-        self.host = host
-        self.clock = RunClock(host)
-        self.writes = writes
-        self.wrappers = wrappers
+        self.parts = tuple(parts)
+        self.states = [part.act.state(part) for part in self.parts]
         self.leader = leader
-        self.follows = tuple(follows) or (None,) * len(self.active)
-        self.contexts: dict[Hashable, Context] = {}
+        self.follows = tuple(follows) or (None,) * len(self.parts)
         self.tally = Tally()
-        self._forced: Forced = None
-        self._name: str | None = None
-        self._promised: dict[int, bool] = {}  # for each part that a ControlNet follows, whether all of that ran in full
+        self._writes: Callable[[Inputs], bool] = layout_of(model).writes
 
-    def reset(self) -> None:
-        """Forget all features, also those of the denoiser that is fed: the next call starts a run. The tally stays."""
-        self.contexts.clear()
-        self.clock.reset()
-        self._promised.clear()
-        for active in self.active:
-            active.state = new_state(active.part)
-        if self.leader is not None:
-            self.leader.reset()
+    def places(self, model: torch.nn.Module) -> dict[str, list[Place]]:
+        """What happens at each module, by its name; where several parts are at one, in their order."""
+        found: dict[str, list[Place]] = {}
+        for state in self.states:
+            for name, place in state.part.act.places(state, model):
+                found.setdefault(name, []).append(place)
+        return found
 
-    def nbytes(self) -> int:
-        """Bytes of the storage that features take at the moment."""
-        return sum(state.nbytes() for context in self.contexts.values() for state in context.states)
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any], name: str | None) -> Any:
-        """Run one call of the network as the pipeline makes it.
+    def run(self, call: Call, memory: Memory, network: RunNetwork, led_by: Memory | None = None) -> Any:
+        """One call.
 
         Args:
-            args, kwargs: inputs of the network.
-            forward: the network's own forward.
-            name: the context the pipeline is in, if it says so.
+            call: what to run.
+            memory: of this run or stream.
+            network: runs the network on a call.
+            led_by: the denoiser's memory of the same run, for a ControlNet.
         """
-        inputs = self.signature.bind(args, kwargs)
-        context = self._context(inputs, name)
-        if self.wrappers:
-            inputs = replace(inputs, guided=self.host.guided)
-        decisions = None if self.leader is None else self.leader.promise(inputs, name)
-        run: Callable[[Inputs], Any] = partial(self._network, context, forward, decisions)
-        run = partial(with_late_rows, context, run)
-        for wrapper in self.wrappers:
-            run = partial(wrapper.around, context, run)
-        with self.tally.outer(inputs):
-            output = run(inputs)
-        context.step += 1
-        self._promised.clear()
-        return output
-
-    def promise(self, inputs: Inputs, name: str | None) -> tuple[bool, ...]:
-        """What each part will do in the denoiser's next call, given inputs of a network that runs before it."""
-        tick = self.clock.peek(inputs.timestep, None)
-        place: Hashable = self._name or name
-        context = self.contexts.get(tick.ordinal if place is None else place)
-        if context is None or (tick.starts and self._forced is None):
-            return (True,) * len(self.active)
-        sample = inputs.sample if _fingerprint(inputs.sample) == context.key else None
-        decide = partial(self._computes, context=context, sample=sample, new_prompt=False)
-        return tuple(decide(index) for index in range(len(self.active)))
-
-    def rely(self, index: int, ran_in_full: bool) -> None:
-        """Take note of what a ControlNet did for a part of the denoiser's next call."""
-        self._promised[index] = self._promised.get(index, True) and ran_in_full
-
-    @contextmanager
-    def forced(self, compute: Forced, name: str | None = None) -> Iterator[None]:
-        """Calls within compute (True) or reuse (False) whatever the schedules say, or each part as a tuple says.
-
-        The caller tells where runs start (`reset`) and which context a call belongs to (`name`); a context's first call
-        computes all the same. With None, the schedules decide, in the context `name`.
-        """
-        before = self._forced, self._name
-        self._forced, self._name = compute, name
+        decisions = self._decisions(call, memory, led_by)
+        vectors: dict[Decision, list[int]] = {}
+        for row, lane in enumerate(call.lanes["run"]):
+            vectors.setdefault(decisions[lane.group], []).append(row)
         try:
-            yield
+            outputs = [
+                (self._together(call.select(rows), memory, network, decision), rows)
+                for decision, rows in vectors.items()
+            ]
         finally:
-            self._forced, self._name = before
+            memory.decided.clear()
+        return outputs[0][0] if len(outputs) == 1 else scatter(outputs)
 
-    def _context(self, inputs: Inputs, name: str | None) -> Context:
-        """The context of this call, new if a run starts or the input's shape changed.
+    def _decisions(self, call: Call, memory: Memory, led_by: Memory | None) -> dict[Hashable, Decision]:
+        """What computes, by group."""
+        own = {lane.group for lane in call.lanes["run"]}
+        if any(not all(decision) for group, decision in memory.decided.items() if group not in own):
+            memory.decided.clear()
+            raise RuntimeError(
+                "a ControlNet left out what the denoiser was to replay, and then the denoiser was called with other "
+                "prompts or shapes: call Handle.reset() between such calls"
+            )
+        decided = memory.decide(call)
+        if led_by is None:
+            return decided
+        lead = led_by.decide(call)
+        return {
+            group: tuple(
+                computes if followed is None else computes or lead[group][followed]
+                for computes, followed in zip(decision, self.follows, strict=True)
+            )
+            for group, decision in decided.items()
+        }
 
-        A pipeline may change the shape in the middle of a run, as when guidance ends: calls are counted on then.
-        """
-        place: Hashable = self._name or name
-        if self._forced is None:
-            tick = self.clock.tick(inputs.timestep, inputs.conditioning)
-            if tick.starts:
-                self._start_run()
-            place = tick.ordinal if place is None else place
-        key = _fingerprint(inputs.sample)
-        context = self.contexts.get(place)
-        if context is None or context.key != key:
-            step = 0 if context is None or self.host.table is None else context.step
-            context = self.contexts[place] = Context(key, [new_state(active.part) for active in self.active], step)
-        return context
+    def _together(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
+        """A call whose groups decided alike, and after it the rows that must compute where others reused."""
+        output = self._once(call, memory, network, decision)
+        late = sorted({row for state in self.states for row in state.late})
+        if not late:
+            return output
+        early = [row for row in range(call.count) if row not in late]
+        computed = tuple(True if state.late else decided for state, decided in zip(self.states, decision, strict=True))
+        again = self._once(call.select(late), memory, network, computed)
+        return scatter([(map_output(lambda x: x[early], output), early), (again, late)])
 
-    def _start_run(self) -> None:
-        """Forget the run before, and refuse what does not fit this one before anything computes."""
-        self.contexts.clear()
-        self._promised.clear()
-        for active in self.active:
-            active.part.schedule.validate(self.clock.total)
-        for wrapper in self.wrappers:
-            wrapper.start_run(self.clock)
-
-    def _network(
-        self, context: Context, forward: Callable[..., Any], decisions: tuple[bool, ...] | None, inputs: Inputs
-    ) -> Any:
-        """Run the network itself, computing or reusing each part."""
-        if inputs.rows is None:
-            self._decide_all(context, decisions, inputs)
-        for active in self.active:
-            active.state.begin(context.rows, inputs.rows, self._forced is not None, self.clock.total)
-        with record_function(self._decision()):
-            output = forward(**inputs.values)
-        self.tally.inner(inputs, [active.state for active in self.active])
+    def _once(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
+        """One run of the network."""
+        writable = self._writes(call.inputs)
+        for index, state in enumerate(self.states):
+            self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
+        with record_function(self._label()):
+            output = network(call)
+        self.tally.inner(call.inputs, self.states)
+        for index, state in enumerate(self.states):
+            lanes, kept = call.lanes[state.part.lifetime], memory.parts[index]
+            state.commit(kept.lanes)
+            late = set(state.late)
+            kept.aged(tuple(lane for row, lane in enumerate(lanes) if row not in late), computed=state.compute)
         return output
 
-    def _decision(self) -> str:
+    def _prepare(
+        self, index: int, state: PartState, call: Call, memory: Memory, *, compute: bool, writable: bool
+    ) -> None:
+        """Point a part's state at what its lanes stored."""
+        part, kept = state.part, memory.parts[index].lanes
+        own, step = call.lanes[part.lifetime], memory.step_of(index, call)
+        if part.merge is not None and call.partners:
+            kept.merge(own, call.partners, part.merge)
+        state.prepare(own, kept, compute=compute, step=step, total=call.total, writable=writable)
+        if not state.compute:
+            state.measures = memory.row_rule(index, call)
+            state.compute = state.measures is not None  # until the front blocks have been measured
+
+    def _label(self) -> str:
         """What this call does, as a profiler's trace shows it."""
-        reusing = [active.part.branch for active in self.active if not active.state.compute]
-        replayed = [name for branch in reusing for name in branch.modules[-1:]]
+        replayed = [name for state in self.states if not state.compute for name in state.part.act.modules[-1:]]
         return f"diffaccel: replay {', '.join(replayed)}" if replayed else "diffaccel: compute"
-
-    def _decide_all(self, context: Context, decisions: tuple[bool, ...] | None, inputs: Inputs) -> None:
-        """Decide for each part whether it computes in a call with all rows."""
-        self._fit_rows(context, inputs)
-        new_prompt = self._note_conditioning(context, inputs)
-        writable = self.writes(inputs)
-        for index, active in enumerate(self.active):
-            followed = self.follows[index]
-            decided = None if decisions is None or followed is None else decisions[followed]
-            self._decide(index, context, inputs.sample, decided, new_prompt)
-            active.state.writable = writable
-            if self.leader is not None and followed is not None:
-                self.leader.rely(followed, active.state.compute)
-
-    def _decide(self, index: int, context: Context, sample: Any, decided: bool | None, new_prompt: bool) -> None:
-        """Decide whether a part computes in this call, and prepare its state."""
-        active = self.active[index]
-        state = active.state = context.states[index]
-        computes = self._computes(index, context, sample, new_prompt) if decided is None else decided
-        if computes and not self._promised.get(index, True):
-            raise RuntimeError(
-                "the denoiser must compute, but a ControlNet before it did not run in full: the shapes of their inputs "
-                "changed at different times; call Handle.reset() between such calls"
-            )
-        state.compute = computes or not state.filled
-        state.step = context.step
-        state.age = 0 if state.compute else state.age + 1
-        state.filled = True
-        if state.compute:
-            state.whole = None
-        if state.compute and active.part.schedule.clears:
-            state.clear()
-        if state.compute and active.part.schedule.measures:
-            state.reference = sample.clone()
-
-    def _computes(self, index: int, context: Context, sample: Any, new_prompt: bool) -> bool:
-        """Whether a part computes in the next call of a context."""
-        state, schedule = context.states[index], self.active[index].part.schedule
-        forced = self._forced[index] if isinstance(self._forced, tuple) else self._forced
-        if not state.filled:
-            return True
-        if forced is not None and (isinstance(self._forced, tuple) or not schedule.clears):
-            return forced
-        change = partial(relative_change, sample, state.reference)
-        return schedule.should_compute(CallInfo(context.step, self.clock.total, change, state.age, new_prompt))
-
-    def _fit_rows(self, context: Context, inputs: Inputs) -> None:
-        """Make what is stored fit the rows of this call: a wrapper may have dropped the negative half, or kept it."""
-        rows = inputs.sample.shape[0] if isinstance(inputs.sample, torch.Tensor) else None
-        if rows is not None and context.rows is not None and rows != context.rows:
-            if rows * 2 == context.rows:
-                for state in context.states:
-                    state.halve()
-            elif rows != 2 * context.rows or not all(state.join() for state in context.states):
-                context.states[:] = [new_state(active.part) for active in self.active]
-        context.rows = rows
-
-    def _note_conditioning(self, context: Context, inputs: Inputs) -> bool:
-        """Whether the conditioning is new since the last call; asked only if it matters."""
-        if not any(active.part.schedule.clears for active in self.active):
-            return False
-        known = context.constants
-        context.constants = [(leaf, _version(leaf)) for leaf in inputs.constants]
-        pairs = zip(known, context.constants, strict=False)
-        return len(known) != len(context.constants) or not all(_same(old, new) for old, new in pairs)
-
-
-def _fingerprint(sample: Any) -> tuple[Any, ...]:
-    """What must not change between calls that share features."""
-    if isinstance(sample, torch.Tensor):
-        return sample.shape, sample.dtype, sample.device
-    if isinstance(sample, Sequence):
-        return tuple(_fingerprint(item) for item in sample)
-    return (type(sample),)
-
-
-def _version(value: Any) -> int:
-    """Counts in-place writes to a tensor; those to an inference tensor are not counted."""
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
-
-
-def _same(old: tuple[Any, int], new: tuple[Any, int]) -> bool:
-    """Whether two inputs, each with its version, are the same: the same tensor, not written to, or equal otherwise."""
-    if isinstance(old[0], torch.Tensor) or isinstance(new[0], torch.Tensor):
-        return old[0] is new[0] and old[1] == new[1]
-    return bool(old[0] == new[0])

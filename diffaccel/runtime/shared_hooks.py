@@ -1,6 +1,6 @@
 """Hooks on modules that several engines share, and that obey only within an engine's own call.
 
-A hook passes through unless the current thread is inside an engine's call (`Replays.using`), and then does what that
+A hook passes through unless the current thread is inside an engine's call (`SharedHooks.using`), and then does what that
 engine says. So several engines, and ordinary calls of the pipeline, live on one network without seeing each other.
 Modules are told apart by identity: their names change when adapters are loaded.
 """
@@ -47,7 +47,7 @@ class _StreamHook(Hook):
         return hook.new_forward(module, *args, **kwargs)
 
 
-class Replays:
+class SharedHooks:
     """What one engine does on some modules, within `using` alone.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.inputs import Inputs
-from diffaccel.runtime.state import CacheState, map_tensors
+from diffaccel.runtime.act import PartState, map_tensors
 
 Shapes = tuple[Any, ...]
 
@@ -21,12 +21,12 @@ class CallKind:
     Attributes:
         shapes: of sample and conditioning.
         computes: the decision for every part.
-        ranges: for every part that reuses, which of its ranges of blocks is in force; 0 for the others.
+        variants: for every part that reuses, which way of its act is in force; 0 for the others.
     """
 
     shapes: Shapes
     computes: tuple[bool, ...]
-    ranges: tuple[int, ...]
+    variants: tuple[int, ...]
 
 
 class Tally:
@@ -36,18 +36,21 @@ class Tally:
         asked: calls that the pipeline made, by shapes and by whether all was computed.
         calls: calls that the network made.
         examples: one set of inputs per shape, without storage, to measure costs with.
+        full: calls that computed in full because nothing told what they could share, by the reason.
     """
 
     def __init__(self) -> None:
         self.asked: Counter[tuple[Shapes, bool]] = Counter()
         self.calls: Counter[CallKind] = Counter()
         self.examples: dict[Shapes, Mapping[str, Any]] = {}
+        self.full: Counter[str] = Counter()
         self._current: list[CallKind] = []
 
     def copy(self) -> "Tally":
         """A tally that later calls do not change."""
         copy = Tally()
         copy.asked, copy.calls, copy.examples = self.asked.copy(), self.calls.copy(), dict(self.examples)
+        copy.full = self.full.copy()
         return copy
 
     @contextmanager
@@ -59,11 +62,11 @@ class Tally:
         computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
         self.asked[shapes, computed] += 1
 
-    def inner(self, inputs: Inputs, states: Sequence[CacheState]) -> None:
+    def inner(self, inputs: Inputs, states: Sequence[PartState]) -> None:
         """Count a call of the network, which `states` says what it computed."""
         computes = tuple(state.compute for state in states)
-        ranges = tuple(0 if state.compute else state.range for state in states)
-        kind = CallKind(self._shapes(inputs), computes, ranges)
+        variants = tuple(0 if state.compute else state.variant for state in states)
+        kind = CallKind(self._shapes(inputs), computes, variants)
         self._current.append(kind)
         self.calls[kind] += 1
 

@@ -55,11 +55,9 @@ class ControlImages:
 
     Attributes:
         images: for each ControlNet ``(frames, 3, H, W)`` in [0, 1].
-        embedded: what the ControlNets' first layers made of them, by the ControlNet's place, once it is known.
     """
 
     images: tuple[torch.Tensor, ...]
-    embedded: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Estimate(NamedTuple):
@@ -84,6 +82,7 @@ class Slot:
         estimate: what the last tick made of it.
         entered: when each frame was pushed, in seconds.
         control: its control images, where the pipeline has ControlNets.
+        scene: number of the scene that it shows; features are not reused from one scene to another.
     """
 
     frame_ids: tuple[int, ...]
@@ -95,6 +94,7 @@ class Slot:
     estimate: Estimate | None = None
     entered: tuple[float, ...] = field(default=())
     control: ControlImages | None = None
+    scene: int = 0
 
     @property
     def finished(self) -> bool:
@@ -157,24 +157,38 @@ class Memo(Generic[T]):
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Tick:
     """One network call: every row's slot and whether it sees the negative prompt; rows are slot-major.
 
-    ``rows`` names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first.
+    Attributes:
+        latents, timesteps, inputs: of all rows, ``(groups * frames, ...)``.
+        groups: names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first.
+        frames: rows of a group.
+        slots: all slots that move on, newest first.
+        table: what their rows are multiplied by.
     """
 
     latents: torch.Tensor
     timesteps: torch.Tensor
     inputs: Keywords
-    rows: tuple[tuple[Slot, bool], ...]
+    groups: tuple[tuple[Slot, bool], ...]
     frames: int
+    slots: tuple[Slot, ...]
+    table: StageRows
+
+    @property
+    def asked(self) -> list[Slot]:
+        """Slots whose rows also see the negative prompt."""
+        return [slot for slot, negative in self.groups if negative]
 
 
-Predict = Callable[[Call], torch.Tensor]
+Predict = Callable[[Tick], torch.Tensor]
 
 
 class StreamBatch:
     """Frames in flight, newest first, and the tick that moves them on.
+
+    A tick is prepared, run by whoever has the network, and absorbed, so that ticks of several batches can share a call.
 
     Args:
         frames: frames per slot.
@@ -192,20 +206,38 @@ class StreamBatch:
 
         Where ``predict`` raises, nothing has changed, and ``entering`` is not in flight.
         """
+        tick = self.prepare(entering)
+        return self.absorb(entering, tick, None if tick is None else predict(tick))
+
+    @torch.no_grad()
+    def prepare(self, entering: Slot | None = None) -> Tick | None:
+        """The network call of the next tick, without changing anything; None where no slot has a stage to run."""
         slots = [s for s in ((entering,) if entering else ()) + tuple(self.slots) if not s.finished]
-        if slots:
-            self._advance(slots, predict)
+        if not slots:
+            return None
+        table = self._gather(slots)
+        asked = [s for s in slots if s.asks_negative]
+        conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in slots]
+        inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
+        latents, timesteps = torch.cat([s.latents for s in (*asked, *slots)]), table.timesteps
+        if asked:
+            timesteps = torch.cat([*(self._of(slots, s, table.timesteps) for s in asked), timesteps])
+        groups = tuple((s, True) for s in asked) + tuple((s, False) for s in slots)
+        return Tick(latents, timesteps, inputs, groups, self.frames, tuple(slots), table)
+
+    @torch.no_grad()
+    def absorb(self, entering: Slot | None, tick: Tick | None, prediction: torch.Tensor | None) -> list[Slot]:
+        """Move every slot of a tick on by its prediction, ``(rows, C, h, w)``; the finished slots, oldest first."""
+        if tick is not None and prediction is not None:
+            self._advance(tick, prediction.float())
         self.slots = ([entering] if entering else []) + self.slots
         finished = [s for s in reversed(self.slots) if s.finished]
         self.slots = [s for s in self.slots if not s.finished]
         return finished
 
-    @torch.no_grad()
-    def _advance(self, slots: Sequence[Slot], predict: Predict) -> None:
-        rows = self._gather(slots)
-        latents = torch.cat([s.latents for s in slots])  # (slots * frames, C, h, w)
-        asked = [s for s in slots if s.asks_negative]
-        prediction = predict(self._call(slots, asked, latents, rows)).float()
+    def _advance(self, tick: Tick, prediction: torch.Tensor) -> None:
+        slots, rows, asked = tick.slots, tick.table, tick.asked
+        latents = tick.latents[len(asked) * self.frames :]  # (slots * frames, C, h, w)
         negatives = self._negatives(slots, asked, prediction, rows)
         clean = rows.clean(latents, prediction[len(asked) * self.frames :])
         clean = self._guide(slots, clean, negatives, latents, rows.alpha)
@@ -222,16 +254,6 @@ class StreamBatch:
         places = [(s.settings.stages, s.stage) for s in slots]
         key = [part for stages, i in places for part in (stages, stages.levels[i])]
         return self._rows.get(key, lambda: gather(places, self.frames, self.device))
-
-    def _call(self, slots: Sequence[Slot], asked: Sequence[Slot], latents: torch.Tensor, rows: StageRows) -> Call:
-        conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in slots]
-        inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
-        timesteps = rows.timesteps
-        if asked:
-            latents = torch.cat([*(s.latents for s in asked), latents])
-            timesteps = torch.cat([*(self._of(slots, s, rows.timesteps) for s in asked), timesteps])
-        named = tuple((s, True) for s in asked) + tuple((s, False) for s in slots)
-        return Call(latents, timesteps, inputs, named, self.frames)
 
     def _of(self, slots: Sequence[Slot], slot: Slot, values: torch.Tensor) -> torch.Tensor:
         start = slots.index(slot) * self.frames

@@ -6,21 +6,29 @@ The layers that embed control images run once per frame: the embedding travels w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from diffaccel._diffusers import Hook, hooks_of
+from diffaccel._diffusers import hooks_of
+from diffaccel.methods.base import Method
+from diffaccel.networks import layout_of
 from diffaccel.networks.conditioning import Keywords
+from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import ADDED, controlnets_of
+from diffaccel.reuse.schedule import Once
+from diffaccel.runtime.act import Lifetime, Part
 from diffaccel.runtime.attachment import HOOK
-from diffaccel.runtime.shared_hooks import Replays, is_compiled
-from diffaccel.stream.batch import Call, ControlImages, Memo
-from diffaccel.stream.text_kv import TextKeysValues
-
-EMBEDDING = "controlnet_cond_embedding"
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.lanes import Lanes
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.projection_act import Projection
+from diffaccel.runtime.session import RunNetwork
+from diffaccel.runtime.shared_hooks import is_compiled
+from diffaccel.stream.batch import ControlImages, Memo
+from diffaccel.stream.machine import Machine
 
 
 class ControlNets:
@@ -28,77 +36,113 @@ class ControlNets:
 
     Args:
         pipe: the pipeline, with or without ControlNets.
-
-    Attributes:
-        models: the ControlNets that hooks can be put on: not where they are compiled as a whole.
+        method: what the denoiser reuses, and so need not be fed; None for nothing.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, method: Method | None) -> None:
         nets = controlnets_of(pipe)
         whole = getattr(pipe, "controlnet", None)
-        self.models = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
+        hooked = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
         self._pipe = pipe
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
         self._several = hasattr(getattr(whole, "_orig_mod", whole), "nets")
-        self._once = [_Once(net, k) for k, net in enumerate(nets) if net in self.models]
+        self._machines = [_machine(net, method) for net in hooked]
         self._scales: Memo[list[torch.Tensor] | None] = Memo()
 
-    def residuals(self, latents: torch.Tensor, call: Call) -> Keywords:
+    def residuals(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        inputs: Mapping[str, Any],
+        rows: Sequence[Any],
+        call: Call,
+        led_by: Memory,
+    ) -> Keywords:
         """What is added to the denoiser's skip connections, as its keyword arguments; nothing where all scales are 0.
 
-        ``latents`` are those of the call, in the denoiser's type.
+        Args:
+            latents, timesteps, inputs: of the denoiser's call, in its type.
+            rows: for each row its slot, whether it sees the negative prompt, and its place in the slot.
+            call: the denoiser's, whose lanes and decisions the ControlNets share.
+            led_by: the denoiser's memory.
         """
-        scales = self._scales_of(call) if self._pooled else None
+        scales = self._scales_of(rows, latents.device) if self._pooled else None
         if scales is None:
             return {}
-        images = self._images(call)
-        added = {name: call.inputs[name] for name in ADDED if name in call.inputs}
-        with ExitStack() as stack:
-            for once in self._once:
-                stack.enter_context(once.using(call))
-            down, middle = self._pipe.controlnet(
+        images = self._images(rows)
+        added = {name: inputs[name] for name in ADDED if name in inputs}
+        own = replace(call, inputs=Inputs({"sample": latents}, ("sample", None, None)))
+
+        def together(_: Call) -> Any:
+            return self._pipe.controlnet(
                 latents.to(self._dtype),
-                call.timesteps,
-                encoder_hidden_states=call.inputs["encoder_hidden_states"],
+                timesteps,
+                encoder_hidden_states=inputs["encoder_hidden_states"],
                 controlnet_cond=images if self._several else images[0],
                 conditioning_scale=scales if self._several else scales[0],
                 added_cond_kwargs=added or None,
                 return_dict=False,
             )
+
+        network: RunNetwork = together
+        for machine in self._machines:
+            network = machine.around(own, network, led_by)
+        down, middle = network(own)
         return {
             "down_block_additional_residuals": [x.to(latents.dtype) for x in down],
             "mid_block_additional_residual": middle.to(latents.dtype),
         }
 
-    def _images(self, call: Call) -> list[torch.Tensor]:
+    def _images(self, rows: Sequence[Any]) -> list[torch.Tensor]:
         """For each ControlNet the control images of all rows, ``(rows, 3, H, W)``."""
-        groups = [_control(slot).images for slot, _ in call.rows]
-        return [torch.cat(column).to(self._dtype) for column in zip(*groups, strict=True)]
+        each = [[image[k : k + 1] for image in _control(slot).images] for slot, _, k in rows]
+        return [torch.cat(column).to(self._dtype) for column in zip(*each, strict=True)]
 
-    def _scales_of(self, call: Call) -> list[torch.Tensor] | None:
+    def _scales_of(self, rows: Sequence[Any], device: torch.device) -> list[torch.Tensor] | None:
         """For each ControlNet the scale of each row, ``(rows, 1, 1, 1)``; None where all are 0.
 
         As in diffusers, a ControlNet whose residuals are pooled (shuffle) leaves negative rows alone.
         """
 
         def compute() -> list[torch.Tensor] | None:
-            rows = [
+            table = [
                 [0.0 if negative and pooled else s for s, pooled in zip(scales, self._pooled, strict=True)]
                 for scales, negative in told
             ]
-            if not any(map(any, rows)):
+            if not any(map(any, table)):
                 return None
-            table = torch.tensor(rows, dtype=self._dtype, device=call.latents.device)
-            return [column.repeat_interleave(call.frames).view(-1, 1, 1, 1) for column in table.unbind(1)]
+            columns = torch.tensor(table, dtype=self._dtype, device=device).unbind(1)
+            return [column.view(-1, 1, 1, 1) for column in columns]
 
-        told = [(slot.settings.control_scales, negative) for slot, negative in call.rows]
+        told = [(slot.settings.control_scales, negative) for slot, negative, _ in rows]
         return self._scales.get([part for pair in told for part in pair], compute)
+
+    def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
+        """Forget all but what some rows may read again."""
+        for machine in self._machines:
+            machine.memory.keep(lanes)
+
+    def forget(self) -> None:
+        """Reuse nothing that was stored so far."""
+        for machine in self._machines:
+            machine.memory.clear()
 
     def close(self) -> None:
         """Take all hooks off."""
-        for once in self._once:
-            once.close()
+        for machine in self._machines:
+            machine.close()
+
+
+def _machine(net: torch.nn.Module, method: Method | None) -> Machine:
+    """What a ControlNet leaves out where the denoiser reuses, and what it need not compute in every tick."""
+    layout = layout_of(net)
+    led = [] if method is None else [pair for pair in method.companion_parts(layout) if pair[1] is not None]
+    parts, follows = [replace(part, schedule=Once()) for part, _ in led], [followed for _, followed in led]
+    if not any(HOOK in hooks_of(net.get_submodule(name)) for name in layout.control):
+        parts.append(Part(Projection(layout.control), Once(), lifetime="frame"))
+        follows.append(None)
+    return Machine(net, parts, follows)
 
 
 def _control(slot: Any) -> ControlImages:
@@ -106,44 +150,3 @@ def _control(slot: Any) -> ControlImages:
         raise ValueError("this frame has no control image")
     control: ControlImages = slot.control
     return control
-
-
-class _Embedding(Hook):
-    """The layers that embed control images: gives what a frame's own are known to give, or runs them."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__()
-        self._place = place
-        self.controls: Sequence[ControlImages] = ()
-
-    def new_forward(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Embeddings ``(rows, C, h, w)`` of control images ``(rows, 3, H, W)``."""
-        embedded = []
-        for control, group in zip(self.controls, images.chunk(len(self.controls)), strict=True):
-            if self._place not in control.embedded:
-                control.embedded[self._place] = self.original(group)
-            embedded.append(control.embedded[self._place])
-        return torch.cat(embedded)
-
-
-class _Once:
-    """What a ControlNet need not compute in every tick: keys and values of a prompt, embeddings of control images."""
-
-    def __init__(self, net: torch.nn.Module, place: int) -> None:
-        self._text = TextKeysValues(net)
-        layers = net.get_submodule(EMBEDDING)
-        self._hooks = {} if HOOK in hooks_of(layers) else {layers: _Embedding(place)}
-        self._replays = Replays(self._hooks)
-
-    @contextmanager
-    def using(self, call: Call) -> Iterator[None]:
-        """Within, the ControlNet's calls are about the frames and prompts of ``call``."""
-        for hook in self._hooks.values():
-            hook.controls = [_control(slot) for slot, _ in call.rows]
-        with self._text.using(call), self._replays.using():
-            yield
-
-    def close(self) -> None:
-        """Take the hooks off."""
-        self._text.close()
-        self._replays.close()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import Network
-from diffaccel.stream.batch import Call
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.lanes import Lane, Lanes
+from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
-from diffaccel.stream.feature_reuse import FeatureReuse
-from diffaccel.stream.slot_cache import as_slot_cache
-from diffaccel.stream.text_kv import TextKeysValues
+from diffaccel.stream.machine import Machine
+from diffaccel.stream.slot_cache import Scenes, as_slot_cache
+
+Row = tuple[Slot, bool, int]
+"""A row of a call: its slot, whether it sees the negative prompt, and which frame of the slot it is."""
+LATENTS, TIMESTEPS, ROWS = "latents", "timesteps", "rows"
 
 
 @dataclass(frozen=True)
@@ -33,36 +40,73 @@ class Denoiser:
 
     Attributes:
         work: what was done.
+
+    Raises:
+        UnsupportedModelError, ValueError: where the cache does not fit the network, or a stream.
+        RuntimeError: where the network is accelerated already.
     """
 
     def __init__(self, network: Network, config: StreamConfig) -> None:
         self.network = network
         self._config = config
-        self._control = ControlNets(network.pipe)
-        self._reuse = self._build(config)
-        self._text = TextKeysValues(network.model)
         self.work = NetworkWork()
+        cache, model = as_slot_cache(config.cache), getattr(network.model, "_orig_mod", network.model)
+        self._cache = cache
+        self._parts = [] if cache is None else cache.parts(model, len(config.indices))
+        self._machine = Machine(model, self._parts)
+        self._control = ControlNets(network.pipe, None if cache is None else cache.method)
+        self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
+        self._doubtful: tuple[torch.Tensor, Lanes] | None = None
 
-    def _build(self, config: StreamConfig) -> FeatureReuse | None:
-        cache = as_slot_cache(config.cache)
-        return None if cache is None else cache.build(self.network.model, self._control.models)
-
-    def enter(self, pixels: torch.Tensor | None) -> None:
+    def enter(self, slot: Slot, pixels: torch.Tensor | None) -> None:
         """Note what enters with the next call, ``(frames, channels, H, W)``; None for text-to-image."""
-        if self._reuse is not None:
-            self._reuse.enter(pixels)
+        if self._cache is not None:
+            slot.scene = self._scenes.of(pixels)
 
-    def predict(self, call: Call) -> torch.Tensor:
-        """Prediction for the rows of ``call``, ``(rows, C, h, w)``."""
-        return self._run(call) if self._reuse is None else self._reuse.predict(self._run, call)
+    def predict(self, tick: Tick) -> torch.Tensor:
+        """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
+        call = self._call(tick)
+        self._forget_what_is_spoilt()
+        prediction: torch.Tensor = self._machine.run(call, self._run)
+        if self._parts:
+            finite = prediction.isfinite().flatten(1).all(1)  # read with the next tick, whose frames wait for this one
+            self._doubtful = finite, call.lanes["run"]
+        self._machine.memory.keep(call.lanes)
+        self._control.keep(call.lanes)
+        return prediction
 
-    def _run(self, call: Call, reuses: bool = False) -> torch.Tensor:
-        rows, done = len(call.latents), self.work
-        self.work = NetworkWork(done.calls + 1, done.rows + rows, done.replayed + rows * reuses)
-        with self._text.using(call):
-            latents = call.latents.to(self.network.dtype)
-            inputs = {**call.inputs, **self._control.residuals(latents, call)}
-            return self.network.predict(latents, call.timesteps, inputs)
+    def _forget_what_is_spoilt(self) -> None:
+        """Drop what rows stored whose prediction was not finite: it would spoil the frames that follow them."""
+        if self._doubtful is None:
+            return
+        (finite, lanes), self._doubtful = self._doubtful, None
+        spoilt = [lane for lane, sound in zip(lanes, finite.tolist(), strict=True) if not sound]
+        self._machine.memory.drop(spoilt)
+
+    def _call(self, tick: Tick) -> Call:
+        """The call of a tick: features by stage or frame, keys and values by prompt, embeddings by control image."""
+        rows: list[Row] = [(slot, negative, k) for slot, negative in tick.groups for k in range(tick.frames)]
+        values: dict[str, Any] = {**tick.inputs, LATENTS: tick.latents, TIMESTEPS: tick.timesteps, ROWS: rows}
+        if self._cache is None:
+            features = tuple(Lane("stream", row) for row in range(len(rows)))
+        else:
+            features = tuple(self._cache.lane(*row) for row in rows)
+        prompts = tuple(Lane(_prompt(slot, negative), k) for slot, negative, k in rows)
+        images = tuple(Lane(slot.control, k) for slot, _, k in rows)
+        by_frame = self._cache is not None and self._cache.key == "frame"
+        total = len(tick.slots[-1].settings.stages) if by_frame else None
+        lanes = {"run": features, "prompt": prompts, "frame": images}
+        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, total=total)  # type: ignore[arg-type]
+
+    def _run(self, call: Call) -> torch.Tensor:
+        values = dict(call.inputs.values)
+        latents, timesteps, rows = values.pop(LATENTS), values.pop(TIMESTEPS), values.pop(ROWS)
+        latents = latents.to(self.network.dtype)
+        added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
+        prediction = self.network.predict(latents, timesteps, {**values, **added})
+        done, reuses = self.work, not all(state.compute for state in self._machine.session.states[: len(self._parts)])
+        self.work = NetworkWork(done.calls + 1, done.rows + len(rows), done.replayed + len(rows) * reuses)
+        return prediction
 
     def configured(self, config: StreamConfig) -> Denoiser:
         """The denoiser for a new configuration: this one, or another one where the cache changed; counts go on.
@@ -70,7 +114,7 @@ class Denoiser:
         Raises:
             UnsupportedModelError, ValueError, RuntimeError: where the cache does not fit; this one goes on then.
         """
-        if config.cache == self._config.cache:
+        if config.cache == self._config.cache and len(config.indices) == len(self._config.indices):
             return self
         other = Denoiser(self.network, config)
         other.work = self.work
@@ -78,12 +122,14 @@ class Denoiser:
 
     def forget(self) -> None:
         """Reuse nothing that was stored so far."""
-        if self._reuse is not None:
-            self._reuse.forget()
+        self._machine.memory.clear()
+        self._control.forget()
 
     def close(self) -> None:
         """Take all hooks off the network."""
-        self._text.close()
+        self._machine.close()
         self._control.close()
-        if self._reuse is not None:
-            self._reuse.close()
+
+
+def _prompt(slot: Slot, negative: bool) -> Any:
+    return slot.settings.negative_prompt if negative else slot.settings.positive

@@ -228,7 +228,7 @@ class StreamEngine:
             self._state.adopt(self._course.settings)
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
         slot = self._intake.slot(group, padded, self._course.settings, self._state, self.config)
-        self._denoiser.enter(seen_in(padded))
+        self._denoiser.enter(slot, seen_in(padded))
         return slot
 
     def _deliver(self, finished: list[Slot]) -> None:

@@ -13,7 +13,7 @@ there, and by frame as in a stream batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,7 +22,10 @@ import torch
 from diffaccel.config import Config
 from diffaccel.config.checks import check, number, one_of
 from diffaccel.methods.base import Method
-from diffaccel.stream.feature_reuse import ByFrame, ByStage, FeatureReuse
+from diffaccel.networks import layout_of
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.lanes import Lane
+from diffaccel.stream.batch import Slot
 
 Key = Literal["stage", "frame"]
 
@@ -33,10 +36,7 @@ class SlotCache(Config):
 
     A deeper branch skips less and keeps much more. By stage, the error grows with the motion of the picture, which a
     ``Threshold`` schedule answers by computing more often; by frame, it hardly depends on it, but the rows that compute
-    need a call of their own. On the bundled model, with two stages and by stage, ``DeepCache(schedule=Threshold(0.15,
-    max_reuse=3), branch=3, forecast=Taylor(2))`` stays 60, 44 and 48 dB from the uncached stream for slow, medium and
-    fast motion, and makes the network 1.9 times as fast unless the motion is fast; to show every picture twice costs as
-    much and stays at 38, 28 and 22 dB (`python scripts/bench.py stream --part cache`).
+    need a call of their own. ``docs/streaming.md`` has figures.
 
     Args:
         method: what is reused and when, such as ``DeepCache(interval=2, branch=0)``; its schedule counts ticks (by
@@ -61,22 +61,40 @@ class SlotCache(Config):
         )
         one_of("key", self.key, get_args(Key))
         number("scene_change", self.scene_change, 0.0, 1.0)
-        name = type(self.method).__name__
-        check(
-            type(self.method).wrapper is Method.wrapper,
-            f"{name} changes what the network is called with and cannot work in a stream: "
-            "use a method that only reuses features, such as DeepCache",
-        )
+        if (reason := self.method.no_stream) is not None:
+            raise ValueError(f"{type(self.method).__name__} {reason}")
 
-    def build(self, model: torch.nn.Module, companions: Iterable[torch.nn.Module] = ()) -> FeatureReuse:
-        """The cache at work on ``model`` and the ControlNets before it.
+    def parts(self, model: torch.nn.Module, stages: int) -> list[Part]:
+        """What is reused in a network.
+
+        Args:
+            model: the denoiser.
+            stages: of a frame.
 
         Raises:
-            UnsupportedModelError, ValueError: where the method does not fit the network.
-            RuntimeError: where the network is accelerated already.
+            UnsupportedModelError, ValueError: where the method does not fit the network, or a stream.
         """
-        kind = ByStage if self.key == "stage" else ByFrame
-        return kind(self.method, getattr(model, "_orig_mod", model), companions, self.scene_change)
+        parts = self.method.parts(layout_of(model))
+        for part in parts:
+            if self.key == "stage":
+                name = type(part.schedule).__name__.removeprefix("_")
+                check(
+                    not part.schedule.counts_run,
+                    f"{type(self.method).__name__} computes at places in a run of known length ({name}), and a stream "
+                    "never ends: give it schedule=Uniform(3) or Threshold(0.15) where it takes one, or key='frame', "
+                    "where a frame's stages are its run",
+                )
+            part.schedule.validate(None if self.key == "stage" else stages)
+        return parts
+
+    def lane(self, slot: Slot, negative: bool, k: int) -> Lane:
+        """The lane of a slot's k-th frame. What it is told is part of the name: other settings find nothing stored."""
+        settings = slot.settings
+        prompt = settings.negative if negative else settings.positive
+        told: tuple[Hashable, ...] = (negative, prompt, settings.stages, settings.control_scales)
+        if self.key == "frame":
+            return Lane((slot, *told), k)
+        return Lane("stream", (slot.stage, slot.scene, k, *told))
 
 
 def as_slot_cache(cache: object) -> SlotCache | None:
@@ -90,3 +108,29 @@ def as_slot_cache(cache: object) -> SlotCache | None:
     if isinstance(cache, Method):
         return SlotCache(cache)
     raise TypeError(f"cache must be a method such as DeepCache(2), or a SlotCache, not {cache!r}")
+
+
+class Scenes:
+    """Numbers the scenes of a stream.
+
+    Args:
+        threshold: see `SlotCache.scene_change`.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._last: torch.Tensor | None = None
+        self._number = 0
+
+    def of(self, pixels: torch.Tensor | None) -> int:
+        """The scene of frames that enter, ``(frames, channels, H, W)`` in [-1, 1]; text-to-image frames are one each."""
+        last, self._last = self._last, pixels
+        if pixels is None or last is None or self._changed(pixels, last):
+            self._number += 1
+        return self._number
+
+    def _changed(self, pixels: torch.Tensor, last: torch.Tensor) -> bool:
+        if pixels.device.type != "cpu" or pixels.shape != last.shape:
+            return pixels.shape != last.shape
+        differences = (pixels - last).abs().flatten(1).mean(1)  # of each frame, whose pixels span 2 units
+        return float(differences.max()) / 2 > self._threshold

@@ -9,16 +9,16 @@ from torch.utils._pytree import tree_leaves
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import branch_of, prediction
+from diffaccel.methods.profile import act_of
 from diffaccel.methods.recipe import OUTPUT, UNITS
 from diffaccel.networks import Layout
-from diffaccel.networks.inputs import Inputs
-from diffaccel.reuse.branch import Part
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.state import Context
-from diffaccel.runtime.wrapper import Network, Wrapper
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.wrapper import Inner, Wrapper, prediction
 from diffaccel.tune.blend import Gram
 
 COORDINATES = 1 << 16  # of each part, evenly spaced in each of its features: enough for an angle between two
@@ -71,11 +71,11 @@ class _Record(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each name."""
-        branches = {name: branch_of(name, layout) for name in self.recorded}
-        apart = {name: len(branch.replayed) if name.startswith(UNITS) else 1 for name, branch in branches.items()}
+        acts = {name: act_of(name, layout) for name in self.recorded}
+        apart = {name: act.slots if name.startswith(UNITS) else 1 for name, act in acts.items()}
         for name, count in apart.items():
             self.products.setdefault(name, _Products(count))
-        return [Part(branch, Always(), self.products[name]) for name, branch in branches.items()]
+        return [Part(act, Always(), self.products[name]) for name, act in acts.items()]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Records the output."""
@@ -90,11 +90,10 @@ class _RecordOutput(Wrapper):
     def __init__(self, products: _Products) -> None:
         self.products = products
 
-    def around(self, context: Context, network: Network, inputs: Inputs) -> Any:
+    def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call."""
-        output = network(inputs)
-        history = context.memory.get(self)
-        context.memory[self] = self.products.update(history, prediction(output), context.step)
+        output, key = network(call), (self, call.lanes["run"])
+        memory.notes[key] = self.products.update(memory.notes.get(key), prediction(output), call.step or 0)
         return output
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from diffaccel.methods.profile import branch_of
+from diffaccel.methods.profile import act_of
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS, Recipe, Reuse
 from diffaccel.networks import Layout, UnsupportedModelError
 from diffaccel.reuse.schedule import Steps, Uniform, quadratic_steps
@@ -136,7 +136,7 @@ def space_of(layout: Layout) -> Space:
     edges = [round(i * count / min(count, GROUPS)) for i in range(min(count, GROUPS) + 1)]
     ranges = [f"{a}-{b - 1}" for a, b in pairwise(edges)]
     units = tuple(f"{UNITS} {r}" for r in ranges)
-    known = all(branch_of(name, layout).modules for name in units)
+    known = all(act_of(name, layout).modules for name in units)
     return Space(layout, tuple(f"{BLOCKS} {r}" for r in ranges) + (units if known else ()))
 
 

@@ -24,6 +24,7 @@ from diffaccel.methods import EncoderPropagation
 from diffaccel.reuse.schedule import Uniform
 from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.control import CONTROLS, edges
+from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.worker import StreamWorker
@@ -356,8 +357,8 @@ def test_a_cache_leaves_out_only_what_is_not_read(
     assert stream.report().replayed_rows > 0
     if isinstance(cache.method, DeepCache):
         full = engine(chosen, **settings)
-        full._denoiser._reuse.close()
-        full._denoiser._reuse = cache.build(chosen.unet)
+        full._denoiser._control.close()
+        full._denoiser._control = ControlNets(chosen, None)
         same(found, run(full, movie(5)))
     plain = run(engine(chosen, **settings | {"cache": None}), movie(5))
     assert any(not torch.equal(found[i], plain[i]) for i in plain)

@@ -10,8 +10,8 @@ import torch
 from diffaccel import DeepCache, FullGuidance, SelfNegative, SlotCache
 from diffaccel._diffusers import hooks_of
 from diffaccel.networks import layout_of
+from diffaccel.runtime.attachment import ActHook
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.text_kv import _Projection
 
 Build = Callable[..., StreamEngine]
 
@@ -28,13 +28,13 @@ def own(sd: Any) -> Any:
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that projections are really computed on, call by call."""
     seen: list[int] = []
-    original = _Projection.original
+    original = ActHook.original
 
-    def counted(self: _Projection, prompt: torch.Tensor) -> torch.Tensor:
+    def counted(self: ActHook, prompt: torch.Tensor) -> torch.Tensor:
         seen.append(len(prompt))
         return original(self, prompt)
 
-    monkeypatch.setattr(_Projection, "original", counted)
+    monkeypatch.setattr(ActHook, "original", counted)
     return seen
 
 
@@ -64,7 +64,7 @@ def test_lossless(
             return pictures + [o.image for o in stream.stream(frames[5:])]
 
     ours = run()
-    monkeypatch.setattr("diffaccel.stream.text_kv._names", lambda _: [])
+    monkeypatch.setattr("diffaccel.stream.machine.prompt_parts", lambda _: [])
     for a, b in zip(ours, run(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 

@@ -1,0 +1,215 @@
+"""One network of an accelerated pipeline: each call that the pipeline makes becomes a `Call` of the right run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffaccel._diffusers import RESET_ATTRIBUTE, ContextName, Hook, RunningCall
+from diffaccel.networks.inputs import Inputs, Signature
+from diffaccel.runtime.attachment import Attachment
+from diffaccel.runtime.call import Call, Forced
+from diffaccel.runtime.contexts import fingerprint
+from diffaccel.runtime.lanes import Lane
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run, Runs
+from diffaccel.runtime.session import RunNetwork, Session
+from diffaccel.runtime.wrapper import Wrapper
+
+
+class RootHook(Hook):
+    """Sits on a network and hands its calls to the seat."""
+
+    _is_stateful = True
+
+    def __init__(self, seat: Seat) -> None:
+        super().__init__()
+        self.seat = seat
+        self.context = ContextName()
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """Run one network call."""
+        return self.seat.call(args, kwargs, self.original, self.context.name)
+
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Forget the run: diffusers calls this at the end of a pipeline."""
+        self.seat.runs.end()
+        return module
+
+
+class Seat:
+    """A network at work for a handle.
+
+    Args:
+        model: the network.
+        name: its name among the pipeline's components, None for a bare network.
+        session: what is reused in it.
+        runs: of the handle.
+        wrappers: what stands between the pipeline and the network, outermost last.
+        leader: the denoiser's seat, for a ControlNet that runs before it.
+        several: whether it is one of several denoisers.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        name: str | None,
+        session: Session,
+        runs: Runs,
+        wrappers: Sequence[Wrapper] = (),
+        leader: Seat | None = None,
+        several: bool = False,
+    ) -> None:
+        self.model, self.name, self.session, self.runs = model, name, session, runs
+        self.wrappers, self.leader, self.several = tuple(wrappers), leader, several
+        self._signature = Signature(model)
+        self._forced: Forced = None
+        self._context: str | None = None
+        self._steered = Memory(session.parts)  # features of calls that somebody else decides about
+        self._lock = threading.RLock()  # one call at a time: the hooks read one state
+        self.attachment = self._attach()
+
+    def _attach(self) -> Attachment:
+        attachment = Attachment(self.model, self.session, RootHook(self))
+        if not hasattr(self.model, RESET_ATTRIBUTE):
+            self.model.__dict__[RESET_ATTRIBUTE] = self.runs.end
+        return attachment
+
+    def detach(self) -> None:
+        """Take all hooks off.
+
+        Raises:
+            RuntimeError: if something was put on top of our hooks since; nothing is changed then.
+        """
+        self.attachment.remove()
+        self.model.__dict__.pop(RESET_ATTRIBUTE, None)
+        self._steered.clear()
+
+    def attach_again(self) -> None:
+        """Put the hooks on once more, after `detach`."""
+        self.attachment = self._attach()
+
+    def reset(self) -> None:
+        """Forget features of calls that were forced; those of runs go with the runs."""
+        self._steered.clear()
+
+    def nbytes(self) -> int:
+        """Bytes of the storage that features take at the moment."""
+        runs = sum(run.networks[self].memory.nbytes() for run in self.runs.open if self in run.networks)
+        return runs + self._steered.nbytes()
+
+    @contextmanager
+    def forced(self, compute: Forced, context: str | None) -> Iterator[None]:
+        """See `Handle.forced`."""
+        before = self._forced, self._context
+        self._forced, self._context = compute, context
+        try:
+            yield
+        finally:
+            self._forced, self._context = before
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Any, name: str | None) -> Any:
+        """Run one call of the network as the pipeline makes it; one that raises ends its run."""
+        with self._lock:
+            self._require_alone()
+            inputs = self._signature.bind(args, kwargs)
+            network: RunNetwork = lambda call: forward(**call.inputs.values)  # noqa: E731
+            if self._forced is not None:
+                return self._steer(inputs, network)
+            run, running = self.runs.current(inputs.timestep)
+            try:
+                return self._follow(run, running, inputs, self._context or name, network)
+            except BaseException:
+                self.runs.drop(run)
+                raise
+
+    def _require_alone(self) -> None:
+        """Refuse another cache on the same network."""
+        if getattr(self.model, "is_cache_enabled", False):
+            raise RuntimeError(
+                f"enable_cache() was called on this {type(self.model).__name__} while diffaccel accelerates it: call "
+                "disable_cache(), or detach() on the handle"
+            )
+
+    def _steer(self, inputs: Inputs, network: RunNetwork) -> Any:
+        """A call that the caller decides about, outside of any run."""
+        group = ("forced", self._context, fingerprint(inputs.sample))
+        lanes = tuple(Lane(group, row) for row in range(_rows(inputs)))
+        call = Call(inputs, {"run": lanes, "prompt": lanes, "frame": lanes}, forced=self._forced)
+        return self._wrapped(call, self._steered, network, None)
+
+    def _follow(
+        self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork
+    ) -> Any:
+        """A call of a run."""
+        run.advance(inputs.timestep)
+        own = run.networks.get(self) or self._start(run)
+        context, leading = self._context_in(run, own, inputs, name)
+        memory = own.memory
+        if own.contexts.most > MOST_CALLS:
+            self.session.tally.full["more calls with one prompt than steps tell apart"] += 1
+            memory = Memory(self.session.parts)
+        count = _rows(inputs)
+        features = tuple(Lane(context, row) for row in range(count))
+        prompt = ("prompt", own.contexts.constants(inputs), fingerprint(inputs.sample))
+        prompts = tuple(Lane(prompt, row) for row in range(count))
+        roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles else ()
+        assert own.first is not None
+        total = run.total(self.name, self.several)
+        lanes = {"run": features, "prompt": prompts, "frame": prompts}
+        call = Call(inputs, lanes, run.step - own.first, total, roles=roles, run=run)  # type: ignore[arg-type]
+        return self._wrapped(call, memory, network, leading)
+
+    def _start(self, run: Run) -> NetworkRun:
+        """What a run remembers of this network; refuses what does not fit it before anything computes."""
+        own = NetworkRun(Memory(self.session.parts), first=run.step)
+        total = run.total(self.name, self.several)
+        for part in self.session.parts:
+            part.schedule.validate(total)
+        for wrapper in self.wrappers:
+            wrapper.start_run(run, total)
+        run.networks[self] = own
+        return own
+
+    def _context_in(self, run: Run, own: NetworkRun, inputs: Inputs, name: str | None) -> tuple[Any, Memory | None]:
+        """The context of a call, and for a ControlNet the denoiser's memory: it shares the context of the call to come."""
+        if self.leader is None:
+            return own.contexts.of(inputs, name, run.step), None
+        lead = run.networks.get(self.leader) or self.leader._start(run)
+        prompt = self.leader._signature.names[2]  # the ControlNet's own conditioning is its image
+        shared = replace(inputs, names=(*inputs.names[:2], prompt))
+        return lead.contexts.of(shared, name, run.step, peek=True), lead.memory
+
+    @property
+    def _reads_roles(self) -> bool:
+        return any(wrapper.reads_roles for wrapper in self.wrappers)
+
+    def _roles(
+        self, run: Run, own: NetworkRun, running: RunningCall | None, inputs: Inputs, context: Any, name: str | None
+    ) -> tuple[str, ...]:
+        """Which rows see the negative prompt, found out once for each context."""
+        if context not in own.roles:
+            own.roles[context] = run.host.roles(inputs.conditioning, _rows(inputs), name, running)
+        return own.roles[context]
+
+    def _wrapped(self, call: Call, memory: Memory, network: RunNetwork, leading: Memory | None) -> Any:
+        inner: RunNetwork = lambda call: self.session.run(call, memory, network, leading)  # noqa: E731
+        for wrapper in self.wrappers if call.forced is None else ():
+            inner = partial(_around, wrapper, memory, inner)
+        with self.session.tally.outer(call.inputs):
+            return inner(call)
+
+
+def _around(wrapper: Wrapper, memory: Memory, inner: RunNetwork, call: Call) -> Any:
+    return wrapper.around(call, memory, inner)
+
+
+def _rows(inputs: Inputs) -> int:
+    """Rows of a call; those of a network that takes no tensor are one."""
+    return inputs.sample.shape[0] if isinstance(inputs.sample, torch.Tensor) and inputs.sample.dim() else 1

@@ -1,0 +1,220 @@
+"""Acts: what happens at some modules of a network; and parts: an act, when it reuses, and how it carries what it kept.
+
+An act is a frozen description. At work it is a `PartState`, which the session prepares before each network call and
+commits after it, and `Place`s, one for each module, which the module's hook asks. So hooks read plain attributes of one
+object and nothing else, which compiled code can follow.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.utils._pytree import tree_map
+
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import Schedule
+from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
+
+Lifetime = Literal["run", "prompt", "frame"]
+"""What the memory of a part lasts as long as: a run of a pipeline or a stream, a prompt, a frame's control image."""
+
+
+class Act(ABC):
+    """What happens at some modules.
+
+    Attributes:
+        exclusive: whether no other method's act may work at the same modules.
+    """
+
+    exclusive: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def modules(self) -> tuple[str, ...]:
+        """Names of its modules."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Modules whose outputs it measures, within which nothing else may be replayed."""
+        return ()
+
+    @property
+    def replayed(self) -> tuple[str, ...]:
+        """Modules whose outputs come from earlier calls when it reuses."""
+        return self.modules
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Number of things that it stores for a lane."""
+
+    @abstractmethod
+    def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
+        """What it does at each of its modules, each with the module's name."""
+
+    def state(self, part: Part) -> PartState:
+        """The part at work."""
+        return PartState(part)
+
+    def begin(self, state: PartState) -> None:  # noqa: B027 - most acts have nothing to prepare
+        """Prepare for a network call; the decision may still be taken back here, as where something is missing."""
+
+    def variant(self, step: int, total: int | None) -> int:  # noqa: ARG002
+        """Which of several ways to work is in force at a call; calls of another way cost something else."""
+        return 0
+
+    def fixed(self, variant: int) -> Act:  # noqa: ARG002
+        """The same act with one of its ways always in force."""
+        return self
+
+
+@dataclass(frozen=True)
+class Part:
+    """An act, and when it reuses.
+
+    Attributes:
+        act: what happens, and where.
+        schedule: when it computes.
+        forecast: how stored features are carried to later calls; None leaves them unchanged.
+        lifetime: what its memory lasts as long as.
+        merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a function
+            of positive and negative rows; None leaves the positive ones as they are.
+    """
+
+    act: Act
+    schedule: Schedule
+    forecast: Forecast | None = None
+    lifetime: Lifetime = "run"
+    merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+
+class PartState:
+    """A part in the network call that is running; what its places read and write.
+
+    Attributes:
+        compute: whether its modules run.
+        step: index of the call within the run.
+        variant: which way of the act is in force.
+        writable: whether the network writes into outputs in place, so that what is stored must be copied.
+        blocks: what its lanes stored, in the order of the rows; where it computes, what they will have stored.
+        sizes: rows of each block.
+        measures: where rows decide in mid-call, the decision: from the change that was measured to whether they compute.
+        late: places of the rows that must compute in a second call, because others reuse in this one.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.compute = True
+        self.step = 0
+        self.variant = 0
+        self.writable = False
+        self.blocks: list[Block] = []
+        self.sizes: list[int] = []
+        self.measures: Callable[[list[float]], list[bool]] | None = None
+        self.late: tuple[int, ...] = ()
+
+    def prepare(
+        self, own: Lanes, kept: LaneMemory, *, compute: bool, step: int, total: int | None, writable: bool
+    ) -> None:
+        """Prepare for a call.
+
+        Args:
+            own: lanes of its rows.
+            kept: what lanes stored.
+            compute: what was decided.
+            step, total: index of the call, and how many there are.
+            writable: whether the network writes into outputs in place.
+        """
+        slots = self.part.act.slots
+        if compute and (self.part.forecast is None or not kept.is_before(own, step)):
+            blocks = [Block(own, [None] * slots)]
+        else:
+            blocks = [block if block.entries else Block(block.lanes, [None] * slots) for block in kept.take(own)]
+        self.blocks, self.sizes = blocks, [len(block.lanes) for block in blocks]
+        self.compute, self.step, self.writable = compute, step, writable
+        self.variant = self.part.act.variant(step, total)
+        self.measures, self.late = None, ()
+        self.part.act.begin(self)
+
+    def commit(self, kept: LaneMemory) -> None:
+        """Store what was computed, once the network has returned."""
+        if self.compute:
+            kept.put(self.blocks, self.step)
+
+    def knows(self, slot: int) -> bool:
+        """Whether all lanes stored something there."""
+        return all(len(block.entries) > slot and block.entries[slot] is not None for block in self.blocks)
+
+    def read(self, slot: int, *, carried: bool = True) -> Any:
+        """What is stored, carried to this call, all rows together."""
+        if len(self.blocks) == 1:
+            return self._carry(self.blocks[0].entries[slot], carried)
+        return cat_rows([self._carry(block.entries[slot], carried) for block in self.blocks])
+
+    def _carry(self, entry: Any, carried: bool) -> Any:
+        forecast = self.part.forecast if carried else None
+        return entry if forecast is None else forecast.predict(entry, self.step)
+
+    def write(self, slot: int, value: Any, *, carried: bool = True) -> None:
+        """Store what was computed for all rows. Nothing keeps the autograd graph."""
+        value = detached(value)
+        value = copied(value) if self.writable else value
+        forecast = self.part.forecast if carried else None
+        pieces = [value] if len(self.blocks) == 1 else _pieces(value, self.sizes)
+        for block, piece in zip(self.blocks, pieces, strict=True):
+            if forecast is not None:
+                piece = forecast.update(block.entries[slot], piece, self.step)
+            block.entries[slot] = piece
+
+
+class Place:
+    """What an act does at one module. A module runs unless one of its places reuses."""
+
+    def reuses(self) -> bool:
+        """Whether the module must not run in this call."""
+        return False
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The module's inputs, as it shall see them."""
+        return args, kwargs
+
+    def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
+        """The output, without running the module."""
+        raise RuntimeError("this act stores no outputs")
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        """The module's output, as those after it shall see it."""
+        return output
+
+
+def _pieces(value: Any, sizes: Sequence[int]) -> list[Any]:
+    """A value of all rows, cut into the rows of each block."""
+    total, start, pieces = sum(sizes), 0, []
+    for size in sizes:
+        pieces.append(take_rows(value, range(start, start + size), total))
+        start += size
+    return pieces
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """`tree` with `function` applied to its tensors."""
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+def placeholder(output: Any) -> Any:
+    """`output` with every tensor replaced by one zero, expanded to the tensor's shape: it takes no storage."""
+    return map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
+
+
+def copied(output: Any) -> Any:
+    """`output` with every tensor cloned."""
+    return map_tensors(torch.clone, output)
+
+
+def detached(output: Any) -> Any:
+    """`output` outside of autograd's graph."""
+    return map_tensors(lambda x: x.detach() if x.requires_grad else x, output)

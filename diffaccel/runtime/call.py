@@ -1,0 +1,65 @@
+"""One network call, as a customer hands it to a session: inputs, and whose rows they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffaccel.networks.inputs import Inputs
+from diffaccel.runtime.act import Lifetime
+from diffaccel.runtime.lanes import Lanes, select
+
+Forced = bool | tuple[bool, ...] | None
+"""What computes, whatever the schedules say: all, nothing, or each part as told; None lets the schedules decide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One network call.
+
+    Attributes:
+        inputs: what the network is given.
+        lanes: for each lifetime the lanes of the rows, as many as rows.
+        step: index of the call within its run, from 0; None has every group count its own calls.
+        total: network calls of the run, None if unknown or without end.
+        forced: see `Forced`.
+        roles: for each row whether it sees the negative prompt ("negative") or the positive one ("positive"); empty
+            where there is no guidance, or it is not known.
+        run: the run of a pipeline that the call belongs to, if any.
+        partners: for each row the lane of the negative row beside it that a method has dropped; empty if none was.
+    """
+
+    inputs: Inputs
+    lanes: Mapping[Lifetime, Lanes]
+    step: int | None = None
+    total: int | None = None
+    forced: Forced = None
+    roles: tuple[str, ...] = ()
+    run: Any = None
+    partners: Lanes = ()
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.lanes["run"])
+
+    def select(self, rows: Sequence[int]) -> "Call":
+        """The call of some of its rows."""
+        if list(rows) == list(range(self.count)):
+            return self
+        return replace(
+            self,
+            inputs=select(self.inputs, rows, self.count),
+            lanes={lifetime: tuple(lanes[row] for row in rows) for lifetime, lanes in self.lanes.items()},
+            roles=tuple(self.roles[row] for row in rows) if self.roles else (),
+            partners=tuple(self.partners[row] for row in rows) if self.partners else (),
+        )
+
+    def rows_of(self, role: str) -> list[int]:
+        """Places of the rows that have a role."""
+        return [row for row, own in enumerate(self.roles) if own == role]
+
+    def positive(self) -> "Call":
+        """The positive rows alone, each with the negative row beside it as partner."""
+        positive, negative = self.rows_of("positive"), self.rows_of("negative")
+        lanes = self.lanes["run"]
+        return replace(self.select(positive), partners=tuple(lanes[row] for row in negative))

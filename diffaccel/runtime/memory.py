@@ -1,0 +1,166 @@
+"""What is remembered during one run of a pipeline, or one stream, on one network; and the decisions made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffaccel.reuse.residual import relative_change
+from diffaccel.reuse.schedule import CallInfo
+from diffaccel.runtime.act import Lifetime, Part
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes
+
+Decision = tuple[bool, ...]
+"""For each part whether it computes."""
+PROMPTS_KEPT = 4
+
+
+@dataclass
+class Record:
+    """What a part remembers of a group of lanes: how many calls it has seen, and the sample of the last computed one."""
+
+    calls: int = 0
+    reference: torch.Tensor | None = None
+
+
+@dataclass
+class PartMemory:
+    """What one part remembers.
+
+    Attributes:
+        lanes: what is stored.
+        ages: for each lane how many calls have reused it since it was computed.
+        records: by group.
+    """
+
+    lanes: LaneMemory = field(default_factory=LaneMemory)
+    ages: dict[Lane, int] = field(default_factory=dict)
+    records: dict[Hashable, Record] = field(default_factory=dict)
+
+    def aged(self, lanes: Lanes, *, computed: bool) -> None:
+        """Count a call."""
+        for lane in lanes:
+            self.ages[lane] = 0 if computed else self.ages.get(lane, 0) + 1
+
+    def keep(self, lanes: Sequence[Lane]) -> None:
+        """Forget all but some lanes and their groups."""
+        self.lanes.keep(lanes)
+        kept, groups = set(lanes), {lane.group for lane in lanes}
+        self.ages = {lane: age for lane, age in self.ages.items() if lane in kept}
+        self.records = {group: record for group, record in self.records.items() if group in groups}
+
+
+class Memory:
+    """The memory of one run or stream on one network.
+
+    Args:
+        parts: what is reused.
+
+    Attributes:
+        parts: one memory per part.
+        notes: what methods that wrap whole calls remember, by method and context.
+        decided: decisions for the coming call of the network, made early because a ControlNet asked.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = tuple(parts)
+        self.notes: dict[Hashable, Any] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.parts = [PartMemory() for _ in self._parts]
+        self.notes.clear()
+        self.decided: dict[Hashable, Decision] = {}
+
+    def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
+        """Forget all but what some rows may read again; of prompts the last few stay."""
+        for part, memory in zip(self._parts, self.parts, strict=True):
+            wanted = lanes[part.lifetime]
+            memory.keep([*wanted, *_latest(memory.lanes.lanes)] if part.lifetime == "prompt" else wanted)
+
+    def drop(self, lanes: Sequence[Lane]) -> None:
+        """Forget features of some lanes."""
+        for memory in self.parts:
+            memory.lanes.drop(lanes)
+
+    def nbytes(self) -> int:
+        """Bytes of the storage that features take."""
+        return sum(memory.lanes.nbytes() for memory in self.parts)
+
+    def decide(self, call: Call) -> dict[Hashable, Decision]:
+        """For each group of the call what computes; what was decided early for a ControlNet stays so."""
+        rows: dict[Hashable, list[int]] = {}
+        for row, lane in enumerate(call.lanes["run"]):
+            rows.setdefault(lane.group, []).append(row)
+        shared = [part.lifetime != "run" for part in self._parts]  # decided for the call as a whole, at the call itself
+        whole = {index: self._computes(index, None, call) for index, is_shared in enumerate(shared) if is_shared}
+        for group, places in rows.items():
+            if group not in self.decided:
+                alone = call.select(places)
+                self.decided[group] = tuple(
+                    is_shared or self._computes(index, group, alone) for index, is_shared in enumerate(shared)
+                )
+        return {
+            group: tuple(whole.get(index, computes) for index, computes in enumerate(self.decided[group]))
+            for group in rows
+        }
+
+    def _computes(self, index: int, group: Hashable, call: Call) -> bool:
+        """Whether a part computes for one group; counts the call."""
+        part, memory = self._parts[index], self.parts[index]
+        lanes = call.lanes[part.lifetime]
+        filled = memory.lanes.has(lanes) and (part.lifetime != "run" or self._is_even(index, lanes))
+        record = memory.records.setdefault(group, Record())
+        record.calls = record.calls + 1 if filled else 0
+        computes = not filled or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
+        if computes and part.schedule.measures:
+            record.reference = call.inputs.sample.clone()
+        return computes
+
+    def _is_even(self, index: int, lanes: Lanes) -> bool:
+        """Whether lanes that decide together were computed together: those left out of a call have grown stale."""
+        steps = self.parts[index].lanes.steps
+        return self._parts[index].schedule.decides_rows or len({steps[lane] for lane in lanes}) == 1
+
+    def _wants(self, index: int, call: Call, record: Record, age: int) -> bool:
+        """What the schedule says, or who forces it."""
+        schedule = self._parts[index].schedule
+        if isinstance(call.forced, tuple):
+            return call.forced[index]
+        if call.forced is not None and self._parts[index].lifetime == "run":
+            return call.forced
+        step = record.calls if call.step is None else call.step
+        change = partial(relative_change, call.inputs.sample, record.reference)
+        return schedule.should_compute(CallInfo(step, call.total, change, age))
+
+    def step_of(self, index: int, call: Call) -> int:
+        """Index of a call for a part: that of the run, or the count of its first group."""
+        if call.step is not None:
+            return call.step
+        record = self.parts[index].records.get(call.lanes["run"][0].group)
+        return 0 if record is None else record.calls
+
+    def row_rule(self, index: int, call: Call) -> Callable[[list[float]], list[bool]] | None:
+        """How rows of a call decide in the middle of it; None where they do not."""
+        schedule, ages = self._parts[index].schedule, self.parts[index].ages
+        if not schedule.decides_rows or call.forced is not None:
+            return None
+        lanes = call.lanes[self._parts[index].lifetime]
+
+        def rule(changes: list[float]) -> list[bool]:
+            pairs = zip(changes, lanes, strict=True)
+            return [schedule.row_computes(change, ages.get(lane, 0)) for change, lane in pairs]
+
+        return rule
+
+
+def _latest(lanes: Sequence[Lane]) -> list[Lane]:
+    """Lanes of the groups that were stored last."""
+    groups = list(dict.fromkeys(lane.group for lane in lanes))[-PROMPTS_KEPT:]
+    return [lane for lane in lanes if lane.group in groups]

@@ -1,0 +1,167 @@
+"""Projection: what modules make of inputs that stay the same is made once for each lane, and kept as long as the weights.
+
+A lane is a prompt, or a frame's control image. Rows that carry one lane are one row here, so that a prompt which all
+frames of a stream share is projected once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffaccel.runtime.act import Act, Part, PartState, Place, detached
+from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
+
+Stamp = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Projection(Act):
+    """Return again what modules made of inputs that stay the same, as long as their weights do. Lossless.
+
+    Attributes:
+        names: the modules, such as the projections of a prompt to keys and values; they take one tensor, and keep its
+            rows apart.
+        upstream: modules between the network's inputs and these, whose weights count, too.
+    """
+
+    names: tuple[str, ...]
+    upstream: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules."""
+        return self.names
+
+    @property
+    def slots(self) -> int:
+        """For each module its output, and what its weights were."""
+        return len(self.names)
+
+    def state(self, part: Part) -> ProjectionState:
+        """Of its own kind: each module computes the rows that it lacks."""
+        return ProjectionState(part)
+
+    def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
+        """One for each module."""
+        assert isinstance(state, ProjectionState)
+        upstream = [model.get_submodule(name) for name in self.upstream]
+        for slot, name in enumerate(self.names):
+            yield name, _Projected(state, slot, [model.get_submodule(name), *upstream])
+
+
+class ProjectionState(PartState):
+    """The lanes of a call, and where what they stored is kept.
+
+    Attributes:
+        lanes: one per row.
+        kept: the memory.
+        whole: for each slot the last tensor of all rows, with the lanes and weights that it is of.
+    """
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self.lanes: Lanes = ()
+        self.kept = LaneMemory()
+        self.whole: dict[int, tuple[Lanes, Stamp, torch.Tensor]] = {}
+
+    def prepare(self, own: Lanes, kept: LaneMemory, *, compute: bool, **told: Any) -> None:  # noqa: ARG002
+        """Prepare for a call; modules find out by themselves what is missing."""
+        if kept is not self.kept:
+            self.whole.clear()
+        self.lanes, self.kept, self.compute = own, kept, compute
+
+    def commit(self, kept: LaneMemory) -> None:
+        """Everything is stored already."""
+
+    def stored(self, slot: int, lane: Any, stamp: Stamp) -> torch.Tensor | None:
+        """The row of a lane, ``(1, ...)``, if it was made with these weights."""
+        block = self.kept.own_block(lane)
+        entry = None if block is None else block.entries[slot]
+        row: torch.Tensor | None = None if entry is None or entry[0] != stamp else entry[1]
+        return row
+
+    def store(self, slot: int, lane: Any, stamp: Stamp, row: torch.Tensor) -> None:
+        """Keep the row of a lane."""
+        block = self.kept.own_block(lane)
+        if block is None:
+            block = Block((lane,), [None] * self.part.act.slots)
+            self.kept.put([block], 0)
+        block.entries[slot] = stamp, detached(row)
+
+
+class _Projected(Place):
+    """Gives what is stored for these lanes and these weights."""
+
+    def __init__(self, state: ProjectionState, slot: int, modules: list[torch.nn.Module]) -> None:
+        self.state, self.slot, self.modules = state, slot, modules
+        self._stamp: Stamp | None = None
+        self._rows: list[int] = []
+
+    def reuses(self) -> bool:
+        """Where nothing is missing, and no weight and no adapter has changed since."""
+        state = self.state
+        stamp = self._stamp = stamp_of(self.modules)
+        if stamp is None:  # weights that do not tell when they are written to
+            self._rows = list(range(len(state.lanes)))
+            return False
+        known = state.whole.get(self.slot)
+        if known is not None and known[0] == state.lanes and known[1] == stamp:
+            return True
+        firsts = {lane: row for row, lane in reversed(list(enumerate(state.lanes)))}
+        self._rows = sorted(row for lane, row in firsts.items() if state.stored(self.slot, lane, stamp) is None)
+        if not self._rows:
+            self._assemble(stamp)
+        return not self._rows
+
+    def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
+        """The stored rows."""
+        return self.state.whole[self.slot][2]
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The rows that are missing, ``(missing, ...)``."""
+        return (take_rows(args[0], self._rows, len(self.state.lanes)), *args[1:]), kwargs
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        """Store them, and return all rows, ``(rows, ...)``."""
+        state, stamp = self.state, self._stamp
+        if stamp is None:
+            return output
+        state.compute = True
+        for place, row in enumerate(self._rows):
+            state.store(self.slot, state.lanes[row], stamp, take_rows(output, [place], len(self._rows)))
+        if len(self._rows) == len(state.lanes):
+            state.whole[self.slot] = state.lanes, stamp, detached(output)
+            return output
+        return self._assemble(stamp)
+
+    def _assemble(self, stamp: Stamp) -> torch.Tensor:
+        """All rows of a call out of those of its lanes."""
+        lanes = self.state.lanes
+        rows: Any = [self.state.stored(self.slot, lane, stamp) for lane in lanes]
+        one = rows[0]
+        whole = one.expand(len(rows) * one.shape[0], *one.shape[1:]) if len(set(lanes)) == 1 else cat_rows(rows)
+        self.state.whole[self.slot] = lanes, stamp, whole
+        return self.state.whole[self.slot][2]
+
+
+def stamp_of(modules: list[torch.nn.Module]) -> Stamp | None:
+    """Changes when a weight is replaced, cast, moved or written to, and when an adapter or its scale changes.
+
+    None where that cannot be told, because inference tensors do not count what is written to them.
+    """
+    found: list[Any] = []
+    for module in modules:
+        for part in module.modules():
+            scaling = part.__dict__.get("scaling")
+            if isinstance(scaling, dict):  # an adapter of peft
+                active = tuple(getattr(part, "active_adapters", ()))
+                found.append((*scaling.items(), active, part.disable_adapters, part.merged))
+        for weight in module.parameters():
+            if weight.is_inference():
+                return None
+            found.append((weight.data_ptr(), weight.dtype, weight._version))
+    return tuple(found)

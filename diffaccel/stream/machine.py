@@ -1,0 +1,73 @@
+"""A network in the hands of one engine: its session and memory, and hooks that obey within the engine's calls alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffaccel._diffusers import hooks_of
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.reuse.schedule import Once
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.attachment import HOOK, ActHook
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.projection_act import Projection
+from diffaccel.runtime.session import RunNetwork, Session
+from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled
+
+
+class Machine:
+    """What one engine reuses in one network.
+
+    Args:
+        model: the network.
+        parts: what is reused, beside the keys and values of prompts, which every stream projects once.
+        follows: for each part the denoiser's part whose decision it shares, for a ControlNet.
+
+    Raises:
+        RuntimeError: where the network is accelerated already.
+    """
+
+    def __init__(self, model: torch.nn.Module, parts: Sequence[Part] = (), follows: Sequence[int | None] = ()) -> None:
+        text = prompt_parts(model)
+        self.session = Session(model, [*parts, *text], follows=[*(follows or [None] * len(parts)), *[None] * len(text)])
+        self.memory = Memory(self.session.parts)
+        places = self.session.places(model)
+        self._hooks = SharedHooks({model.get_submodule(name): ActHook(found) for name, found in places.items()})
+        self.close = self._hooks.close
+
+    def run(self, call: Call, network: RunNetwork, led_by: Memory | None = None) -> Any:
+        """One call; where it raises, everything is forgotten."""
+        try:
+            with self._hooks.using():
+                return self.session.run(call, self.memory, network, led_by)
+        except BaseException:
+            self.memory.clear()
+            raise
+
+    def around(self, call: Call, network: RunNetwork, led_by: Memory) -> RunNetwork:
+        """A function that runs `network` on a call with this network's hooks at work, as the denoiser decided."""
+        return lambda _: self.run(call, network, led_by)
+
+
+def prompt_parts(model: torch.nn.Module) -> list[Part]:
+    """The projections of prompts to keys and values, which depend on neither frame nor noise level.
+
+    None in a network that is compiled (a hook would break its graph), that `accelerate` has hooked, or that projects no
+    prompt. Beneath adapters the layers themselves are kept, so that adapters may come and go.
+    """
+    if is_compiled(model):
+        return []
+    try:
+        layout = layout_of(model)
+    except UnsupportedModelError:
+        return []
+    plain = [
+        f"{n}.base_layer" if hasattr(model.get_submodule(n), "base_layer") else n for n in layout.conditioning_only
+    ]
+    if not plain or any(HOOK in hooks_of(model.get_submodule(name)) for name in plain):
+        return []
+    return [Part(Projection(tuple(plain), layout.conditioning_path), Once(), lifetime="prompt")]
