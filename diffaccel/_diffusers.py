@@ -120,7 +120,7 @@ class RunningCall(NamedTuple):
 
 
 def running_call() -> RunningCall | None:
-    """The innermost pipeline's call on this thread's stack: whoever calls a network, whichever object was accelerated."""
+    """The innermost pipeline's call on this thread's stack, whichever pipeline object was accelerated."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):

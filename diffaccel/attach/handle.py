@@ -36,17 +36,18 @@ def accelerate(
             image = pipe("a red heart").images[0]
         print(handle.report())
 
-    Every denoiser of the pipeline is accelerated, and each run starts afresh, whichever pipeline object makes it. Where a
-    run starts and which calls may share features is told by the scheduler of the pipeline that makes the calls, and by
-    their prompts; what they do not tell computes in full, and the report says so. A bare network goes by its timesteps:
-    another one is another step, one that goes back starts a run (or call `Handle.reset`); timesteps on a device are read
-    for that, unless they are elements of one tensor, or `scheduler` is given. A ControlNet of the pipeline computes only
-    what the denoiser will read. Stored features do not keep autograd's graph: gradients reach computed modules alone.
+    Every denoiser of the pipeline is accelerated, and each run starts afresh, whichever pipeline object makes it. The
+    scheduler of the pipeline that makes the calls tells where a run starts and a step ends, and their prompts tell which
+    calls may share features; what they do not tell computes in full, and the report says so. A bare network goes by its
+    timesteps: another one is another step, one that goes back starts a run (or call `Handle.reset`); timesteps on a
+    device are read for that, unless they are elements of one tensor, or `scheduler` is given. A ControlNet of the
+    pipeline computes only what the denoiser will read. Stored features do not keep autograd's graph: gradients reach
+    computed modules alone.
 
     Args:
         pipe_or_model: a pipeline, or a denoiser such as `pipe.unet`.
-        methods: what to reuse, and when; see `diffaccel.methods`. For a pipeline with several denoisers also one mapping
-            from their names to methods, `{"transformer": [...], "transformer_2": [...]}`.
+        methods: what to reuse, and when; see `diffaccel.methods`. For a pipeline with several denoisers also one
+            mapping from their names to methods, `{"transformer": [...], "transformer_2": [...]}`.
         guided: whether the rows of a network call are halves, negative prompts first; None finds out from the pipeline,
             and takes a bare network to be unguided. Only methods that drop the negative half care.
         scheduler: for a bare network the scheduler whose `step` is called after each step.
@@ -133,8 +134,8 @@ class Handle:
         for seat in self._seats if self._host.pipe is not None else ():
             if seat.name is not None and getattr(self._host.pipe, seat.name, seat.model) is not seat.model:
                 raise RuntimeError(
-                    f"{type(self._host.pipe).__name__}.{seat.name} was replaced after accelerate(), so nothing would be "
-                    "reused: detach() the handle, then accelerate() the pipeline again"
+                    f"{type(self._host.pipe).__name__}.{seat.name} was replaced after accelerate(), so nothing would "
+                    "be reused: detach() the handle, then accelerate() the pipeline again"
                 )
 
     def detach(self) -> None:

@@ -178,7 +178,7 @@ class Seat:
         return own
 
     def _context_in(self, run: Run, own: NetworkRun, inputs: Inputs, name: str | None) -> tuple[Any, Memory | None]:
-        """The context of a call, and for a ControlNet the denoiser's memory: it shares the context of the call to come."""
+        """The context of a call; a ControlNet shares that of the denoiser's call to come, whose memory decides."""
         if self.leader is None:
             return own.contexts.of(inputs, name, run.step), None
         lead = run.networks.get(self.leader) or self.leader._start(run)

@@ -183,8 +183,8 @@ class _VirtualNegative(Wrapper):
             return None
         check(
             step == call.step,
-            "held='difference' needs the positive prediction of a step before the negative one, and this pipeline makes "
-            "the negative one first: use held='estimate'",
+            "held='difference' needs the positive prediction of a step before the negative one, which this pipeline "
+            "makes first: use held='estimate'",
         )
         return clean
 

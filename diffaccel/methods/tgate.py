@@ -87,8 +87,8 @@ class _SelfAttention(Schedule):
 class _Gate(Wrapper):
     """From the gate on, runs the positive rows alone and answers with them for the negative ones, too.
 
-    So guidance has no effect then. Where guidance makes two calls, the negative one returns what the positive one of the
-    same step did, whose cross-attention replays the mean of both, as in one call.
+    So guidance has no effect then. Where guidance makes two calls, the negative one returns what the positive one of
+    the same step did, whose cross-attention replays the mean of both, as in one call.
     """
 
     order = 1

@@ -44,7 +44,7 @@ class Schedule(Config, ABC):
     Attributes:
         measures: whether it reads `CallInfo.change`, so that the input of each computed call is kept.
         decides_rows: whether a call that it does not compute is decided row by row, once the front blocks have run.
-        counts_run: whether it places its computed calls within a run of known length, which a stream without end is not.
+        counts_run: whether it places its computed calls within a run of known length, which an endless stream is not.
     """
 
     measures: ClassVar[bool] = False

@@ -81,8 +81,8 @@ class Part:
         schedule: when it computes.
         forecast: how stored features are carried to later calls; None leaves them unchanged.
         lifetime: what its memory lasts as long as.
-        merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a function
-            of positive and negative rows; None leaves the positive ones as they are.
+        merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a
+            function of positive and negative rows; None leaves the positive ones as they are.
     """
 
     act: Act
@@ -102,7 +102,7 @@ class PartState:
         writable: whether the network writes into outputs in place, so that what is stored must be copied.
         blocks: what its lanes stored, in the order of the rows; where it computes, what they will have stored.
         sizes: rows of each block.
-        measures: where rows decide in mid-call, the decision: from the change that was measured to whether they compute.
+        measures: where rows decide in mid-call, the rule: from their measured changes to whether they compute.
         late: places of the rows that must compute in a second call, because others reuse in this one.
     """
 

@@ -22,7 +22,7 @@ PROMPTS_KEPT = 4
 
 @dataclass
 class Record:
-    """What a part remembers of a group of lanes: how many calls it has seen, and the sample of the last computed one."""
+    """What a part remembers of a group of lanes: its calls so far, and the sample of the last computed one."""
 
     calls: int = 0
     reference: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Projection: what modules make of inputs that stay the same is made once for each lane, and kept as long as the weights.
+"""Projection: what modules make of inputs that stay the same is made once a lane, and kept as long as the weights.
 
 A lane is a prompt, or a frame's control image. Rows that carry one lane are one row here, so that a prompt which all
 frames of a stream share is projected once for all of them.

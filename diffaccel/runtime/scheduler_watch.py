@@ -1,8 +1,8 @@
 """Facts from a scheduler: `set_timesteps` starts a run, and `step` ends a sampling step.
 
-A watched scheduler is an instance of a subclass of its own class, which bears the same name and takes note; its class and
-all other instances stay as they are. (Attributes on the instance would be carried to copies of it, and step the first
-one from there; copies of a watched scheduler are plain ones.)
+A watched scheduler is an instance of a subclass of its own class, which bears the same name and takes note; its class
+and all other instances stay as they are. (Attributes on the instance would be carried to copies of it, and step the
+first one from there; copies of a watched scheduler are plain ones.)
 """
 
 from __future__ import annotations

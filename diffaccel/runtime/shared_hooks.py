@@ -1,7 +1,7 @@
 """Hooks on modules that several engines share, and that obey only within an engine's own call.
 
-A hook passes through unless the current thread is inside an engine's call (`SharedHooks.using`), and then does what that
-engine says. So several engines, and ordinary calls of the pipeline, live on one network without seeing each other.
+A hook passes through unless the current thread is inside an engine's call (`SharedHooks.using`), and then does what
+that engine says. So several engines, and ordinary calls of the pipeline, live on one network without seeing each other.
 Modules are told apart by identity: their names change when adapters are loaded.
 """
 

@@ -1,4 +1,4 @@
-"""Where a network call's timestep lies from the one before it, without waiting for the device where that can be helped."""
+"""How a network call's timestep lies to the one before it, told without waiting for the device where that is possible."""
 
 from __future__ import annotations
 

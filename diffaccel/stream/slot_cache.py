@@ -123,7 +123,7 @@ class Scenes:
         self._number = 0
 
     def of(self, pixels: torch.Tensor | None) -> int:
-        """The scene of frames that enter, ``(frames, channels, H, W)`` in [-1, 1]; text-to-image frames are one each."""
+        """The scene of entering frames, ``(frames, channels, H, W)`` in [-1, 1]; each text-to-image frame is one."""
         last, self._last = self._last, pixels
         if pixels is None or last is None or self._changed(pixels, last):
             self._number += 1
