@@ -3,6 +3,7 @@
 Checked against diffusers 0.42; a version that moves a name fails here, at import, and nowhere else.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 
 REGISTRY_ATTRIBUTE = "_diffusers_hook"
 RESET_ATTRIBUTE = "_reset_stateful_cache"
+SINGLE_FILES = {  # kinds of checkpoints, as diffusers tells them apart, by how their names start
+    "xl_": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "inpainting": "StableDiffusionInpaintPipeline",
+}
 
 
 class Hook(ModelHook):  # type: ignore[misc]
@@ -129,3 +138,51 @@ def running_call() -> RunningCall | None:
                 return RunningCall(owner, frame)
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def pipeline_being_built() -> str | None:
+    """Class name of the pipeline whose parts diffusers is putting together further up the stack, if it is."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "from_pipe" and "pipeline" in frame.f_code.co_varnames:
+            return type(frame.f_locals["pipeline"]).__name__
+        if frame.f_code.co_name == "from_pretrained" and "config_dict" in frame.f_code.co_varnames:
+            config = frame.f_locals.get("config_dict")
+            return str(config["_class_name"]) if isinstance(config, dict) and "_class_name" in config else None
+        frame = frame.f_back
+    return None
+
+
+def pipeline_of_folder(folder: str | os.PathLike[str]) -> str:
+    """Class name of the pipeline that a folder, or a repository on the Hub, holds."""
+    name = DiffusionPipeline.load_config(folder)["_class_name"]
+    return str(name[1] if isinstance(name, list) else name)
+
+
+def pipeline_of_file(file: str | os.PathLike[str]) -> str:
+    """Class name of the text-to-image pipeline that one file of weights is for.
+
+    Raises:
+        ValueError: where it is not known.
+    """
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+
+    kind = infer_diffusers_model_type(load_single_file_checkpoint(file))
+    for start, name in SINGLE_FILES.items():
+        if kind.startswith(start):
+            return name
+    raise ValueError(f"{file} is a checkpoint of kind {kind!r}: give config=FOLDER, the folder of its pipeline")
+
+
+def is_same_model(pipeline: str, other: str) -> bool:
+    """Whether pipelines of two class names are for one model: a text-to-image one and its image-to-image one."""
+    from diffusers.pipelines import auto_pipeline
+
+    tables = [
+        getattr(auto_pipeline, f"AUTO_{kind}_PIPELINES_MAPPING") for kind in ("TEXT2IMAGE", "IMAGE2IMAGE", "INPAINT")
+    ]
+    models = [
+        {model for table in tables for model, cls in table.items() if cls.__name__ == name}
+        for name in (pipeline, other)
+    ]
+    return pipeline == other or bool(models[0] & models[1])

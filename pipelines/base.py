@@ -10,7 +10,6 @@ class among a file's names for a mistake.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 from diffusers import DiffusionPipeline
 
 from diffaccel import models
+from diffaccel._diffusers import is_same_model, pipeline_being_built, pipeline_of_file, pipeline_of_folder
 from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.attach.report import Report
 from diffaccel.config.words import did_you_mean
@@ -53,9 +53,17 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """An instance of this class and of the stock pipeline that fits the components."""
         if args:
             raise TypeError(f"{cls.__name__} takes its components by name, not by position")
-        kind: type = cls if cls.stock_class else _specialised(cls, cls.choose(components))  # type: ignore[arg-type]
+        kind: type = cls if cls.stock_class else _specialised(cls, cls._follow(components, pipeline_being_built()))  # type: ignore[arg-type]
         instance: Self = object.__new__(kind)
         return instance
+
+    @classmethod
+    def _follow(cls, components: Mapping[str, Any], name: str | None) -> type[DiffusionPipeline]:
+        """The stock pipeline of that name, if the components make one; else the one that is chosen for them."""
+        for stock in cls.stock:
+            if stock.__name__ == name and _fits(stock, components):
+                return stock
+        return cls.choose(components)
 
     @classmethod
     def choose(cls, components: Mapping[str, Any]) -> type[DiffusionPipeline]:
@@ -114,19 +122,36 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             return super().from_pipe(pipeline, **kwargs)
         options = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
         components = pipeline.components | kwargs
-        stock = cls.choose(components)
+        stock = cls._follow(components, type(pipeline).__name__)
         accepted = _parameters(stock)
         kept = {name: value for name, value in components.items() if name in accepted or name in kwargs}
         return _specialised(cls, stock).from_pipe(pipeline, **kept, **options)  # type: ignore[arg-type]
 
-    def to_json_string(self) -> str:
-        """The configuration under the stock pipeline's name, so that a saved folder needs nothing of ours to load."""
-        text: str = super().to_json_string()
-        if self.stock_class is None:
-            return text
-        return (
-            json.dumps(json.loads(text) | {"_class_name": self.stock_class.__name__}, indent=2, sort_keys=True) + "\n"
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load one file of weights as the stock pipeline of its kind does; offline with `config=FOLDER`.
+
+        Raises:
+            ValueError: where no stock pipeline of this class is for such a file.
+        """
+        if cls.stock_class is not None:
+            return super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        config = kwargs.get("config")
+        name = pipeline_of_folder(config) if config else pipeline_of_file(pretrained_model_link_or_path)
+        for stock in cls.stock:
+            if hasattr(stock, "from_single_file") and is_same_model(stock.__name__, name):
+                return _specialised(cls, stock).from_single_file(pretrained_model_link_or_path, **kwargs)  # type: ignore[arg-type]
+        raise ValueError(
+            f"{cls.__name__} cannot read {pretrained_model_link_or_path}, which is for a {name}: it can be "
+            f"{', '.join(stock.__name__ for stock in cls.stock)}"
         )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled and copied as an instance of the file's class, of which this one was made for its components."""
+        if self.stock_class is None:
+            return super().__reduce_ex__(protocol)
+        base = type(self).__mro__[1]
+        return _blank, (base, self.stock_class), *object.__reduce_ex__(self, 2)[2:3]  # type: ignore[return-value]
 
     def enable_feature_cache(
         self,
@@ -247,12 +272,16 @@ def _union(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None
         default = inspect.Parameter.empty if name in always else None
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    __init__.__annotations__ = dict.fromkeys(names, object)  # which component may be what, the stock pipelines know
     return __init__, [name for name in names if name in modules - always]
 
 
 @cache
 def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> type[FastPipeline]:
-    """A class that is both: ours first, the stock pipeline behind it."""
+    """A class that is both: ours first, the stock pipeline behind it, under whose name it is known to diffusers.
+
+    So a saved folder needs nothing of ours to load, and AutoPipeline finds what belongs to it.
+    """
     parameters = _parameters(stock)
 
     def __init__(self: FastPipeline, **components: Any) -> None:
@@ -270,6 +299,7 @@ def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> typ
         return cls.__call__(self, *args, **kwargs)
 
     __init__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[attr-defined]
+    __init__.__annotations__ = get_type_hints(stock.__init__)
     if cls.__call__ is FastPipeline.__call__:
         ours = [p for p in inspect.signature(FastPipeline.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
         theirs = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -287,7 +317,13 @@ def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> typ
         "_optional_components": stock._optional_components,
         "stock_class": stock,
     }
-    return type(cls.__name__, (cls, stock), body)
+    return type(stock.__name__, (cls, stock), body)
+
+
+def _blank(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> FastPipeline:
+    """An instance without components, for copies and pickles to fill."""
+    kind = _specialised(cls, stock)
+    return kind.__new__(kind)
 
 
 DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})

@@ -1,4 +1,4 @@
-"""Text-to-image with diffusion transformers (PixArt, SD3, FLUX, Sana), accelerated by call arguments.
+"""Diffusion transformers (PixArt, SD3, FLUX, Sana, Qwen-Image), accelerated by call arguments.
 
     pipe = DiffusionPipeline.from_pretrained(
         model, custom_pipeline="pipelines/fast_transformer.py", trust_remote_code=True
@@ -11,13 +11,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import (
-    FluxPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    SanaPipeline,
-    StableDiffusion3Pipeline,
-)
+import diffusers
 
 import diffaccel.pipelines.base
 
@@ -25,15 +19,44 @@ SDXL_LATENT_SCALE = 0.13025
 """The scaling factor of SDXL's autoencoder, by which PixArt-Sigma differs from PixArt-Alpha."""
 
 
+STOCK = (
+    "PixArtAlpha",
+    "PixArtSigma",
+    "Sana",
+    "StableDiffusion3",
+    "StableDiffusion3Img2Img",
+    "StableDiffusion3Inpaint",
+    "StableDiffusion3ControlNet",
+    "StableDiffusion3ControlNetInpainting",
+    "Flux",
+    "FluxImg2Img",
+    "FluxInpaint",
+    "FluxKontext",
+    "FluxFill",
+    "FluxControl",
+    "FluxControlNet",
+    "FluxControlNetImg2Img",
+    "FluxControlNetInpaint",
+    "QwenImage",
+    "QwenImageImg2Img",
+    "QwenImageInpaint",
+    "QwenImageControlNet",
+    "QwenImageEdit",
+)
+"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
+another pipeline, says which one it is."""
+
+
 class FastTransformerPipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=(PixArtAlphaPipeline, PixArtSigmaPipeline, SanaPipeline, StableDiffusion3Pipeline, FluxPipeline),
+    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
 ):
-    """The stock text-to-image pipeline of its components, with `cache` and `guidance`."""
+    """The stock pipeline of the model, or of its components, with `cache` and `guidance`."""
 
     @classmethod
     def choose(cls, components: Mapping[str, Any]) -> type:
         """As for every custom pipeline; the two PixArts, whose components have the same types, are told apart here."""
-        stock = super().choose(components)
-        sigma = stock is PixArtAlphaPipeline and components["vae"].config.get("scaling_factor") == SDXL_LATENT_SCALE
-        return PixArtSigmaPipeline if sigma else stock
+        stock: type = super().choose(components)
+        alpha = stock is diffusers.PixArtAlphaPipeline
+        sigma = alpha and components["vae"].config.get("scaling_factor") == SDXL_LATENT_SCALE
+        return diffusers.PixArtSigmaPipeline if sigma else stock

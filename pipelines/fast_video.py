@@ -1,4 +1,4 @@
-"""Video with AnimateDiff and Stable Video Diffusion, accelerated by call arguments.
+"""Video with AnimateDiff, Stable Video Diffusion, Wan, LTX, HunyuanVideo and CogVideoX, accelerated by call arguments.
 
     pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipelines/fast_video.py", trust_remote_code=True)
     pipe("a red heart that beats", num_frames=16, cache="deepcache:interval=3,branch=0").frames[0]
@@ -6,12 +6,31 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-from diffusers import AnimateDiffPipeline, StableVideoDiffusionPipeline
+import diffusers
 
 import diffaccel.pipelines.base
 
+STOCK = (
+    "AnimateDiff",
+    "AnimateDiffVideoToVideo",
+    "AnimateDiffControlNet",
+    "StableVideoDiffusion",
+    "Wan",
+    "WanImageToVideo",
+    "WanVideoToVideo",
+    "LTX",
+    "LTXImageToVideo",
+    "HunyuanVideo",
+    "HunyuanVideoImageToVideo",
+    "CogVideoX",
+    "CogVideoXImageToVideo",
+    "CogVideoXVideoToVideo",
+)
+"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
+another pipeline, says which one it is."""
+
 
 class FastVideoPipeline(
-    diffaccel.pipelines.base.FastPipeline, stock=(AnimateDiffPipeline, StableVideoDiffusionPipeline)
+    diffaccel.pipelines.base.FastPipeline, stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK)
 ):
-    """The stock video pipeline of its components, with `cache`, `guidance` and `gate`."""
+    """The stock video pipeline of the model, or of its components, with `cache`, `guidance` and `gate`."""
