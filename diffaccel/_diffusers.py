@@ -5,7 +5,7 @@ Checked against diffusers 0.42; a version that moves a name fails here, at impor
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -140,17 +140,30 @@ def running_call() -> RunningCall | None:
     return None
 
 
-def pipeline_being_built() -> str | None:
-    """Class name of the pipeline whose parts diffusers is putting together further up the stack, if it is."""
+class Origin(NamedTuple):
+    """What a pipeline is being made from, further up the stack.
+
+    Attributes:
+        name: class name of the pipeline that the parts were saved with, or belong to.
+        components: of that pipeline, where it is another object and no folder.
+    """
+
+    name: str | None = None
+    components: Mapping[str, Any] = {}
+
+
+def pipeline_being_built() -> Origin:
+    """What diffusers is making a pipeline from, if it is making one."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "from_pipe" and "pipeline" in frame.f_code.co_varnames:
-            return type(frame.f_locals["pipeline"]).__name__
+            pipeline = frame.f_locals["pipeline"]
+            return Origin(type(pipeline).__name__, pipeline.components)
         if frame.f_code.co_name == "from_pretrained" and "config_dict" in frame.f_code.co_varnames:
             config = frame.f_locals.get("config_dict")
-            return str(config["_class_name"]) if isinstance(config, dict) and "_class_name" in config else None
+            return Origin(config.get("_class_name")) if isinstance(config, dict) else Origin()
         frame = frame.f_back
-    return None
+    return Origin()
 
 
 def pipeline_of_folder(folder: str | os.PathLike[str]) -> str:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from diffusers import DiffusionPipeline
 
@@ -24,12 +24,11 @@ from diffaccel import models
 from diffaccel._diffusers import is_same_model, pipeline_being_built, pipeline_of_file, pipeline_of_folder
 from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.attach.report import Report
-from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
 from diffaccel.methods.spelled import MethodLike, as_methods
 from diffaccel.models.source import check_weights
+from diffaccel.pipelines.stock import AnyType, check_arguments, fits, is_component, parameters_of, resolved, union_of
 
-DENOISERS = ("unet", "transformer")
 OWN = ("cache", "guidance", "gate")
 
 
@@ -47,13 +46,16 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         if stock:
             _forget_earlier_files(cls.__module__)
             cls.stock = stock
-            cls.__init__, cls._optional_components = _union(stock)  # type: ignore[method-assign]
+            cls.__init__, cls._optional_components = union_of(stock)  # type: ignore[method-assign]
 
     def __new__(cls, *args: Any, **components: Any) -> Self:
         """An instance of this class and of the stock pipeline that fits the components."""
         if args:
             raise TypeError(f"{cls.__name__} takes its components by name, not by position")
-        kind: type = cls if cls.stock_class else _specialised(cls, cls._follow(components, pipeline_being_built()))  # type: ignore[arg-type]
+        kind: type = cls
+        if cls.stock_class is None:
+            found = cls._follow(resolved(components), pipeline_being_built().name)
+            kind = _specialised(cls, found)  # type: ignore[arg-type]
         instance: Self = object.__new__(kind)
         return instance
 
@@ -61,7 +63,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _follow(cls, components: Mapping[str, Any], name: str | None) -> type[DiffusionPipeline]:
         """The stock pipeline of that name, if the components make one; else the one that is chosen for them."""
         for stock in cls.stock:
-            if stock.__name__ == name and _fits(stock, components):
+            if stock.__name__ == name and fits(stock, components):
                 return stock
         return cls.choose(components)
 
@@ -73,9 +75,9 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             TypeError: where there is none; the message names the stock pipelines.
         """
         for stock in cls.stock:
-            if _fits(stock, components):
+            if fits(stock, components):
                 return stock
-        given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if _is_component(v))
+        given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if is_component(v))
         raise TypeError(
             f"{cls.__name__} cannot be built of {given or 'nothing'}: "
             f"it needs the components of {', '.join(stock.__name__ for stock in cls.stock)}"
@@ -123,7 +125,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         options = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
         components = pipeline.components | kwargs
         stock = cls._follow(components, type(pipeline).__name__)
-        accepted = _parameters(stock)
+        accepted = parameters_of(stock)
         kept = {name: value for name, value in components.items() if name in accepted or name in kwargs}
         return _specialised(cls, stock).from_pipe(pipeline, **kept, **options)  # type: ignore[arg-type]
 
@@ -145,6 +147,13 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             f"{cls.__name__} cannot read {pretrained_model_link_or_path}, which is for a {name}: it can be "
             f"{', '.join(stock.__name__ for stock in cls.stock)}"
         )
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """Any type for any component, as long as it is not known which stock pipeline they make: `choose` decides."""
+        if cls.stock_class is not None:
+            return super()._get_signature_types()  # type: ignore[no-any-return]
+        return dict.fromkeys(inspect.signature(cls.__init__).parameters, AnyType())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled and copied as an instance of the file's class, of which this one was made for its components."""
@@ -226,65 +235,16 @@ def _forget_earlier_files(module: str) -> None:
             del names[name]
 
 
-def _is_component(value: object) -> bool:
-    return value is not None and not isinstance(value, bool | int | float | str)
-
-
-def _parameters(stock: type) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(stock.__init__).parameters)  # type: ignore[misc]
-    parameters.pop("self")
-    return parameters
-
-
-def _required(stock: type[DiffusionPipeline]) -> set[str]:
-    """Names of the components that a stock pipeline cannot do without."""
-    names = {name for name, p in _parameters(stock).items() if p.default is p.empty}
-    return names - set(stock._optional_components)
-
-
-def _fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
-    given = {name for name, value in components.items() if _is_component(value)}
-    if not (_required(stock) <= given <= set(_parameters(stock))):
-        return False
-    hints = get_type_hints(stock.__init__)
-    for name in given.intersection(DENOISERS):
-        kinds = tuple(k for k in get_args(hints[name]) or (hints[name],) if isinstance(k, type))
-        network = components[name]
-        if not isinstance(getattr(network, "_orig_mod", network), kinds):
-            return False
-    network = components.get("unet")
-    xl = network is not None and network.config.get("addition_embed_type") == "text_time"
-    return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
-
-
-def _union(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None], list[str]]:
-    """An `__init__` that names the components of all stock pipelines, and those that not all of them need."""
-    names = list(dict.fromkeys(name for s in stock for name in _parameters(s)))
-    always = set.intersection(*map(_required, stock))
-    modules = {name for s in stock for name in (*_required(s), *s._optional_components)}
-
-    def __init__(self: FastPipeline, **components: object) -> None:
-        raise AssertionError(f"{type(self).__name__} was not specialised for {', '.join(components)}")
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
-    for name in sorted(names, key=lambda n: n not in always):
-        default = inspect.Parameter.empty if name in always else None
-        parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
-    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    __init__.__annotations__ = dict.fromkeys(names, object)  # which component may be what, the stock pipelines know
-    return __init__, [name for name in names if name in modules - always]
-
-
 @cache
 def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> type[FastPipeline]:
     """A class that is both: ours first, the stock pipeline behind it, under whose name it is known to diffusers.
 
     So a saved folder needs nothing of ours to load, and AutoPipeline finds what belongs to it.
     """
-    parameters = _parameters(stock)
+    parameters = parameters_of(stock)
 
     def __init__(self: FastPipeline, **components: Any) -> None:
+        components = resolved(components)
         unknown = sorted(n for n, value in components.items() if value is not None and n not in parameters)
         if unknown:
             raise TypeError(f"{stock.__name__} has no {unknown[0]!r}: it takes {', '.join(parameters)}")
@@ -324,16 +284,3 @@ def _blank(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> FastPipel
     """An instance without components, for copies and pickles to fill."""
     kind = _specialised(cls, stock)
     return kind.__new__(kind)
-
-
-DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
-"""Arguments that stock calls still take without naming them."""
-
-
-def check_arguments(stock: type, given: Iterable[str], own: Iterable[str]) -> None:
-    """Raise TypeError for an argument that is neither the stock call's nor among ``own``, naming those."""
-    parameters = inspect.signature(stock.__call__).parameters.values()
-    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"} | set(own)
-    for name in sorted(set(given) - known - DEPRECATED):
-        hint = did_you_mean(name, known)
-        raise TypeError(f"{stock.__name__} has no argument {name!r}{hint}: it has {', '.join(sorted(known))}")

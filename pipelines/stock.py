@@ -1,0 +1,96 @@
+"""What is known of stock pipelines: their components, and which of them some components make."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
+
+from diffusers import DiffusionPipeline
+
+from diffaccel._diffusers import pipeline_being_built
+from diffaccel.config.words import did_you_mean
+
+DENOISERS = ("unet", "transformer")
+DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
+"""Arguments that stock calls still take without naming them."""
+
+
+def is_component(value: object) -> bool:
+    """Whether an argument of a pipeline is a part of it, and no setting."""
+    return value is not None and not isinstance(value, bool | int | float | str)
+
+
+def parameters_of(stock: type) -> dict[str, inspect.Parameter]:
+    """What a stock pipeline is built of."""
+    parameters = dict(inspect.signature(stock.__init__).parameters)  # type: ignore[misc]
+    parameters.pop("self")
+    return parameters
+
+
+def required_by(stock: type[DiffusionPipeline]) -> set[str]:
+    """Names of the components that a stock pipeline cannot do without."""
+    names = {name for name, p in parameters_of(stock).items() if p.default is p.empty}
+    return names - set(stock._optional_components)
+
+
+def fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
+    """Whether a stock pipeline takes all these components, and lacks none that it needs."""
+    given = {name for name, value in components.items() if is_component(value)}
+    if not (required_by(stock) <= given <= set(parameters_of(stock))):
+        return False
+    hints = get_type_hints(stock.__init__)
+    for name in given.intersection(DENOISERS):
+        kinds = tuple(k for k in get_args(hints[name]) or (hints[name],) if isinstance(k, type))
+        network = components[name]
+        if not isinstance(getattr(network, "_orig_mod", network), kinds):
+            return False
+    network = components.get("unet")
+    xl = network is not None and network.config.get("addition_embed_type") == "text_time"
+    return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
+
+
+def union_of(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None], list[str]]:
+    """An `__init__` that names the components of all stock pipelines, and those that not all of them need."""
+    names = list(dict.fromkeys(name for s in stock for name in parameters_of(s)))
+    always = set.intersection(*map(required_by, stock))
+    modules = {name for s in stock for name in (*required_by(s), *s._optional_components)}
+
+    def __init__(self: object, **components: object) -> None:
+        raise AssertionError(f"{type(self).__name__} was not specialised for {', '.join(components)}")
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    for name in sorted(names, key=lambda n: n not in always):
+        default = inspect.Parameter.empty if name in always else None
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return __init__, [name for name in names if name in modules - always]
+
+
+class AnyType(tuple[type, ...]):
+    """A tuple of types that every type is in."""
+
+    __slots__ = ()
+
+    def __contains__(self, kind: object) -> bool:
+        return isinstance(kind, type)
+
+
+def check_arguments(stock: type, given: Iterable[str], own: Iterable[str]) -> None:
+    """Raise TypeError for an argument that is neither the stock call's nor among ``own``, naming those."""
+    parameters = inspect.signature(stock.__call__).parameters.values()
+    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"} | set(own)
+    for name in sorted(set(given) - known - DEPRECATED):
+        hint = did_you_mean(name, known)
+        raise TypeError(f"{stock.__name__} has no argument {name!r}{hint}: it has {', '.join(sorted(known))}")
+
+
+def resolved(components: Mapping[str, Any]) -> dict[str, Any]:
+    """Components, where diffusers may have passed on what a configuration notes of one, `(library, class)`."""
+    origin = pipeline_being_built().components
+    return {name: origin.get(name) if _is_note(value) else value for name, value in components.items()}
+
+
+def _is_note(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(x is None or isinstance(x, str) for x in value)

@@ -1,0 +1,105 @@
+"""Custom pipelines go every road that the stock pipelines go which they claim to be."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import stream_pipelines
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    DiffusionPipeline,
+    FluxImg2ImgPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+)
+
+import diffaccel.pipelines
+from diffaccel import DeepCache, accelerate
+from diffaccel.pipelines import (
+    FastImageToImagePipeline,
+    FastTextToImagePipeline,
+    FastTransformerPipeline,
+    fast_transformer,
+    fast_video,
+)
+
+FILES = Path(diffaccel.pipelines.__file__).parent
+CALL = {"prompt": "a cat", "num_inference_steps": 3, "height": 32, "width": 32, "output_type": "pt"}
+
+
+def picture(pipe: Any, **more: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**CALL, generator=torch.Generator().manual_seed(0), **more).images
+
+
+@pytest.fixture
+def fast() -> Any:
+    return FastTextToImagePipeline.from_pipe(stream_pipelines.sd())
+
+
+def test_from_pipe_with_a_custom_file_keeps_all_parts() -> None:
+    stock = stream_pipelines.sd()
+    file = str(FILES / "fast_text_to_image.py")
+    fast = DiffusionPipeline.from_pipe(stock, custom_pipeline=file, trust_remote_code=True)
+    assert fast.text_encoder is stock.text_encoder
+    assert fast.unet is stock.unet
+    assert torch.equal(picture(fast), picture(stock))
+    assert not torch.equal(picture(fast, cache="deepcache:interval=3"), picture(stock))
+
+
+def test_auto_pipelines_know_it(fast: Any) -> None:
+    parts = {"vae": fast.vae}  # the tiny autoencoder is not of the class that diffusers expects
+    assert type(AutoPipelineForImage2Image.from_pipe(fast, **parts)) is StableDiffusionImg2ImgPipeline
+    assert type(AutoPipelineForInpainting.from_pipe(fast, **parts)) is StableDiffusionInpaintPipeline
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_copies_are_of_the_same_kind_and_paint_the_same(how: Any, fast: Any) -> None:
+    copied = how(fast)
+    assert type(copied) is type(fast)
+    assert torch.equal(picture(copied, cache="deepcache:interval=2"), picture(fast, cache="deepcache:interval=2"))
+
+
+def test_an_accelerated_one_is_not_copied(fast: Any) -> None:
+    with accelerate(fast, DeepCache()), pytest.raises(RuntimeError, match="cannot be copied or pickled"):
+        copy.deepcopy(fast)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stock"),
+    [
+        (FastTransformerPipeline, FluxPipeline),
+        (FastTransformerPipeline, FluxImg2ImgPipeline),
+        (FastTransformerPipeline, FluxKontextPipeline),
+        (FastTransformerPipeline, StableDiffusion3Img2ImgPipeline),
+    ],
+)
+def test_the_class_follows_the_models_own_pipeline(kind: Any, stock: Any, tmp_path: Path) -> None:
+    made = stream_pipelines.flux() if "Flux" in stock.__name__ else stream_pipelines.sd3()
+    pipe = stock(**{name: made.components[name] for name in made.components if name in stock.__init__.__annotations__})
+    assert isinstance(kind.from_pipe(pipe), stock)
+    pipe.save_pretrained(tmp_path)
+    assert isinstance(kind.from_pretrained(tmp_path), stock)
+    file = str(FILES / "fast_transformer.py")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=file, trust_remote_code=True)
+    assert isinstance(loaded, stock)
+    assert type(loaded).__name__ == stock.__name__
+
+
+def test_a_single_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    stream_pipelines.flux().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is for a FluxPipeline: it can be StableDiffusionImg2ImgPipeline"):
+        FastImageToImagePipeline.from_single_file("model.safetensors", config=tmp_path)
+
+
+def test_every_stock_pipeline_that_is_named_exists() -> None:
+    for name in (*fast_transformer.STOCK, *fast_video.STOCK):
+        assert issubclass(getattr(diffusers, f"{name}Pipeline"), DiffusionPipeline)
