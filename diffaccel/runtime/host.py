@@ -57,6 +57,10 @@ class Host:
         Raises:
             ValueError: if it combines other predictions, too, which cannot be told apart by halves.
         """
+        self._require_pairs()
+        return bool(getattr(self._pipe(), "do_classifier_free_guidance", False))
+
+    def _require_pairs(self) -> None:
         pipe = self._pipe()
         for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
             if getattr(pipe, other, False):
@@ -64,7 +68,6 @@ class Host:
                     f"{type(pipe).__name__} stacks more than a negative and a positive prediction ({other}): methods "
                     "that drop the negative one do not work with it"
                 )
-        return bool(getattr(pipe, "do_classifier_free_guidance", False))
 
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
         """For each row of a call whether it sees the negative prompt; empty without guidance.
@@ -79,6 +82,7 @@ class Host:
             return halves(rows) if self.guided else ()
         if getattr(self._pipe(), "do_classifier_free_guidance", None) is False:
             return ()
+        self._require_pairs()
         if name in CONTEXT_ROLES and self._pipe() is not None:
             return (CONTEXT_ROLES[name],) * rows
         if running is not None and isinstance(conditioning, torch.Tensor):
@@ -112,18 +116,20 @@ def _compared(
     """Roles of rows by comparing embeddings; waits for the device. Empty where they are neither prompt's."""
     if negative is None or _form(negative) != _form(conditioning):
         return ()
-    half = conditioning.shape[0] // 2
-    first, second = _is_row(conditioning[0], negative[0]), bool(half) and _is_row(conditioning[half], negative[0])
-    if first and half and rows % 2 == 0 and not _is_row(conditioning[-1], negative[0]):
-        return halves(rows)
-    if second and not first and rows % 2 == 0:
-        return tuple(reversed(halves(rows)))
-    if first:
-        # all rows are the negative prompt's: a call of its own, or halves with one prompt twice, where either will do
-        return (NEGATIVE,) * rows if negative.shape[0] >= conditioning.shape[0] else halves(rows)
-    is_positive = (
-        positive is not None and _form(positive) == _form(conditioning) and _is_row(conditioning[0], positive[0])
-    )
+    is_negative = [any(_is_row(row, other) for other in negative) for row in conditioning]
+    half, paired = len(is_negative) // 2, len(is_negative) == 2 * len(negative)
+    ends = is_negative[:half], is_negative[half:]
+    if all(is_negative):
+        # a call of its own, or halves with one prompt twice, where either will do
+        return (NEGATIVE,) * rows if len(negative) >= len(is_negative) else halves(rows)
+    if 2 * half == len(is_negative):
+        for one, other, found in ((*ends, halves(rows)), (*ends[::-1], halves(rows)[::-1])):
+            if all(one) and (paired or not any(other)):
+                return found
+    if any(is_negative) or positive is None or _form(positive) != _form(conditioning):
+        return ()
+    # the pipeline may have stacked the negative prompt before or behind it by now
+    is_positive = any(_is_row(conditioning[0], positive[row]) for row in {0, len(positive) // 2})
     return (POSITIVE,) * rows if is_positive else ()
 
 
