@@ -166,7 +166,8 @@ class Seat:
         assert own.first is not None
         total = run.total(self.name, self.several)
         lanes = {"run": features, "prompt": prompts, "frame": prompts}
-        call = Call(inputs, lanes, run.step - own.first, total, roles=roles, run=run)  # type: ignore[arg-type]
+        step = run.step - own.first
+        call = Call(inputs, lanes, step, total, roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
         return self._wrapped(call, memory, network, leading, alone=bool(in_full))
 
     def _start(self, run: Run) -> NetworkRun:

@@ -123,9 +123,9 @@ class _VirtualNegative(Wrapper):
                 "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
             )
             return network(call)
-        held = memory.notes.get(self)
+        held = memory.notes.get((self, call.view))
         if held is None:
-            held = memory.notes[self] = _Held(NoiseLevels(call.run.host.scheduler))
+            held = memory.notes[self, call.view] = _Held(NoiseLevels(call.run.host.scheduler))
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         if positive and negative:
             return self._stacked(call, held, network)

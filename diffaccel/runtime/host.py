@@ -50,17 +50,13 @@ class Host:
         """Network calls of the current run, where the pipeline announces them."""
         return num_timesteps(self._pipe())
 
-    @property
-    def has_guidance(self) -> bool:
-        """Whether the pipeline says that it applies classifier-free guidance.
-
-        Raises:
-            ValueError: if it combines other predictions, too, which cannot be told apart by halves.
-        """
-        self._require_pairs()
-        return bool(getattr(self._pipe(), "do_classifier_free_guidance", False))
+    def _says_guided(self, running: RunningCall | None) -> bool | None:
+        """Whether the pipeline says that it applies classifier-free guidance, by its call or by its property."""
+        said = None if running is None else running.guided
+        return getattr(self._pipe(), "do_classifier_free_guidance", None) if said is None else said
 
     def _require_pairs(self) -> None:
+        """Raise ValueError if the pipeline combines other predictions, too, which cannot be told apart by halves."""
         pipe = self._pipe()
         for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
             if getattr(pipe, other, False):
@@ -80,7 +76,8 @@ class Host:
         """
         if self.guided is not None:
             return halves(rows) if self.guided else ()
-        if getattr(self._pipe(), "do_classifier_free_guidance", None) is False:
+        says_guided = self._says_guided(running)
+        if says_guided is not None and not says_guided:
             return ()
         self._require_pairs()
         if name in CONTEXT_ROLES and self._pipe() is not None:
@@ -90,7 +87,7 @@ class Host:
             found = _compared(conditioning, negative, positive, rows)
             if found:
                 return found
-        if not self.has_guidance:
+        if not says_guided:
             return ()
         if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)
@@ -111,9 +108,10 @@ def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
 
 
 def _compared(
-    conditioning: torch.Tensor, negative: torch.Tensor | None, positive: torch.Tensor | None, rows: int
+    conditioning: Any, negative: Any, positive: Any, rows: int
 ) -> tuple[str, ...]:
     """Roles of rows by comparing embeddings; waits for the device. Empty where they are neither prompt's."""
+    negative, positive, conditioning = (_plain(x) for x in (negative, positive, conditioning))
     if negative is None or _form(negative) != _form(conditioning):
         return ()
     is_negative = [any(_is_row(row, other) for other in negative) for row in conditioning]
@@ -131,6 +129,11 @@ def _compared(
     # the pipeline may have stacked the negative prompt before or behind it by now
     is_positive = any(_is_row(conditioning[0], positive[row]) for row in {0, len(positive) // 2})
     return (POSITIVE,) * rows if is_positive else ()
+
+
+def _plain(embeddings: Any) -> Any:
+    """Embeddings as (rows, tokens, features) where a pipeline has more dimensions."""
+    return embeddings.flatten(1, -2) if embeddings is not None and embeddings.dim() > 3 else embeddings
 
 
 def _form(embeddings: torch.Tensor) -> tuple[int, int]:

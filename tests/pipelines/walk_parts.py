@@ -8,7 +8,7 @@ import diffusers
 import torch
 from tiny_networks import TEXT
 from tiny_transformers import TRANSFORMERS, Tiny
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 TOKENS = 6
 
@@ -110,7 +110,7 @@ def vision() -> dict[str, Any]:
         projection_dim=TEXT,
     )  # fmt: skip
     size = {"shortest_edge": 224}
-    processor = CLIPImageProcessor(size=size, crop_size={"height": 224, "width": 224})
+    processor = CLIPImageProcessorPil(size=size, crop_size={"height": 224, "width": 224})
     return {"image_encoder": seeded(lambda: CLIPVisionModelWithProjection(config)), "feature_extractor": processor}
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import diffusers
-import PIL.Image
 import torch
 from walk_parts import TOKENS, Draw, Stop, ddim, flow, kl, made, seeded, transformer
 
@@ -222,7 +221,8 @@ STOPS = [
     Stop("QwenImagePipeline", lambda: qwen("QwenImagePipeline"), qwen_inputs, "pn"),
     Stop("QwenImageImg2ImgPipeline", lambda: qwen("QwenImageImg2ImgPipeline"),
          lambda d: qwen_inputs(d, **picture(d, **HALF)), "pn", 4),  # fmt: skip
-    Stop("QwenImageEditPipeline", lambda: qwen("QwenImageEditPipeline"), lambda d: qwen_inputs(d, image=PIL.Image.new("RGB", (64, 64), "red")), "pn"),
+    Stop("QwenImageInpaintPipeline", lambda: qwen("QwenImageInpaintPipeline"),
+         lambda d: qwen_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), "pn", 4),  # fmt: skip
     Stop("AuraFlowPipeline", lambda: image("AuraFlowPipeline", "AuraFlowTransformer2DModel"), attended, "b"),
     Stop("CogView3PlusPipeline", lambda: image("CogView3PlusPipeline", "CogView3PlusTransformer2DModel", scheduler=diffusers.CogVideoXDDIMScheduler()),
          lambda d: {**d.prompts(), **SIZE}, "b"),  # fmt: skip

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
-from transformer_reference import PROMPT_FIRST
+from transformer_reference import PROMPT_FIRST as KNOWN
 from walk_parts import Stop
 
 from diffaccel.networks import layout_of
 
 GATE = 2
+PROMPT_FIRST = {*KNOWN, "BriaSingleTransformerBlock"}
 
 
 class Calls:
@@ -107,6 +108,8 @@ def tgate(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
             if calls.step < GATE:
                 kept[name, calls.kind] = output
                 return None
+            if calls.kind == "x":
+                return kept[name, calls.kind]
             if calls.kind in "bB":
                 one, other = kept[name, calls.kind].chunk(2)
                 return torch.cat([(one + other) / 2] * 2)
@@ -118,7 +121,7 @@ def tgate(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
         hooks.append(model.get_submodule(name).register_forward_hook(attention(name)))
 
     def root(module: Any, args: Any, output: Any) -> Any:
-        if calls.step < GATE:
+        if calls.step < GATE or calls.kind == "x":
             return None
         if calls.kind == "n":
             return kept["output"]
@@ -135,9 +138,10 @@ def virtual(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
     before = calls.stop.before.get(next(name for name in calls.stop.networks if getattr(pipe, name) is model), 0)
 
     def root(module: Any, args: Any, output: Any) -> Any:
-        if calls.kind == "p":
+        if calls.kind in "px":
             return None
         value, x = first(output), calls.sample
+        view = calls.place if calls.kind in "bB" else None
         half = {"b": 0, "B": 1, "n": None}[calls.kind]
         out, x = (value, x) if half is None else (value.chunk(2)[half], x.chunk(2)[half])
         for dim, (a, b) in enumerate(zip(out.shape, x.shape, strict=True)):
@@ -145,9 +149,9 @@ def virtual(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
                 x = x.narrow(dim, 0, a)
         mean = out[:, : x.shape[1]]
         if calls.step == 0:
-            kept["clean"] = levels(pipe, calls.step + before, x).clean(mean)
+            kept[view] = levels(pipe, calls.step + before, x).clean(mean)
             return None
-        negative = levels(pipe, calls.step + before, x).predict(kept["clean"])
+        negative = levels(pipe, calls.step + before, x).predict(kept[view])
         if out.shape[1] > negative.shape[1]:  # a learned variance stays the positive one's
             negative = torch.cat([negative, value.chunk(2)[1 - half][:, negative.shape[1] :]], 1)
         if half is None:
@@ -172,7 +176,7 @@ class levels:
         if self.flows and self.sign < 0:
             self.alpha, self.sigma = scheduler.sigmas[step].to(x), (1 - scheduler.sigmas[step]).to(x)
         elif self.flows:
-            sigma = scheduler.sigmas[step + start]
+            sigma = scheduler.timesteps[step + start] / 1000
             self.alpha, self.sigma = (1 - sigma).to(x), sigma.to(x)
         elif hasattr(scheduler, "sigmas"):
             scale = (scheduler.sigmas[step + start] ** 2 + 1) ** 0.5
