@@ -127,6 +127,12 @@ class RunningCall(NamedTuple):
         found = self.frame.f_locals.get(name)
         return found if isinstance(found, torch.Tensor) else None
 
+    @property
+    def guided(self) -> bool | None:
+        """What the call says in a variable of guidance with a negative prompt; None where it has none."""
+        values = [self.frame.f_locals.get(name) for name in ("do_classifier_free_guidance", "do_true_cfg")]
+        return next((value for value in values if isinstance(value, bool)), None)
+
 
 def running_call() -> RunningCall | None:
     """The innermost pipeline's call on this thread's stack, whichever pipeline object was accelerated."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import RESET_ATTRIBUTE, ContextName, Hook, RunningCall
+from diffaccel.networks.attention import is_read
 from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.runtime.attachment import Attachment
 from diffaccel.runtime.call import Call, Forced
@@ -151,24 +152,28 @@ class Seat:
         run.advance(inputs.timestep)
         own = run.networks.get(self) or self._start(run)
         context, leading = self._context_in(run, own, inputs, name)
-        memory = own.memory
+        memory, in_full = own.memory, own.in_full
         if own.contexts.most > MOST_CALLS:
-            self.session.tally.full["more calls with one prompt than steps tell apart"] += 1
+            in_full = "more calls with one prompt than steps tell apart"
+        if in_full:
+            self.session.tally.full[in_full] += 1
             memory = Memory(self.session.parts)
         count = _rows(inputs)
         features = tuple(Lane(context, row) for row in range(count))
         prompt = ("prompt", own.contexts.constants(inputs), fingerprint(inputs.sample))
         prompts = tuple(Lane(prompt, row) for row in range(count))
-        roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles else ()
+        roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
         assert own.first is not None
         total = run.total(self.name, self.several)
         lanes = {"run": features, "prompt": prompts, "frame": prompts}
-        call = Call(inputs, lanes, run.step - own.first, total, roles=roles, run=run)  # type: ignore[arg-type]
-        return self._wrapped(call, memory, network, leading)
+        step = run.step - own.first
+        call = Call(inputs, lanes, step, total, roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
+        return self._wrapped(call, memory, network, leading, alone=bool(in_full))
 
     def _start(self, run: Run) -> NetworkRun:
         """What a run remembers of this network; refuses what does not fit it before anything computes."""
         own = NetworkRun(Memory(self.session.parts), first=run.step)
+        own.in_full = "the pipeline reads what attentions compute" if is_read(self.model) else ""
         total = run.total(self.name, self.several)
         for part in self.session.parts:
             part.schedule.validate(total)
@@ -198,9 +203,12 @@ class Seat:
             own.roles[context] = run.host.roles(inputs.conditioning, _rows(inputs), name, running)
         return own.roles[context]
 
-    def _wrapped(self, call: Call, memory: Memory, network: RunNetwork, leading: Memory | None) -> Any:
+    def _wrapped(
+        self, call: Call, memory: Memory, network: RunNetwork, leading: Memory | None, *, alone: bool = False
+    ) -> Any:
+        """Run a call within its wrappers, or `alone`."""
         inner: RunNetwork = lambda call: self.session.run(call, memory, network, leading)  # noqa: E731
-        for wrapper in self.wrappers if call.forced is None else ():
+        for wrapper in self.wrappers if call.forced is None and not alone else ():
             inner = partial(_around, wrapper, memory, inner)
         with self.session.tally.outer(call.inputs):
             return inner(call)

@@ -123,9 +123,9 @@ class _VirtualNegative(Wrapper):
                 "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
             )
             return network(call)
-        held = memory.notes.get(self)
+        held = memory.notes.get((self, call.view))
         if held is None:
-            held = memory.notes[self] = _Held(NoiseLevels(call.run.host.scheduler))
+            held = memory.notes[self, call.view] = _Held(NoiseLevels(call.run.host.scheduler))
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         if positive and negative:
             return self._stacked(call, held, network)
@@ -194,7 +194,7 @@ class _VirtualNegative(Wrapper):
 
     def _clean(self, predicted: torch.Tensor, call: Call, held: _Held) -> torch.Tensor:
         x, alpha, sigma = self._noisy(predicted, call, held)
-        return held.levels.clean(predicted[:, : x.shape[1]], x, alpha, sigma)
+        return held.levels.clean(_narrowed(predicted, x), x, alpha, sigma)
 
     def _virtual(self, predicted: torch.Tensor, call: Call, held: _Held, positive: torch.Tensor | None) -> torch.Tensor:
         """The virtual negative prediction, in the shape of `predicted`."""
@@ -208,13 +208,25 @@ class _VirtualNegative(Wrapper):
             noise = delta * noise
             start = (x - sigma * noise) / alpha
         negative = predicted.clone()  # channels beyond the prediction, a learned variance, stay the positive ones
-        negative[:, : x.shape[1]] = held.levels.predict(noise, start, alpha, sigma)
+        _narrowed(negative, x).copy_(held.levels.predict(noise, start, alpha, sigma))
         return negative
 
     def _noisy(
         self, predicted: torch.Tensor, call: Call, held: _Held
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The noisy sample without channels of other inputs, alpha and sigma."""
-        sample = call.inputs.sample
-        x = sample[:, : min(predicted.shape[1], sample.shape[1])]
+        x = _narrowed(call.inputs.sample, predicted)
         return x, *held.levels.at(call.run.timestep_of(call.inputs.timestep), x)
+
+
+def _narrowed(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A view of `value` without the channels at the end that another tensor lacks, in whichever dimension they are."""
+    differs = [dim for dim, (one, two) in enumerate(zip(value.shape, other.shape, strict=True)) if one != two]
+    if len(differs) > 1:
+        raise ValueError(
+            f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a method "
+            "that does not need it, such as TGate or DeepCache"
+        )
+    for dim in differs:
+        value = value.narrow(dim, 0, min(value.shape[dim], other.shape[dim]))
+    return value

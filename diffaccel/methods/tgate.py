@@ -109,19 +109,19 @@ class _Gate(Wrapper):
         if positive and negative:
             return network(call) if not after else map_output(_twice, network(call.positive()))
         if negative and not after:
-            memory.notes[self, "negative"] = call.lanes["run"]
+            memory.notes[self, "negative", call.view] = call.lanes["run"]
         if not after or not call.roles:
             return network(call)
         if negative:
-            step, output = memory.notes.get((self, "positive"), (None, None))
+            step, output = memory.notes.get((self, "positive", call.view), (None, None))
             check(
                 step == call.step,
                 "TGate answers a call with the negative prompt by that with the positive one, and this pipeline makes "
                 "the negative one first: use a method that does not drop guidance, such as DeepCache",
             )
             return output
-        output = network(replace(call, partners=memory.notes.get((self, "negative"), ())))
-        memory.notes[self, "positive"] = call.step, output
+        output = network(replace(call, partners=memory.notes.get((self, "negative", call.view), ())))
+        memory.notes[self, "positive", call.view] = call.step, output
         return output
 
 

@@ -24,3 +24,10 @@ def key_values(model: torch.nn.Module, cross_attention: tuple[str, ...]) -> tupl
 def _is_cross(module: torch.nn.Module) -> bool:
     """Whether an attention reads the conditioning."""
     return bool(getattr(module, "is_cross_attention", False))
+
+
+def is_read(model: torch.nn.Module) -> bool:
+    """Whether a pipeline reads what attentions computed, by processors of its own, as self-attention guidance does."""
+    processors = (type(module.__dict__.get("processor")) for module in model.modules())
+    kinds = {kind for kind in processors if kind.__module__.startswith("diffusers.pipelines.")}
+    return any(not kind.__name__.startswith("CrossFrame") for kind in kinds)  # these only compute something else

@@ -1,6 +1,6 @@
 """One network call, as a customer hands it to a session: inputs, and whose rows they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Call:
         roles: for each row whether it sees the negative prompt ("negative") or the positive one ("positive"); empty
             where there is no guidance, or it is not known.
         run: the run of a pipeline that the call belongs to, if any.
+        view: which of several such calls beside each other in one step; both calls of guidance share it.
         partners: for each row the lane of the negative row beside it that a method has dropped; empty if none was.
     """
 
@@ -35,6 +36,7 @@ class Call:
     forced: Forced = None
     roles: tuple[str, ...] = ()
     run: Any = None
+    view: Hashable = None
     partners: Lanes = ()
 
     @property

@@ -50,13 +50,13 @@ class Host:
         """Network calls of the current run, where the pipeline announces them."""
         return num_timesteps(self._pipe())
 
-    @property
-    def has_guidance(self) -> bool:
-        """Whether the pipeline says that it applies classifier-free guidance.
+    def _says_guided(self, running: RunningCall | None) -> bool | None:
+        """Whether the pipeline says that it applies classifier-free guidance, by its call or by its property."""
+        said = None if running is None else running.guided
+        return getattr(self._pipe(), "do_classifier_free_guidance", None) if said is None else said
 
-        Raises:
-            ValueError: if it combines other predictions, too, which cannot be told apart by halves.
-        """
+    def _require_pairs(self) -> None:
+        """Raise ValueError if the pipeline combines other predictions, too, which cannot be told apart by halves."""
         pipe = self._pipe()
         for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
             if getattr(pipe, other, False):
@@ -64,7 +64,6 @@ class Host:
                     f"{type(pipe).__name__} stacks more than a negative and a positive prediction ({other}): methods "
                     "that drop the negative one do not work with it"
                 )
-        return bool(getattr(pipe, "do_classifier_free_guidance", False))
 
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
         """For each row of a call whether it sees the negative prompt; empty without guidance.
@@ -77,8 +76,10 @@ class Host:
         """
         if self.guided is not None:
             return halves(rows) if self.guided else ()
-        if getattr(self._pipe(), "do_classifier_free_guidance", None) is False:
+        says_guided = self._says_guided(running)
+        if says_guided is not None and not says_guided:
             return ()
+        self._require_pairs()
         if name in CONTEXT_ROLES and self._pipe() is not None:
             return (CONTEXT_ROLES[name],) * rows
         if running is not None and isinstance(conditioning, torch.Tensor):
@@ -86,7 +87,7 @@ class Host:
             found = _compared(conditioning, negative, positive, rows)
             if found:
                 return found
-        if not self.has_guidance:
+        if not says_guided:
             return ()
         if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)
@@ -107,24 +108,32 @@ def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
 
 
 def _compared(
-    conditioning: torch.Tensor, negative: torch.Tensor | None, positive: torch.Tensor | None, rows: int
+    conditioning: Any, negative: Any, positive: Any, rows: int
 ) -> tuple[str, ...]:
     """Roles of rows by comparing embeddings; waits for the device. Empty where they are neither prompt's."""
+    negative, positive, conditioning = (_plain(x) for x in (negative, positive, conditioning))
     if negative is None or _form(negative) != _form(conditioning):
         return ()
-    half = conditioning.shape[0] // 2
-    first, second = _is_row(conditioning[0], negative[0]), bool(half) and _is_row(conditioning[half], negative[0])
-    if first and half and rows % 2 == 0 and not _is_row(conditioning[-1], negative[0]):
-        return halves(rows)
-    if second and not first and rows % 2 == 0:
-        return tuple(reversed(halves(rows)))
-    if first:
-        # all rows are the negative prompt's: a call of its own, or halves with one prompt twice, where either will do
-        return (NEGATIVE,) * rows if negative.shape[0] >= conditioning.shape[0] else halves(rows)
-    is_positive = (
-        positive is not None and _form(positive) == _form(conditioning) and _is_row(conditioning[0], positive[0])
-    )
+    is_negative = [any(_is_row(row, other) for other in negative) for row in conditioning]
+    half, paired = len(is_negative) // 2, len(is_negative) == 2 * len(negative)
+    ends = is_negative[:half], is_negative[half:]
+    if all(is_negative):
+        # a call of its own, or halves with one prompt twice, where either will do
+        return (NEGATIVE,) * rows if len(negative) >= len(is_negative) else halves(rows)
+    if 2 * half == len(is_negative):
+        for one, other, found in ((*ends, halves(rows)), (*ends[::-1], halves(rows)[::-1])):
+            if all(one) and (paired or not any(other)):
+                return found
+    if any(is_negative) or positive is None or _form(positive) != _form(conditioning):
+        return ()
+    # the pipeline may have stacked the negative prompt before or behind it by now
+    is_positive = any(_is_row(conditioning[0], positive[row]) for row in {0, len(positive) // 2})
     return (POSITIVE,) * rows if is_positive else ()
+
+
+def _plain(embeddings: Any) -> Any:
+    """Embeddings as (rows, tokens, features) where a pipeline has more dimensions."""
+    return embeddings.flatten(1, -2) if embeddings is not None and embeddings.dim() > 3 else embeddings
 
 
 def _form(embeddings: torch.Tensor) -> tuple[int, int]:

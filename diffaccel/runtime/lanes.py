@@ -209,8 +209,14 @@ def _zipped(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], trees: S
 
 
 def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
-    """Some of ``count`` rows of a network's inputs: of tensors whose first dimension they are, of lists as long."""
+    """Some of ``count`` rows of a network's inputs: of tensors whose first dimension they are, of lists as long.
+
+    A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is.
+    """
     values = {name: v if name in WITHOUT_ROWS else _selected(v, rows, count) for name, v in inputs.values.items()}
+    prompt = inputs.conditioning
+    if isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:
+        values[inputs.names[2]] = take_rows(prompt, rows, count)
     return replace(inputs, values=values)
 
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,7 +20,7 @@ from diffaccel._diffusers import RunningCall, running_call
 from diffaccel.runtime.contexts import Contexts
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
-from diffaccel.runtime.scheduler_watch import Progress, Watch, unwatch, watch
+from diffaccel.runtime.scheduler_watch import Progress, Watch, release, unwatch, watch
 from diffaccel.runtime.timesteps import calls_left, place_of, relation, value_of
 
 MOST_CALLS = 16  # with the same prompt in one step; more of them belong to a sampler whose steps are not seen
@@ -34,12 +35,14 @@ class NetworkRun:
         contexts: its contexts.
         first: the sampling step in which it was called first.
         roles: for each context which of its rows see the negative prompt.
+        in_full: why all calls must compute, empty where they need not.
     """
 
     memory: Memory
     contexts: Contexts = field(default_factory=Contexts)
     first: int | None = None
     roles: dict[Hashable, tuple[str, ...]] = field(default_factory=dict)
+    in_full: str = ""
 
 
 class Run:
@@ -152,7 +155,8 @@ class Run:
             raise ValueError("the noise level of this network call is not known: pass the pipeline to accelerate()")
         if not any(abs(opening * scale - start) <= 0.01 * abs(start) for scale in (1, 1000)):
             raise ValueError(
-                f"the network is told {opening} where the scheduler's timestep is {start}: its noise level is not known"
+                f"the network is told {opening} where the scheduler's timestep is {start}, so that its noise level is "
+                "not known: use a method that does not need it, such as TGate or DeepCache"
             )
         return table[begin + self.step]
 
@@ -185,7 +189,7 @@ class Runs:
         self._scheduler = scheduler
         self._starting = starting
         self._runs: dict[tuple[int, int], Run] = {}
-        self._watched: list[tuple[Any, Watch]] = []
+        self._watched: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()  # by scheduler; many servers make one a run
         self._watch(self._scheduler or host.scheduler)
 
     def current(self, timestep: Any) -> tuple[Run, RunningCall | None]:
@@ -197,9 +201,8 @@ class Runs:
         scheduler = host.scheduler if self._scheduler is None else self._scheduler
         found = self._watch(scheduler)
         key = threading.get_ident(), id(scheduler)
-        run = self._runs.get(key)
-        if run is None or not run.continues(timestep):
-            progress = None if found is None else found.progress
+        run, progress = self._runs.get(key), None if found is None else found.progress
+        if run is None or run.progress is not progress or not run.continues(timestep):
             run = self._runs[key] = Run(host, progress, waits=running is None)
         return run, running
 
@@ -226,15 +229,16 @@ class Runs:
     def close(self) -> None:
         """Take the watch off all schedulers."""
         self.forget()
-        for scheduler, _ in self._watched:
+        for scheduler in list(self._watched):
             unwatch(scheduler, self._starting)
         self._watched.clear()
+        release()
 
     def _watch(self, scheduler: Any) -> Watch | None:
-        for known, watched in self._watched:
-            if known is scheduler:
-                return watched
+        known = None if scheduler is None else self._watched.get(scheduler)
+        if known is not None:
+            return known
         found = watch(scheduler, self._starting)
         if found is not None:
-            self._watched.append((scheduler, found))
+            self._watched[scheduler] = found
         return found

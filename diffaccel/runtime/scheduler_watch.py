@@ -1,8 +1,8 @@
 """Facts from a scheduler: `set_timesteps` starts a run, and `step` ends a sampling step.
 
-A watched scheduler is an instance of a subclass of its own class, which bears the same name and takes note; its class
-and all other instances stay as they are. (Attributes on the instance would be carried to copies of it, and step the
-first one from there; copies of a watched scheduler are plain ones.)
+While any instance of a class is watched, the class's two methods take note; other instances pass through them, and
+copies of a watched scheduler are plain ones. (Attributes on the instance would be carried to its copies, and step the
+first one from there; a class of its own would not be the one that pipelines ask for by `type`.)
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Watch:
 
 
 _watches: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()
+_methods: dict[type, dict[str, Any]] = {}  # of classes that take note, what they had themselves before
 _changing = threading.RLock()
 
 
@@ -68,45 +69,54 @@ def watch(scheduler: Any, starting: Callable[[], None]) -> Watch | None:
         found = _watches.get(scheduler)
         if found is None:
             found = _watches[scheduler] = Watch()
-            scheduler.__class__ = _watched(type(scheduler))  # type: ignore[arg-type]
+            _take_note(type(scheduler))
         found.users.append(starting)
         return found
 
 
 def unwatch(scheduler: Any, starting: Callable[[], None]) -> None:
-    """Take one user's watch off; the last one's leaves the scheduler as it was."""
+    """Take one user's watch off; the last one's leaves the scheduler's class as it was."""
     with _changing:
         found = _watches[scheduler]
         found.users.remove(starting)
         if not found.users:
             del _watches[scheduler]
-            scheduler.__class__ = type(scheduler).__mro__[1]
+        release()
 
 
-@functools.cache
-def _watched(cls: type) -> type:
-    """The subclass of a scheduler's class that takes note."""
+def release() -> None:
+    """Leave classes as they were whose watched instances are gone."""
+    with _changing:
+        used = {type(scheduler) for scheduler in list(_watches)}
+        for cls in [cls for cls in _methods if cls not in used]:
+            for name, own in _methods.pop(cls).items():
+                if own is None:
+                    delattr(cls, name)
+                else:
+                    setattr(cls, name, own)
 
-    @functools.wraps(cls.set_timesteps)  # type: ignore[attr-defined]
+
+def _take_note(cls: Any) -> None:
+    """Have a class's methods take note of watched instances; those of subclasses have methods of their own that do."""
+    if cls in _methods:
+        return
+    set_before, step_before = cls.set_timesteps, cls.step
+    _methods[cls] = {name: cls.__dict__.get(name) for name in ("set_timesteps", "step")}
+
+    @functools.wraps(set_before)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
-        if self in _watches:
-            _watches[self].progress.begin()
-            for starting in _watches[self].users:
+        result = set_before(self, *args, **kwargs)
+        if type(self) is cls and (found := _watches.get(self)) is not None:
+            found.progress.begin()
+            for starting in found.users:
                 starting()
         return result
 
-    @functools.wraps(cls.step)  # type: ignore[attr-defined]
+    @functools.wraps(step_before)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.step(self, *args, **kwargs)  # type: ignore[attr-defined]
-        if self in _watches:
-            _watches[self].progress.step(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        result = step_before(self, *args, **kwargs)
+        if type(self) is cls and (found := _watches.get(self)) is not None:
+            found.progress.step(kwargs.get("timestep", args[1] if len(args) > 1 else None))
         return result
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        made = object.__reduce_ex__(self, protocol)
-        return (made[0], tuple(cls if part is type(self) else part for part in made[1]), *made[2:])
-
-    body = {"set_timesteps": set_timesteps, "step": step, "__reduce_ex__": __reduce_ex__}
-    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), body | named)
+    cls.set_timesteps, cls.step = set_timesteps, step

@@ -16,7 +16,8 @@ class NoiseLevels:
 
     Variance-preserving schedulers take alpha^2 = `alphas_cumprod`, between whole timesteps so that sigma / alpha is
     linear, as diffusers' Euler schedulers do; schedulers that scale their input to unit variance agree with that. Flow
-    matching has alpha = 1 - sigma and sigma = t / `num_train_timesteps`.
+    matching has alpha = 1 - sigma and sigma = t / `num_train_timesteps`; with `invert_sigmas`, as for Mochi, timesteps
+    run from noise to data, alpha = t / `num_train_timesteps`, and the prediction is clean - noise.
 
     Args:
         scheduler: a diffusers scheduler.
@@ -28,6 +29,7 @@ class NoiseLevels:
     def __init__(self, scheduler: Any) -> None:
         config = scheduler.config
         self.flow = "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
+        self.inverted = self.flow and bool(config.get("invert_sigmas"))
         self.prediction = "flow_prediction" if self.flow else config.get("prediction_type", "epsilon")
         self.train_timesteps = int(config.get("num_train_timesteps", 1000))
         continuous = config.get("timestep_type") == "continuous" or "EDM" in type(scheduler).__name__
@@ -44,7 +46,7 @@ class NoiseLevels:
         """(alpha, sigma) at a timestep, one number or one per row of `like`, shaped to multiply `like`."""
         t = torch.as_tensor(timestep, device=like.device).double().reshape(-1, *[1] * (like.dim() - 1))
         if self.flow or self._ratio is None:
-            sigma = t / self.train_timesteps
+            sigma = (self.train_timesteps - t if self.inverted else t) / self.train_timesteps
             return (1 - sigma).to(like.dtype), sigma.to(like.dtype)
         self._ratio = self._ratio.to(like.device)
         low = t.floor().clamp(0, len(self._ratio) - 1).long()
@@ -61,7 +63,9 @@ class NoiseLevels:
             return (x - sigma * prediction) / alpha
         if self.prediction == "v_prediction":
             return alpha * x - sigma * prediction
-        return prediction if self.prediction == "sample" else x - sigma * prediction
+        if self.prediction == "sample":
+            return prediction
+        return x + sigma * prediction if self.inverted else x - sigma * prediction
 
     def predict(
         self, noise: torch.Tensor, clean: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
@@ -71,4 +75,6 @@ class NoiseLevels:
             return noise
         if self.prediction == "v_prediction":
             return alpha * noise - sigma * clean
-        return clean if self.prediction == "sample" else noise - clean
+        if self.prediction == "sample":
+            return clean
+        return clean - noise if self.inverted else noise - clean

@@ -1,0 +1,186 @@
+"""A walk through diffusers' pipelines: what each method does in each of them, against references made here.
+
+`python tests/pipelines/walk.py [NAME...]` walks and, without names, writes docs/pipelines-walk.md.
+
+The references know from the table which network call belongs to which sampling step and prompt, and work with forward
+hooks of torch alone: outputs of the modules that are replayed are overridden by those of the last computed step.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent, HERE.parents[1]):
+    sys.path.insert(0, str(folder)) if str(folder) not in sys.path else None
+
+import diffusers
+import torch
+import walk_pictures
+import walk_unets
+import walk_videos
+from walk_parts import Draw, Stop
+from walk_references import REFERENCES, Calls
+
+from diffaccel.attach.handle import accelerate
+from diffaccel.methods import BlockCache, DeepCache, IntervalCache, Method, ResidualGuidance, TextKVCache, TGate
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.reuse.schedule import Uniform
+
+STOPS = {stop.name: stop for stop in (*walk_unets.STOPS, *walk_pictures.STOPS, *walk_videos.STOPS)}
+diffusers.utils.logging.set_verbosity_error()
+DTYPES = (torch.float32, torch.bfloat16)
+EXACT, REFUSED, FULL = "exact", "refused", "in full"
+# Relative errors up to which results count as the reference's: rows may be computed in other company.
+NEAR = {torch.float32: 2e-3, torch.bfloat16: 0.06}
+
+
+@dataclass(frozen=True)
+class Try:
+    """A method told to reuse nothing, and told to reuse."""
+
+    never: Method
+    reuse: Method
+
+
+def tries(stop: Stop) -> dict[str, Try]:
+    """The methods that fit a pipeline."""
+    last = stop.steps
+    return {
+        "DeepCache": Try(DeepCache(interval=1), DeepCache(interval=2)),
+        "IntervalCache": Try(IntervalCache(interval=1), IntervalCache(schedule=Uniform(2))),
+        "BlockCache": Try(BlockCache(threshold=0.0), BlockCache(threshold=1e9, max_consecutive=1)),
+        "TextKVCache": Try(TextKVCache(), TextKVCache()),
+        "TGate": Try(TGate(gate=last, self_interval=1), TGate(gate=2, self_interval=1)),
+        "ResidualGuidance": Try(ResidualGuidance(renew=1), ResidualGuidance()),
+    }
+
+
+def fits(method: Method, pipe: Any, stop: Stop) -> bool:
+    """Whether a method has something to do in a pipeline."""
+    if isinstance(method, TGate | ResidualGuidance) and not set("".join(stop.step)) & set("bBn"):
+        return False
+    try:
+        method.parts(layout_of(getattr(pipe, stop.networks[0])))
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def made_by(pipe: Any, stop: Stop, dtype: torch.dtype) -> torch.Tensor:
+    """What a pipeline makes."""
+    torch.manual_seed(1)
+    draw = Draw(dtype)
+    inputs = {"num_inference_steps": stop.steps, "generator": torch.Generator().manual_seed(1), **stop.inputs(draw)}
+    with torch.no_grad():
+        found = next(iter(pipe(**inputs).values()))
+    if isinstance(found, list):
+        found = found[0]
+    return torch.as_tensor(found).float()
+
+
+def error(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Relative to the second."""
+    return float((one - other).norm() / other.norm())
+
+
+def walk(stop: Stop, name: str, dtype: torch.dtype, pipe: Any = None, plain: Any = None) -> str:
+    """What a method does in a pipeline.
+
+    Returns:
+        "exact": right in both settings; else "refused: ..." or "in full: ..." with what is said.
+
+    Raises:
+        AssertionError: if something is wrong.
+    """
+    pipe = built(stop, dtype) if pipe is None else pipe
+    plain = made_by(pipe, stop, dtype) if plain is None else plain
+    assert torch.isfinite(plain).all(), "plain is not finite"
+    found = tries(stop)[name]
+    try:
+        with accelerate(pipe, found.never):
+            never = made_by(pipe, stop, dtype)
+    except Exception as e:
+        return f"{REFUSED}: {refusal(e)}"
+    assert torch.equal(never, plain), f"told to reuse nothing, it differs by {error(never, plain):.3g}"
+    if name == "TextKVCache":
+        return EXACT
+    try:
+        with accelerate(pipe, found.reuse) as handle:
+            ours = made_by(pipe, stop, dtype)
+            again = made_by(pipe, stop, dtype)
+            report = handle.report()
+    except Exception as e:
+        return f"{REFUSED}: {refusal(e)}"
+    assert torch.equal(ours, again), f"a second run differs by {error(again, ours):.3g}"
+    if torch.equal(ours, plain) and report.full:
+        return f"{FULL}: {report.full}"
+    with reference(pipe, stop, name):
+        theirs = made_by(pipe, stop, dtype)
+    far, near = error(plain, theirs), error(ours, theirs)
+    assert far > 0, "the reference does nothing"
+    assert near <= min(NEAR[dtype], 0.25 * far), f"it differs from the reference by {near:.3g}, and plain by {far:.3g}"
+    return EXACT + (f", {report.full}" if report.full else "")
+
+
+def refusal(e: BaseException) -> str:
+    """What an error says, if the package raises it and its message says what to do.
+
+    Raises:
+        AssertionError: if it comes from somewhere else.
+    """
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    said = "/diffaccel/" in last.filename and (last.line or "").startswith("raise ")
+    assert said, f"{type(e).__name__} from {Path(last.filename).name}: {e}"
+    return str(e)
+
+
+def built(stop: Stop, dtype: torch.dtype) -> Any:
+    return stop.build().to(dtype)
+
+
+@contextmanager
+def reference(pipe: Any, stop: Stop, name: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        for network in stop.networks:
+            model = getattr(pipe, network)
+            hooks: list[Any] = []
+            REFERENCES[name](pipe, model, Calls(model, stop, hooks), hooks)
+            stack.callback(lambda hooks=hooks: [hook.remove() for hook in hooks])
+        yield
+
+
+def rows(stop: Stop, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Iterator[tuple[str, torch.dtype, str]]:
+    """All methods in one pipeline."""
+    for dtype in dtypes:
+        pipe = built(stop, dtype)
+        plain = made_by(pipe, stop, dtype)
+        for name, one in tries(stop).items():
+            if fits(one.reuse, pipe, stop):
+                try:
+                    yield name, dtype, walk(stop, name, dtype, pipe, plain)
+                except AssertionError as e:
+                    yield name, dtype, f"WRONG: {e}"
+
+
+def main(names: list[str], tell: Callable[[str], Any]) -> None:
+    for name in names or STOPS:
+        start = time.perf_counter()
+        tell(f"== {name}")
+        try:
+            for method, dtype, found in rows(STOPS[name]):
+                tell(f"   {method:18} {str(dtype)[6:]:9} {found}")
+        except Exception as e:
+            tell(f"   FAILED {type(e).__name__}: {e}")
+            tell("".join(traceback.format_tb(e.__traceback__)[-2:]))
+        tell(f"   {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:], lambda text: print(text, flush=True))
