@@ -269,7 +269,8 @@ def train_denoiser(
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         captions, latents = pool.batch(step, args.batch)
         latents, seed = latents.to(device, memory_format=memory_format), step + (args.seed << 32)
-        return diffusion_loss(denoise(network), text, scheduler.alphas_cumprod, captions, latents, seed, bf16, teacher), {}
+        alphas = scheduler.alphas_cumprod
+        return diffusion_loss(denoise(network), text, alphas, captions, latents, seed, bf16, teacher), {}
 
     def every(_: int) -> None:
         look(denoise(run.ema), text, vae, args.run / "look.png")
