@@ -248,6 +248,7 @@ def train_denoiser(
     pipeline: Callable[..., DiffusionPipeline],
     memory_format: torch.memory_format = torch.contiguous_format,
     teacher: Denoiser | None = None,
+    also: Callable[[], torch.Tensor] | None = None,
 ) -> None:
     """Train a denoiser on the frozen autoencoder and text encoder; every 500 steps save a look and a pipeline.
 
@@ -258,6 +259,7 @@ def train_denoiser(
         pipeline: makes the pipeline to save, of vae, text_encoder, tokenizer, scheduler and the denoiser.
         memory_format: of network and latents.
         teacher: whose predictions are learned instead of the true velocities.
+        also: a loss to add, asked for after every step's calls of network and teacher.
     """
     device = torch.device(args.device)
     text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
@@ -270,7 +272,9 @@ def train_denoiser(
         captions, latents = pool.batch(step, args.batch)
         latents, seed = latents.to(device, memory_format=memory_format), step + (args.seed << 32)
         alphas = scheduler.alphas_cumprod
-        return diffusion_loss(denoise(network), text, alphas, captions, latents, seed, bf16, teacher), {}
+        value = diffusion_loss(denoise(network), text, alphas, captions, latents, seed, bf16, teacher)
+        more = also() if also else torch.zeros(())
+        return value + more, {"also": more.item()} if also else {}
 
     def every(_: int) -> None:
         look(denoise(run.ema), text, vae, args.run / "look.png")
