@@ -2,7 +2,8 @@
 
 Fewer layers per block keep whole layers of the teacher (BK-SDM, Kim et al., arXiv 2305.15798); half width keeps half
 the channels of every one, in runs of 16, so that a group of a normalisation is kept or dropped as a whole. What is left
-learns the teacher's output and the output of each of its blocks, in the channels that were kept. Run again to resume.
+learns the teacher's output and the output of each of its blocks, in the channels that were kept; more often at high
+noise, where a small network is to take the teacher's place. Run again to resume.
 """
 
 from __future__ import annotations
@@ -112,7 +113,14 @@ def feature_loss(student: BlockOutputs, teacher: BlockOutputs) -> torch.Tensor:
 def main() -> None:
     """Parse the arguments, assemble and train."""
     args: argparse.Namespace = arguments(
-        __doc__, "sd-small", lr=1.5e-3, teacher=Path("runs/sd/model"), layers=2, width="half", features=0.05
+        __doc__,
+        "sd-small",
+        lr=1.5e-3,
+        teacher=Path("runs/sd/model"),
+        layers=2,
+        width="half",
+        features=0.05,
+        noisier=1.0,
     )
     torch.manual_seed(args.seed)
     teacher = UNet2DConditionModel.from_pretrained(args.teacher, subfolder="unet")
@@ -124,7 +132,7 @@ def main() -> None:
     def also() -> torch.Tensor:
         return args.features * feature_loss(outputs, targets)
 
-    train_denoiser(args, student, denoise, pipeline, torch.channels_last, teacher=call, also=also)
+    train_denoiser(args, student, denoise, pipeline, torch.channels_last, teacher=call, also=also, noisier=args.noisier)
 
 
 if __name__ == "__main__":
