@@ -216,7 +216,8 @@ def main() -> None:
         "--sheets", type=Path, default=Path("runs/sheets"), help="where contact sheets of the pictures go"
     )
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--only", nargs="*", choices=("autoencoder", "small-autoencoder", "clip", "sd", "lcm", "dit"))
+    jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "sd-small", "lcm", "dit")
+    parser.add_argument("--only", nargs="*", choices=jobs)
     parser.add_argument("--untimed", action="store_true", help="keep the seconds measured before")
     args = parser.parse_args()
     judge = Judge(Emojis(args.data).captions)
@@ -228,16 +229,20 @@ def main() -> None:
         return pipe
 
     load = diffaccel.models.load
-    jobs: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
+    evaluations: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
         "autoencoder": ("", lambda: evaluate_autoencoder(args)),
         "small-autoencoder": ("emoji-vae-small", lambda: evaluate_small_autoencoder(args)),
         "clip": ("emoji-clip", lambda: evaluate_clip(args, judge)),
         "sd": ("emoji-sd", lambda: evaluate_text_to_image(args, judge, load("emoji-sd"), "sd", 20, 2.0)),
+        "sd-small": (
+            "emoji-sd-small",
+            lambda: evaluate_text_to_image(args, judge, load("emoji-sd-small"), "sd-small", 20, 2.0),
+        ),
         "lcm": ("emoji-lcm-lora", lambda: evaluate_text_to_image(args, judge, lcm(), "lcm", 4, 1.0)),
         "dit": ("emoji-dit", lambda: evaluate_text_to_image(args, judge, load("emoji-dit"), "dit", 20, 2.0)),
     }
     missed = []
-    for name, (model, job) in jobs.items():
+    for name, (model, job) in evaluations.items():
         if args.only and name not in args.only:
             continue
         figures = job()
