@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 BUNDLED = {
     "emoji-sd": Path("sd/model"),
+    "emoji-sd-small": Path("sd-small/model"),
     "emoji-dit": Path("dit/model"),
     "emoji-clip": Path("clip/model"),
     "emoji-lcm-lora": Path("lcm/model"),

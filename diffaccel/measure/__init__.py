@@ -2,6 +2,7 @@
 
 from diffaccel.measure.accuracy import Accuracy, Judge, captions
 from diffaccel.measure.energy import joules
+from diffaccel.measure.frechet import frechet_distance
 from diffaccel.measure.machine import Machine, machine
 from diffaccel.measure.memory import Memory, peak_memory, watch_cache
 from diffaccel.measure.quality import Quality, compare, ms_ssim, psnr, ssim
@@ -16,6 +17,7 @@ __all__ = [
     "Timing",
     "captions",
     "compare",
+    "frechet_distance",
     "interleaved",
     "joules",
     "machine",

@@ -63,16 +63,24 @@ class Judge:
         check(len(pictures) == len(truth), f"{len(pictures)} pictures cannot have {len(truth)} captions")
         unknown = sorted(set(truth) - set(self.captions))
         check(not unknown, f"the judge does not know the caption {unknown[:1]}: give it to Judge(captions)")
+        scores = F.normalize(self.features(pictures), dim=-1) @ self.text.T
+        own = scores.gather(1, torch.tensor([self.captions.index(caption) for caption in truth])[:, None])
+        return (scores > own).sum(1)
+
+    @torch.no_grad()
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Image features as emoji-clip projects them, not normalised: (n, 128).
+
+        Args:
+            pictures: (n, 3, height, width) in [0, 1]; resized to the 128 pixels that emoji-clip takes.
+        """
         size = self.model.config.vision_config.image_size
         scaled = pictures.to("cpu", torch.float32) * 2 - 1
         if tuple(scaled.shape[-2:]) != (size, size):
             scaled = F.interpolate(scaled, (size, size), mode="bicubic", antialias=True)
-        seen = torch.cat(
-            [self.model.vision_model(pixel_values=part).pooler_output for part in torch.split(scaled, CHUNK)]
-        )
-        scores = F.normalize(self.model.visual_projection(seen), dim=-1) @ self.text.T
-        own = scores.gather(1, torch.tensor([self.captions.index(caption) for caption in truth])[:, None])
-        return (scores > own).sum(1)
+        seen = [self.model.vision_model(pixel_values=part).pooler_output for part in torch.split(scaled, CHUNK)]
+        features: torch.Tensor = self.model.visual_projection(torch.cat(seen))
+        return features
 
     def accuracy(self, pictures: torch.Tensor, truth: Sequence[str]) -> Accuracy:
         """Top-1 and top-5 over pictures (n, 3, height, width) in [0, 1], given the caption of each."""
