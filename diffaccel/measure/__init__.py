@@ -1,6 +1,7 @@
 """Measure what a speed costs: time, memory, energy, and how far pictures moved."""
 
 from diffaccel.measure.accuracy import Accuracy, Judge, captions
+from diffaccel.measure.edges import edge_agreement, thinned
 from diffaccel.measure.energy import joules
 from diffaccel.measure.machine import Machine, machine
 from diffaccel.measure.memory import Memory, peak_memory, watch_cache
@@ -16,6 +17,7 @@ __all__ = [
     "Timing",
     "captions",
     "compare",
+    "edge_agreement",
     "interleaved",
     "joules",
     "machine",
@@ -23,5 +25,6 @@ __all__ = [
     "peak_memory",
     "psnr",
     "ssim",
+    "thinned",
     "watch_cache",
 ]
