@@ -22,6 +22,7 @@ BUNDLED = {
     "emoji-dit": Path("dit/model"),
     "emoji-clip": Path("clip/model"),
     "emoji-lcm-lora": Path("lcm/model"),
+    "emoji-control": Path("control/model"),
     "emoji-vae-small": Path("vae-small/model"),
 }
 KEPT = ("README.md", "figures.json")  # written by hand and by evaluate_models.py

@@ -23,7 +23,7 @@ FLOORS = (
     {"methods"},
     {"runtime"},
     {"networks"},
-    {"models", "reuse", "sampling"},
+    {"control", "models", "reuse", "sampling"},
     {"_diffusers", "config"},
 )
 

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from diffaccel.models import Bundled
 
 HEAD = ("name", "size", "use", "what it is")
-USE = {"pipeline": "--model", "lora": "--lora", "autoencoder": "--vae", "classifier": "in bench"}
+USE = {
+    "pipeline": "--model",
+    "lora": "--lora",
+    "autoencoder": "--vae",
+    "controlnet": "--controlnet",
+    "adapter": "in Python",
+    "classifier": "in bench",
+}
 WIDEST = 120  # characters
 
 
@@ -77,6 +84,9 @@ def _quality(figures: Mapping[str, Any]) -> list[str]:
         own = figures.get("psnr_of_the_large_one")
         compared = f" (emoji-sd's own: {own:.1f} dB)" if own else ""
         found.append(f"drawings come back at a PSNR of {figures['psnr']:.1f} dB{compared}")
+    if "edge_agreement" in figures:
+        without = figures["edge_agreement_without"]
+        found.append(f"edges agree with the lines at F1 {figures['edge_agreement']:.2f} ({without:.2f} without)")
     return ["; ".join(found)] if found else []
 
 

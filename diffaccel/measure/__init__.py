@@ -1,6 +1,7 @@
 """Measure what a speed costs: time, memory, energy, and how far pictures moved."""
 
 from diffaccel.measure.accuracy import Accuracy, Judge, captions
+from diffaccel.measure.edges import edge_agreement, thinned
 from diffaccel.measure.energy import joules
 from diffaccel.measure.frechet import frechet_distance
 from diffaccel.measure.machine import Machine, machine
@@ -17,6 +18,7 @@ __all__ = [
     "Timing",
     "captions",
     "compare",
+    "edge_agreement",
     "frechet_distance",
     "interleaved",
     "joules",
@@ -25,5 +27,6 @@ __all__ = [
     "peak_memory",
     "psnr",
     "ssim",
+    "thinned",
     "watch_cache",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffaccel.config.words import did_you_mean
 
-Kind = Literal["pipeline", "lora", "autoencoder", "classifier"]
+Kind = Literal["pipeline", "lora", "autoencoder", "controlnet", "adapter", "classifier"]
 Defaults = Mapping[str, Any]
 
 _FOLDER = Path(__file__).parent
@@ -71,6 +71,7 @@ _ROWS = (
         _defaults(steps=20, guidance_scale=2.0, scheduler="dpm++", cache="none", width=128, height=128),
     ),
     Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eleventh of the cost"),
+    Bundled("emoji-control", "controlnet", "For emoji-sd: its pictures follow edges and scribbles, white on black"),
     Bundled("emoji-clip", "classifier", "Image tower against emoji-sd's text encoder: measures prompt accuracy"),
 )
 BUNDLED: Mapping[str, Bundled] = MappingProxyType({row.name: row for row in _ROWS})

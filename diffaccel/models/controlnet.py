@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.source import HUB_ID, ModelError, check_weights, expanded, fetch
@@ -25,17 +26,21 @@ _HUB_FILES = [
 
 
 def find_controlnet(name: str) -> Path:
-    """The folder of a ControlNet, checked: a local folder, one in a pipeline's folder, or a Hub id.
+    """The folder of a ControlNet, checked: a bundled one, a local folder, one in a pipeline's folder, or a Hub id.
 
     Raises:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
     """
-    place = expanded(name)
+    place = BUNDLED[name].folder if name in names("controlnet") else expanded(name)
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)
     folder = part_folder(place, "controlnet")
     if folder is None:
-        raise ModelError(f"no ControlNet at {name!r}: give a folder with its config.json, or a Hub id (owner/name)")
+        bundled = ", ".join(names("controlnet")) or "none"
+        raise ModelError(
+            f"no ControlNet at {name!r}: give a folder with its config.json, a Hub id (owner/name), or a bundled name: "
+            f"{bundled}"
+        )
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -49,7 +54,7 @@ def find_controlnet(name: str) -> Path:
 
 
 def load_controlnet(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
-    """Load a ControlNet from a local folder or a Hub id.
+    """Load a ControlNet from a bundled name, a local folder or a Hub id.
 
     Raises:
         ModelError: nothing there is a ControlNet, or its weights are not safetensors.

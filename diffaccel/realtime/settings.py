@@ -35,7 +35,7 @@ class LiveSettings:
         model: bundled name, local folder or Hub id.
         lora: bundled names or files, merged into the weights; None for the model's own companion.
         vae: another autoencoder; None for the model's own companion, "none" for the one it was saved with.
-        controlnet: local folders or Hub ids of ControlNets, put before the UNet.
+        controlnet: bundled names, local folders or Hub ids of ControlNets, put before the UNet.
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
         width, height: of the pictures, in pixels; None for the model's size.
         controls: what can change later.
