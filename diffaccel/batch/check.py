@@ -19,7 +19,7 @@ def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
     Raises `ModelError` where a configuration file of the model is damaged.
     """
     picture, lora = lru_cache(maxsize=None)(_picture_problem), lru_cache(maxsize=None)(_lora_problem)
-    multiple = _pixel_multiple(source)
+    multiple = pixel_multiple(source)
     checks: tuple[Callable[[Job], str | None], ...] = (
         lambda job: picture(job.init_image),
         lambda job: lora(job.lora),
@@ -60,7 +60,7 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
     return strength_problem(job.steps, job.strength) if job.steps and source.denoiser == "unet" else None
 
 
-def _pixel_multiple(source: ModelSource) -> int:
+def pixel_multiple(source: ModelSource) -> int:
     """What both sides of a picture must be multiples of; 1 where the configuration files do not tell."""
     denoiser, vae = (_config(source, part) for part in ("transformer", "vae"))
     levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")

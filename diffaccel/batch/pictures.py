@@ -28,6 +28,12 @@ def check_picture(path: str) -> None:
         image.verify()
 
 
+def picture_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels of the picture as `open_picture` gives it. Raises `PictureError`."""
+    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
+        return image.size
+
+
 def size_problem(model: str, sides: Iterable[int | None], multiple: int) -> str | None:
     """What is wrong with the sides of a picture, in pixels, for a model that paints multiples of so many of them."""
     wrong = next((side for side in sides if side is not None and side % multiple), None)

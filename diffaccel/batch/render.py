@@ -164,7 +164,8 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
         if getattr(first, name) is not None
     }
     if first.init_image:
-        size = (values.pop("width", None), values.pop("height", None))
+        size = (first.width, first.height)
+        values = {name: value for name, value in values.items() if name in accepted or name not in ("width", "height")}
         _require_a_step(pipe, values)
         values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
     if any(job.negative_prompt for job in jobs):

@@ -133,8 +133,7 @@ def _export(request: Request, work: GenerateWork) -> None:
 
     if not (request.tar_size or request.parquet):
         return
-    asked = work.plan.jobs if request.shard else work.jobs
-    records = finished(asked, read_manifest(request.output), request.output, request.suffix)
+    records = finished(work.whole, read_manifest(request.output), request.output, request.suffix)
     if records is None:
         return
     if request.tar_size:

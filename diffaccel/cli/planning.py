@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,14 +23,15 @@ DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 @dataclass(frozen=True)
 class GenerateWork:
-    """What is to be done: all jobs of this shard, those of them that are not done yet, and the model.
+    """What is to be done: the plan of this shard, those of its jobs that are not done yet, and the model.
 
     Attributes:
+        whole: the jobs of all shards.
         cache: caching of pictures for which nobody names another.
     """
 
     plan: "JobPlan"
-    jobs: "tuple[Job, ...]"
+    whole: "tuple[Job, ...]"
     todo: "tuple[Job, ...]"
     source: "ModelSource"
     cache: str = "none"
@@ -51,7 +53,8 @@ def ranked(request: Request) -> Request:
 def plan_work(request: Request) -> GenerateWork:
     """Read the input, and check all that the command line asks for, without loading the model."""
     from diffaccel import models
-    from diffaccel.batch.jobs import Ingredients, plan_jobs, shard
+    from diffaccel.batch.check import pixel_multiple
+    from diffaccel.batch.jobs import Ingredients, plan_jobs
     from diffaccel.batch.store import to_render
 
     options = checked_settings(request.settings | _profile(request))
@@ -59,19 +62,21 @@ def plan_work(request: Request) -> GenerateWork:
     source = models.resolve(request.model or DEFAULT_MODEL)
     common = Ingredients(source.name, _check(request, options), request.vae)
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
-    plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
+    plan = plan_jobs(
+        rows, options, common, cache=cache, num_images=request.num_images, multiple=lcm(8, pixel_multiple(source))
+    )
     _require_prompts(plan, request)
-    jobs = shard(plan.jobs, *request.shard, request.batch_size) if request.shard else plan.jobs
-    jobs = jobs[: request.limit]
+    whole = plan.limited(request.limit)
+    plan = whole.shard(*request.shard, request.batch_size) if request.shard else whole
     todo = to_render(
-        jobs,
+        plan.jobs,
         request.output,
         suffix=request.suffix,
         overwrite=request.overwrite or request.compare,
         retry_failed=request.retry_failed,
     )
     _require_fit(request, options, todo, source)
-    return GenerateWork(plan, jobs, todo, source, cache)
+    return GenerateWork(plan, whole.jobs, todo, source, cache)
 
 
 def unusable(work: GenerateWork) -> dict[str, str]:
