@@ -8,6 +8,7 @@ from typing import Any
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
 from diffaccel.models import ModelError, ModelSource, find_lora
+from diffaccel.sampling.schedulers import sampler_problem
 
 
 def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
@@ -19,10 +20,11 @@ def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
     Raises `ModelError` where a configuration file of the model is damaged.
     """
     picture, lora = lru_cache(maxsize=None)(_picture_problem), lru_cache(maxsize=None)(_lora_problem)
-    multiple = pixel_multiple(source)
+    multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
     checks: tuple[Callable[[Job], str | None], ...] = (
         lambda job: picture(job.init_image),
         lambda job: lora(job.lora),
+        lambda job: sampler(job.scheduler, source, job.init_image is not None),
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
     )
@@ -52,6 +54,13 @@ def _lora_problem(name: str | None) -> str | None:
     return None
 
 
+def scheduler_problem(name: str, source: ModelSource, from_picture: bool) -> str | None:
+    """What keeps a model from being sampled by that name, if anything; from a picture some are not to be had."""
+    config, pipeline = _config(source, "scheduler", "scheduler_config.json"), str(source.index["_class_name"])
+    problem = sampler_problem(name, config, pipeline, from_picture=from_picture)
+    return f"scheduler: {problem}" if problem else None
+
+
 def _strength_problem(job: Job, source: ModelSource) -> str | None:
     if job.strength is None:
         return None
@@ -70,8 +79,8 @@ def pixel_multiple(source: ModelSource) -> int:
     return int(patch * 2 ** (len(levels) - 1))
 
 
-def _config(source: ModelSource, part: str) -> dict[str, Any]:
-    file = source.folder / part / "config.json"
+def _config(source: ModelSource, part: str, name: str = "config.json") -> dict[str, Any]:
+    file = source.folder / part / name
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (OSError, ValueError, TypeError) as error:

@@ -62,10 +62,11 @@ class _HollowModel:
 
     def problem(self, cache: str, scheduler: str, steps: int | None) -> str | None:
         """What speaks against caching with this sampler in this many steps, if anything."""
-        methods, run = parse_cache(cache), _SchedulerOnly(sampler_named(scheduler, self.scheduler))
+        methods = parse_cache(cache)
         if not self.denoisers:
             return f"{self._source.name} has no denoiser that features could be reused in: use none"
         try:
+            run = _SchedulerOnly(sampler_named(scheduler, self.scheduler))
             plans = [plan(model, methods) for model in self.denoisers]
             self._check_run(plans, methods, run, steps)
         except UnsupportedModelError as error:

@@ -16,29 +16,18 @@ from pydantic import TypeAdapter, ValidationError
 from diffaccel import __version__
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.readers import InputError, explain
+from diffaccel.sampling.schedulers import shown
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 _JPEG_SEGMENT = 65_533
-_SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm++": "DPM++ 2M",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "pndm": "PLMS",
-    "tcd": "TCD",
-    "unipc": "UniPC",
-}
 
 
 def parameters(job: Job, size: tuple[int, int]) -> str:
     """The settings as AUTOMATIC1111's web UI writes them, readable by the tools that read its pictures."""
     values = {
         "Steps": job.steps,
-        "Sampler": _SAMPLERS.get(job.scheduler),
+        "Sampler": shown(job.scheduler),
         "CFG scale": job.guidance_scale,
         "Seed": job.seed,
         "Size": f"{size[0]}x{size[1]}",

@@ -23,7 +23,7 @@ from diffaccel.batch.summary import Calls
 from diffaccel.methods import Method
 from diffaccel.models import load_lora
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.sampling.schedulers import sampler_named
+from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -94,7 +94,7 @@ class Renderer:
         pipe = self._image_pipe if first.init_image else self._pipe
         self._set_lora(first.lora)
         self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))
-        pipe.scheduler = self._new_scheduler(first.scheduler)
+        pipe.scheduler = self._new_scheduler(jobs)
         arguments, begin = _arguments(pipe, jobs), time.perf_counter()
         with torch.inference_mode():
             decode = self._decoding(pipe, arguments)
@@ -122,9 +122,11 @@ class Renderer:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _new_scheduler(self, name: str) -> Any:
+    def _new_scheduler(self, jobs: Sequence[Job]) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
-        return sampler_named(name, self._scheduler)
+        scheduler = sampler_named(jobs[0].scheduler, self._scheduler)
+        seed_noise(scheduler, [job.seed for job in jobs])
+        return scheduler
 
     def _set_lora(self, lora: str | None) -> None:
         if lora == self._lora:

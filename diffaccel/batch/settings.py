@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from diffaccel.config.words import did_you_mean
-from diffaccel.sampling.schedulers import require_known
+from diffaccel.sampling.schedulers import canonical
 
 MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**63  # as many as there are; tables hold them as int64
@@ -52,9 +52,7 @@ class PictureSettings(BaseModel):
     @field_validator("scheduler")
     @classmethod
     def _known_scheduler(cls, name: str | None) -> str | None:
-        if name is not None:
-            require_known(name)
-        return name
+        return None if name is None else canonical(name)
 
     @field_validator("cache")
     @classmethod

@@ -117,14 +117,20 @@ def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
 
 def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
+    from diffaccel.batch.check import scheduler_problem
+
+    sampled = {(job.scheduler, job.init_image is not None) for job in todo if job.scheduler == options.scheduler}
+    problems = {problem for name, started in sampled if (problem := scheduler_problem(name, source, started))}
+    if problems and len(problems) == len(sampled):
+        raise click.UsageError(f"--{problems.pop()}")
     started = [job for job in todo if job.init_image == options.init_image is not None]
     if problem := _start_problem(started, source):
         raise click.UsageError(f"--init-image: {problem}")
     asked = [job for job in todo if job.cache == options.cache != "none"]
-    problems = _misfits(asked, source)
-    if asked and len(problems) == len(asked):
+    misfits = _misfits(asked, source)
+    if asked and len(misfits) == len(asked):
         name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
-        raise click.UsageError(f"{name}: {problems[asked[0].id]}")
+        raise click.UsageError(f"{name}: {misfits[asked[0].id]}")
 
 
 def _check(request: Request, options: "PictureSettings") -> str:

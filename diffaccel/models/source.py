@@ -7,7 +7,7 @@ libraries that get imported, so both are checked before anything is loaded.
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class ModelSource:
 
     name: str
     folder: Path
-    index: dict[str, Any]
+    index: dict[str, Any] = field(hash=False)
 
     @property
     def denoiser(self) -> str | None:
