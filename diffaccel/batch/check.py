@@ -7,19 +7,21 @@ from typing import Any
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
-from diffaccel.models import ModelError, ModelSource, find_lora
+from diffaccel.models import ModelError, ModelSource, find_lora, parse_loras
+from diffaccel.models.quiet import quiet_loading
 from diffaccel.sampling.schedulers import sampler_problem
 
 
-def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
+def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: bool = False) -> dict[str, str]:
     """Why jobs cannot be rendered, by their ids: the files that they name, and settings that do not go together.
 
-    Pictures are opened, not decoded, and LoRAs found, not loaded, each file once. Jobs whose problems only the loaded
-    model would show are not among those found.
+    Pictures are opened, not decoded, and LoRAs compared with the networks' configurations, each file once. Jobs whose
+    problems only the loaded model would show are not among those found.
 
     Raises `ModelError` where a configuration file of the model is damaged.
     """
-    picture, lora = lru_cache(maxsize=None)(_picture_problem), lru_cache(maxsize=None)(_lora_problem)
+    picture = lru_cache(maxsize=None)(_picture_problem)
+    lora = lru_cache(maxsize=None)(lambda name: lora_problem(name, source, lora_partial))
     multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
     checks: tuple[Callable[[Job], str | None], ...] = (
         lambda job: picture(job.init_image),
@@ -45,10 +47,17 @@ def _picture_problem(path: str | None) -> str | None:
     return None
 
 
-def _lora_problem(name: str | None) -> str | None:
+def lora_problem(name: str | None, source: ModelSource, partial: bool) -> str | None:
+    """Why LoRAs cannot be used on a model, if there is a reason: they are missing, damaged, or for another network."""
+    if name is None:
+        return None
     try:
-        if name is not None:
-            find_lora(name)
+        for lora in parse_loras(name):
+            find_lora(lora.name)
+        with quiet_loading():
+            from diffaccel.batch.fit import require_loras
+
+            require_loras(parse_loras(name), source, partial=partial)
     except ModelError as error:
         return f"lora: {error}"
     return None

@@ -46,6 +46,7 @@ class Share:
     suffix: str = "png"
     compare: bool = False
     fail_fast: bool = False
+    lora_partial: bool = False
 
     def pipeline(self) -> "DiffusionPipeline":
         """The pipeline that renders the jobs."""
@@ -62,7 +63,7 @@ def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[S
     from diffaccel.batch.render import Renderer
     from diffaccel.batch.run import BatchRun
 
-    with Renderer(part.pipeline(), overlap=part.overlap) as renderer:
+    with Renderer(part.pipeline(), overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
         run = BatchRun(
             renderer,
             folder,

@@ -12,7 +12,7 @@ from typing import Any
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import SEEDS, PictureSettings, PromptRow
-from diffaccel.models import defaults
+from diffaccel.models import defaults, parse_loras
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")
@@ -29,6 +29,7 @@ class Job:
         width, height: in pixels; of a picture that starts from another one, that one's, unless others are asked for.
         cache: methods as `diffaccel.batch.settings.parse_cache` reads them, or `"none"`.
         guidance: `"full"`, or residual guidance as `diffaccel.batch.settings.parse_guidance` reads it.
+        lora: as `diffaccel.models.parse_loras` reads it, with a weight for each.
         vae: what the autoencoder was loaded from, where it is not the model's own.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
     """
@@ -143,7 +144,11 @@ def _expand(
     row: PromptRow, options: PictureSettings, source: Ingredients, cache: str, num_images: int, multiple: int
 ) -> Iterable[Job]:
     given = options.given() | row.given()
-    settings = {"cache": cache, **defaults(source.model), **defaults(given.get("lora", "")), **given}
+    loras = parse_loras(given.get("lora"))
+    own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
+    settings = {"cache": cache, **defaults(source.model), **own, **given}
+    if not loras:
+        settings.pop("lora", None)
     if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
         settings["cache"] = "none"
     if "init_image" in settings:

@@ -154,7 +154,7 @@ class RenderActor:
         from diffaccel.batch.run import BatchRun
 
         parcel, part = _Parcel(), self._part
-        with Renderer(self._pipe, overlap=part.overlap) as renderer:
+        with Renderer(self._pipe, overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
             run = BatchRun(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
             run(pickle.loads(rows["jobs"][0]))
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

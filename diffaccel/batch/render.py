@@ -21,7 +21,7 @@ from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.methods import Method
-from diffaccel.models import load_lora
+from diffaccel.models import ModelError, load_lora
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
@@ -51,12 +51,13 @@ class Renderer:
         overlap: on an accelerator, let `start` leave decoding for later, and `encode_ahead` work; False where the
             pipeline's parts take turns in its memory. On the CPU all parts share the same cores, and overlapping them
             costs more than it gains (measured: a fifth).
+        lora_partial: use a LoRA of which only some parts fit.
 
     Attributes:
         calls: network calls of all batches under caching, complete once the renderer is closed.
     """
 
-    def __init__(self, pipe: "DiffusionPipeline", *, overlap: bool = True) -> None:
+    def __init__(self, pipe: "DiffusionPipeline", *, overlap: bool = True, lora_partial: bool = False) -> None:
         pipe.set_progress_bar_config(disable=True)
         self.calls = Calls()
         self._pipe = pipe
@@ -65,6 +66,7 @@ class Renderer:
         self._methods: tuple[Method, ...] = ()
         self._handle: Handle | None = None
         self._cached_pipe = pipe
+        self._lora_partial = lora_partial
         self._overlap = overlap and pipe._execution_device.type != "cpu"
         self._decoding = Decoding(self._overlap)
         self._text = TextMemory(pipe)
@@ -137,7 +139,11 @@ class Renderer:
                 self._pipe.unload_lora_weights()
                 self._lora = None
             if lora is not None:
-                load_lora(self._pipe, lora)
+                try:
+                    load_lora(self._pipe, lora, partial=self._lora_partial)
+                except ModelError:
+                    self._pipe.unload_lora_weights()  # of several, those that came before
+                    raise
                 self._lora = lora
 
     def _set_methods(self, pipe: "DiffusionPipeline", methods: tuple[Method, ...]) -> None:

@@ -86,6 +86,7 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
         suffix=request.suffix,
         compare=request.compare,
         fail_fast=request.fail_fast,
+        lora_partial=request.lora_partial,
     )
     with _progress(request, work) as bar:
         show = partial(_show, bar, work.plan.places)

@@ -47,13 +47,21 @@ _OPTIONS = (
     click.argument("prompts", nargs=-1),
     _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
     click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
-    click.option("--lora", help="Bundled name, or a .safetensors file."),
+    click.option(
+        "--lora",
+        multiple=True,
+        metavar="NAME[=WEIGHT]",
+        help="Bundled name, .safetensors file or folder; several with a weight each.  [weight: 1; in a row: none]",
+    ),
+    _flag("--lora-partial", help="Use a LoRA of which only some parts fit the model."),
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
     click.option("--negative-prompt", help="What the pictures should not show."),
     click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
-    click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
+    click.option(
+        "--scheduler", help="As 'dpm++ 2m karras', 'euler a', unipc, or default, the model's.  [emoji-sd: dpm++]"
+    ),
     click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [UNets: DeepCache, forecast]"),
     click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
     _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
@@ -112,6 +120,7 @@ class Request:
     device_map: str | None
     compiled: bool
     vae: str | None
+    lora_partial: bool
     profile: Path | None
     tar_size: int | None
     parquet: bool
@@ -135,6 +144,7 @@ def with_options(function: Callable[[Request], None]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         given = {name: values.pop(name) for name in SETTINGS}
+        given["lora"] = " + ".join(given["lora"]) or None
         function(Request(settings={name: value for name, value in given.items() if value is not None}, **values))
 
     command.__doc__ = function.__doc__

@@ -35,6 +35,7 @@ class GenerateWork:
     todo: "tuple[Job, ...]"
     source: "ModelSource"
     cache: str = "none"
+    lora_partial: bool = False
 
 
 def ranked(request: Request) -> Request:
@@ -76,14 +77,14 @@ def plan_work(request: Request) -> GenerateWork:
         retry_failed=request.retry_failed,
     )
     _require_fit(request, options, todo, source)
-    return GenerateWork(plan, whole.jobs, todo, source, cache)
+    return GenerateWork(plan, whole.jobs, todo, source, cache, request.lora_partial)
 
 
 def unusable(work: GenerateWork) -> dict[str, str]:
     """Why pictures that are left to do cannot be rendered, by their jobs' ids, as far as that shows without a model."""
     from diffaccel.batch.check import find_problems
 
-    problems = find_problems(work.todo, work.source)
+    problems = find_problems(work.todo, work.source, lora_partial=work.lora_partial)
     started = [job for job in work.todo if job.init_image and job.id not in problems]
     if problem := _start_problem(started, work.source):
         problems |= {job.id: f"init_image: {problem}" for job in started}
@@ -117,12 +118,16 @@ def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
 
 def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
-    from diffaccel.batch.check import scheduler_problem
+    from diffaccel.batch.check import lora_problem, scheduler_problem
+    from diffaccel.models import ModelError
 
     sampled = {(job.scheduler, job.init_image is not None) for job in todo if job.scheduler == options.scheduler}
     problems = {problem for name, started in sampled if (problem := scheduler_problem(name, source, started))}
     if problems and len(problems) == len(sampled):
         raise click.UsageError(f"--{problems.pop()}")
+    adapted = any(job.lora == options.lora is not None for job in todo)
+    if adapted and (problem := lora_problem(options.lora, source, request.lora_partial)):
+        raise ModelError(f"--{problem}")
     started = [job for job in todo if job.init_image == options.init_image is not None]
     if problem := _start_problem(started, source):
         raise click.UsageError(f"--init-image: {problem}")
@@ -145,8 +150,8 @@ def _check(request: Request, options: "PictureSettings") -> str:
             check_picture(options.init_image)
     except PictureError as error:
         raise InputError(f"--init-image: {error}") from error
-    if options.lora:
-        models.find_lora(options.lora)
+    for lora in models.parse_loras(options.lora):
+        models.find_lora(lora.name)
     if request.vae:
         models.find_vae(request.vae)
     if request.parquet:

@@ -16,9 +16,9 @@ from diffaccel.models.loader import (
     find_lora,
     find_vae,
     load,
-    load_lora,
     load_vae,
 )
+from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
 from diffaccel.models.source import ModelError, ModelSource, expanded, resolve
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "DTYPES",
     "Bundled",
     "Defaults",
+    "Lora",
     "ModelError",
     "ModelSource",
     "check_device_map",
@@ -43,7 +44,10 @@ __all__ = [
     "load_lora",
     "load_vae",
     "names",
+    "parse_loras",
     "path",
+    "rebased",
     "resolve",
     "with_controlnets",
+    "write_loras",
 ]

@@ -70,21 +70,6 @@ def check_device_map(device_map: str | None, device: "torch.device") -> None:
         raise ModelError(f"device map {device_map!r} needs an accelerator, and this runs on the CPU: leave it out")
 
 
-def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
-    """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one.
-
-    Raises:
-        ModelError: there is none, it is damaged, or it was made for another network.
-    """
-    name = os.fspath(lora)
-    file = find_lora(name)
-    with quiet_loading():
-        try:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-            raise ModelError(f"cannot load the LoRA {name}: {error}") from error
-
-
 def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
     """Load an autoencoder from a bundled name or a folder of diffusers' format (its own, or a pipeline's).
 
