@@ -46,6 +46,8 @@ def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool =
     pipeline = getattr(diffusers, str(source.index["_class_name"]), None)
     if pipeline is None:  # one of diffaccel's own, which knows when it is loaded
         return
+    if not hasattr(pipeline, "lora_state_dict"):
+        raise ModelError(f"{pipeline.__name__} takes no LoRA")
     model = _HollowModel(source)
     for lora in loras:
         unet = model.component("unet") if source.denoiser == "unet" else None
