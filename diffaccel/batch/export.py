@@ -33,6 +33,7 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "guidance": "string",
         "lora": "string",
         "vae": "string",
+        "config": "string",
         "init_image": "string",
         "strength": "float64",
     }

@@ -12,7 +12,7 @@ from typing import Any
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import SEEDS, PictureSettings, PromptRow
-from diffaccel.models import defaults, parse_loras
+from diffaccel.models import defaults, located, parse_loras, rebased
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")
@@ -31,6 +31,7 @@ class Job:
         guidance: `"full"`, or residual guidance as `diffaccel.batch.settings.parse_guidance` reads it.
         lora: as `diffaccel.models.parse_loras` reads it, with a weight for each.
         vae: what the autoencoder was loaded from, where it is not the model's own.
+        config: configurations of a model in a single file, where they are not those that are supplied for it.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
     """
 
@@ -49,6 +50,7 @@ class Job:
     guidance: str = "full"
     lora: str | None = None
     vae: str | None = None
+    config: str | None = None
     init_image: str | None = None
     strength: float | None = None
 
@@ -96,11 +98,12 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What all pictures of a run are rendered with: model, dtype of its weights, and another autoencoder if any."""
+    """What all pictures of a run are rendered with: model, dtype of its weights, and what goes with it, as in a job."""
 
     model: str
     dtype: str
     vae: str | None = None
+    config: str | None = None
 
 
 def plan_jobs(
@@ -151,7 +154,10 @@ def _expand(
         settings.pop("lora", None)
     if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
         settings["cache"] = "none"
+    if loras:
+        settings["lora"] = rebased(settings["lora"], {each.name: located(each.name) for each in loras})
     if "init_image" in settings:
+        settings["init_image"] = located(settings["init_image"])
         settings |= _size_of_start(settings, given, multiple)
     identifier = settings.pop("custom_id", None) or row_id(row)
     seed = settings.pop("seed", None)

@@ -46,7 +46,10 @@ def _flag(*names: str, help: str) -> Callable[..., Any]:
 _OPTIONS = (
     click.argument("prompts", nargs=-1),
     _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
-    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
+    click.option("--model", help="Bundled name, folder, .safetensors file or Hub id.  [default: emoji-sd]"),
+    click.option(
+        "--config", metavar="FOLDER", help="How the networks in a .safetensors file are built; also sd-2.1, ..."
+    ),
     click.option(
         "--lora",
         multiple=True,
@@ -71,7 +74,7 @@ _OPTIONS = (
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
     _flag("--compare", help="Render without caching too, and show both with their difference."),
     click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-    click.option("--vae", help="Another autoencoder: bundled name, or a folder in diffusers format."),
+    click.option("--vae", help="Another autoencoder: bundled name, folder in diffusers format, or .safetensors file."),
     click.option(
         "--device-map",
         type=click.Choice(["balanced", "offload"]),
@@ -120,6 +123,7 @@ class Request:
     device_map: str | None
     compiled: bool
     vae: str | None
+    config: str | None
     lora_partial: bool
     profile: Path | None
     tar_size: int | None

@@ -60,8 +60,13 @@ def plan_work(request: Request) -> GenerateWork:
 
     options = checked_settings(request.settings | _profile(request))
     rows, request = _rows(request, options)
-    source = models.resolve(request.model or DEFAULT_MODEL)
-    common = Ingredients(source.name, _check(request, options), request.vae)
+    source = models.resolve(request.model or DEFAULT_MODEL, request.config)
+    common = Ingredients(
+        models.located(source.name),
+        _check(request, options),
+        request.vae and models.located(request.vae),
+        request.config and models.located(request.config),
+    )
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
     plan = plan_jobs(
         rows, options, common, cache=cache, num_images=request.num_images, multiple=lcm(8, pixel_multiple(source))
@@ -175,7 +180,7 @@ def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[Place
     if request.prompts:
         raise InputError("give either prompts or --from PICTURE, not both")
     values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
-    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
+    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae", "config")}
     own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
     try:
         row = PromptRow(**{**own, "custom_id": values["id"], **options.given()})

@@ -19,7 +19,7 @@ from diffaccel.models.loader import (
     load_vae,
 )
 from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
-from diffaccel.models.source import ModelError, ModelSource, expanded, resolve
+from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
 
 __all__ = [
     "BUNDLED",
@@ -43,6 +43,7 @@ __all__ = [
     "load_controlnet",
     "load_lora",
     "load_vae",
+    "located",
     "names",
     "parse_loras",
     "path",

@@ -82,3 +82,26 @@ def test_samplers_reach_the_picture_under_the_names_of_other_tools(generate, tmp
     assert read_job(path).scheduler == "dpm++ 2m karras"
     with Image.open(path) as picture:
         assert "Sampler: DPM++ 2M Karras," in picture.info["parameters"]
+
+
+def test_a_checkpoint_in_one_file_from_another_folder(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import original_checkpoints
+    import stream_pipelines
+    from diffusers import StableDiffusionPipeline
+
+    parts = {**stream_pipelines.sd().components, "vae": stream_pipelines._kl(4)}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.save_pretrained(tmp_path / "config")
+    original_checkpoints.write(pipe, tmp_path / "x.safetensors")
+    save_file(dict(pipe.vae.state_dict()), tmp_path / "vae.safetensors")
+    monkeypatch.chdir(tmp_path)
+    result = generate("a", "--config", "config", "--vae", "vae.safetensors", model="x.safetensors")
+    assert result.exit_code == 0, result.output
+    path = next((tmp_path / "out").glob("*.png"))
+    assert read_job(path).model == str(tmp_path / "x.safetensors")
+    monkeypatch.chdir("/")
+    again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert pixels(tmp_path / "again" / path.name) == pixels(path)
