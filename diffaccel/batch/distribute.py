@@ -50,7 +50,9 @@ class Share:
 
     def pipeline(self) -> "DiffusionPipeline":
         """The pipeline that renders the jobs."""
-        return open_pipeline(self.source, self.jobs[0].dtype, self.jobs[0].vae, self.placement)
+        return open_pipeline(
+            self.source, self.jobs[0].dtype, self.jobs[0].vae, self.placement, embeddings=self.jobs[0].embeddings
+        )
 
     @property
     def overlap(self) -> bool:

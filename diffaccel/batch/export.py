@@ -34,6 +34,7 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "lora": "string",
         "vae": "string",
         "config": "string",
+        "embeddings": "string",
         "init_image": "string",
         "strength": "float64",
     }

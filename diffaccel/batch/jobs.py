@@ -32,6 +32,7 @@ class Job:
         lora: as `diffaccel.models.parse_loras` reads it, with a weight for each.
         vae: what the autoencoder was loaded from, where it is not the model's own.
         config: configurations of a model in a single file, where they are not those that are supplied for it.
+        embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
     """
 
@@ -51,6 +52,7 @@ class Job:
     lora: str | None = None
     vae: str | None = None
     config: str | None = None
+    embeddings: str | None = None
     init_image: str | None = None
     strength: float | None = None
 
@@ -104,6 +106,7 @@ class Ingredients:
     dtype: str
     vae: str | None = None
     config: str | None = None
+    embeddings: str | None = None
 
 
 def plan_jobs(

@@ -56,6 +56,13 @@ _OPTIONS = (
         metavar="NAME[=WEIGHT]",
         help="Bundled name, .safetensors file or folder; several with a weight each.  [weight: 1; in a row: none]",
     ),
+    click.option(
+        "--embedding",
+        "embeddings",
+        multiple=True,
+        metavar="FILE[=TOKEN]",
+        help="Textual inversion: a word for prompts.  [token: the file's name]",
+    ),
     _flag("--lora-partial", help="Use a LoRA of which only some parts fit the model."),
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
@@ -125,6 +132,7 @@ class Request:
     vae: str | None
     config: str | None
     lora_partial: bool
+    embeddings: str | None
     profile: Path | None
     tar_size: int | None
     parquet: bool
@@ -148,6 +156,7 @@ def with_options(function: Callable[[Request], None]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         given = {name: values.pop(name) for name in SETTINGS}
+        values["embeddings"] = " + ".join(values["embeddings"]) or None
         given["lora"] = " + ".join(given["lora"]) or None
         function(Request(settings={name: value for name, value in given.items() if value is not None}, **values))
 

@@ -66,6 +66,7 @@ def plan_work(request: Request) -> GenerateWork:
         _check(request, options),
         request.vae and models.located(request.vae),
         request.config and models.located(request.config),
+        _embeddings(request, source),
     )
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
     plan = plan_jobs(
@@ -83,6 +84,15 @@ def plan_work(request: Request) -> GenerateWork:
     )
     _require_fit(request, options, todo, source)
     return GenerateWork(plan, whole.jobs, todo, source, cache, request.lora_partial)
+
+
+def _embeddings(request: Request, source: "ModelSource") -> str | None:
+    """The learned words, checked, by names that lead to them from any folder."""
+    from diffaccel import models
+
+    models.check_embeddings(request.embeddings, source)
+    files = models.parse_embeddings(request.embeddings)
+    return models.write_embeddings({token: models.located(file) for token, file in files.items()})
 
 
 def unusable(work: GenerateWork) -> dict[str, str]:
@@ -180,7 +190,10 @@ def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[Place
     if request.prompts:
         raise InputError("give either prompts or --from PICTURE, not both")
     values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
-    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae", "config")}
+    fixed = {
+        name: getattr(request, name) or values.pop(name, None)
+        for name in ("model", "dtype", "vae", "config", "embeddings")
+    }
     own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
     try:
         row = PromptRow(**{**own, "custom_id": values["id"], **options.given()})

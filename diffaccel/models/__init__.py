@@ -7,6 +7,7 @@ print(models.figures("emoji-sd"))
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
 from diffaccel.models.controlnet import find_controlnet, load_controlnet, with_controlnets
+from diffaccel.models.embedding import check_embeddings, load_embeddings, parse_embeddings, write_embeddings
 from diffaccel.models.loader import (
     DEVICE_MAPS,
     DTYPES,
@@ -31,6 +32,7 @@ __all__ = [
     "ModelError",
     "ModelSource",
     "check_device_map",
+    "check_embeddings",
     "choose_device",
     "choose_dtype",
     "defaults",
@@ -41,14 +43,17 @@ __all__ = [
     "find_vae",
     "load",
     "load_controlnet",
+    "load_embeddings",
     "load_lora",
     "load_vae",
     "located",
     "names",
+    "parse_embeddings",
     "parse_loras",
     "path",
     "rebased",
     "resolve",
     "with_controlnets",
+    "write_embeddings",
     "write_loras",
 ]

@@ -17,6 +17,7 @@ from diffaccel.models import (
     load,
     load_vae,
 )
+from diffaccel.models.embedding import load_embeddings
 from diffaccel.models.single_parts import latent_channels
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Placement:
     compiled: bool = False
 
 
-def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: Placement) -> "DiffusionPipeline":
+def open_pipeline(
+    source: ModelSource, dtype: str, vae: str | None, placement: Placement, *, embeddings: str | None = None
+) -> "DiffusionPipeline":
     """Load a pipeline. Raises `ModelError` where something cannot be loaded, compiled, or does not fit."""
     if placement.compiled and choose_device(placement.device).type == "cpu":
         _require_compiler()
@@ -53,6 +56,7 @@ def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: P
         device = choose_device("cpu" if placement.device_map else placement.device)
         components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device, like=source.folder / "vae")
     pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
+    load_embeddings(pipe, embeddings)
     if placement.compiled:
         _compile(pipe)
     return pipe
