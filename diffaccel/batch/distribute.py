@@ -47,6 +47,7 @@ class Share:
     compare: bool = False
     fail_fast: bool = False
     lora_partial: bool = False
+    allow_flagged: bool = False
 
     def pipeline(self) -> "DiffusionPipeline":
         """The pipeline that renders the jobs."""
@@ -73,6 +74,7 @@ def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[S
             suffix=part.suffix,
             compare=part.compare,
             fail_fast=part.fail_fast,
+            allow_flagged=part.allow_flagged,
             on_record=on_record,
         )
         summary = run(part.jobs)

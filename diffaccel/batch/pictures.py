@@ -10,6 +10,10 @@ from diffaccel.models import expanded
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
+class RenderError(RuntimeError):
+    """A picture that cannot be rendered as asked; the message says why and what to do."""
+
+
 class PictureError(ValueError):
     """A picture that cannot be read; the message says which one and why."""
 

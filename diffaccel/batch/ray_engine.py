@@ -145,7 +145,7 @@ class RenderActor:
     """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
 
     def __init__(self, part: Share) -> None:
-        self._part = replace(part, source=resolve(part.source.name))
+        self._part = replace(part, source=resolve(part.source.name, part.jobs[0].config))
         self._pipe = self._part.pipeline()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +155,13 @@ class RenderActor:
 
         parcel, part = _Parcel(), self._part
         with Renderer(self._pipe, overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
-            run = BatchRun(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
+            run = BatchRun(
+                renderer,
+                parcel,
+                batch_size=part.batch_size,
+                suffix=part.suffix,
+                compare=part.compare,
+                allow_flagged=part.allow_flagged,
+            )
             run(pickle.loads(rows["jobs"][0]))
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

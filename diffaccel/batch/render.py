@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -16,8 +17,9 @@ from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.fit import start_problem
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, open_picture, size_problem, strength_problem
+from diffaccel.batch.pictures import PictureError, RenderError, open_picture, size_problem, strength_problem
 from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
+from diffaccel.batch.remarks import Remarks
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.methods import Method
@@ -31,17 +33,20 @@ if TYPE_CHECKING:
 _CALL_NAMES = {"steps": "num_inference_steps"}
 
 
-class RenderError(RuntimeError):
-    """A picture that cannot be rendered as asked; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Rendered:
-    """Pictures of one batch in the order of its jobs, whose open settings are filled in, and the seconds it took."""
+    """Pictures of one batch in the order of its jobs, whose open settings are filled in, and the seconds it took.
+
+    Attributes:
+        flagged: whether the model's safety checker blackened a picture, where it has one.
+        remarks: what libraries said of the batch.
+    """
 
     jobs: tuple[Job, ...]
     images: tuple[Image.Image, ...]
     seconds: float
+    flagged: tuple[bool, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Renderer:
@@ -70,13 +75,16 @@ class Renderer:
         self._overlap = overlap and pipe._execution_device.type != "cpu"
         self._decoding = Decoding(self._overlap)
         self._text = TextMemory(pipe)
+        self._remarks, self._open = Remarks(), ExitStack()
 
     def __enter__(self) -> Self:
+        self._open.enter_context(self._remarks.installed())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._detach(count=kind is None)
         self._text.detach()
+        self._open.close()
 
     def render(self, jobs: Sequence[Job]) -> Rendered:
         """Render one batch. All jobs must have the same `Job.group`.
@@ -93,6 +101,7 @@ class Renderer:
         Both may raise what `render` raises.
         """
         first = jobs[0]
+        self._remarks.taken()  # of a batch that broke off
         pipe = self._image_pipe if first.init_image else self._pipe
         self._set_lora(first.lora)
         self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))
@@ -100,11 +109,14 @@ class Renderer:
         arguments, begin = _arguments(pipe, jobs), time.perf_counter()
         with torch.inference_mode():
             decode = self._decoding(pipe, arguments)
-        complete = tuple(_complete(job, pipe) for job in jobs)
+        complete, said = tuple(_complete(job, pipe) for job in jobs), self._remarks.taken()
 
         def finish() -> Rendered:
-            images = tuple(_to_image(picture) for picture in decode())
-            return Rendered(complete, images, time.perf_counter() - begin)
+            decoded = decode()
+            images = tuple(_to_image(picture) for picture in decoded.pictures)
+            flagged = tuple(bool(flag) for flag in decoded.flagged or [False] * len(images))
+            remarks = tuple(dict.fromkeys([*said, *self._remarks.taken()]))
+            return Rendered(complete, images, time.perf_counter() - begin, flagged, remarks)
 
         return finish
 

@@ -87,6 +87,7 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
         compare=request.compare,
         fail_fast=request.fail_fast,
         lora_partial=request.lora_partial,
+        allow_flagged=request.allow_flagged,
     )
     with _progress(request, work) as bar:
         show = partial(_show, bar, work.plan.places)

@@ -107,6 +107,7 @@ _OPTIONS = (
     _number("--tar", "tar_size", least=1, help="Pack the pictures into webdataset shards of this many, too."),
     _flag("--parquet", help="Write them into one Parquet file, too."),
     _number("--limit", least=1, help="Render at most this many pictures."),
+    _flag("--allow-flagged", help="Keep pictures that the model's safety checker blackened, marked."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
     click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="Of the summary."),
@@ -145,6 +146,7 @@ class Request:
     engine: str
     address: str | None
     limit: int | None
+    allow_flagged: bool
     fail_fast: bool
     dry_run: bool
     layout: str
