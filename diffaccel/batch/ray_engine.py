@@ -121,7 +121,7 @@ def _portable(part: Share) -> Share:
     """
     source = part.source
     local = expanded(source.name)
-    name = str(local.absolute()) if source.folder == local else source.name
+    name = str(local.absolute()) if local in (source.folder, source.file) else source.name
     return replace(part, jobs=part.jobs[:1], source=replace(source, name=name))
 
 

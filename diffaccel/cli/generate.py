@@ -125,7 +125,9 @@ def _write_sheet(request: Request, work: GenerateWork, bad: "list[Record]", most
     asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
     records = read_manifest(request.output).values()
     shown = [record for record in records if record.status == "done" or record.id in asked]
-    write_sheet(request.output, shown, most or MAX_PICTURES)
+    prints = {job.id: job.fingerprint for job in work.plan.jobs}
+    stale = {record.id for record in shown if record.fingerprint != prints.get(record.id, record.fingerprint)}
+    write_sheet(request.output, shown, most or MAX_PICTURES, stale)
 
 
 def _export(request: Request, work: GenerateWork) -> None:

@@ -180,7 +180,7 @@ def test_other_formats(tmp_path: Path, suffix: str) -> None:
 
 
 def test_settings_that_a_file_cannot_hold_cost_only_their_own_picture(tmp_path: Path) -> None:
-    jobs = [replace(job, negative_prompt="心" * 9_999) if job.id == "j3" else job for job in JOBS]
+    jobs = [replace(job, prompt="心" * 9_999) if job.id == "j3" else job for job in JOBS]
     summary = run(tmp_path, FakeRenderer(), jobs, suffix="jpg", batch_size=4)
     assert (summary.done, summary.failed) == (9, 1)
     assert "use png or webp" in (read_manifest(tmp_path)["j3"].error or "")
