@@ -118,7 +118,7 @@ def _read_texts(path: Path) -> dict[str, Any]:
             comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
             if isinstance(comment, bytes) and comment.startswith(_UNICODE):
                 texts["parameters"] = _comment(comment.removeprefix(_UNICODE))
-            return texts | {name: text for name, text in image.info.items() if isinstance(text, str)}
+            return texts | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -51,7 +51,7 @@ class Remarks(logging.Handler):
         show = warnings.showwarning
         for logger in loggers:
             logger.handlers, logger.propagate = [self], False
-        warnings.showwarning = self._show
+        setattr(warnings, "showwarning", self._show)  # noqa: B010 (whose signature is wider)
         try:
             yield
         finally:
@@ -59,5 +59,5 @@ class Remarks(logging.Handler):
             for logger, (handlers, propagate) in zip(loggers, before, strict=True):
                 logger.handlers, logger.propagate = handlers, propagate
 
-    def _show(self, message: Warning | str, *_place: Any) -> None:
+    def _show(self, message: Warning | str, *_place: Any, **_options: Any) -> None:
         self._keep(str(message))
