@@ -66,7 +66,7 @@ class Renderer:
         pipe.set_progress_bar_config(disable=True)
         self.calls = Calls()
         self._pipe = pipe
-        self._scheduler = pipe.scheduler
+        self._scheduler = sampler_named("default", pipe.scheduler)  # never put into it: caching watches what is there
         self._lora: str | None = None
         self._methods: tuple[Method, ...] = ()
         self._handle: Handle | None = None

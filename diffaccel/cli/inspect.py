@@ -9,7 +9,7 @@ import click
 
 from diffaccel.config.words import one_line
 
-SOME_FAILED = 3
+SOME_FAILED, NONE_READ = 3, 2
 
 
 @click.command()
@@ -18,17 +18,17 @@ SOME_FAILED = 3
 def inspect(pictures: tuple[Path, ...], layout: str) -> None:
     """Print the settings in pictures of `diffaccel generate`, AUTOMATIC1111 and ComfyUI.
 
-    A picture without any is told, and the next one follows; the exit code is then 3.
+    A picture without any is told, and the next one follows; the exit code is then 3, or 2 where none has any.
     """
     from diffaccel.batch.readers import InputError
 
-    failed = False
+    failed = 0
     for path in pictures:
         try:
             settings = _settings(path)
         except InputError as error:
             click.echo(one_line(error), err=True)
-            failed = True
+            failed += 1
             continue
         if layout == "json":
             click.echo(json.dumps({"file_name": str(path), **settings}))
@@ -38,7 +38,7 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
             shown = "; ".join(value) if isinstance(value, list) else value
             click.echo(f"  {key.replace('_', ' ')}: {one_line(shown)}")
     if failed:
-        raise click.exceptions.Exit(SOME_FAILED)
+        raise click.exceptions.Exit(SOME_FAILED if failed < len(pictures) else NONE_READ)
 
 
 def _settings(path: Path) -> dict[str, Any]:

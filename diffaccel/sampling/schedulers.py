@@ -8,7 +8,7 @@ integrates a velocity, or the name is refused: a sampler for noise predictions p
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -236,25 +236,26 @@ def _flow_version(sampler: Sampler, config: Options, options: Options) -> Any:
     shift = config.get("shift", config.get("flow_shift", 1.0))
     values = {**config, "shift": shift, "flow_shift": shift, **options, **sampler.flow_options}
     known = _accepted(sampler.flow)
-    made = scheduler.from_config({key: value for key, value in values.items() if key in known})
-    made.set_timesteps = _without_unused_shift(made)
-    return made
+    if sampler.flow_options:
+        scheduler = _without_unused_shift(scheduler)
+    return scheduler.from_config({key: value for key, value in values.items() if key in known})
 
 
-def _without_unused_shift(scheduler: Any) -> Any:
-    """`set_timesteps` that leaves out `mu` where levels are not shifted by the picture's size, as Euler's does.
+@lru_cache
+def _without_unused_shift(scheduler: type[Any]) -> type[Any]:
+    """The class, whose `set_timesteps` leaves out `mu` where levels do not depend on the picture's size, as in Euler's.
 
     FLUX hands `mu` to every scheduler, and the multistep ones refuse it.
     """
-    set_timesteps = scheduler.set_timesteps
 
-    @wraps(set_timesteps)
-    def quieter(*args: Any, **kwargs: Any) -> Any:
-        if not scheduler.config.get("use_dynamic_shifting"):
+    @wraps(scheduler.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.config.get("use_dynamic_shifting"):
             kwargs.pop("mu", None)
-        return set_timesteps(*args, **kwargs)
+        return scheduler.set_timesteps(self, *args, **kwargs)
 
-    return quieter
+    own = {"set_timesteps": set_timesteps, "__module__": scheduler.__module__, "__doc__": scheduler.__doc__}
+    return type(scheduler.__name__, (scheduler,), own)
 
 
 def seed_noise(scheduler: Any, seeds: list[int]) -> None:
