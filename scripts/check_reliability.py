@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "tests"))  # for the rows that both use
+sys.path += [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "stream")]  # for the files that both use
 SUBJECTS = sorted(f.stem for f in (HERE / "reliability").glob("*.py") if "\nCHECKS" in f.read_text())
 
 

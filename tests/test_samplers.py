@@ -1,17 +1,40 @@
-"""Changing a pipeline's sampler keeps its noise schedule, and does not clip latents."""
+"""Samplers by the names that people use: the right class, the model's noise schedule, and the right answer."""
+
+from typing import Any
 
 import pytest
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+import stream_pipelines
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffaccel.sampling.schedulers import SCHEDULERS, sampler_named
+from diffaccel.sampling.schedulers import (
+    SCHEDULERS,
+    SPACINGS,
+    canonical,
+    sampler_named,
+    sampler_problem,
+    seed_noise,
+    shown,
+)
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # diffusers' DPM2
+    pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),  # a rounding error in torchsde
+]
 MODELS = DPMSolverMultistepScheduler(beta_start=0.001, beta_schedule="scaled_linear", timestep_spacing="trailing")
+FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+FLOW_NAMES = [
+    f"{name} {spacing}".strip()
+    for name in SCHEDULERS
+    for spacing in ("", *SPACINGS)
+    if not sampler_problem(f"{name} {spacing}", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_noise_schedule_stays_and_latents_are_not_clipped(name: str) -> None:
     made = sampler_named(name, MODELS)
-    assert type(made).__name__ == SCHEDULERS[name]
+    assert type(made).__name__ == SCHEDULERS[name].scheduler
     assert (made.config.beta_start, made.config.beta_schedule) == (0.001, "scaled_linear")
     assert not made.config.get("clip_sample", False)
 
@@ -28,6 +51,92 @@ def test_default_is_a_new_one_of_the_same_class() -> None:
     assert dict(made.config) == dict(MODELS.config)
 
 
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown scheduler 'magic'; one of default, ddim"):
-        sampler_named("magic", MODELS)
+@pytest.mark.parametrize(
+    ("written", "name", "options"),
+    [
+        ("DPM++ 2M Karras", "dpm++ 2m karras", {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"}),
+        ("dpmpp_2m_sde", "dpm++ 2m sde", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPM++ 3M SDE Exponential", "dpm++ 3m sde exponential", {"use_exponential_sigmas": True, "solver_order": 3}),
+        ("DPM++ SDE Karras", "dpm++ sde karras", {"use_karras_sigmas": True}),
+        ("Euler a", "euler-a", {}),
+        ("euler_ancestral", "euler-a", {}),
+        ("k_euler sgm_uniform", "euler sgm uniform", {"timestep_spacing": "trailing"}),
+        ("DPM2 a Karras", "dpm2-a karras", {"use_karras_sigmas": True}),
+        ("PLMS", "pndm", {}),
+        ("uni_pc", "unipc", {}),
+    ],
+)
+def test_names_as_other_tools_write_them(written: str, name: str, options: dict[str, Any]) -> None:
+    assert canonical(written) == name
+    made = sampler_named(written, MODELS)
+    assert {key: made.config[key] for key in options} == options
+    made.set_timesteps(4)
+    assert canonical(str(shown(name))) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("magic", "unknown scheduler 'magic'; one of default, ddim"),
+        ("DPM++ 2S a", "diffusers has no sampler 'dpm\\+\\+ 2s a'; the nearest is dpm\\+\\+ sde"),
+        ("default karras", "name the sampler"),
+        ("ddim karras", "ddim has no karras spacing on this model; it has sgm uniform, simple, normal"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sampler_named(name, MODELS)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler-a", "tcd", "dpm++ sde", "dpm++ karras", "unipc sgm uniform"])
+def test_a_model_of_flow_matching_refuses_what_is_not_for_it(name: str) -> None:
+    with pytest.raises(ValueError, match=r"trained with flow matching: use dpm\+\+|spacing on this model; it has none"):
+        sampler_named(name, FLOW)
+
+
+@pytest.mark.parametrize("name", FLOW_NAMES)
+def test_flow_versions_give_the_exact_answer(name: str) -> None:
+    """A velocity towards one point leads every sampler there; a constant one leads all there that add no noise."""
+    noise, point = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = sampler_named(name, FLOW)
+    scheduler.set_timesteps(6)
+    latents = noise
+    known = {"generator": torch.Generator().manual_seed(1)} if "unipc" not in name else {}
+    for t in scheduler.timesteps:
+        latents = scheduler.step((latents - point) / (t / 1000), t, latents, **known).prev_sample
+    torch.testing.assert_close(latents, point, atol=6e-3, rtol=0)
+    if "sde" in name or "lcm" in name:
+        return
+    scheduler, latents = sampler_named(name, FLOW), noise
+    scheduler.set_timesteps(6)
+    for t in scheduler.timesteps:
+        latents = scheduler.step(noise - point, t, latents).prev_sample
+    torch.testing.assert_close(latents, point, atol=6e-3, rtol=0)
+
+
+@pytest.mark.parametrize("build", [stream_pipelines.sd3, stream_pipelines.flux, lambda: stream_pipelines.flux(True)])
+def test_pipelines_of_flow_matching_run_with_each(build: Any) -> None:
+    pipe = build()
+    pipe.set_progress_bar_config(disable=True)
+    own = pipe.scheduler
+    config = {"_class_name": type(own).__name__, **own.config}
+    for name in ("euler", "heun", "lcm", "dpm++", "dpm++ 2m sde", "unipc"):
+        if not sampler_problem(name, config, type(pipe).__name__):
+            pipe.scheduler = sampler_named(name, own)
+            call = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "latent"}
+            assert pipe("a cat", generator=torch.Generator().manual_seed(0), **call).images.isfinite().all()
+
+
+def test_noise_of_each_row_has_its_own_seed() -> None:
+    """Whatever stands beside a row, the noise that DPM++ SDE adds to it stays."""
+    results = []
+    for seeds in ([3, 4], [3, 5]):
+        scheduler = sampler_named("dpm++ sde", MODELS)
+        seed_noise(scheduler, seeds)
+        scheduler.set_timesteps(3)
+        latents = torch.ones(2, 4, 4, 4)
+        for t in scheduler.timesteps:
+            latents = scheduler.step(0.1 * latents, t, latents).prev_sample
+        results.append(latents)
+    assert torch.equal(results[0][0], results[1][0])
+    assert not torch.equal(results[0][1], results[1][1])

@@ -7,22 +7,26 @@ from typing import Any
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
-from diffaccel.models import ModelError, ModelSource, find_lora
+from diffaccel.models import ModelError, ModelSource, find_lora, parse_loras
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.sampling.schedulers import sampler_problem
 
 
-def find_problems(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
+def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: bool = False) -> dict[str, str]:
     """Why jobs cannot be rendered, by their ids: the files that they name, and settings that do not go together.
 
-    Pictures are opened, not decoded, and LoRAs found, not loaded, each file once. Jobs whose problems only the loaded
-    model would show are not among those found.
+    Pictures are opened, not decoded, and LoRAs compared with the networks' configurations, each file once. Jobs whose
+    problems only the loaded model would show are not among those found.
 
     Raises `ModelError` where a configuration file of the model is damaged.
     """
-    picture, lora = lru_cache(maxsize=None)(_picture_problem), lru_cache(maxsize=None)(_lora_problem)
-    multiple = _pixel_multiple(source)
+    picture = lru_cache(maxsize=None)(_picture_problem)
+    lora = lru_cache(maxsize=None)(lambda name: lora_problem(name, source, lora_partial))
+    multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
     checks: tuple[Callable[[Job], str | None], ...] = (
         lambda job: picture(job.init_image),
         lambda job: lora(job.lora),
+        lambda job: sampler(job.scheduler, source, job.init_image is not None),
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
     )
@@ -43,13 +47,27 @@ def _picture_problem(path: str | None) -> str | None:
     return None
 
 
-def _lora_problem(name: str | None) -> str | None:
+def lora_problem(name: str | None, source: ModelSource, partial: bool) -> str | None:
+    """Why LoRAs cannot be used on a model, if there is a reason: they are missing, damaged, or for another network."""
+    if name is None:
+        return None
     try:
-        if name is not None:
-            find_lora(name)
+        for lora in parse_loras(name):
+            find_lora(lora.name)
+        with quiet_loading():
+            from diffaccel.batch.fit import require_loras
+
+            require_loras(parse_loras(name), source, partial=partial)
     except ModelError as error:
         return f"lora: {error}"
     return None
+
+
+def scheduler_problem(name: str, source: ModelSource, from_picture: bool) -> str | None:
+    """What keeps a model from being sampled by that name, if anything; from a picture some are not to be had."""
+    config, pipeline = _config(source, "scheduler", "scheduler_config.json"), str(source.index["_class_name"])
+    problem = sampler_problem(name, config, pipeline, from_picture=from_picture)
+    return f"scheduler: {problem}" if problem else None
 
 
 def _strength_problem(job: Job, source: ModelSource) -> str | None:
@@ -60,7 +78,7 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
     return strength_problem(job.steps, job.strength) if job.steps and source.denoiser == "unet" else None
 
 
-def _pixel_multiple(source: ModelSource) -> int:
+def pixel_multiple(source: ModelSource) -> int:
     """What both sides of a picture must be multiples of; 1 where the configuration files do not tell."""
     denoiser, vae = (_config(source, part) for part in ("transformer", "vae"))
     levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
@@ -70,8 +88,8 @@ def _pixel_multiple(source: ModelSource) -> int:
     return int(patch * 2 ** (len(levels) - 1))
 
 
-def _config(source: ModelSource, part: str) -> dict[str, Any]:
-    file = source.folder / part / "config.json"
+def _config(source: ModelSource, part: str, name: str = "config.json") -> dict[str, Any]:
+    file = source.folder / part / name
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (OSError, ValueError, TypeError) as error:

@@ -5,13 +5,23 @@ size is watched: if that is all that happens to the decoder's output (no safety 
 leave both out, and hand back a function that does them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Finish = Callable[[], Any]
+
+@dataclass(frozen=True)
+class Decoded:
+    """The pictures of one call, and for each whether the pipeline's safety checker found something, if it has one."""
+
+    pictures: Any
+    flagged: Sequence[bool] | None = None
+
+
+Finish = Callable[[], Decoded]
 _PICTURES = "the pictures, which are decoded later"
 
 
@@ -36,11 +46,16 @@ class Decoding:
             return lambda: pictures
         if possible and self._splits[key]:
             return _split(pipe, arguments)
-        pictures = pipe(**arguments).images
-        return lambda: pictures
+        decoded = _whole(pipe, arguments)
+        return lambda: decoded
 
 
-def _watched(pipe: Any, arguments: dict[str, Any]) -> tuple[Any, bool]:
+def _whole(pipe: Any, arguments: dict[str, Any]) -> Decoded:
+    output = pipe(**arguments)
+    return Decoded(output.images, getattr(output, "nsfw_content_detected", None))
+
+
+def _watched(pipe: Any, arguments: dict[str, Any]) -> tuple[Decoded, bool]:
     """The pictures of a whole call, and whether the decoder's one output went to the postprocessor unchanged."""
     decode, postprocess = pipe.vae.decode, pipe.image_processor.postprocess
     decoded: list[Any] = []
@@ -59,7 +74,7 @@ def _watched(pipe: Any, arguments: dict[str, Any]) -> tuple[Any, bool]:
         _replaced(pipe.vae, "decode", watching_decode),
         _replaced(pipe.image_processor, "postprocess", watching_postprocess),
     ):
-        pictures = pipe(**arguments).images
+        pictures = _whole(pipe, arguments)
     return pictures, len(decoded) == 1 and len(seen) == 1 and decoded[0] is seen[0]
 
 
@@ -83,9 +98,9 @@ def _split(pipe: Any, arguments: dict[str, Any]) -> Finish:
     with _replaced(pipe.vae, "decode", later_decode), _replaced(pipe.image_processor, "postprocess", later_postprocess):
         pipe(**arguments)
 
-    def finish() -> Any:
+    def finish() -> Decoded:
         with torch.inference_mode():
-            return asked["postprocess"](asked["decode"]())
+            return Decoded(asked["postprocess"](asked["decode"]()))
 
     return finish
 

@@ -46,10 +46,14 @@ class Share:
     suffix: str = "png"
     compare: bool = False
     fail_fast: bool = False
+    lora_partial: bool = False
+    allow_flagged: bool = False
 
     def pipeline(self) -> "DiffusionPipeline":
         """The pipeline that renders the jobs."""
-        return open_pipeline(self.source, self.jobs[0].dtype, self.jobs[0].vae, self.placement)
+        return open_pipeline(
+            self.source, self.jobs[0].dtype, self.jobs[0].vae, self.placement, embeddings=self.jobs[0].embeddings
+        )
 
     @property
     def overlap(self) -> bool:
@@ -62,7 +66,7 @@ def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[S
     from diffaccel.batch.render import Renderer
     from diffaccel.batch.run import BatchRun
 
-    with Renderer(part.pipeline(), overlap=part.overlap) as renderer:
+    with Renderer(part.pipeline(), overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
         run = BatchRun(
             renderer,
             folder,
@@ -70,6 +74,7 @@ def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[S
             suffix=part.suffix,
             compare=part.compare,
             fail_fast=part.fail_fast,
+            allow_flagged=part.allow_flagged,
             on_record=on_record,
         )
         summary = run(part.jobs)

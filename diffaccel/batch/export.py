@@ -33,6 +33,8 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "guidance": "string",
         "lora": "string",
         "vae": "string",
+        "config": "string",
+        "embeddings": "string",
         "init_image": "string",
         "strength": "float64",
     }

@@ -9,7 +9,9 @@ from diffaccel.attach.plan import Plan, plan
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
 from diffaccel.methods import Method, Profile
-from diffaccel.models import ModelError, ModelSource
+from diffaccel.models import Lora, ModelError, ModelSource, find_lora
+from diffaccel.models.lora import without_misfits
+from diffaccel.models.lora_file import read_parts
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.runtime.host import Host
@@ -37,6 +39,25 @@ def misfits(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
     return found
 
 
+def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool = False) -> None:
+    """Raise `ModelError` where a LoRA does not fit a model's networks, with ``partial`` where no part of it does."""
+    import diffusers
+
+    pipeline = getattr(diffusers, str(source.index["_class_name"]), None)
+    if pipeline is None:  # one of diffaccel's own, which knows when it is loaded
+        return
+    if not hasattr(pipeline, "lora_state_dict"):
+        raise ModelError(f"{pipeline.__name__} takes no LoRA")
+    model = _HollowModel(source)
+    for lora in loras:
+        unet = model.component("unet") if source.denoiser == "unet" else None
+        parts = read_parts(
+            find_lora(lora.name), pipeline, getattr(unet, "config", None), source.denoiser or "transformer"
+        )
+        networks = {name: model.component(name) for name in parts if isinstance(source.index.get(name), list)}
+        without_misfits(parts, networks, lora.name, partial=partial)
+
+
 def start_problem(pipeline: str) -> str | None:
     """What keeps a pipeline of the class with this name from starting from a picture, if anything."""
     if starts_from_pictures(pipeline):
@@ -49,6 +70,7 @@ class _HollowModel:
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
+        self._built: dict[str, Any] = {}
 
     @cached_property
     def denoisers(self) -> list[Any]:
@@ -62,10 +84,11 @@ class _HollowModel:
 
     def problem(self, cache: str, scheduler: str, steps: int | None) -> str | None:
         """What speaks against caching with this sampler in this many steps, if anything."""
-        methods, run = parse_cache(cache), _SchedulerOnly(sampler_named(scheduler, self.scheduler))
+        methods = parse_cache(cache)
         if not self.denoisers:
             return f"{self._source.name} has no denoiser that features could be reused in: use none"
         try:
+            run = _SchedulerOnly(sampler_named(scheduler, self.scheduler))
             plans = [plan(model, methods) for model in self.denoisers]
             self._check_run(plans, methods, run, steps)
         except UnsupportedModelError as error:
@@ -95,6 +118,12 @@ class _HollowModel:
         except (UnsupportedModelError, ValueError):
             return False
 
+    def component(self, name: str) -> Any:
+        """A network by its name, of diffusers or transformers, built once."""
+        if name not in self._built:
+            self._built[name] = self._part(name)
+        return self._built[name]
+
     def _has(self, name: str) -> bool:
         return (self._source.folder / name / "config.json").is_file()
 
@@ -102,10 +131,17 @@ class _HollowModel:
         """A network or scheduler, built from its configuration."""
         with quiet_loading():
             import diffusers
+            import transformers
             from accelerate import init_empty_weights
 
+            library, class_name = self._source.index[name]
             try:
-                kind = getattr(diffusers, self._source.index[name][1])
+                if library == "transformers":
+                    kind = getattr(transformers, class_name)
+                    config = kind.config_class.from_pretrained(self._source.folder / name, local_files_only=True)
+                    with init_empty_weights():
+                        return kind(config)
+                kind = getattr(diffusers, class_name)
                 with init_empty_weights():
                     return kind.from_config(kind.load_config(self._source.folder / name, local_files_only=True))
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

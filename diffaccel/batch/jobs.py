@@ -5,13 +5,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import Any
 
+from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import SEEDS, PictureSettings, PromptRow
-from diffaccel.models import defaults
+from diffaccel.models import defaults, located, parse_loras, rebased
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")
@@ -25,10 +26,13 @@ class Job:
         id: name of the picture's file, without its suffix; unique within an output folder.
         seed: seeds this picture's own generator, so that the picture does not depend on its place in a batch.
         model: what the pipeline was loaded from; `dtype` is that of its weights.
-        width, height: in pixels.
+        width, height: in pixels; of a picture that starts from another one, that one's, unless others are asked for.
         cache: methods as `diffaccel.batch.settings.parse_cache` reads them, or `"none"`.
         guidance: `"full"`, or residual guidance as `diffaccel.batch.settings.parse_guidance` reads it.
+        lora: as `diffaccel.models.parse_loras` reads it, with a weight for each.
         vae: what the autoencoder was loaded from, where it is not the model's own.
+        config: configurations of a model in a single file, where they are not those that are supplied for it.
+        embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
     """
 
@@ -47,14 +51,19 @@ class Job:
     guidance: str = "full"
     lora: str | None = None
     vae: str | None = None
+    config: str | None = None
+    embeddings: str | None = None
     init_image: str | None = None
     strength: float | None = None
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """What jobs must share to be rendered in one batch."""
+        """What jobs must share to be rendered in one batch.
+
+        Whether there is a negative prompt at all counts, too: SDXL paints without one otherwise than with an empty one.
+        """
         values = tuple(getattr(self, field.name) for field in fields(self) if field.name not in _PER_ROW)
-        return (*values, self.init_image is not None)
+        return (*values, self.init_image is not None, bool(self.negative_prompt))
 
     @property
     def fingerprint(self) -> str:
@@ -78,14 +87,26 @@ class JobPlan:
     duplicates: int
     places: Mapping[str, str]
 
+    def limited(self, most: int | None) -> "JobPlan":
+        """The plan of the first so many pictures of the whole run."""
+        return replace(self, jobs=self.jobs[:most])
+
+    def shard(self, index: int, count: int, batch_size: int) -> "JobPlan":
+        """The `index`-th (from 1) of `count` parts, which together have every picture, bad row and repetition once."""
+        mine = slice(index - 1, None, count)
+        jobs = shard(self.jobs, index, count, batch_size)
+        return replace(self, jobs=jobs, bad=self.bad[mine], duplicates=len(range(self.duplicates)[mine]))
+
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What all pictures of a run are rendered with: model, dtype of its weights, and another autoencoder if any."""
+    """What all pictures of a run are rendered with: model, dtype of its weights, and what goes with it, as in a job."""
 
     model: str
     dtype: str
     vae: str | None = None
+    config: str | None = None
+    embeddings: str | None = None
 
 
 def plan_jobs(
@@ -95,6 +116,7 @@ def plan_jobs(
     *,
     cache: str = "none",
     num_images: int = 1,
+    multiple: int = 8,
 ) -> JobPlan:
     """Decide every setting of every picture.
 
@@ -102,6 +124,7 @@ def plan_jobs(
         options: the command line's settings, for what a row leaves open.
         cache: the caching that neither a row, the options, a LoRA nor the bundled model names.
         num_images: pictures per row; the seed counts up from the row's.
+        multiple: what both sides of the model's pictures are multiples of, in pixels.
     """
     jobs: dict[str, Job] = {}
     places: dict[str, str] = {}
@@ -111,7 +134,7 @@ def plan_jobs(
         if isinstance(placed, BadRow):
             bad.append(placed)
             continue
-        for job in _expand(placed.row, options, source, cache, num_images):
+        for job in _expand(placed.row, options, source, cache, num_images, multiple):
             known = jobs.setdefault(job.id.casefold(), job)
             if known is job:
                 places[job.id] = placed.where
@@ -124,18 +147,43 @@ def plan_jobs(
 
 
 def _expand(
-    row: PromptRow, options: PictureSettings, source: Ingredients, cache: str, num_images: int
+    row: PromptRow, options: PictureSettings, source: Ingredients, cache: str, num_images: int, multiple: int
 ) -> Iterable[Job]:
     given = options.given() | row.given()
-    settings = {"cache": cache, **defaults(source.model), **defaults(given.get("lora", "")), **given}
+    loras = parse_loras(given.get("lora"))
+    own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
+    settings = {"cache": cache, **defaults(source.model), **own, **given}
+    if not loras:
+        settings.pop("lora", None)
     if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
         settings["cache"] = "none"
+    if loras:
+        settings["lora"] = rebased(settings["lora"], {each.name: located(each.name) for each in loras})
+    if "init_image" in settings:
+        settings["init_image"] = located(settings["init_image"])
+        settings |= _size_of_start(settings, given, multiple)
     identifier = settings.pop("custom_id", None) or row_id(row)
     seed = settings.pop("seed", None)
     first = seed if seed is not None else int(_digest(identifier)[:8], 16)
     for index in range(num_images):
         name = identifier if index == 0 else f"{identifier}-{index + 1}"
         yield Job(id=name, seed=(first + index) % SEEDS, **asdict(source), **settings)
+
+
+def _size_of_start(settings: Mapping[str, Any], given: Mapping[str, Any], multiple: int) -> dict[str, int]:
+    """Width and height of a picture that starts from another one, where the row and the options leave them open.
+
+    They are that picture's, cut to what the model can paint; one that cannot be read is reported by those who look.
+    """
+    if {"width", "height"} <= given.keys():
+        return {}
+    try:
+        width, height = picture_size(str(settings["init_image"]))
+    except PictureError:
+        return {}
+    scale = given["width"] / width if "width" in given else given["height"] / height if "height" in given else 1
+    sides = {"width": width * scale, "height": height * scale}
+    return {name: max(multiple, int(side) // multiple * multiple) for name, side in sides.items() if name not in given}
 
 
 def row_id(row: PromptRow) -> str:

@@ -17,26 +17,35 @@ from typing import Generic, TypeVar
 import torch
 
 from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.pictures import RenderError
+from diffaccel.models import ModelError
 from diffaccel.models.placement import is_out_of_memory
 
 logger = logging.getLogger(__name__)
+LONGEST, MOST_DETAIL = 200, 10_000  # characters of a line and of all that a library said
 AHEAD = 1  # batches that may wait to be finished: each holds its latents on the device
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that could not be rendered, and why."""
+    """A job that could not be rendered, and why: in a line, and as a library said it where that is longer."""
 
     job: Job
     error: str
+    detail: str | None = None
 
     @classmethod
     def of(cls, job: Job, error: Exception) -> "Failure":
-        """The failure that `error` was; without the advice on debugging that some libraries add."""
+        """The failure that `error` was: our own sentence, or a line of what a library said, with all of it behind."""
         logger.debug("job %s failed", job.id, exc_info=error)
-        first_paragraph = str(error).strip().split("\n\n")[0]
-        return cls(job, f"{type(error).__name__}: {first_paragraph}")
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, RenderError | ModelError):
+            return cls(job, text)
+        line = " ".join(text.split("\n\n")[0].split())
+        said = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+        why = "out of memory" if is_out_of_memory(error) else "could not be rendered"
+        return cls(job, f"{why}: {said}", text[:MOST_DETAIL] if text != said else None)
 
 
 class ProductionLine(Generic[T]):

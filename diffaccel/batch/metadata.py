@@ -14,31 +14,22 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import TypeAdapter, ValidationError
 
 from diffaccel import __version__
+from diffaccel.batch.foreign import ForeignSettings, read_foreign
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.readers import InputError, explain
+from diffaccel.sampling.schedulers import shown
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+_UNICODE = b"UNICODE\0"
 _JPEG_SEGMENT = 65_533
-_SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm++": "DPM++ 2M",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "pndm": "PLMS",
-    "tcd": "TCD",
-    "unipc": "UniPC",
-}
 
 
 def parameters(job: Job, size: tuple[int, int]) -> str:
     """The settings as AUTOMATIC1111's web UI writes them, readable by the tools that read its pictures."""
     values = {
         "Steps": job.steps,
-        "Sampler": _SAMPLERS.get(job.scheduler),
+        "Sampler": shown(job.scheduler),
         "CFG scale": job.guidance_scale,
         "Seed": job.seed,
         "Size": f"{size[0]}x{size[1]}",
@@ -75,16 +66,40 @@ def encode(image: Image.Image, job: Job, suffix: str = "png") -> bytes:
     else:
         exif = Image.Exif()
         exif[_IMAGE_DESCRIPTION] = chunk
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + text.encode("utf-16-be")
         if suffix == "jpg" and len(exif.tobytes()) > _JPEG_SEGMENT:
             raise ValueError("the prompts are longer than a JPEG's metadata may be (64 KB): use png or webp")
         image.save(buffer, SUFFIXES[suffix], exif=exif, quality=95)
     return buffer.getvalue()
 
 
+def read_settings(path: Path) -> Job | ForeignSettings:
+    """What the picture at `path` was painted with: the job, or what another tool wrote into it.
+
+    Raises `InputError` where there is neither.
+    """
+    texts = _read_texts(path)
+    try:
+        values = json.loads(texts.get("diffaccel") or texts.get("description") or "")
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if isinstance(values, dict) and ("version" in values or "diffaccel" in texts):
+        return _job(values, path)
+    foreign = read_foreign(texts)
+    if foreign is None:
+        raise InputError(f"{path} holds no settings of diffaccel, AUTOMATIC1111 or ComfyUI")
+    return foreign
+
+
 def read_job(path: Path) -> Job:
     """The job that rendered the picture at `path`. Raises `InputError` where there is none in it."""
-    values = _read_chunk(path)
+    found = read_settings(path)
+    if isinstance(found, ForeignSettings):
+        raise InputError(f"{path} holds no diffaccel settings, but those of {found.tool}")
+    return found
+
+
+def _job(values: dict[str, Any], path: Path) -> Job:
     values.pop("version", None)
     try:
         return TypeAdapter(Job).validate_python(asdict(Job(**values)))
@@ -93,19 +108,23 @@ def read_job(path: Path) -> Job:
         raise InputError(f"the settings in {path} are not those of this version: {words}") from error
 
 
-def _read_chunk(path: Path) -> dict[str, Any]:
+def _read_texts(path: Path) -> dict[str, Any]:
+    """A picture's texts by their keywords, with EXIF's description and user comment among them."""
     try:
         with Image.open(path, formats=list(SUFFIXES.values())) as image:
             image.load()
-            chunk = image.info.get("diffaccel") or image.getexif().get(_IMAGE_DESCRIPTION)
+            exif = image.getexif()
+            texts = {"description": exif.get(_IMAGE_DESCRIPTION)}
+            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            if isinstance(comment, bytes) and comment.startswith(_UNICODE):
+                texts["parameters"] = _comment(comment.removeprefix(_UNICODE))
+            return texts | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    try:
-        values = json.loads(chunk or "")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} holds no diffaccel settings") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no diffaccel settings")
-    return values
+
+
+def _comment(data: bytes) -> str:
+    """UTF-16 of either order: the standard leaves it open, and every other byte of "Steps:" is zero."""
+    return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", "replace")

@@ -10,6 +10,10 @@ from diffaccel.models import expanded
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
+class RenderError(RuntimeError):
+    """A picture that cannot be rendered as asked; the message says why and what to do."""
+
+
 class PictureError(ValueError):
     """A picture that cannot be read; the message says which one and why."""
 
@@ -26,6 +30,12 @@ def check_picture(path: str) -> None:
     """Raise `PictureError` where the picture cannot be opened; its pixels are not decoded, so this takes no time."""
     with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
         image.verify()
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels of the picture as `open_picture` gives it. Raises `PictureError`."""
+    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
+        return image.size
 
 
 def size_problem(model: str, sides: Iterable[int | None], multiple: int) -> str | None:

@@ -121,7 +121,7 @@ def _portable(part: Share) -> Share:
     """
     source = part.source
     local = expanded(source.name)
-    name = str(local.absolute()) if source.folder == local else source.name
+    name = str(local.absolute()) if local in (source.folder, source.file) else source.name
     return replace(part, jobs=part.jobs[:1], source=replace(source, name=name))
 
 
@@ -145,7 +145,7 @@ class RenderActor:
     """One pipeline somewhere on the cluster. Called with one pickled batch of jobs, returns its files and records."""
 
     def __init__(self, part: Share) -> None:
-        self._part = replace(part, source=resolve(part.source.name))
+        self._part = replace(part, source=resolve(part.source.name, part.jobs[0].config))
         self._pipe = self._part.pipeline()
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +154,14 @@ class RenderActor:
         from diffaccel.batch.run import BatchRun
 
         parcel, part = _Parcel(), self._part
-        with Renderer(self._pipe, overlap=part.overlap) as renderer:
-            run = BatchRun(renderer, parcel, batch_size=part.batch_size, suffix=part.suffix, compare=part.compare)
+        with Renderer(self._pipe, overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
+            run = BatchRun(
+                renderer,
+                parcel,
+                batch_size=part.batch_size,
+                suffix=part.suffix,
+                compare=part.compare,
+                allow_flagged=part.allow_flagged,
+            )
             run(pickle.loads(rows["jobs"][0]))
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from diffaccel.batch.settings import PromptRow
 from diffaccel.config.words import did_you_mean
+from diffaccel.models import parse_loras, rebased
 
 COMMAND_LINE = "command line"
 SETTINGS = ("size", *PromptRow.model_fields)
@@ -88,9 +89,13 @@ def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     """The row with its files looked for beside the prompt file that names them, before the working folder."""
     if isinstance(placed, BadRow) or not (placed.row.init_image or placed.row.lora):
         return placed
-    named = {name: getattr(placed.row, name) for name in ("init_image", "lora") if getattr(placed.row, name)}
-    found = {name: str(folder / file) for name, file in named.items() if (folder / file).exists()}
-    return PlacedRow(placed.where, placed.row.model_copy(update=found))
+    row, found = placed.row, {}
+    if row.init_image and (folder / row.init_image).exists():
+        found["init_image"] = str(folder / row.init_image)
+    if row.lora:
+        names = [lora.name for lora in parse_loras(row.lora)]
+        found["lora"] = rebased(row.lora, {name: str(folder / name) for name in names if (folder / name).exists()})
+    return PlacedRow(placed.where, row.model_copy(update=found))
 
 
 def _row(values: Any, where: str) -> PlacedRow | BadRow:

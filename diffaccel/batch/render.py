@@ -3,6 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +17,15 @@ from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.batch.decoding import Decoding
 from diffaccel.batch.fit import start_problem
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, open_picture, size_problem, strength_problem
+from diffaccel.batch.pictures import PictureError, RenderError, open_picture, size_problem, strength_problem
 from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
+from diffaccel.batch.remarks import Remarks
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.methods import Method
-from diffaccel.models import load_lora
+from diffaccel.models import ModelError, load_lora
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.sampling.schedulers import sampler_named
+from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,17 +33,20 @@ if TYPE_CHECKING:
 _CALL_NAMES = {"steps": "num_inference_steps"}
 
 
-class RenderError(RuntimeError):
-    """A picture that cannot be rendered as asked; the message says why and what to do."""
-
-
 @dataclass(frozen=True)
 class Rendered:
-    """Pictures of one batch in the order of its jobs, whose open settings are filled in, and the seconds it took."""
+    """Pictures of one batch in the order of its jobs, whose open settings are filled in, and the seconds it took.
+
+    Attributes:
+        flagged: whether the model's safety checker blackened a picture, where it has one.
+        remarks: what libraries said of the batch.
+    """
 
     jobs: tuple[Job, ...]
     images: tuple[Image.Image, ...]
     seconds: float
+    flagged: tuple[bool, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Renderer:
@@ -51,30 +56,35 @@ class Renderer:
         overlap: on an accelerator, let `start` leave decoding for later, and `encode_ahead` work; False where the
             pipeline's parts take turns in its memory. On the CPU all parts share the same cores, and overlapping them
             costs more than it gains (measured: a fifth).
+        lora_partial: use a LoRA of which only some parts fit.
 
     Attributes:
         calls: network calls of all batches under caching, complete once the renderer is closed.
     """
 
-    def __init__(self, pipe: "DiffusionPipeline", *, overlap: bool = True) -> None:
+    def __init__(self, pipe: "DiffusionPipeline", *, overlap: bool = True, lora_partial: bool = False) -> None:
         pipe.set_progress_bar_config(disable=True)
         self.calls = Calls()
         self._pipe = pipe
-        self._scheduler = pipe.scheduler
+        self._scheduler = sampler_named("default", pipe.scheduler)  # never put into it: caching watches what is there
         self._lora: str | None = None
         self._methods: tuple[Method, ...] = ()
         self._handle: Handle | None = None
         self._cached_pipe = pipe
+        self._lora_partial = lora_partial
         self._overlap = overlap and pipe._execution_device.type != "cpu"
         self._decoding = Decoding(self._overlap)
         self._text = TextMemory(pipe)
+        self._remarks, self._open = Remarks(), ExitStack()
 
     def __enter__(self) -> Self:
+        self._open.enter_context(self._remarks.installed())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._detach(count=kind is None)
         self._text.detach()
+        self._open.close()
 
     def render(self, jobs: Sequence[Job]) -> Rendered:
         """Render one batch. All jobs must have the same `Job.group`.
@@ -91,18 +101,22 @@ class Renderer:
         Both may raise what `render` raises.
         """
         first = jobs[0]
+        self._remarks.taken()  # of a batch that broke off
         pipe = self._image_pipe if first.init_image else self._pipe
         self._set_lora(first.lora)
         self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))
-        pipe.scheduler = self._new_scheduler(first.scheduler)
+        pipe.scheduler = self._new_scheduler(jobs)
         arguments, begin = _arguments(pipe, jobs), time.perf_counter()
         with torch.inference_mode():
             decode = self._decoding(pipe, arguments)
-        complete = tuple(_complete(job, pipe) for job in jobs)
+        complete, said = tuple(_complete(job, pipe) for job in jobs), self._remarks.taken()
 
         def finish() -> Rendered:
-            images = tuple(_to_image(picture) for picture in decode())
-            return Rendered(complete, images, time.perf_counter() - begin)
+            decoded = decode()
+            images = tuple(_to_image(picture) for picture in decoded.pictures)
+            flagged = tuple(bool(flag) for flag in decoded.flagged or [False] * len(images))
+            remarks = tuple(dict.fromkeys([*said, *self._remarks.taken()]))
+            return Rendered(complete, images, time.perf_counter() - begin, flagged, remarks)
 
         return finish
 
@@ -122,9 +136,11 @@ class Renderer:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _new_scheduler(self, name: str) -> Any:
+    def _new_scheduler(self, jobs: Sequence[Job]) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
-        return sampler_named(name, self._scheduler)
+        scheduler = sampler_named(jobs[0].scheduler, self._scheduler)
+        seed_noise(scheduler, [job.seed for job in jobs])
+        return scheduler
 
     def _set_lora(self, lora: str | None) -> None:
         if lora == self._lora:
@@ -135,7 +151,11 @@ class Renderer:
                 self._pipe.unload_lora_weights()
                 self._lora = None
             if lora is not None:
-                load_lora(self._pipe, lora)
+                try:
+                    load_lora(self._pipe, lora, partial=self._lora_partial)
+                except ModelError:
+                    self._pipe.unload_lora_weights()  # of several, those that came before
+                    raise
                 self._lora = lora
 
     def _set_methods(self, pipe: "DiffusionPipeline", methods: tuple[Method, ...]) -> None:
@@ -164,7 +184,8 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
         if getattr(first, name) is not None
     }
     if first.init_image:
-        size = (values.pop("width", None), values.pop("height", None))
+        size = (first.width, first.height)
+        values = {name: value for name, value in values.items() if name in accepted or name not in ("width", "height")}
         _require_a_step(pipe, values)
         values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
     if any(job.negative_prompt for job in jobs):

@@ -23,6 +23,9 @@ from diffaccel.batch.summary import Summary
 
 WRITERS = 4
 MAX_PENDING = 16
+FLAGGED = (
+    "the model's safety checker found the picture unsuitable and blackened it; --allow-flagged keeps such pictures"
+)
 
 
 class BatchRun:
@@ -32,6 +35,7 @@ class BatchRun:
         on_record: called after each job's record is on disk, in the caller's thread.
         suffix: `png`, `jpg` or `webp`.
         compare: render every job without caching too, and write both side by side into `compare/`.
+        allow_flagged: keep what the model's safety checker blackened, instead of failing.
         fail_fast: stop at the first job that fails.
     """
 
@@ -44,12 +48,13 @@ class BatchRun:
         suffix: str = "png",
         compare: bool = False,
         fail_fast: bool = False,
+        allow_flagged: bool = False,
         on_record: Callable[[Record], None] | None = None,
     ) -> None:
         self.summary = Summary()
         self._renderer, self._folder = renderer, folder
         self._batch_size, self._suffix, self._compare, self._fail_fast = batch_size, suffix, compare, fail_fast
-        self._on_record = on_record
+        self._allow_flagged, self._on_record = allow_flagged, on_record
         self._writing: deque[Future[Record]] = deque()
 
     def __call__(self, jobs: Iterable[Job]) -> Summary:
@@ -104,6 +109,9 @@ class BatchRun:
 
     def _written(self, pictures: "Pictures", index: int) -> Record:
         asked, job, image = pictures.jobs[index], pictures.rendered.jobs[index], pictures.rendered.images[index]
+        flagged = any(pictures.rendered.flagged[index : index + 1])
+        if flagged and not self._allow_flagged:
+            return _failed(Failure(asked, FLAGGED))
         name, data = f"{job.id}.{self._suffix}", encode(image, job, self._suffix)
         self._folder.write(name, data)
         return Record(
@@ -113,6 +121,8 @@ class BatchRun:
             file_name=name,
             bytes=len(data),
             seconds=round(pictures.seconds, 4),
+            flagged=flagged or None,
+            remarks=list(pictures.rendered.remarks),
             settings=_settings(job),
             compare=self._write_comparison(pictures, index),
         )
@@ -171,7 +181,14 @@ class Pictures:
 
 def _failed(failure: Failure) -> Record:
     settings = _settings(failure.job)
-    return Record(failure.job.id, "failed", failure.job.fingerprint, error=failure.error, settings=settings)
+    return Record(
+        failure.job.id,
+        "failed",
+        failure.job.fingerprint,
+        error=failure.error,
+        detail=failure.detail,
+        settings=settings,
+    )
 
 
 def _settings(job: Job) -> dict[str, object]:

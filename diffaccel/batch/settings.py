@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from diffaccel.config.words import did_you_mean
-from diffaccel.sampling.schedulers import require_known
+from diffaccel.models.lora import parse_loras, write_loras
+from diffaccel.sampling.schedulers import canonical
 
 MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**63  # as many as there are; tables hold them as int64
@@ -52,9 +53,15 @@ class PictureSettings(BaseModel):
     @field_validator("scheduler")
     @classmethod
     def _known_scheduler(cls, name: str | None) -> str | None:
-        if name is not None:
-            require_known(name)
-        return name
+        return None if name is None else canonical(name)
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _readable_lora(cls, value: Any) -> Any:
+        """Accept a list of LoRAs, too, and write what is given in one way."""
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = " + ".join(value)
+        return write_loras(parse_loras(value)) if isinstance(value, str) else value
 
     @field_validator("cache")
     @classmethod

@@ -5,7 +5,7 @@ strangers' text, and jinja2 escapes every one of them.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,19 @@ from diffaccel.config.words import counted
 
 MAX_PICTURES = 1000
 THUMBNAIL = 384
+MARKS = {
+    "flagged": "The model's safety checker blackened this picture.",
+    "stale": "This picture shows earlier settings: the command that asks for it has not rendered it again.",
+}
+LONG = 40  # characters of a setting above which it is folded
 _QUIET = ("prompt", "seed", "init_image")
 
 
-def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURES) -> Path:
+def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURES, stale: Container[str] = ()) -> Path:
     """Write the contact sheet of the first `most` of `records`, whose pictures lie in `folder`, and return its path.
+
+    Args:
+        stale: ids of pictures that show other settings than are asked for now.
 
     Raises `StoreError` where it cannot be written.
     """
@@ -32,7 +40,8 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
     page = _template().render(
         title=_title(records),
         common=" · ".join(_label(key, value) for key, value in common.items()),
-        cards=[_card(folder, record, common) for record in shown],
+        cards=[_card(folder, record, common, record.id in stale) for record in shown],
+        MARKS=MARKS,
         column=420 if any(record.compare for record in shown) else 200,
         footer=f"The first {most:,} of {len(records):,} pictures." if len(records) > most else "",
     )
@@ -72,9 +81,9 @@ def _label(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {shown}"
 
 
-def _card(folder: Path, record: Record, common: dict[str, Any]) -> dict[str, Any]:
+def _card(folder: Path, record: Record, common: dict[str, Any], stale: bool) -> dict[str, Any]:
     settings = record.settings
-    card = {"id": record.id, "prompt": settings.get("prompt", ""), "error": record.error}
+    card = {"id": record.id, "prompt": settings.get("prompt", ""), "error": record.error, "detail": record.detail}
     if record.error:
         return card
     compare = record.compare or {}
@@ -91,7 +100,10 @@ def _card(folder: Path, record: Record, common: dict[str, Any]) -> dict[str, Any
         "thumbnail": thumbnail,
         "width": size[0],
         "height": size[1],
-        "chips": figures + [_label(key, value) for key, value in own.items()],
+        "marks": [mark for mark, holds in (("flagged", record.flagged), ("stale", stale)) if holds],
+        "chips": figures + [_label(key, value) for key, value in own.items() if len(str(value)) <= LONG],
+        "folded": [_label(key, value) for key, value in own.items() if len(str(value)) > LONG],
+        "remarks": record.remarks,
         "details": "\n".join(_label(key, value) for key, value in settings.items() if key != "prompt"),
     }
 

@@ -40,6 +40,9 @@ class Record:
     Attributes:
         file_name: of the picture, and `bytes` its length, by which a truncated file is noticed.
         seconds: the job's share of its batch's time.
+        detail: what a library said of an error, in full.
+        flagged: whether the model's safety checker blackened the picture, which was kept all the same.
+        remarks: what libraries said while the picture's batch was rendered.
         compare: file, PSNR in dB and seconds of the uncached picture, where one was rendered for comparison.
         time: when it was written down, in seconds since 1970: the latest of a job's records counts, in whatever file.
     """
@@ -51,13 +54,16 @@ class Record:
     bytes: int | None = None
     seconds: float | None = None
     error: str | None = None
+    detail: str | None = None
+    flagged: bool | None = None
+    remarks: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     compare: dict[str, Any] | None = None
     time: float = field(default=0.0, compare=False)
 
     def line(self) -> str:
         """The record as one line of JSON, without what is absent."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {})})
+        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {}, [])})
 
 
 @contextmanager

@@ -86,6 +86,8 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
         suffix=request.suffix,
         compare=request.compare,
         fail_fast=request.fail_fast,
+        lora_partial=request.lora_partial,
+        allow_flagged=request.allow_flagged,
     )
     with _progress(request, work) as bar:
         show = partial(_show, bar, work.plan.places)
@@ -123,7 +125,9 @@ def _write_sheet(request: Request, work: GenerateWork, bad: "list[Record]", most
     asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
     records = read_manifest(request.output).values()
     shown = [record for record in records if record.status == "done" or record.id in asked]
-    write_sheet(request.output, shown, most or MAX_PICTURES)
+    prints = {job.id: job.fingerprint for job in work.plan.jobs}
+    stale = {record.id for record in shown if record.fingerprint != prints.get(record.id, record.fingerprint)}
+    write_sheet(request.output, shown, most or MAX_PICTURES, stale)
 
 
 def _export(request: Request, work: GenerateWork) -> None:
@@ -133,8 +137,7 @@ def _export(request: Request, work: GenerateWork) -> None:
 
     if not (request.tar_size or request.parquet):
         return
-    asked = work.plan.jobs if request.shard else work.jobs
-    records = finished(asked, read_manifest(request.output), request.output, request.suffix)
+    records = finished(work.whole, read_manifest(request.output), request.output, request.suffix)
     if records is None:
         return
     if request.tar_size:

@@ -108,9 +108,8 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
 
     click.echo(f"Loading {given['model'] or 'emoji-sd'} ...")
     source = models.resolve(given["model"] or "emoji-sd")
-    for lora in given["lora"]:
-        if lora != "none":
-            models.find_lora(lora)
+    for lora in models.parse_loras(" + ".join(given["lora"])):
+        models.find_lora(lora.name)
     if given["vae"] not in (None, "none"):
         models.find_vae(given["vae"])
     for net in given["controlnet"]:

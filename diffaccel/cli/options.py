@@ -46,14 +46,32 @@ def _flag(*names: str, help: str) -> Callable[..., Any]:
 _OPTIONS = (
     click.argument("prompts", nargs=-1),
     _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
-    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
-    click.option("--lora", help="Bundled name, or a .safetensors file."),
+    click.option("--model", help="Bundled name, folder, .safetensors file or Hub id.  [default: emoji-sd]"),
+    click.option(
+        "--config", metavar="FOLDER", help="How the networks in a .safetensors file are built; also sd-2.1, ..."
+    ),
+    click.option(
+        "--lora",
+        multiple=True,
+        metavar="NAME[=WEIGHT]",
+        help="Bundled name, .safetensors file or folder; several with a weight each.  [weight: 1; in a row: none]",
+    ),
+    click.option(
+        "--embedding",
+        "embeddings",
+        multiple=True,
+        metavar="FILE[=TOKEN]",
+        help="Textual inversion: a word for prompts.  [token: the file's name]",
+    ),
+    _flag("--lora-partial", help="Use a LoRA of which only some parts fit the model."),
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
     click.option("--negative-prompt", help="What the pictures should not show."),
     click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
-    click.option("--scheduler", help="ddim, dpm++, euler, lcm, unipc, ... or default, the model's.  [emoji-sd: dpm++]"),
+    click.option(
+        "--scheduler", help="As 'dpm++ 2m karras', 'euler a', unipc, or default, the model's.  [emoji-sd: dpm++]"
+    ),
     click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [UNets: DeepCache, forecast]"),
     click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
     _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
@@ -63,7 +81,7 @@ _OPTIONS = (
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
     _flag("--compare", help="Render without caching too, and show both with their difference."),
     click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-    click.option("--vae", help="Another autoencoder: bundled name, or a folder in diffusers format."),
+    click.option("--vae", help="Another autoencoder: bundled name, folder in diffusers format, or .safetensors file."),
     click.option(
         "--device-map",
         type=click.Choice(["balanced", "offload"]),
@@ -89,6 +107,7 @@ _OPTIONS = (
     _number("--tar", "tar_size", least=1, help="Pack the pictures into webdataset shards of this many, too."),
     _flag("--parquet", help="Write them into one Parquet file, too."),
     _number("--limit", least=1, help="Render at most this many pictures."),
+    _flag("--allow-flagged", help="Keep pictures that the model's safety checker blackened, marked."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
     click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="Of the summary."),
@@ -112,6 +131,9 @@ class Request:
     device_map: str | None
     compiled: bool
     vae: str | None
+    config: str | None
+    lora_partial: bool
+    embeddings: str | None
     profile: Path | None
     tar_size: int | None
     parquet: bool
@@ -124,6 +146,7 @@ class Request:
     engine: str
     address: str | None
     limit: int | None
+    allow_flagged: bool
     fail_fast: bool
     dry_run: bool
     layout: str
@@ -135,6 +158,8 @@ def with_options(function: Callable[[Request], None]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         given = {name: values.pop(name) for name in SETTINGS}
+        values["embeddings"] = " + ".join(values["embeddings"]) or None
+        given["lora"] = " + ".join(given["lora"]) or None
         function(Request(settings={name: value for name, value in given.items() if value is not None}, **values))
 
     command.__doc__ = function.__doc__

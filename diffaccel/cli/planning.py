@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from diffaccel.cli.options import Request
 from diffaccel.config.words import one_line
 
 if TYPE_CHECKING:
+    from diffaccel.batch.foreign import ForeignSettings
     from diffaccel.batch.jobs import Job, JobPlan
     from diffaccel.batch.readers import BadRow, PlacedRow
     from diffaccel.batch.settings import PictureSettings
@@ -22,17 +24,19 @@ DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 @dataclass(frozen=True)
 class GenerateWork:
-    """What is to be done: all jobs of this shard, those of them that are not done yet, and the model.
+    """What is to be done: the plan of this shard, those of its jobs that are not done yet, and the model.
 
     Attributes:
+        whole: the jobs of all shards.
         cache: caching of pictures for which nobody names another.
     """
 
     plan: "JobPlan"
-    jobs: "tuple[Job, ...]"
+    whole: "tuple[Job, ...]"
     todo: "tuple[Job, ...]"
     source: "ModelSource"
     cache: str = "none"
+    lora_partial: bool = False
 
 
 def ranked(request: Request) -> Request:
@@ -51,34 +55,52 @@ def ranked(request: Request) -> Request:
 def plan_work(request: Request) -> GenerateWork:
     """Read the input, and check all that the command line asks for, without loading the model."""
     from diffaccel import models
-    from diffaccel.batch.jobs import Ingredients, plan_jobs, shard
+    from diffaccel.batch.check import pixel_multiple
+    from diffaccel.batch.jobs import Ingredients, plan_jobs
     from diffaccel.batch.store import to_render
 
     options = checked_settings(request.settings | _profile(request))
     rows, request = _rows(request, options)
-    source = models.resolve(request.model or DEFAULT_MODEL)
-    common = Ingredients(source.name, _check(request, options), request.vae)
+    source = models.resolve(request.model or DEFAULT_MODEL, request.config)
+    common = Ingredients(
+        models.located(source.name),
+        _check(request, options),
+        request.vae and models.located(request.vae),
+        request.config and models.located(request.config),
+        _embeddings(request, source),
+    )
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
-    plan = plan_jobs(rows, options, common, cache=cache, num_images=request.num_images)
+    plan = plan_jobs(
+        rows, options, common, cache=cache, num_images=request.num_images, multiple=lcm(8, pixel_multiple(source))
+    )
     _require_prompts(plan, request)
-    jobs = shard(plan.jobs, *request.shard, request.batch_size) if request.shard else plan.jobs
-    jobs = jobs[: request.limit]
+    whole = plan.limited(request.limit)
+    plan = whole.shard(*request.shard, request.batch_size) if request.shard else whole
     todo = to_render(
-        jobs,
+        plan.jobs,
         request.output,
         suffix=request.suffix,
         overwrite=request.overwrite or request.compare,
         retry_failed=request.retry_failed,
     )
     _require_fit(request, options, todo, source)
-    return GenerateWork(plan, jobs, todo, source, cache)
+    return GenerateWork(plan, whole.jobs, todo, source, cache, request.lora_partial)
+
+
+def _embeddings(request: Request, source: "ModelSource") -> str | None:
+    """The learned words, checked, by names that lead to them from any folder."""
+    from diffaccel import models
+
+    models.check_embeddings(request.embeddings, source)
+    files = models.parse_embeddings(request.embeddings)
+    return models.write_embeddings({token: models.located(file) for token, file in files.items()})
 
 
 def unusable(work: GenerateWork) -> dict[str, str]:
     """Why pictures that are left to do cannot be rendered, by their jobs' ids, as far as that shows without a model."""
     from diffaccel.batch.check import find_problems
 
-    problems = find_problems(work.todo, work.source)
+    problems = find_problems(work.todo, work.source, lora_partial=work.lora_partial)
     started = [job for job in work.todo if job.init_image and job.id not in problems]
     if problem := _start_problem(started, work.source):
         problems |= {job.id: f"init_image: {problem}" for job in started}
@@ -112,14 +134,24 @@ def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
 
 def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
+    from diffaccel.batch.check import lora_problem, scheduler_problem
+    from diffaccel.models import ModelError
+
+    sampled = {(job.scheduler, job.init_image is not None) for job in todo if job.scheduler == options.scheduler}
+    problems = {problem for name, started in sampled if (problem := scheduler_problem(name, source, started))}
+    if problems and len(problems) == len(sampled):
+        raise click.UsageError(f"--{problems.pop()}")
+    adapted = any(job.lora == options.lora is not None for job in todo)
+    if adapted and (problem := lora_problem(options.lora, source, request.lora_partial)):
+        raise ModelError(f"--{problem}")
     started = [job for job in todo if job.init_image == options.init_image is not None]
     if problem := _start_problem(started, source):
         raise click.UsageError(f"--init-image: {problem}")
     asked = [job for job in todo if job.cache == options.cache != "none"]
-    problems = _misfits(asked, source)
-    if asked and len(problems) == len(asked):
+    misfits = _misfits(asked, source)
+    if asked and len(misfits) == len(asked):
         name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
-        raise click.UsageError(f"{name}: {problems[asked[0].id]}")
+        raise click.UsageError(f"{name}: {misfits[asked[0].id]}")
 
 
 def _check(request: Request, options: "PictureSettings") -> str:
@@ -134,8 +166,8 @@ def _check(request: Request, options: "PictureSettings") -> str:
             check_picture(options.init_image)
     except PictureError as error:
         raise InputError(f"--init-image: {error}") from error
-    if options.lora:
-        models.find_lora(options.lora)
+    for lora in models.parse_loras(options.lora):
+        models.find_lora(lora.name)
     if request.vae:
         models.find_vae(request.vae)
     if request.parquet:
@@ -149,7 +181,8 @@ def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[Place
     """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
     from pydantic import ValidationError
 
-    from diffaccel.batch.metadata import read_job
+    from diffaccel.batch.foreign import ForeignSettings
+    from diffaccel.batch.metadata import read_settings
     from diffaccel.batch.readers import InputError, PlacedRow, explain, read_rows
     from diffaccel.batch.settings import PromptRow
 
@@ -158,14 +191,39 @@ def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[Place
         return rows, request
     if request.prompts:
         raise InputError("give either prompts or --from PICTURE, not both")
-    values = {key: value for key, value in asdict(read_job(request.source_picture)).items() if value is not None}
-    fixed = {name: getattr(request, name) or values.pop(name, None) for name in ("model", "dtype", "vae")}
+    found = read_settings(request.source_picture)
+    if isinstance(found, ForeignSettings):
+        return _foreign_rows(request, options, found), request
+    values = {key: value for key, value in asdict(found).items() if value is not None}
+    fixed = {
+        name: getattr(request, name) or values.pop(name, None)
+        for name in ("model", "dtype", "vae", "config", "embeddings")
+    }
     own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
     try:
         row = PromptRow(**{**own, "custom_id": values["id"], **options.given()})
     except ValidationError as error:
         raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
     return [PlacedRow(str(request.source_picture), row)], replace(request, **fixed)
+
+
+def _foreign_rows(request: Request, options: "PictureSettings", found: "ForeignSettings") -> "Iterable[PlacedRow]":
+    """The row of another tool's picture; what it has and a row has not is told."""
+    from pydantic import ValidationError
+
+    from diffaccel.batch.readers import InputError, PlacedRow, explain
+    from diffaccel.batch.settings import PromptRow
+
+    if request.model is None:
+        raise InputError(
+            f"{request.source_picture} is of {found.tool}, which calls its model {found.model}: give --model"
+        )
+    for name in found.without_equivalent:
+        click.echo(one_line(f"{request.source_picture}: not carried over: {name}"), err=True)
+    try:
+        return [PlacedRow(str(request.source_picture), PromptRow(**{**found.settings, **options.given()}))]
+    except ValidationError as error:
+        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
 
 
 def _profile(request: Request) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def print_plan(request: Request, work: GenerateWork, problems: Mapping[str, str]
     bad = [{"where": row.where, "error": row.error} for row in work.plan.bad]
     found = dict.fromkeys((work.plan.places[job], problem) for job, problem in problems.items())
     bad = sorted([*bad, *({"where": where, "error": error} for where, error in found)], key=_in_order)
-    pictures, todo = len(work.jobs) - len(problems), len(work.todo) - len(problems)
+    pictures, todo = len(work.plan.jobs) - len(problems), len(work.todo) - len(problems)
     if request.layout == "json":
         counts = {"jobs": pictures, "todo": todo, "bad": len(bad), "duplicates": work.plan.duplicates}
         click.echo(json.dumps({**counts, "bad_rows": bad}))
@@ -45,7 +45,7 @@ def _in_order(bad: Mapping[str, str]) -> tuple[str, int]:
 
 def print_summary(request: Request, work: GenerateWork, summary: "Summary", calls: "Calls") -> None:
     """Print what a run did."""
-    skipped = len(work.jobs) - len(work.todo)
+    skipped = len(work.plan.jobs) - len(work.todo)
     if request.layout == "json":
         click.echo(json.dumps(_figures(work, summary, calls)))
         return
@@ -76,7 +76,7 @@ def print_summary(request: Request, work: GenerateWork, summary: "Summary", call
 def _figures(work: GenerateWork, summary: "Summary", calls: "Calls") -> dict[str, Any]:
     figures = {
         **asdict(summary),
-        "skipped": len(work.jobs) - len(work.todo),
+        "skipped": len(work.plan.jobs) - len(work.todo),
         "duplicates": work.plan.duplicates,
         "images_per_second": summary.images_per_second,
         "calls": {**asdict(calls), "macs_saved": calls.macs_saved},

@@ -7,6 +7,7 @@ print(models.figures("emoji-sd"))
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
 from diffaccel.models.controlnet import find_controlnet, load_controlnet, with_controlnets
+from diffaccel.models.embedding import check_embeddings, load_embeddings, parse_embeddings, write_embeddings
 from diffaccel.models.loader import (
     DEVICE_MAPS,
     DTYPES,
@@ -16,10 +17,10 @@ from diffaccel.models.loader import (
     find_lora,
     find_vae,
     load,
-    load_lora,
     load_vae,
 )
-from diffaccel.models.source import ModelError, ModelSource, expanded, resolve
+from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
+from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
 
 __all__ = [
     "BUNDLED",
@@ -27,9 +28,11 @@ __all__ = [
     "DTYPES",
     "Bundled",
     "Defaults",
+    "Lora",
     "ModelError",
     "ModelSource",
     "check_device_map",
+    "check_embeddings",
     "choose_device",
     "choose_dtype",
     "defaults",
@@ -40,10 +43,17 @@ __all__ = [
     "find_vae",
     "load",
     "load_controlnet",
+    "load_embeddings",
     "load_lora",
     "load_vae",
+    "located",
     "names",
+    "parse_embeddings",
+    "parse_loras",
     "path",
+    "rebased",
     "resolve",
     "with_controlnets",
+    "write_embeddings",
+    "write_loras",
 ]

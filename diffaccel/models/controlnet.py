@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
-from diffaccel.models.source import HUB_ID, ModelError, check_weights, expanded, fetch
+from diffaccel.models.single_parts import load_controlnet_file
+from diffaccel.models.source import HUB_ID, ModelError, check_header, check_weights, expanded, fetch
 
 if TYPE_CHECKING:
     import torch
@@ -26,20 +27,23 @@ _HUB_FILES = [
 
 
 def find_controlnet(name: str) -> Path:
-    """The folder of a ControlNet, checked: a bundled one, a local folder, one in a pipeline's folder, or a Hub id.
+    """The place of a ControlNet, checked: a bundled one, a local folder or file, one in a pipeline's folder, or a Hub id.
 
     Raises:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
     """
     place = BUNDLED[name].folder if name in names("controlnet") else expanded(name)
+    if place.is_file() and place.suffix == ".safetensors":
+        check_header(place)
+        return place
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)
     folder = part_folder(place, "controlnet")
     if folder is None:
         bundled = ", ".join(names("controlnet")) or "none"
         raise ModelError(
-            f"no ControlNet at {name!r}: give a folder with its config.json, a Hub id (owner/name), or a bundled name: "
-            f"{bundled}"
+            f"no ControlNet at {name!r}: give a folder with its config.json, a .safetensors file, a Hub id (owner/name), "
+            f"or a bundled name: {bundled}"
         )
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
@@ -53,13 +57,20 @@ def find_controlnet(name: str) -> Path:
     return folder
 
 
-def load_controlnet(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
-    """Load a ControlNet from a bundled name, a local folder or a Hub id.
+def load_controlnet(
+    model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device", like: Path | None = None
+) -> Any:
+    """Load a ControlNet from a bundled name, a local folder, a single file or a Hub id.
+
+    Args:
+        like: folder of the UNet that it is for, after which one in a single file is built.
 
     Raises:
         ModelError: nothing there is a ControlNet, or its weights are not safetensors.
     """
     folder = find_controlnet(os.fspath(model))
+    if folder.is_file():
+        return load_controlnet_file(folder, like, dtype).to(device)
     return load_part(f"ControlNet {os.fspath(model)}", CLASS, folder, dtype=dtype).to(device)
 
 

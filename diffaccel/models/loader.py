@@ -1,17 +1,23 @@
 """Load a checked model folder as a diffusers pipeline."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.quiet import quiet_loading
+from diffaccel.models.single_file import load_single_file
+from diffaccel.models.single_parts import latent_channels, load_vae_file
 from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, resolve
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+_STEM = r"(?:model|diffusion_pytorch_model)"
+_PLAIN = re.compile(_STEM + r"(?:-\d{5}-of-\d{5})?")
+_VARIANT = re.compile(_STEM + r"\.(\w+?)(?:-\d{5}-of-\d{5})?")
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICE_MAPS = ("balanced", "offload")
 
@@ -46,20 +52,41 @@ def load(
         place = choose_device(device)
         check_device_map(device_map, place)
         spread = {"device_map": device_map} if device_map == "balanced" else {}
+        if spread and source.file:
+            raise ModelError(f"device map balanced takes a folder, and {source.name} is a single file: use offload")
         try:
-            pipe = DiffusionPipeline.from_pretrained(
-                source.folder,
-                dtype=choose_dtype(dtype, place),
-                use_safetensors=True,
-                local_files_only=True,
-                **spread,
-                **components,
-            )
-        except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
+            if source.file:
+                pipe = load_single_file(source, choose_dtype(dtype, place), components)
+            else:
+                pipe = DiffusionPipeline.from_pretrained(
+                    source.folder,
+                    dtype=choose_dtype(dtype, place),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    variant=variant(source.folder),
+                    **spread,
+                    **components,
+                )
+        except ModelError:
+            raise
+        except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError) as error:
             raise ModelError(f"cannot load {source.name}: {error}") from error
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
         return pipe if device_map else pipe.to(place)
+
+
+def variant(folder: Path) -> str | None:
+    """The variant ("fp16") whose weights are the only ones of some network in a pipeline's folder, if there is one."""
+    found = set()
+    for place in {file.parent for file in folder.glob("*/*.safetensors")}:
+        files = [file.name.removesuffix(".safetensors") for file in place.glob("*.safetensors")]
+        names = {match[1] for name in files if (match := _VARIANT.fullmatch(name))}
+        if not any(_PLAIN.fullmatch(name) for name in files):
+            found |= names
+    if len(found) > 1:
+        raise ModelError(f"{folder} mixes weights of the variants {', '.join(sorted(found))}: keep one of them")
+    return found.pop() if found else None
 
 
 def check_device_map(device_map: str | None, device: "torch.device") -> None:
@@ -70,28 +97,20 @@ def check_device_map(device_map: str | None, device: "torch.device") -> None:
         raise ModelError(f"device map {device_map!r} needs an accelerator, and this runs on the CPU: leave it out")
 
 
-def load_lora(pipe: Any, lora: str | os.PathLike[str]) -> None:
-    """Load LoRA weights into `pipe` from a bundled name, a `.safetensors` file or a folder that holds one.
+def load_vae(
+    model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device", like: Path | None = None
+) -> Any:
+    """Load an autoencoder from a bundled name, a folder of diffusers' format (its own, or a pipeline's), or a file.
 
-    Raises:
-        ModelError: there is none, it is damaged, or it was made for another network.
-    """
-    name = os.fspath(lora)
-    file = find_lora(name)
-    with quiet_loading():
-        try:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-            raise ModelError(f"cannot load the LoRA {name}: {error}") from error
-
-
-def load_vae(model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device") -> Any:
-    """Load an autoencoder from a bundled name or a folder of diffusers' format (its own, or a pipeline's).
+    Args:
+        like: folder of the autoencoder that it is to replace, after which one in a single file is built.
 
     Raises:
         ModelError: nothing there is an autoencoder, or its weights are not safetensors.
     """
     folder = find_vae(os.fspath(model))
+    if folder.is_file():
+        return load_vae_file(folder, like, dtype).to(device)
     vae = load_part(f"autoencoder {os.fspath(model)}", "AutoModel", folder, dtype=dtype)
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ModelError(f"{type(vae).__name__} in {folder} is not an autoencoder")
@@ -121,12 +140,21 @@ def part_folder(place: Path, name: str) -> Path | None:
 
 
 def find_vae(name: str) -> Path:
-    """The folder of an autoencoder, its weights' headers checked. Raises `ModelError` where there is none."""
+    """The folder or single file of an autoencoder, its weights' headers checked.
+
+    Raises `ModelError` where there is none.
+    """
     place = BUNDLED[name].folder if name in names() else expanded(name)
+    if place.is_file() and place.suffix == ".safetensors":
+        latent_channels(place)
+        return place
     folder = part_folder(place, "vae")
     if folder is None:
         bundled = ", ".join((*names("autoencoder"), *names("pipeline"))) or "none"
-        raise ModelError(f"no autoencoder at {name!r}: give a folder with config.json, or a bundled name: {bundled}")
+        raise ModelError(
+            f"no autoencoder at {name!r}: give a folder with config.json, a .safetensors file, "
+            f"or a bundled name: {bundled}"
+        )
     for file in folder.glob("*.safetensors"):
         check_header(file)
     return folder

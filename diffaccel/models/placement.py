@@ -17,6 +17,8 @@ from diffaccel.models import (
     load,
     load_vae,
 )
+from diffaccel.models.embedding import load_embeddings
+from diffaccel.models.single_parts import latent_channels
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,9 @@ class Placement:
     compiled: bool = False
 
 
-def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: Placement) -> "DiffusionPipeline":
+def open_pipeline(
+    source: ModelSource, dtype: str, vae: str | None, placement: Placement, *, embeddings: str | None = None
+) -> "DiffusionPipeline":
     """Load a pipeline. Raises `ModelError` where something cannot be loaded, compiled, or does not fit."""
     if placement.compiled and choose_device(placement.device).type == "cpu":
         _require_compiler()
@@ -50,8 +54,9 @@ def open_pipeline(source: ModelSource, dtype: str, vae: str | None, placement: P
     if vae is not None:
         _require_same_latents(source, vae)
         device = choose_device("cpu" if placement.device_map else placement.device)
-        components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device)
+        components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device, like=source.folder / "vae")
     pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
+    load_embeddings(pipe, embeddings)
     if placement.compiled:
         _compile(pipe)
     return pipe
@@ -70,11 +75,13 @@ def devices(placement: Placement, processes: int = 1) -> "list[torch.device]":
 
 def _require_same_latents(source: ModelSource, vae: str) -> None:
     """Raise `ModelError` where the model's own autoencoder and `vae` have latents of different kinds."""
-    own, other = source.folder / "vae" / "config.json", find_vae(vae) / "config.json"
+    own, place = source.folder / "vae" / "config.json", find_vae(vae)
     if not own.is_file():
         raise ModelError(f"{source.name} has no autoencoder that --vae could replace")
     try:
-        channels = [json.loads(file.read_text(encoding="utf-8")).get("latent_channels") for file in (own, other)]
+        channels = [_channels(own), latent_channels(place) if place.is_file() else _channels(place / "config.json")]
+    except ModelError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the configuration of {vae} or of {source.name}'s autoencoder is damaged: {error}") from error
     if channels[1] is None and channels[0] is not None:
@@ -84,6 +91,11 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
             f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "
             "for the same latents"
         )
+
+
+def _channels(config: Path) -> int | None:
+    found: int | None = json.loads(config.read_text(encoding="utf-8")).get("latent_channels")
+    return found
 
 
 def _require_compiler() -> None:

@@ -7,7 +7,7 @@ libraries that get imported, so both are checked before anything is loaded.
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,16 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checked model folder: what was asked for, where it lies, and its `model_index.json`."""
+    """A checked model folder: what was asked for, where it lies, and its `model_index.json`.
+
+    Attributes:
+        file: a checkpoint in the original format; `folder` then holds its configurations, and what it lacks.
+    """
 
     name: str
     folder: Path
-    index: dict[str, Any]
+    index: dict[str, Any] = field(hash=False)
+    file: Path | None = None
 
     @property
     def denoiser(self) -> str | None:
@@ -40,18 +45,65 @@ class ModelSource:
         return next((part for part in ("unet", "transformer") if part in self.index), None)
 
 
-def resolve(model: str | os.PathLike[str]) -> ModelSource:
-    """Find `model` (bundled name, local folder or Hub id) and check that it is safe to load.
+def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> ModelSource:
+    """Find `model` (bundled name, folder, single `.safetensors` file or Hub id) and check that it is safe to load.
+
+    Args:
+        config: configurations for a single file, as a folder in diffusers' format or a name of those that are supplied.
 
     Raises `ModelError`: unknown model, no network, only pickled weights, a damaged weight file, or a library in
     `model_index.json` that is not on the allow-list (diffusers, transformers, diffaccel).
     """
-    name = os.fspath(model)
-    folder = _find(name)
+    name, given = os.fspath(model), None if config is None else os.fspath(config)
+    file = expanded(name) if name not in names() and expanded(name).is_file() else None
+    if file is None and given is not None:
+        raise ModelError(f"--config is for models in a single file, and {name} is none")
+    folder = _find(name) if file is None else _configuration(file, given)
     index = _read_index(folder)
     check_index(index, folder)
     check_weights(folder)
-    return ModelSource(name, folder, index)
+    source = ModelSource(name, folder, index)
+    if file is None:
+        require_weights(source)
+        return source
+    from diffaccel.models.single_file import at_file
+
+    return at_file(source, file)
+
+
+def _configuration(file: Path, config: str | None) -> Path:
+    from diffaccel.models.single_file import configuration
+
+    if file.suffix in PICKLES:
+        raise ModelError(
+            f"{file} is pickled, which can run code when read: convert it with safetensors.torch.save_file, or ask for "
+            "the .safetensors version of it"
+        )
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file} is no .safetensors file; a model is one of these, or a folder in diffusers' format")
+    return configuration(file, config)
+
+
+def require_weights(source: ModelSource) -> None:
+    """Raise `ModelError` where a network's folder has a configuration and not all of its weights."""
+    for part, value in source.index.items():
+        folder = source.folder / part
+        if not (isinstance(value, list) and (folder / "config.json").is_file()):
+            continue
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(f"{source.name} has no weights for its {part}: {folder} has no .safetensors file")
+        for index in folder.glob("*.safetensors.index*.json"):
+            absent = [file for file in _shards(index) if not (folder / file).is_file()]
+            if absent:
+                raise ModelError(f"{source.name} lacks weights of its {part}: {folder} has no {absent[0]}")
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index of weights names."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"cannot read {index}: {error}") from error
 
 
 def _find(name: str) -> Path:
@@ -62,19 +114,24 @@ def _find(name: str) -> Path:
     local = expanded(name)
     if local.is_dir():
         return local
-    if local.is_file():
-        raise ModelError(f"{name} is a file; a model is a folder in diffusers format (with model_index.json)")
     if HUB_ID.fullmatch(name):
         return _download(name)
     hint = did_you_mean(name, names("pipeline"))
     raise ModelError(
-        f"unknown model {name!r}{hint}; bundled: {_bundled()}; or give a local folder or a Hub id (owner/name)"
+        f"unknown model {name!r}{hint}; bundled: {_bundled()}; or give a local folder, a .safetensors file or a Hub id "
+        "(owner/name)"
     )
 
 
 def expanded(name: str) -> Path:
     """A path with the home folder in place of `~`; as it is where there is no such home, and so no such file."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib's raises)
+
+
+def located(name: str) -> str:
+    """A name by which a later run finds the same from another folder: local paths in full, all others as they are."""
+    place = expanded(name)
+    return str(place.resolve()) if name not in names() and place.exists() else name
 
 
 def _bundled() -> str:

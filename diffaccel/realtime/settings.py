@@ -66,7 +66,8 @@ def load_pipeline(settings: LiveSettings) -> Any:
     device = models.choose_device(settings.device)
     dtype = models.choose_dtype(settings.dtype, device)
     placement = Placement(device=settings.device, compiled=settings.compiled)
-    nets = [models.load_controlnet(name, dtype=dtype, device=device) for name in settings.controlnet]
+    unet = source.folder / "unet"
+    nets = [models.load_controlnet(name, dtype=dtype, device=device, like=unet) for name in settings.controlnet]
     pipe = open_pipeline(source, str(dtype).removeprefix("torch."), None if vae == NONE else vae, placement)
     for lora in loras:
         if lora != NONE:

@@ -25,20 +25,26 @@ def source(tmp_path: Path) -> models.ModelSource:
     return models.ModelSource("m", tmp_path, {"_class_name": "PixArtAlphaPipeline"})
 
 
-def test_good_jobs_have_no_problems(source: models.ModelSource, tmp_path: Path, tiny_lora: Path) -> None:
+def test_good_jobs_have_no_problems(source: models.ModelSource, tmp_path: Path, tiny_sd: Path, tiny_lora: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
-    start = replace(JOB, id="b", init_image=str(tmp_path / "a.jpg"), strength=0.5, lora=str(tiny_lora), width=48)
+    start = replace(JOB, id="b", init_image=str(tmp_path / "a.jpg"), strength=0.5, width=48)
     assert check.find_problems([JOB, start], source) == {}
+    assert check.find_problems([replace(start, lora=str(tiny_lora))], models.resolve(tiny_sd)) == {}
 
 
-def test_each_problem_is_named(source: models.ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_problem_is_named(
+    source: models.ModelSource, tmp_path: Path, tiny_lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 20)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
-    source = replace(source, index={"_class_name": "X", "unet": ["diffusers", "UNet2DConditionModel"]})
+    source = replace(
+        source, index={"_class_name": "PixArtAlphaPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    )
     cases = {
         "init_image: cannot read nowhere.png": replace(JOB, init_image="nowhere.png"),
         "lora: no LoRA at 'nowhere'": replace(JOB, lora="nowhere"),
+        "lora: PixArtAlphaPipeline takes no LoRA": replace(JOB, lora=str(tiny_lora)),
         "is damaged: its header claims": replace(JOB, lora=str(tmp_path / "bad.safetensors")),
         "strength: it needs a picture to start from (init_image)": replace(JOB, strength=0.5),
         "strength: 0.2 of 4 steps is less than one step": replace(JOB, init_image="a.png", strength=0.2, steps=4),

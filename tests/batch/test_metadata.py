@@ -82,8 +82,8 @@ def png(path: Path, settings: str, *, packed: bool = False) -> Path:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ("[" * 100_000, "no diffaccel settings"),
-        ("[]", "no diffaccel settings"),
+        ("[" * 100_000, "no settings of diffaccel"),
+        ("[]", "no settings of diffaccel"),
         ('{"id": "a"}', "not those of this version"),
         ('{"id": "a", "prompt": "p", "seed": "abc", "model": "m", "dtype": "float32"}', "not those of this version"),
         ('{"id": "a", "prompt": "p", "seed": 1, "model": ["m"], "dtype": "float32"}', "not those of this version"),
@@ -109,12 +109,12 @@ def test_missing_picture_is_refused(tmp_path: Path) -> None:
 
 def test_picture_without_settings_is_refused(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="no diffaccel settings"):
+    with pytest.raises(InputError, match="no settings of diffaccel"):
         read_job(tmp_path / "a.png")
 
 
 def test_cut_picture_is_refused(tmp_path: Path) -> None:
     data = encode(PICTURE, JOB)
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"cannot read|no diffaccel settings"):
+    with pytest.raises(InputError, match=r"cannot read|no settings of diffaccel"):
         read_job(tmp_path / "a.png")

@@ -125,14 +125,14 @@ def test_out_of_memory_frees_what_the_batch_held_before_the_next(tmp_path: Path)
 def test_a_job_too_large_by_itself_fails_alone(tmp_path: Path) -> None:
     summary = run(tmp_path, FakeRenderer(fits=0), JOBS[:3], batch_size=2)
     assert (summary.done, summary.failed) == (0, 3)
-    assert summary.first_error == "OutOfMemoryError: no room"
+    assert summary.first_error == "out of memory: no room"
 
 
 def test_one_bad_job_costs_only_itself(tmp_path: Path) -> None:
     summary = run(tmp_path, FakeRenderer(bad=["j3", "j9"]), batch_size=8)
     assert (summary.done, summary.failed) == (8, 2)
     records = read_manifest(tmp_path)
-    assert records["j3"].error == "ValueError: no such colour"
+    assert records["j3"].error == "could not be rendered: no such colour"
     assert records["j3"].settings["prompt"] == "p3"
     assert not (tmp_path / "j3.png").exists()
     assert to_render(JOBS, tmp_path, retry_failed=True) == (JOBS[3], JOBS[9])
@@ -180,7 +180,7 @@ def test_other_formats(tmp_path: Path, suffix: str) -> None:
 
 
 def test_settings_that_a_file_cannot_hold_cost_only_their_own_picture(tmp_path: Path) -> None:
-    jobs = [replace(job, negative_prompt="心" * 9_999) if job.id == "j3" else job for job in JOBS]
+    jobs = [replace(job, prompt="心" * 9_999) if job.id == "j3" else job for job in JOBS]
     summary = run(tmp_path, FakeRenderer(), jobs, suffix="jpg", batch_size=4)
     assert (summary.done, summary.failed) == (9, 1)
     assert "use png or webp" in (read_manifest(tmp_path)["j3"].error or "")

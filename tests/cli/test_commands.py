@@ -107,7 +107,7 @@ def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("diffaccel.batch.store.check_output", interrupted)
-    monkeypatch.setattr("diffaccel.batch.metadata.read_job", interrupted)
+    monkeypatch.setattr("diffaccel.batch.metadata.read_settings", interrupted)
     words = {"generate": "; the same command goes on where this one stopped", "inspect": ""}
     for command, goes_on in words.items():
         result = CliRunner().invoke(main, [command, "p"])

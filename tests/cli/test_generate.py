@@ -441,3 +441,13 @@ def test_real_process_is_quiet_and_self_contained(tiny_sd: Path, tmp_path: Path)
     assert done.stdout.startswith("1 picture in ")
     assert len(done.stdout.splitlines()) == 1
     assert len(pictures(tmp_path / "out")) == 1
+
+
+def test_shards_deal_out_the_whole_run_after_its_limit(generate, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "p{row}"}}\n{{"prompt": 1}}\n' for row in range(6)) * 2)
+    counts = []
+    for index in (1, 2, 3):
+        shard = ("--shard", f"{index}/3", "--limit", 5, "--batch-size", 1, "--dry-run", "--format", "json")
+        counts.append(json.loads(generate(tmp_path / "p.jsonl", *shard).stdout))
+    assert [sum(count[name] for count in counts) for name in ("jobs", "bad", "duplicates")] == [5, 12, 6]
+    assert len({row["where"] for count in counts for row in count["bad_rows"]}) == 12

@@ -43,7 +43,7 @@ def test_folder_without_index_is_refused(tmp_path: Path) -> None:
 
 def test_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="is damaged: its header claims 0 bytes"):
         models.resolve(tmp_path / "model.safetensors")
 
 

@@ -1,0 +1,117 @@
+"""Textual inversion: words whose embeddings were learned, in the spellings of AUTOMATIC1111, SDXL and diffusers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffaccel.models.quiet import quiet_loading
+from diffaccel.models.single_file import read_shapes
+from diffaccel.models.source import PICKLES, ModelError, ModelSource, expanded
+
+if TYPE_CHECKING:
+    import torch
+
+_BETWEEN = " + "
+_OWN = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+"""Names of a file's tensors that say which encoder they are for."""
+
+
+def parse_embeddings(text: str | None) -> dict[str, str]:
+    """Files by their tokens from `"style.safetensors=<style> + bad.safetensors"`; a file's own name is the default.
+
+    Raises `ModelError` where two have one token.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, (text or "").split(_BETWEEN))):
+        file, _, token = part.rpartition("=") if not part.endswith(".safetensors") else (part, "", Path(part).stem)
+        if not file or not token:
+            raise ModelError(f"--embedding {part}: write FILE=TOKEN")
+        if token in found:
+            raise ModelError(f"--embedding: {found[token]} and {file} have the same token {token}")
+        found[token] = file
+    return found
+
+
+def write_embeddings(files: Mapping[str, str]) -> str | None:
+    """The text that `parse_embeddings` reads as `files`."""
+    return _BETWEEN.join(f"{file}={token}" for token, file in files.items()) or None
+
+
+def check_embeddings(text: str | None, source: ModelSource) -> None:
+    """Raise `ModelError` where embeddings are missing, damaged, or for encoders of another width."""
+    widths = {name: width for name in _OWN.values() if (width := _width(source.folder / name / "config.json"))}
+    for file in parse_embeddings(text).values():
+        _assigned(file, read_shapes(_found(file)), widths, source.name)
+
+
+def load_embeddings(pipe: Any, text: str | None) -> None:
+    """Teach a pipeline's tokenizers and text encoders new words.
+
+    Raises:
+        ModelError: a file is missing, damaged or for other encoders, or a token is a word already.
+    """
+    widths = {
+        name: int(pipe.components[name].config.hidden_size) for name in _OWN.values() if pipe.components.get(name)
+    }
+    for token, file in parse_embeddings(text).items():
+        place = _found(file)
+        assigned = _assigned(file, read_shapes(place), widths, type(pipe).__name__)
+        from safetensors.torch import load_file
+
+        tensors = load_file(place)
+        for name, encoder in assigned.items():
+            _teach(pipe, token, tensors[name], encoder, file)
+
+
+def _teach(pipe: Any, token: str, vectors: "torch.Tensor", encoder: str, file: str) -> None:
+    if not hasattr(pipe, "load_textual_inversion"):
+        raise ModelError(f"{type(pipe).__name__} takes no embeddings")
+    tokenizer = encoder.replace("text_encoder", "tokenizer")
+    known = {"text_encoder": pipe.components[encoder], "tokenizer": pipe.components[tokenizer]}
+    with quiet_loading():
+        try:
+            pipe.load_textual_inversion({token: vectors}, token=token, **known)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise ModelError(f"cannot load the embedding {file} as {token}: {reason}") from error
+
+
+def _found(file: str) -> Path:
+    place = expanded(file)
+    if place.suffix in PICKLES:
+        raise ModelError(f"{file} is pickled, which can run code when read: convert it to .safetensors")
+    if not place.is_file():
+        raise ModelError(f"no embedding at {file!r}: give a .safetensors file, as --embedding FILE=TOKEN")
+    return place
+
+
+def _assigned(
+    file: str, shapes: Mapping[str, tuple[int, ...]], widths: Mapping[str, int], model: str
+) -> dict[str, str]:
+    """For each tensor of a file, the encoder that it is for: the one that it names, or the one of its width."""
+    if not widths:
+        raise ModelError(f"{model} has no text encoder of the kind that embeddings are for")
+    made = {}
+    for name, shape in shapes.items():
+        fitting = [encoder for encoder, width in widths.items() if shape[-1:] == (width,)]
+        own = _OWN.get(name)
+        if len(shape) not in (1, 2) or not fitting or (own in widths and own not in fitting):
+            ours = " and ".join(str(width) for width in widths.values())
+            width = shape[-1] if shape else 0
+            raise ModelError(f"the embedding {file} is for an encoder of width {width}, and {model} has {ours}")
+        made[name] = own if own in fitting else fitting[0]
+    if set(made.values()) != set(widths):
+        missing = ", ".join(sorted(set(widths) - set(made.values())))
+        raise ModelError(
+            f"the embedding {file} has nothing for the {missing} of {model}: it was made for another model"
+        )
+    return made
+
+
+def _width(config: Path) -> int | None:
+    try:
+        value = json.loads(config.read_text(encoding="utf-8")).get("hidden_size") if config.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"cannot read {config}: {error}") from error
+    return value if isinstance(value, int) else None

@@ -1,0 +1,186 @@
+"""LoRAs in every spelling change a network alike, and what does not fit is refused in a line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from diffaccel import models
+from diffaccel.models import Lora, ModelError, parse_loras, write_loras
+
+ALPHA, RANK = 6.0, 4
+MODULES = {
+    "unet": [
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+        "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k",
+    ],
+    "text_encoder": ["text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc1"],
+}
+
+
+def network(pipe: StableDiffusionPipeline, component: str, module: str) -> Any:
+    part = getattr(pipe, component)
+    return part.get_submodule(module if hasattr(part, "text_model") else module.removeprefix("text_model."))
+
+
+@pytest.fixture(scope="module")
+def factors(tiny_sd: Path) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]:
+    pipe, random = models.load(tiny_sd), torch.Generator().manual_seed(0)
+    return {
+        (component, module): (
+            torch.randn(RANK, network(pipe, component, module).in_features, generator=random) / 8,
+            torch.randn(network(pipe, component, module).out_features, RANK, generator=random) / 8,
+        )
+        for component, names in MODULES.items()
+        for module in names
+    }
+
+
+def kohya(component: str, module: str) -> str:
+    return {"unet": "lora_unet_", "text_encoder": "lora_te_"}[component] + module.replace(".", "_")
+
+
+def write(factors: Any, spelling: str, folder: Path) -> Path:
+    """A file of these factors in one of the spellings, its scale `ALPHA / RANK`."""
+    tensors, metadata = {}, None
+    for (component, module), (down, up) in factors.items():
+        if spelling == "kohya":
+            name = kohya(component, module)
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            tensors[f"{name}.alpha"] = torch.tensor(ALPHA)
+        elif spelling == "diffusers":
+            tensors |= {f"{component}.{module}.lora_A.weight": down, f"{component}.{module}.lora_B.weight": up}
+            values = {f"{part}.{key}": value for part in MODULES for key, value in (("r", RANK), ("lora_alpha", ALPHA))}
+            metadata = {"lora_adapter_metadata": json.dumps(values)}
+        elif component == "unet":
+            name = f"base_model.model.{module}"
+            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+            (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA}))
+    path = folder / f"{spelling}.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def answer(pipe: Any) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    return pipe("a cat", num_inference_steps=2, generator=generator, output_type="latent").images
+
+
+def changed(tiny_sd: Path, deltas: dict[tuple[str, str], torch.Tensor]) -> torch.Tensor:
+    """The answer of the model with these changes in its weights."""
+    pipe = models.load(tiny_sd)
+    for place, delta in deltas.items():
+        network(pipe, *place).weight.data += delta
+    return answer(pipe)
+
+
+@pytest.mark.parametrize("spelling", ["kohya", "diffusers", "peft"])
+def test_every_spelling_is_the_same_change_of_weights(
+    tiny_sd: Path, factors: Any, spelling: str, tmp_path: Path
+) -> None:
+    path = write(factors, spelling, tmp_path)
+    pipe = models.load(tiny_sd)
+    plain = answer(pipe)
+    models.load_lora(pipe, f"{path}=0.5")
+    deltas = {
+        place: 0.5 * ALPHA / RANK * up @ down
+        for place, (down, up) in factors.items()
+        if spelling != "peft" or place[0] == "unet"
+    }
+    torch.testing.assert_close(answer(pipe), changed(tiny_sd, deltas), atol=2e-4, rtol=1e-3)
+    pipe.unload_lora_weights()
+    assert torch.equal(answer(pipe), plain)
+
+
+def test_several_add_up_each_with_its_weight(tiny_sd: Path, factors: Any, tmp_path: Path) -> None:
+    unet = {place: pair for place, pair in factors.items() if place[0] == "unet"}
+    text = {place: (-down, up) for place, (down, up) in factors.items() if place[0] == "text_encoder"}
+    pipe = models.load(tiny_sd)
+    (tmp_path / "two").mkdir()
+    loras = f"{write(unet, 'kohya', tmp_path)}=0.25 + {write(text, 'diffusers', tmp_path / 'two')}=-1"
+    models.load_lora(pipe, loras)
+    deltas = {place: 0.25 * ALPHA / RANK * up @ down for place, (down, up) in unet.items()}
+    deltas |= {place: -ALPHA / RANK * up @ down for place, (down, up) in text.items()}
+    torch.testing.assert_close(answer(pipe), changed(tiny_sd, deltas), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr whole"])
+def test_products_of_two_are_read_as_loras(tiny_sd: Path, kind: str, tmp_path: Path) -> None:
+    place = ("unet", MODULES["unet"][0])  # 16 in and out
+    random = torch.Generator().manual_seed(0)
+
+    def new(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random) / 4
+
+    if kind == "loha":
+        own = {"hada_w1_a": new(16, 2), "hada_w1_b": new(2, 16), "hada_w2_a": new(16, 2), "hada_w2_b": new(2, 16)}
+        delta = 3.0 / 2 * (own["hada_w1_a"] @ own["hada_w1_b"]) * (own["hada_w2_a"] @ own["hada_w2_b"])
+    elif kind == "lokr":
+        own = {"lokr_w1": new(4, 2), "lokr_w2_a": new(4, 2), "lokr_w2_b": new(2, 8)}
+        delta = 3.0 / 2 * torch.kron(own["lokr_w1"], own["lokr_w2_a"] @ own["lokr_w2_b"])
+    else:
+        own = {"lokr_w1": new(4, 2), "lokr_w2": new(4, 8)}
+        delta = torch.kron(own["lokr_w1"], own["lokr_w2"])
+    own["alpha"] = torch.tensor(3.0)
+    save_file({f"{kohya(*place)}.{name}": tensor for name, tensor in own.items()}, tmp_path / "x.safetensors")
+    pipe = models.load(tiny_sd)
+    models.load_lora(pipe, tmp_path / "x.safetensors")
+    torch.testing.assert_close(answer(pipe), changed(tiny_sd, {place: delta}), atol=2e-4, rtol=1e-3)
+
+
+def test_what_does_not_fit_is_told_in_a_line(tiny_sd: Path, factors: Any, tmp_path: Path) -> None:
+    wide = {place: (torch.zeros(RANK, 320), torch.zeros(320, RANK)) for place in factors}
+    path = write(wide, "kohya", tmp_path)
+    with pytest.raises(
+        ModelError, match=r"does not fit: made for a network of width 320, this has 16 \(unet\.down"
+    ) as e:
+        models.load_lora(models.load(tiny_sd), path)
+    assert len(str(e.value)) < 400
+    some = dict(list(factors.items())[:-1]) | {list(factors)[-1]: list(wide.values())[-1]}
+    path = write(some, "kohya", tmp_path)
+    pipe = models.load(tiny_sd)
+    with pytest.raises(ModelError, match=r"1 of its 6 parts do not fit: made for .*; --lora-partial leaves them out"):
+        models.load_lora(pipe, path)
+    models.load_lora(pipe, path, partial=True)
+    deltas = {place: ALPHA / RANK * up @ down for place, (down, up) in list(factors.items())[:-1]}
+    torch.testing.assert_close(answer(pipe), changed(tiny_sd, deltas), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["lora_unet_x.lora_mid.weight"], "Tucker LoCon adapter"),
+        (["unet.a.lora_magnitude_vector"], "DoRA adapter"),
+        (["lora_unet_joint_blocks_0_x.lora_down.weight"], "not a LoRA for StableDiffusionPipeline that diffusers can"),
+        (["base_model.model.mid_block.x.lora_A.weight"], "needs adapter_config.json beside it"),
+        (["transformer.x.lora_A.weight", "transformer.x.lora_B.weight"], "this model has no transformer.x"),
+        (["something.else"], "not a LoRA"),
+    ],
+)
+def test_kinds_that_are_not_read(tiny_sd: Path, names: list[str], words: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=words):
+        models.load_lora(models.load(tiny_sd), tmp_path / "x.safetensors")
+
+
+def test_text() -> None:
+    loras = parse_loras("a.safetensors=0.7 + dir/b=c.safetensors + b=-1")
+    assert loras == (Lora("a.safetensors", 0.7), Lora("dir/b=c.safetensors"), Lora("b", -1.0))
+    assert parse_loras(write_loras(loras)) == loras
+    assert parse_loras("none") == parse_loras(None) == ()
+    with pytest.raises(ValueError, match="weight of a must be a finite number"):
+        parse_loras("a=inf")
+
+
+def test_one_that_diffusers_wrote_is_loaded_as_it_loads_it(tiny_sd: Path, tiny_lora: Path) -> None:
+    stock, ours = models.load(tiny_sd), models.load(tiny_sd)
+    stock.load_lora_weights(load_file(next(tiny_lora.glob("*.safetensors"))))
+    models.load_lora(ours, tiny_lora)
+    assert torch.equal(answer(stock), answer(ours))
