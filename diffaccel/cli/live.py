@@ -1,6 +1,8 @@
 """`diffaccel live`: what you draw, or show the camera, is painted anew while you watch."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -205,5 +207,13 @@ def _run_without_browser(given: dict[str, Any]) -> None:
         overwrite=given["overwrite"],
         token=given["token"],
         announce=lambda where: click.echo(f"Pictures go to {where}"),
+        stuck=_give_up,
     )
     click.echo(str(report.stream))
+
+
+def _give_up(words: str) -> None:
+    """End the process from a thread, for its main thread never comes back from a library."""
+    click.echo(f"Error: {words}", err=True)
+    sys.stdout.flush()
+    os._exit(1)

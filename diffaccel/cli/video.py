@@ -61,8 +61,8 @@ def video(
 ) -> None:
     """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv).
 
-    Frames keep their number and times, and sound is copied. OUTPUT appears when it is complete; after an error or an
-    interrupt there is none.
+    Frames keep their number and times. Sound is copied, or encoded anew as AAC where OUTPUT cannot hold it. OUTPUT
+    appears when it is complete; after an error or an interrupt there is none.
     """
     import logging
 
@@ -125,7 +125,7 @@ def summary(target: Path, report: "VideoReport") -> str:
     """What became of a video, in one line."""
     facts = [counted(report.frames, "frame"), f"{report.frames / max(report.seconds, 1e-9):.1f} per second"]
     if report.audio_streams:
-        facts.append("sound copied")
+        facts.append("sound encoded anew as AAC" if report.encoded_streams else "sound copied")
     if report.repeated:
         facts.append(f"{counted(report.repeated, 'picture')} shown again for the next frame")
     if report.stream.frames_not_finite:

@@ -20,9 +20,20 @@ class FrameSource(ABC):
 
     Attributes:
         stuck: set where a thread still waits for the next frame, which may never come; the device then stays open.
+        resting: set while it waits of its own accord until the next frame is due.
+        rested: when it last did, a time of `time.perf_counter`.
     """
 
     stuck = False
+    resting = False
+    rested = 0.0
+
+    def _rest(self, until: float) -> None:
+        """Wait until a time of `time.perf_counter`."""
+        self.resting = True
+        time.sleep(max(0.0, until - time.perf_counter()))
+        self.rested = time.perf_counter()
+        self.resting = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -108,7 +119,7 @@ class Screen(FrameSource):
                 pixels = np.frombuffer(shot.rgb, np.uint8).reshape(shot.height, shot.width, 3)
                 yield DecodedFrame(pixels, time.perf_counter() - begin)
                 due = max(due + self._interval, time.perf_counter())
-                time.sleep(max(0.0, due - time.perf_counter()))
+                self._rest(due)
 
 
 class Playback(FrameSource):
@@ -128,7 +139,7 @@ class Playback(FrameSource):
         """Frames, each when its time has come."""
         begin = time.perf_counter()
         for frame in self._reader.frames():
-            time.sleep(max(0.0, begin + float(frame.time) - time.perf_counter()))
+            self._rest(begin + float(frame.time))
             yield frame
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from contextlib import nullcontext, suppress
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,9 @@ from diffaccel.media.video_writer import VideoWriter, check_target
 from diffaccel.realtime.mjpeg import MjpegServer
 
 logger = logging.getLogger(__name__)
+
+HELPERS = frozenset({"shape", "shm", "xfixes"})
+"""X libraries that need libxcb alone, so that loading them loads no other of these."""
 
 TICKS = Fraction(1, 90_000)
 """Unit of a recording's times, in seconds: that of MPEG, which 24, 25, 29.97, 30 and 60 frames a second divide."""
@@ -103,18 +107,33 @@ def _require_display() -> None:
 
 
 def _share_xlib() -> None:
-    """Let OpenCV's Qt say in the right place that Xlib is to leave events alone.
+    """Let OpenCV's Qt, its helpers and Xlib all speak through one libxcb: the system's.
 
-    OpenCV's wheels bring a libX11-xcb that is older than most systems' libX11, and writes this into another field of
-    its display. Xlib then swallows events now and then, also the one that a window has come up, which stays black. The
-    system's own library, loaded first, is the one that Qt finds.
+    OpenCV's wheels bring a libX11-xcb that is older than most systems' libX11, and writes into another field of its
+    display that Xlib is to leave events alone. Xlib then swallows events now and then, also the one that a window has
+    come up, which stays black. And PyAV's wheels bring some of the same helpers, linked to a libxcb of their own: where
+    PyAV was loaded first, Qt got those, and waited for ever for answers that had come to the other libxcb. What is
+    loaded here, for everyone, is what Qt finds.
     """
     if not sys.platform.startswith("linux"):
         return
     try:
         ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)
+        for library in _helpers_of_both():
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         logger.warning("a window may stay black (%s); on Debian and Ubuntu: apt-get install libx11-xcb1", error)
+
+
+def _helpers_of_both() -> list[Path]:
+    """OpenCV's copies of the X libraries that PyAV's wheel brings as well, under the same names."""
+    places = {name: find_spec(name) for name in ("cv2", "av")}
+    if any(place is None or place.origin is None for place in places.values()):
+        return []
+    site = {name: Path(place.origin).parents[1] for name, place in places.items()}  # type: ignore[union-attr,arg-type]
+    theirs = {file.name for file in site["av"].glob("av.libs/libxcb-*.so.*")}
+    ours = site["cv2"].glob("opencv_*.libs/libxcb-*.so.*")
+    return sorted(file for file in ours if file.name in theirs and file.name.split("-")[1] in HELPERS)
 
 
 class Recording(FrameSink):
