@@ -1,8 +1,6 @@
 """`diffaccel live`: what you draw, or show the camera, is painted anew while you watch."""
 
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import CONTROLNET_OPTIONS, controls, live_settings, parse_size
+from diffaccel.cli.signals import give_up
+from diffaccel.cli.streaming import CONTROLNET_OPTIONS, controls, live_settings, parse_size, tell_cut_off
 
 if TYPE_CHECKING:
     from diffaccel.realtime.hub import Hub
@@ -198,7 +197,9 @@ def _run_without_browser(given: dict[str, Any]) -> None:
     from diffaccel.realtime.settings import load_pipeline
 
     def open_stream() -> "StreamEngine":
-        return _open(load_pipeline(settings), settings)
+        pipe = load_pipeline(settings)
+        tell_cut_off(pipe, settings.controls)
+        return _open(pipe, settings)
 
     report = run(
         open_stream,
@@ -207,13 +208,6 @@ def _run_without_browser(given: dict[str, Any]) -> None:
         overwrite=given["overwrite"],
         token=given["token"],
         announce=lambda where: click.echo(f"Pictures go to {where}"),
-        stuck=_give_up,
+        stuck=give_up,
     )
     click.echo(str(report.stream))
-
-
-def _give_up(words: str) -> None:
-    """End the process from a thread, for its main thread never comes back from a library."""
-    click.echo(f"Error: {words}", err=True)
-    sys.stdout.flush()
-    os._exit(1)

@@ -76,3 +76,12 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-")
         raise click.UsageError(f"{option}: {problem['msg']} (got {problem['input']!r})") from error
+
+
+def tell_cut_off(pipe: Any, checked: "Controls") -> None:
+    """Say what of the prompts the model does not read."""
+    from diffaccel.realtime.remarks import remark
+
+    words = remark(pipe, {"--prompt": checked.prompt, "--negative-prompt": checked.negative_prompt})
+    if words:
+        click.echo(f"Note: {words}", err=True)

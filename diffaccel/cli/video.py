@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
+from diffaccel.cli.streaming import live_settings, parse_size, tell_cut_off, with_controlnet
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def _open(settings: "LiveSettings", source: Path, batch_size: int) -> "StreamEng
     from diffaccel.realtime.settings import load_pipeline, open_engine, picture_size
 
     pipe = load_pipeline(settings)
+    tell_cut_off(pipe, settings.controls)
     if settings.width is None:
         with VideoReader(source, audio=False) as reader:
             width, height = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))

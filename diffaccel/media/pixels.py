@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffaccel.media.tone_mapping import TRANSFERS, peak_of, tone_mapped
+from diffaccel.media.tone_mapping import TRANSFERS, peak_of, side_data, tone_mapped
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -51,10 +51,10 @@ def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     The matrix (ISO/IEC 14496-12, 8.5.2) sends a pixel to ``x' = a x + c y``, ``y' = b x + d y``. Its eight forms
     without a slant are honoured; of any other one, the nearest of them.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data = side_data(frame, "DISPLAYMATRIX")
     if data is None:
         return False, False, False
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    a, b, _, c, d = struct.unpack_from("=5i", data)
     transposed = abs(b) + abs(c) > abs(a) + abs(d)
     across, down, rest = (c, b, (a, d)) if transposed else (a, d, (b, c))
     if max(map(abs, rest)) > 0.02 * max(abs(across), abs(down), 1):

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENCODER = "aac"
+ENCODER, RATES = "aac", (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
+"""What is meant by a number of channels whose places the input does not tell."""
 TRIED = 2
 
 
@@ -71,7 +73,9 @@ class EncodedSound:
 
     def __init__(self, container: Any, stream: AudioStream) -> None:
         context = stream.codec_context
-        self._stream = container.add_stream(ENCODER, rate=context.sample_rate, layout=context.layout.name)
+        rate = context.sample_rate if context.sample_rate in RATES else 48_000
+        layout = LAYOUTS.get(context.layout.nb_channels, "stereo")
+        self._stream = container.add_stream(ENCODER, rate=rate, layout=layout)
         self._stream.metadata.update(stream.metadata)
 
     def packets(self, packet: Packet[AudioStream]) -> Iterable[Packet[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEAST_STEP = Fraction(1, 1000)
+"""Seconds between two packets of sound that would be at one time: containers count in units up to this one."""
 LONGEST_GAP = Fraction(10)
 """Seconds that a transport stream may leap ahead: where more is missing, its times began anew (as in FFmpeg)."""
 
@@ -83,7 +86,9 @@ class Timeline:
                 length = packet.duration * packet.time_base if packet.duration else self._step
                 self._end = max(self._end, packet.pts * packet.time_base + length)
         else:  # sound of the new part may begin before that of the old one has ended: no two at one time
-            dts = max(dts, self._raw.get(index, dts - 1) + 1)
+            last = self._raw.get(index)
+            if last is not None and dts <= last:
+                dts = last + ceil(LEAST_STEP / packet.time_base)
             packet.pts = max(packet.pts, dts) if packet.pts is not None else None
             self._raw[index] = dts
         packet.dts = dts

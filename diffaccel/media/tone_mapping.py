@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,14 +53,20 @@ def hable(light: np.ndarray | float) -> np.ndarray:
     return np.asarray((x * (x * a + b * c) + d * e) / (x * (x * a + b) + d * f) - e / f)
 
 
+def side_data(frame: VideoFrame, kind: str) -> bytes | None:
+    """What a frame carries beside its pixels, as FFmpeg's structure of that kind."""
+    data: Any = frame.side_data.get(kind)
+    return None if data is None else bytes(data)
+
+
 def peak_of(frame: VideoFrame) -> float:
     """Brightest light of a video: its MaxCLL, else that of the screen it was graded on, else `USUAL_PEAK`."""
-    content = frame.side_data.get("CONTENT_LIGHT_LEVEL")
-    if content is not None and (brightest := struct.unpack_from("=I", bytes(content))[0]):
+    content = side_data(frame, "CONTENT_LIGHT_LEVEL")
+    if content is not None and (brightest := struct.unpack_from("=I", content)[0]):
         return float(brightest / UNIT)
-    screen = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+    screen = side_data(frame, "MASTERING_DISPLAY_METADATA")
     if screen is not None:
-        numbers = struct.unpack_from("=22i", bytes(screen))  # primaries 12, white 4, least 2, most 2, has 2
+        numbers = struct.unpack_from("=22i", screen)  # primaries 12, white 4, least 2, most 2, has 2
         if numbers[21] and numbers[19]:
             return numbers[18] / numbers[19] / UNIT  # type: ignore[no-any-return]
     return USUAL_PEAK

@@ -93,7 +93,7 @@ class Controls(BaseModel):
     negative_prompt: PageText = Field(
         default="",
         title="Negative prompt",
-        description="What should not be seen, with one of its two guidances.",
+        description="What should not be seen. Choose the guidance “the negative prompt, once a frame” or “every step”.",
         json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
     )
     cache: int = Field(

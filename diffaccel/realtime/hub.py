@@ -15,6 +15,7 @@ from diffaccel.realtime import protocol
 from diffaccel.realtime.client import Client, Post, Stream
 from diffaccel.realtime.controls import Controls
 from diffaccel.realtime.metrics import Metrics
+from diffaccel.realtime.remarks import remark
 from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
 from diffaccel.stream.engine import StreamEngine
 
@@ -62,6 +63,13 @@ class EngineStream:
         if changes:
             self._engine.update(**changes)
         self._arguments = arguments
+
+    def remark(self, controls: Controls) -> str:
+        """What the model does not do of the controls, in words."""
+        prompts = {"Prompt": controls.prompt, "Second prompt": controls.second_prompt if controls.blend else ""}
+        if controls.guidance in ("one-time", "full"):
+            prompts["Negative prompt"] = controls.negative_prompt
+        return remark(self._pipe, prompts)
 
 
 class Hub:

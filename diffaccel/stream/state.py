@@ -116,7 +116,7 @@ class StreamState:
 
     def painted_under(self, settings: FrameSettings) -> None:
         """Note what entering frames are painted under: a picture of other settings must not be shown again."""
-        if self._filter is not None and self._settings is not None and settings is not self._settings:
+        if self._filter is not None and self._settings is not None and settings != self._settings:
             self._filter.forget()
         self._settings = settings
 

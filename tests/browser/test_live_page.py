@@ -196,10 +196,12 @@ def test_the_keyboard_reaches_everything(stub: LiveServer, open_page: OpenPage) 
     pictures(page)
     page.focus("#sources [aria-selected=true]")
     page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
     assert page.evaluate("() => document.activeElement.textContent") == "Camera"
     assert page.get_attribute("[data-source=camera]", "aria-selected") == "false"
     page.keyboard.press("Enter")
     assert page.get_attribute("[data-source=camera]", "aria-selected") == "true"
+    page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     page.focus("#colours [aria-checked=true]")

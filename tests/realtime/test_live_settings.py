@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.remarks import cut_off
 from diffaccel.realtime.settings import MOTION, Controls, LiveSettings, picture_size, stream_arguments
 from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
@@ -115,3 +116,44 @@ def test_the_page_knows_how_to_draw_every_control() -> None:
             assert field["minimum"] < field["maximum"], name
         for other in field.get("needs", {}):
             assert other in Controls.model_fields
+
+
+def test_what_no_text_encoder_reads_of_a_prompt_is_named(pipe: Any) -> None:
+    limit = pipe.tokenizer.model_max_length
+    words = " ".join(f"cat{number}" for number in range(3 * limit))
+    tokens = pipe.tokenizer(words).input_ids
+    lost = cut_off(pipe, words)
+    assert cut_off(pipe, "a cat") == ""
+    read = pipe.tokenizer(words, truncation=True, max_length=limit).input_ids
+    assert pipe.tokenizer(lost, add_special_tokens=False).input_ids == tokens[len(read) - 1 : -1]
+    stream = EngineStream(pipe, SMALL)
+    assert stream.remark(Controls(prompt="a cat", negative_prompt=words)) == ""
+    told = stream.remark(Controls(prompt="a cat", negative_prompt=words, guidance="full"))
+    assert told.startswith("Negative prompt is too long for this model, which does not read “")
+    stream.close()
+
+
+def test_the_longest_of_several_encoders_counts() -> None:
+    class Words:
+        def __init__(self, limit: int) -> None:
+            self.model_max_length = limit
+
+        def __call__(self, text: str, **_: object) -> Any:
+            return SimpleNamespace(input_ids=[*text.split(), "end"])
+
+        def decode(self, tokens: list[str], **_: object) -> str:
+            return " ".join(token for token in tokens if token != "end")
+
+    class CLIPWords(Words):
+        pass
+
+    class Pipe:
+        tokenizer, tokenizer_2 = CLIPWords(3), Words(10**30)
+
+        def encode_prompt(self, prompt: str, max_sequence_length: int = 5) -> None:
+            pass
+
+    assert cut_off(Pipe(), "a b c d") == ""
+    assert cut_off(Pipe(), "a b c d e f") == "e f"
+    Pipe.tokenizer_2 = CLIPWords(3)
+    assert cut_off(Pipe(), "a b c d") == "c d"

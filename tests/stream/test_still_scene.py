@@ -1,6 +1,7 @@
 """A still scene follows every change at once: a frame is skipped only for one painted under the same settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,14 @@ from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.similarity import SimilarityFilter
 
 OpenEngine = Callable[..., StreamEngine]
+
+
+@pytest.fixture
+def engine(engine: OpenEngine) -> Iterator[OpenEngine]:
+    """Builds engines that are closed at the end."""
+    with ExitStack() as stack:
+        yield lambda *given, **changes: stack.enter_context(engine(*given, **changes))
+
 
 ALWAYS = SimilarityFilter(-1.0, max_skip=1000)
 CHANGES: dict[str, dict[str, Any]] = {
@@ -34,8 +43,7 @@ def test_a_still_scene_follows_a_change(
         stream.push(frames[0])
     stream.update(at=at, **change)
     shown = [output for _ in range(5) for output in stream.push(frames[0])][-1].image
-    with engine(**change) as plain:
-        expected = list(plain.stream([frames[0]] * 3))[-1].image
+    expected = list(engine(**change).stream([frames[0]] * 3))[-1].image
     torch.testing.assert_close(shown, expected)
     assert stream.report().frames_skipped > 5
 
@@ -47,8 +55,7 @@ def test_a_still_scene_follows_a_transition_to_its_end(engine: OpenEngine, frame
         stream.push(frames[0])
     stream.update(at=at, transition=4, prompt="a dog")
     pictures = [output.image for _ in range(12) for output in stream.push(frames[0])]
-    with engine(timestep_indices=(30,), prompt="a dog") as plain:
-        (expected,) = (output.image for output in plain.push(frames[0]))
+    (expected,) = (output.image for output in engine(timestep_indices=(30,), prompt="a dog").push(frames[0]))
     torch.testing.assert_close(pictures[-1], expected)
     assert sum(not torch.equal(a, b) for a, b in pairwise(pictures)) == 3
     assert stream.report().frames_skipped >= 3 + 6
