@@ -35,6 +35,11 @@ class FrameSource(ABC):
         self.rested = time.perf_counter()
         self.resting = False
 
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Width and height of its frames, in pixels."""
+
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames, each when its time has come."""
@@ -70,6 +75,13 @@ class Camera(FrameSource):
                 "Another camera: camera:1. Without one: screen, or a video file"
             )
         self._capture.set(self._cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest that waits
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        sides = (self._cv2.CAP_PROP_FRAME_WIDTH, self._cv2.CAP_PROP_FRAME_HEIGHT)
+        width, height = (round(self._capture.get(side)) for side in sides)
+        return width, height
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames as the camera delivers them."""
@@ -110,6 +122,13 @@ class Screen(FrameSource):
         except Exception as error:  # every platform has its own
             raise MediaError(f"cannot see the screen: {error}") from error
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        with self._capture() as capture:
+            place = capture.monitors[self.monitor]
+        return place["width"], place["height"]
+
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames, at most ``rate`` a second; the capture belongs to the thread that iterates, as Windows wants it."""
         begin = due = time.perf_counter()
@@ -135,6 +154,11 @@ class Playback(FrameSource):
     def __init__(self, path: Path) -> None:
         self._reader = VideoReader(path, audio=False)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        return self._reader.width, self._reader.height
+
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames, each when its time has come."""
         begin = time.perf_counter()
@@ -156,7 +180,7 @@ def opencv(purpose: str) -> Any:
 
 def is_file(source: str) -> bool:
     """Whether a source's name means a video file."""
-    return source.partition(":")[0] not in ("camera", "screen")
+    return source.partition(":")[0] not in ("camera", "screen") and "://" not in source
 
 
 def check_source(source: str) -> None:
@@ -164,19 +188,31 @@ def check_source(source: str) -> None:
     kind, _, which = source.partition(":")
     if kind == "screen" and which and not which.isdecimal():
         raise MediaError(f"{source!r} is no screen: say screen, or screen:2 for the second monitor")
+    if kind not in ("camera", "screen") and "://" in source:
+        from diffaccel.media.network import check_address
+
+        check_address(source, sink=False)
     if is_file(source) and (not source or not Path(source).exists()):
         hint = did_you_mean(source, ("camera", "screen"))
-        raise MediaError(f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, or name a video file")
+        raise MediaError(
+            f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, rtmp://..., or name a video file"
+        )
 
 
 def open_source(source: str) -> FrameSource:
-    """Open what a name means: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2`` or a file.
+    """Open what a name means: ``camera``, ``camera:1``, ``screen``, ``screen:2``, ``rtmp://...``, or a file.
+
+    ``camera:rtsp://...`` is read by OpenCV, ``rtsp://...`` by PyAV.
 
     Raises:
         MediaError: for a name that means nothing, and where the source cannot be opened.
     """
     check_source(source)
     kind, _, which = source.partition(":")
+    if kind not in ("camera", "screen") and "://" in source:
+        from diffaccel.media.network import NetworkVideo
+
+        return NetworkVideo(source)
     if kind == "camera":
         return Camera(int(which) if which.isdecimal() else which or 0)
     return Screen(int(which or 1)) if kind == "screen" else Playback(Path(source))

@@ -17,9 +17,11 @@ from diffaccel.media import sources
 from diffaccel.media.errors import MediaError
 from diffaccel.media.repaint import OpenEngine, VideoReport, repaint, to_pixels
 from diffaccel.media.sources import FrameSource
+from diffaccel.media.video_reader import VideoReader
 from diffaccel.realtime import sinks
 from diffaccel.realtime.sinks import FrameSink
 from diffaccel.realtime.watchdog import PATIENCE, Stuck, Watchdog, answered, interrupt
+from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.report import StreamReport
 from diffaccel.stream.worker import StreamClosed, StreamWorker
 
@@ -58,6 +60,7 @@ def run(
     overwrite: bool = False,
     duration: float | None = None,
     token: str | None = None,
+    on_source: Callable[[int, int], None] = lambda _width, _height: None,
     announce: Callable[[str], None] = lambda _: None,
     on_frame: Callable[[int | None], None] = lambda _: None,
     stuck: Stuck = interrupt,
@@ -71,11 +74,13 @@ def run(
 
     Args:
         open_engine: builds the engine; called once source and sink are open. It is closed at the end.
-        source: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2``, or a video file.
-        sink: ``window``, ``mjpeg``, ``mjpeg:8090``, or a video file.
+        source: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2``, an address such as
+            ``rtmp://...``, or a video file.
+        sink: as `diffaccel.realtime.sinks.open_sink` takes it.
         overwrite: whether an existing file may be replaced.
         duration: seconds after which a live run ends; None for no end.
         token: of the MJPEG stream's URL; None for a random one.
+        on_source: called with the width and height of the input, before the engine is built.
         announce: called once with where pictures go, when everything is ready.
         on_frame: called after each picture, with the number of frames expected in all (None: unknown).
         stuck: called, on another thread, with words about a sink that hangs inside its library, which nothing but the
@@ -86,18 +91,25 @@ def run(
         Exception: what the network raised for ten frames in a row.
     """
     if sources.is_file(source) and sinks.is_file(sink):
+        with VideoReader(Path(source), audio=False) as reader:
+            on_source(reader.width, reader.height)
         announce(sink)
         return repaint(open_engine, Path(source), Path(sink), overwrite=overwrite, on_frame=on_frame)
     with (
         Watchdog(stuck) as watchdog,
         answered(source, lambda: sources.open_source(source)) as frames,
         _opened(sink, watchdog, overwrite=overwrite, token=token) as shown,
-        open_engine() as engine,
+        _built(open_engine, frames, on_source) as engine,
         StreamWorker(engine) as worker,
         stopped_by_signals() as stop,
     ):
         announce(shown.where)
         return Show(frames, shown, worker, stop, watchdog).run(duration, on_frame)
+
+
+def _built(open_engine: OpenEngine, source: FrameSource, on_source: Callable[[int, int], None]) -> StreamEngine:
+    on_source(*source.size)
+    return open_engine()
 
 
 def _opened(sink: str, watchdog: Watchdog, *, overwrite: bool, token: str | None) -> FrameSink:

@@ -163,6 +163,17 @@ class LiveServer:
             raise HTTPException(404, f"nobody paints as {name} now: open its page, or take the name that it shows")
         return found[-1]
 
+    def change(self, name: str | None, values: Mapping[str, Any]) -> int:
+        """Change controls of everyone who paints under a name (None: of everyone); how many they are.
+
+        Raises:
+            pydantic.ValidationError: for unknown names and values out of range.
+        """
+        found = [each.session for each in list(self.connections.values()) if name in (None, each.name)]
+        for session in found:
+            self.hub.change(session, dict(values))
+        return len(found)
+
     def stream(self, name: str | None) -> Response:
         """`/mjpeg`: a name's pictures, of this connection and of those that come later."""
         try:

@@ -126,7 +126,7 @@ def check_settings(model: str, _place: Path, _options: Options) -> str:
 
 def check_page(_model: str, _place: Path, _options: Options) -> str:
     """What the page says and shows, on a desktop and on a phone both ways."""
-    file = Path(__file__).parents[2] / "tests" / "browser" / "test_live_tools.py"
+    file = Path(__file__).parents[2] / "tests" / "browser" / "test_live_words.py"
     with tempfile.TemporaryDirectory() as place:
         words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={place}", file]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=file.parents[2])

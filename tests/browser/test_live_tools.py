@@ -1,266 +1,244 @@
-"""What the page's tools do, and what it says: in Chromium, on a desktop, on a phone upright and on its side."""
+"""The page's tools, in Chromium: cameras, pictures, pause, recording, whole screen, presets, undo, keyboard, MIDI."""
 
+import base64
 import io
-import urllib.request
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-import videos
-from live_client import SIZE, Client, StubStream, until
-from page_scripts import AVERAGE, PICTURES
+from live_client import until
+from page_helpers import SCREENS, asked, average, box, message, pictures, press
 from PIL import Image
 
-from diffaccel.realtime.hub import Hub
-from diffaccel.realtime.server import LiveServer, ServerOptions
+from diffaccel.realtime.server import LiveServer
 from diffaccel.realtime.settings import Controls
-from diffaccel.stream.report import StreamOutput
 
 OpenPage = Callable[..., Any]
+TWO_CAMERAS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=device-count=2")
 
-SCREENS: dict[str, dict[str, Any]] = {
-    "desktop": {"viewport": {"width": 1360, "height": 850}},
-    "phone upright": {"viewport": {"width": 375, "height": 812}, "is_mobile": True, "has_touch": True},
-    "phone on its side": {"viewport": {"width": 812, "height": 375}, "is_mobile": True, "has_touch": True},
-}
-screens = pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS.keys())
-
-
-def serving(
-    open_stream: Callable[[Controls], Any] = StubStream, *, size: tuple[int, int] = (SIZE, SIZE), **options: Any
-) -> LiveServer:
-    about = {"model": "stub", "width": size[0], "height": size[1]}
-    hub = Hub(open_stream, controls=options.pop("controls", Controls()), limit=options.pop("limit", 4))
-    return LiveServer(hub, ServerOptions(port=0, token="secret", **options), about)
+FACING = """(ways) => {
+  const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (what) => {
+    const stream = await ask(what), [track] = stream.getVideoTracks(), settings = track.getSettings.bind(track);
+    track.getSettings = () => ({ ...settings(), facingMode: ways[window.opened = (window.opened ?? -1) + 1] });
+    return stream;
+  };
+}"""
 
 
-@pytest.fixture
-def stub() -> Iterator[LiveServer]:
-    server = serving(lambda c: StubStream(c, 0.005))
-    with server.hub, server:
-        yield server
-
-
-def pictures(page: Any, count: int = 1) -> None:
-    page.evaluate(PICTURES, count)
-
-
-def average(page: Any) -> np.ndarray:
-    return np.array(page.evaluate(AVERAGE))
-
-
-def press(page: Any, label: str) -> None:
-    page.get_by_role("button", name=label, exact=True).click()
-
-
-def message(page: Any) -> str:
-    page.wait_for_selector("#message:not([hidden])")
-    return page.locator("#message p").text_content()
-
-
-def box(page: Any, what: str) -> dict[str, float]:
-    found: dict[str, float] = page.locator(what).bounding_box()
-    return found
-
-
-def asked(server: LiveServer) -> Controls:
-    return next(iter(server.connections.values())).session.asked
-
-
-@screens
-def test_the_pictures_are_seen_and_nothing_is_wider_than_the_screen(
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS.keys())
+def test_a_camera_is_chosen_and_the_mirror_follows_the_way_it_faces(
     stub: LiveServer, open_page: OpenPage, screen: dict[str, Any]
 ) -> None:
-    page = open_page(stub.url, **screen)
-    pictures(page, 2)
-    width, height = screen["viewport"].values()
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    shown = box(page, "#output")
-    assert shown["y"] + shown["height"] <= height
-    if width > height:  # both beside each other
-        drawn = box(page, "#input")
-        assert drawn["y"] + drawn["height"] <= height
-    page.locator("label[for=control-blend]").scroll_into_view_if_needed()
-    label = box(page, "label[for=control-blend]")
-    assert label["width"] > 30
-    assert label["height"] > 10
-
-
-@screens
-def test_a_message_moves_nothing_and_is_seen_whole(
-    stub: LiveServer, open_page: OpenPage, screen: dict[str, Any]
-) -> None:
-    page = open_page(stub.url, **screen)
+    page = open_page(stub.url, arguments=TWO_CAMERAS, **screen)
     pictures(page)
-    page.get_by_role("tab", name="Video").click()
-    before = [box(page, what) for what in ("#input", "#output", "#save")]
-    page.evaluate("() => document.getElementById('message').hidden = true")
-    assert [box(page, what) for what in ("#input", "#output", "#save")] == before
-    page.get_by_role("tab", name="Video").click()
-    told, (width, height) = box(page, "#message"), screen["viewport"].values()
-    assert told["x"] >= 0
-    assert told["y"] >= 0
-    assert told["x"] + told["width"] <= width
-    assert told["y"] + told["height"] <= height
-    if width > 1000:  # what can be pressed is not under it
-        for what in ("#save", "#choose", "#control-prompt", "#state"):
-            other = box(page, what)
-            assert other["y"] >= told["y"] + told["height"] or other["x"] >= told["x"] + told["width"]
+    page.evaluate(FACING, ["user", "environment"])
+    page.get_by_role("tab", name="Camera").click()
+    pictures(page, 2)
+    page.wait_for_selector("#cameras:not([hidden])")
+    assert page.locator("#cameras option").all_text_contents() == ["fake_device_0", "fake_device_1"]
+    assert page.is_checked("#mirror")
+    page.select_option("#cameras", label="fake_device_1")
+    page.wait_for_function("() => window.opened === 1 && !mirror.checked")
+    pictures(page, 2)
+    label = page.evaluate("() => video.srcObject.getVideoTracks()[0].label")
+    assert label == "fake_device_1"
+    page.get_by_role("tab", name="Draw").click()
+    assert page.locator("#cameras").is_hidden()
 
 
-@pytest.mark.parametrize("size", [(128, 64), (64, 128), (96, 96)])
-def test_the_opening_heart_is_whole_in_every_shape(open_page: OpenPage, size: tuple[int, int]) -> None:
-    server = serving(size=size)
-    with server.hub, server:
-        page = open_page(server.url)
-        pictures(page, 2)
-        edges = page.evaluate("""() => {
-          const { width, height } = input, data = input.getContext("2d").getImageData(0, 0, width, height).data;
-          const red = (x, y) => data[4 * (y * width + x) + 1] < 150;
-          let [edge, inside] = [0, 0];
-          for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) if (red(x, y)) {
-            inside += 1;
-            edge += x === 0 || y === 0 || x === width - 1 || y === height - 1;
-          }
-          return [edge, inside, width / height];
-        }""")
-    assert edges[0] == 0
-    assert edges[1] > 10_000
-    assert edges[2] == pytest.approx(size[0] / size[1], rel=0.01)
+def still(colour: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200), colour).save(file, "PNG")
+    return file.getvalue()
 
 
-def test_an_emptied_prompt_and_a_bad_seed_are_said(stub: LiveServer, open_page: OpenPage) -> None:
+GIVE = """([kind, data, name]) => {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const files = new DataTransfer();
+  files.items.add(new File([bytes], name, { type: name.endsWith("png") ? "image/png" : "text/plain" }));
+  const ways = { bubbles: true, cancelable: true, clipboardData: files, dataTransfer: files };
+  const event = kind === "paste" ? new ClipboardEvent("paste", ways) : new DragEvent("drop", ways);
+  document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("way", ["upload", "paste", "drop"])
+def test_a_still_picture_is_painted(stub: LiveServer, open_page: OpenPage, tmp_path: Path, way: str) -> None:
     page = open_page(stub.url)
     pictures(page)
-    page.fill("#control-prompt", "  ")
-    assert "“a purple heart” is painted until you write something" in page.locator("#wrong-prompt").text_content()
-    assert page.get_attribute("#control-prompt", "aria-invalid") == "true"
-    page.fill("#control-prompt", "a fox")
-    assert page.locator("#wrong-prompt").is_hidden()
-    for bad in ("-3", "1.5", "4294967296", ""):
-        page.fill("#control-seed", bad)
-        assert "0 to 4294967295; 0 is used until then" in page.locator("#wrong-seed").text_content()
-    page.fill("#control-seed", "7")
-    assert page.locator("#wrong-seed").is_hidden()
-    assert until(lambda: page.wait_for_timeout(50) or (asked(stub).prompt, asked(stub).seed) == ("a fox", 7))
-
-
-class Skipping(StubStream):
-    """Paints one frame slowly, then shows it again, as a still scene does."""
-
-    def push(self, image: np.ndarray, *, frame_id: int) -> list[StreamOutput]:
-        if frame_id < 3:
-            self.seconds = 0.12
-            return super().push(image, frame_id=frame_id)
-        return [StreamOutput(Image.fromarray(255 - image), frame_id, skipped=True)]
-
-
-def test_a_still_scene_is_called_still_and_its_latency_is_that_of_painting(open_page: OpenPage) -> None:
-    server = serving(Skipping)
-    with server.hub, server:
-        page = open_page(server.url)
-        page.wait_for_function("() => document.getElementById('live-badge').textContent === 'still'")
-        assert page.locator("#live-badge").is_visible()
-        assert float(page.locator("#latency").text_content()) >= 110
-        assert float(page.locator("#network").text_content()) >= 110
-
-
-def test_the_negative_prompts_hint_names_its_guidances(stub: LiveServer, open_page: OpenPage) -> None:
-    page = open_page(stub.url)
-    hint = page.locator(".field:has(#control-negative_prompt) small").first.text_content()
-    options = page.locator("#control-guidance option").all_text_contents()
-    assert "the negative prompt, once a frame" in hint
-    assert "every step" in hint
-    assert sum("the negative prompt" in option for option in options) == 2
-
-
-def test_a_full_server_shows_its_own_defaults(open_page: OpenPage) -> None:
-    server = serving(limit=1, controls=Controls(prompt="a green apple", strength=0.65))
-    with server.hub, server, Client(server) as client:
-        client.wait("hello")
-        page = open_page(server.url)
-        assert "limit" in message(page)
-        assert page.input_value("#control-prompt") == "a green apple"
-        assert float(page.input_value("#control-strength")) == 0.65
-
-
-@pytest.mark.parametrize("kind", ["sound", "words"])
-def test_a_file_that_cannot_be_played_is_said_and_the_old_picture_is_not_live(
-    stub: LiveServer, open_page: OpenPage, tmp_path: Path, kind: str
-) -> None:
-    page = open_page(stub.url)
-    pictures(page, 2)
-    bad = tmp_path / "song.webm"
-    if kind == "sound":
-        with av.open(str(bad), "w") as container:
-            videos.add_sound(container, container.add_stream("libopus", rate=48000, layout="mono"), 1.0,
-                             np.random.default_rng(0))  # fmt: skip
+    if way == "upload":
+        (tmp_path / "still.png").write_bytes(still((200, 40, 40)))
+        page.set_input_files("#picture-file", tmp_path / "still.png")
     else:
-        bad.write_text("no video")
-    page.set_input_files("#file", bad)
-    assert "cannot play song.webm" in message(page)
-    page.wait_for_selector("#live-badge", state="hidden")
-    assert "old" in page.get_attribute("#output", "class")
+        page.evaluate(GIVE, [way, base64.b64encode(still((200, 40, 40))).decode(), "still.png"])
+    page.wait_for_selector("#sources [data-source=picture][aria-selected=true]")
+    pictures(page, 4)
+    assert average(page) == pytest.approx([55, 215, 215], abs=6)  # the stub inverts
+    assert page.locator("#media-name").text_content() == "still.png"
+    assert page.locator("#message").is_hidden()
+
+
+def test_a_picture_that_cannot_be_shown_is_said(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(stub.url)
+    (tmp_path / "broken.png").write_text("no picture")
+    page.set_input_files("#picture-file", tmp_path / "broken.png")
+    assert "cannot show broken.png" in message(page)
     press(page, "Draw instead")
+    page.evaluate(GIVE, ["drop", base64.b64encode(b"words").decode(), "words.txt"])
+    assert message(page) == "Drop a picture or a video."
+
+
+def test_a_pause_holds_the_picture_and_rests_the_network(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
     pictures(page, 2)
-    page.wait_for_selector("#live-badge", state="visible")
+    press(page, "Pause")
+    page.wait_for_timeout(300)
+    tally = next(iter(stub.connections.values())).session.tally
+    received = tally.received
+    page.wait_for_timeout(1200)
+    assert tally.received == received
+    assert page.locator("#live-badge").text_content() == "paused"
+    assert "old" not in (page.get_attribute("#output", "class") or "")
+    press(page, "Go on")
+    pictures(page, 2)
 
 
-def test_what_the_model_does_not_read_is_said(stub: LiveServer, open_page: OpenPage) -> None:
+def test_a_recording_is_a_video_of_the_output(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(stub.url)
-    pictures(page)
-    page.fill("#control-prompt", "a very long story")
-    page.wait_for_selector(".remark:not([hidden])")
-    assert page.locator(".remark").text_content() == "the end is not read"
-    page.fill("#control-prompt", "a cat")
-    page.wait_for_selector(".remark", state="hidden")
-
-
-def test_the_streams_address_survives_a_reload(stub: LiveServer, open_page: OpenPage) -> None:
-    page = open_page(stub.url)
-    pictures(page)
-    page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
-    press(page, "Copy address")
-    address = page.evaluate("() => copied")
-    assert "stays the same" in message(page)
-    with urllib.request.urlopen(address, timeout=10) as watcher:
-        for _ in range(2):
-            seen = watcher.read(2000)
-            page.reload()
-            pictures(page, 3)
-        assert b"image/jpeg" in seen
-        assert watcher.read(2000)
-    named = open_page(f"{stub.url}&session=stage")
-    pictures(named)
-    assert {each.name for each in stub.connections.values()} >= {"stage"}
-
-
-def test_a_restarted_program_with_another_secret_is_said(open_page: OpenPage) -> None:
-    server = serving()
-    with server.hub, server:
-        page = open_page(server.url)
-        pictures(page)
-        port = server.port
-    again = LiveServer(
-        Hub(StubStream), ServerOptions(port=port, token="other"), {"model": "s", "width": 8, "height": 8}
-    )
-    with again.hub, again:
-        page.wait_for_function("() => document.querySelector('#message p').textContent.includes('started again')")
-        assert page.locator("#state").text_content() == "Refused"
-
-
-def test_the_picture_alone_comes_back_after_the_page(stub: LiveServer, open_page: OpenPage) -> None:
-    page = open_page(f"{stub.url}&session=stage")
-    pictures(page)
-    view = open_page(page.evaluate("() => location.href").replace("/?", "/view?"))
-    view.wait_for_function("() => picture.naturalWidth > 0")
-    assert box(view, "#picture")["height"] == 960
-    page.close()
-    page = open_page(f"{stub.url}&session=stage")
+    page.fill("#control-prompt", "a red/blue fox")
+    page.keyboard.press("Enter")
     press(page, "Clear")
-    pictures(page, 3)
-    shown = np.asarray(Image.open(io.BytesIO(view.screenshot())).convert("RGB"))
-    assert shown[480, 590].max() < 10  # the stub inverts white paper
+    pictures(page, 4)
+    press(page, "Record")
+    page.wait_for_timeout(1600)
+    assert page.locator("#record").text_content() in ("Stop 0:01", "Stop 0:02")
+    with page.expect_download() as download:
+        page.click("#record")
+    assert download.value.suggested_filename in ("a red blue fox.mp4", "a red blue fox.webm")
+    download.value.save_as(tmp_path / "recorded")
+    with av.open(str(tmp_path / "recorded")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) >= 10
+    assert frames[-1].mean() < 10  # the stub inverts white paper
+    assert page.locator("#record").text_content() == "Record"
+
+
+def test_the_picture_fills_the_screen(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    press(page, "Full screen")
+    page.wait_for_function("() => document.fullscreenElement?.contains(output)")
+    shown, frame = box(page, "#output"), page.evaluate("() => [innerWidth, innerHeight]")
+    assert [shown["width"], shown["height"]] == frame
+    page.evaluate("() => document.exitFullscreen()")
+    page.wait_for_function("() => !document.fullscreenElement")
+
+
+def test_where_only_videos_fill_the_screen_the_picture_gets_a_page(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    page.evaluate("() => { output.parentElement.requestFullscreen = undefined; }")
+    press(page, "Full screen")
+    page.wait_for_url("**/view?token=secret&session=*")
+
+
+def test_a_preset_is_saved_and_loaded(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(stub.url)
+    page.fill("#control-prompt", "a fox")
+    page.locator("#control-strength").fill("0.8")
+    with page.expect_download() as download:
+        press(page, "Save preset")
+    download.value.save_as(tmp_path / "a fox.json")
+    saved = json.loads((tmp_path / "a fox.json").read_text())
+    assert Controls(**saved) == Controls(prompt="a fox", strength=0.8)
+    press(page, "Reset controls")
+    assert until(lambda: page.wait_for_timeout(50) or asked(stub).prompt == "a purple heart")
+    (tmp_path / "newer.json").write_text(json.dumps(saved | {"sparkle": 3}))
+    page.set_input_files("#preset-file", tmp_path / "newer.json")
+    assert "no sparkle" in message(page)
+    assert until(lambda: page.wait_for_timeout(50) or asked(stub) == Controls(prompt="a fox", strength=0.8))
+    assert page.input_value("#control-prompt") == "a fox"
+    (tmp_path / "bad.json").write_text("[1, 2]")
+    page.set_input_files("#preset-file", tmp_path / "bad.json")
+    assert "bad.json is no preset" in message(page)
+    (tmp_path / "wild.json").write_text(json.dumps(saved | {"strength": 9}))
+    page.set_input_files("#preset-file", tmp_path / "wild.json")
+    page.wait_for_function("() => document.querySelector('#message p').textContent.startsWith('strength:')")
+    page.wait_for_function("() => Number(document.getElementById('control-strength').value) === 0.8")
+
+
+def test_changes_are_taken_back_one_by_one(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    assert page.locator("#back").is_disabled()
+    page.fill("#control-prompt", "a fox")
+    page.wait_for_timeout(300)
+    page.select_option("#control-guidance", "none")
+    page.locator("#control-strength").fill("0.8")
+    page.wait_for_timeout(300)
+    for expected in (
+        Controls(prompt="a fox", guidance="none"),
+        Controls(prompt="a fox"),
+        Controls(),
+    ):
+        press(page, "Undo change")
+        assert until(lambda expected=expected: page.wait_for_timeout(50) or asked(stub) == expected)
+    assert page.locator("#back").is_disabled()
+    assert page.input_value("#control-prompt") == "a purple heart"
+
+
+def test_the_keyboard_draws(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    press(page, "Clear")
+    page.focus("#input")
+    page.keyboard.press("Shift+ArrowLeft")
+    assert page.locator("#pen").is_visible()
+    page.keyboard.press("Space")
+    for _ in range(8):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowDown")
+    colours = page.evaluate("""() => [0, 1].map((down) => {
+      const at = input.getContext("2d").getImageData(256, 256 + 40 * down, 1, 1).data;
+      return [...at.slice(0, 3)];
+    })""")
+    page.wait_for_timeout(200)
+    colours = page.evaluate("""() => [[256, 256], [256, 300], [420, 256]].map(([x, y]) =>
+      [...input.getContext("2d").getImageData(x, y, 1, 1).data.slice(0, 3)])""")
+    assert colours[0] == [0xE5, 0x39, 0x35]
+    assert colours[1] == [255, 255, 255]
+    assert colours[2] == [0xE5, 0x39, 0x35]
+    page.keyboard.press("Control+z")
+    page.wait_for_function("() => input.getContext('2d').getImageData(256, 256, 1, 1).data[1] === 255")
+    page.focus("#control-prompt")
+    assert page.locator("#pen").is_hidden()
+
+
+MIDI = """() => {
+  window.knob = { name: "Knobs", onmidimessage: null };
+  navigator.requestMIDIAccess = async () => ({ inputs: new Map([["1", window.knob]]) });
+}"""
+
+
+def test_knobs_move_sliders(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    page.evaluate(MIDI)
+    press(page, "MIDI")
+    assert message(page).startswith("Knobs: touch a slider")
+    page.focus("#control-strength")
+    page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 127] })")
+    assert until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 1)
+    page.focus("#control-guidance_scale")
+    page.evaluate("() => knob.onmidimessage({ data: [0xb0, 8, 0] })")
+    page.evaluate("() => knob.onmidimessage({ data: [0x90, 7, 0] })")  # a key is no knob
+    assert until(lambda: page.wait_for_timeout(50) or asked(stub).guidance_scale == 1)
+    assert asked(stub).strength == 1
+    page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 0] })")
+    assert until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 0.05)
+    assert np.isclose(float(page.input_value("#control-strength")), 0.05)

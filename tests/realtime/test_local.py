@@ -36,6 +36,8 @@ cv2 = pytest.importorskip("cv2", reason="tests of cameras and windows need OpenC
 class Ticker(FrameSource):
     """A live source: ``count`` frames, ``interval`` seconds apart, that tell their number by their colour."""
 
+    size = (64, 32)
+
     def __init__(self, count: int, interval: float, end: Exception | None = None) -> None:
         self.count, self.interval, self.end, self.closed = count, interval, end, False
 
@@ -122,6 +124,8 @@ def test_an_unplugged_camera_is_an_error_that_keeps_the_recording(
 class Silent(FrameSource):
     """A device that opens and gives no frame."""
 
+    size = (64, 32)
+
     def __iter__(self) -> Iterator[DecodedFrame]:
         threading.Event().wait(5)
         yield from ()
@@ -146,8 +150,8 @@ def test_a_source_that_does_not_answer_ends_the_run(
 def test_a_source_that_rests_until_its_next_frame_is_left_in_peace(
     tmp_path: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "PATIENCE", 0.2)
-    source = videos.make(tmp_path / "in.mp4", times=[Fraction(0), Fraction(7, 10), Fraction(8, 10)])
+    monkeypatch.setattr(local, "PATIENCE", 0.8)
+    source = videos.make(tmp_path / "in.mp4", times=[Fraction(0), Fraction(2), Fraction(21, 10)])
     assert run(open_engine, source=str(source), sink="mjpeg:0").stream.frames_in == 3
 
 

@@ -12,6 +12,7 @@ export class Controls {
     this.pending = {};
     this.history = [];
     for (const [name, field] of Object.entries(schema.properties)) {
+      if (field.choices) field.enum = schema.about[field.choices] ?? [];
       const inPrompt = field.group === "prompt";
       const box = this.widget(name, field, inPrompt);
       (inPrompt ? promptBar : grid).append(box);
@@ -220,8 +221,17 @@ function toggle(name, field) {
 
 function choice(name, field) {
   const input = element("select");
-  for (const value of field.enum) input.append(Object.assign(element("option", field.labels?.[value] ?? value), { value }));
+  const offer = (value) => {
+    const words = field.labels?.[value] ?? value.replace(/^(\d+)x(\d+)$/, "$1 × $2");
+    input.append(Object.assign(element("option", words), { value }));
+  };
+  for (const value of field.enum) offer(value);
   const { box } = labelled(name, field, input);
   box.append(input);
-  return { box, input, get: () => input.value, set: (value) => (input.value = value) };
+  const set = (value) => {
+    if (![...input.options].some((option) => option.value === value)) offer(value); // what came from outside
+    input.value = value;
+    box.hidden = input.options.length < 2;
+  };
+  return { box, input, get: () => input.value, set };
 }

@@ -9,4 +9,4 @@ function show() {
   picture.src = `/mjpeg${location.search}&at=${Date.now()}`;
 }
 
-show();
+addEventListener("load", show); // the picture never ends, and would keep the page loading
