@@ -12,7 +12,13 @@ pytest.importorskip("pythonosc", reason="Open Sound Control needs python-osc")
 
 
 def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
-    from pythonosc.udp_client import SimpleUDPClient
+    from pythonosc.osc_message_builder import OscMessageBuilder
+
+    def send(address: str, value: object) -> None:
+        message = OscMessageBuilder(address)
+        message.add_arg(value)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(message.build().dgram, ("127.0.0.1", osc.port))
 
     with (
         serving() as server,
@@ -21,7 +27,6 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
         Client(server, session="right") as right,
     ):
         left.wait("hello"), right.wait("hello")
-        send = SimpleUDPClient("127.0.0.1", osc.port).send_message
         one, two = (server.painting(name).session for name in ("left", "right"))
         send("/diffaccel/strength", 0.75)
         assert until(lambda: one.asked.strength == two.asked.strength == 0.75)
