@@ -2,18 +2,28 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import CONTROLNET_OPTIONS, controls, live_settings, parse_size
+from diffaccel.cli.signals import give_up
+from diffaccel.cli.streaming import (
+    CONTROLNET_OPTIONS,
+    FIT,
+    FIT_OPTION,
+    controls,
+    fitted,
+    live_settings,
+    parse_size,
+    tell_cut_off,
+)
 
 if TYPE_CHECKING:
     from diffaccel.realtime.hub import Hub
-    from diffaccel.realtime.server import ServerOptions
+    from diffaccel.realtime.server import LiveServer, ServerOptions
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
 
@@ -38,7 +48,12 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated."),
     click.option("--vae", help="Another autoencoder: bundled name or folder; none for the model's own."),
     *CONTROLNET_OPTIONS,
-    click.option("--size", callback=parse_size, help="Pixels, as in 512 or 640x384.  [default: the model's]"),
+    click.option(
+        "--size",
+        callback=parse_size,
+        help="Pixels, as in 512 or 640x384, or fit: the shape of the --source.  [default: the model's]",
+    ),
+    FIT_OPTION,
     click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
     click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
@@ -53,9 +68,14 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="People at a time."
     ),
+    click.option(
+        "--osc", type=click.IntRange(0, 65535), metavar="PORT", help="Let Open Sound Control move the controls, too."
+    ),
     click.option("--no-browser", is_flag=True, help="Do not open the page."),
-    click.option("--source", metavar="SOURCE", help="camera, screen or a video file: run without a browser."),
-    click.option("--sink", metavar="SINK", help="window, mjpeg or a video file, with --source.  [default: window]"),
+    click.option("--source", metavar="SOURCE", help="camera, screen, a video file, rtmp://...: run without a browser."),
+    click.option(
+        "--sink", metavar="SINK", help="window, mjpeg, virtual-camera, rtmp://... or a video file.  [default: window]"
+    ),
     click.option("--overwrite", is_flag=True, help="Replace the file that --sink names."),
 )
 
@@ -93,6 +113,8 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
+    if given["size"] == FIT and not given["source"]:
+        raise click.UsageError("--size fit needs --source; on the page, choose a size")
     controls(given, START)
     if given["source"]:
         check_source(given["source"])
@@ -154,8 +176,22 @@ def _serve(given: dict[str, Any]) -> None:
             click.echo(f"\n  {server.url}\n")
             if not is_local(options.host):
                 click.echo("Everyone who can reach this machine and knows the address can use it.\n")
-            server.run(browser=not given["no_browser"])
+            with _osc(server, given["osc"]):
+                server.run(browser=not given["no_browser"])
     click.echo("Stopped.")
+
+
+@contextmanager
+def _osc(server: "LiveServer", port: int | None) -> Iterator[None]:
+    """Open Sound Control beside the server, where it is asked for."""
+    if port is None:
+        yield
+        return
+    from diffaccel.realtime.osc import ROOT, OscServer
+
+    with OscServer(server.change, port=port) as osc:
+        click.echo(f"Open Sound Control: UDP port {osc.port}, as in {ROOT}/strength 0.7\n")
+        yield
 
 
 def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
@@ -163,7 +199,7 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
     from dataclasses import replace
 
     from diffaccel.realtime.hub import EngineStream, Hub, spare_a_core
-    from diffaccel.realtime.settings import controls_for, load_pipeline, picture_size
+    from diffaccel.realtime.settings import controls_for, load_pipeline, picture_size, sizes
 
     spare_a_core()
     pipe = load_pipeline(settings)
@@ -172,10 +208,11 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
         engine.warmup()
     hub = Hub(
         lambda controls: EngineStream(pipe, replace(settings, controls=controls)),
-        controls=controls_for(pipe, settings.controls),
+        controls=controls_for(pipe, settings.controls).model_copy(update={"picture_size": f"{width}x{height}"}),
         limit=limit,
     )
-    return hub, {"model": Path(settings.model).name, "width": width, "height": height}
+    about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
+    return hub, about
 
 
 def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":
@@ -194,8 +231,12 @@ def _run_without_browser(given: dict[str, Any]) -> None:
     from diffaccel.realtime.local import run
     from diffaccel.realtime.settings import load_pipeline
 
+    shape: list[tuple[int, int]] = []
+
     def open_stream() -> "StreamEngine":
-        return _open(load_pipeline(settings), settings)
+        pipe = load_pipeline(settings)
+        tell_cut_off(pipe, settings.controls)
+        return _open(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
 
     report = run(
         open_stream,
@@ -203,6 +244,8 @@ def _run_without_browser(given: dict[str, Any]) -> None:
         sink=given["sink"] or "window",
         overwrite=given["overwrite"],
         token=given["token"],
+        on_source=lambda width, height: shape.append((width, height)),
         announce=lambda where: click.echo(f"Pictures go to {where}"),
+        stuck=give_up,
     )
     click.echo(str(report.stream))

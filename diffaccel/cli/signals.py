@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 
+import click
+
 INTERRUPTED = 130
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,3 +56,10 @@ def _end() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
+
+
+def give_up(words: str) -> None:
+    """End the process from another thread than its main one, which never comes back from a library."""
+    click.echo(f"Error: {words}", err=True)
+    sys.stdout.flush()
+    os._exit(1)

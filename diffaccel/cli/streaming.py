@@ -20,10 +20,19 @@ CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
 )
 
 
-def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """Width and height of ``"512"`` or ``"640x384"``, for click's ``callback``."""
-    if text is None:
-        return None
+FIT = "fit"
+"""The size that asks for the input's shape."""
+FIT_OPTION = click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "stretch"]),
+    help="How an input of another shape gets in: cut off, with black bars, or distorted.  [default: crop]",
+)
+
+
+def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | str | None:
+    """Width and height of ``"512"`` or ``"640x384"``, or `FIT`, for click's ``callback``."""
+    if text is None or text == FIT:
+        return text
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and (height or width).isdecimal()):
         raise click.BadParameter(f"{text!r} is not a size in pixels, as in 512 or 640x384")
@@ -50,7 +59,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     from diffaccel.realtime.settings import LiveSettings
 
     values = {name: given[name] for name in ("model", "vae", "dtype", "device") if given[name] is not None}
-    width, height = given["size"] or (None, None)
+    width, height = given["size"] if given["size"] not in (None, FIT) else (None, None)
     return LiveSettings(
         **values,
         lora=given["lora"] or None,
@@ -58,6 +67,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
         compiled=given["compiled"],
         width=width,
         height=height,
+        fit=given["fit"] or "crop",
         controls=checked,
     )
 
@@ -76,3 +86,25 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-")
         raise click.UsageError(f"{option}: {problem['msg']} (got {problem['input']!r})") from error
+
+
+def fitted(pipe: Any, settings: "LiveSettings", shape: tuple[int, int], *, quiet: bool = False) -> "LiveSettings":
+    """The settings in the size next to an input's shape, with the area that the model was made for; says it."""
+    from dataclasses import replace
+
+    from diffaccel.media.repaint import size_like
+    from diffaccel.realtime.settings import picture_size
+
+    width, height = size_like(*shape, max(picture_size(pipe, settings)))
+    if not quiet:
+        click.echo(f"Pictures have {width} x {height} pixels, next to the shape of the input, {shape[0]} x {shape[1]}")
+    return replace(settings, width=width, height=height)
+
+
+def tell_cut_off(pipe: Any, checked: "Controls") -> None:
+    """Say what of the prompts the model does not read."""
+    from diffaccel.realtime.remarks import remark
+
+    words = remark(pipe, {"--prompt": checked.prompt, "--negative-prompt": checked.negative_prompt})
+    if words:
+        click.echo(f"Note: {words}", err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import live_settings, parse_size, with_controlnet
+from diffaccel.cli.streaming import FIT_OPTION, fitted, live_settings, parse_size, tell_cut_off, with_controlnet
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 @click.option(
     "--similarity/--no-similarity", default=None, help="Repeat the picture while frames hardly change.  [default: no]"
 )
-@click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: the video's shape, model's area]")
+@click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: fit, the video's shape]")
+@FIT_OPTION
 @click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]")
 @click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated.")
 @click.option("--vae", help="Another autoencoder: bundled name or folder.")
@@ -61,8 +62,8 @@ def video(
 ) -> None:
     """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv).
 
-    Frames keep their number and times, and sound is copied. OUTPUT appears when it is complete; after an error or an
-    interrupt there is none.
+    Frames keep their number and times. Sound is copied, or encoded anew as AAC where OUTPUT cannot hold it. OUTPUT
+    appears when it is complete; after an error or an interrupt there is none.
     """
     import logging
 
@@ -74,7 +75,7 @@ def video(
     bar = _Progress(quiet)
     with interruptible(f"{target} was not written"), bar, _memory_explained(batch_size):
         report = repaint(
-            lambda: _open(settings, source, batch_size),
+            lambda: _open(settings, source, batch_size, quiet=quiet),
             source,
             target,
             audio=not no_audio,
@@ -101,20 +102,17 @@ def _memory_explained(batch_size: int) -> "Iterator[None]":
         raise MediaError(f"out of memory at --batch-size {batch_size}: use {remedy}") from error
 
 
-def _open(settings: "LiveSettings", source: Path, batch_size: int) -> "StreamEngine":
+def _open(settings: "LiveSettings", source: Path, batch_size: int, *, quiet: bool) -> "StreamEngine":
     """Load the model, and open a stream in the asked size or the video's shape."""
-    from dataclasses import replace
-
     from diffaccel.media.errors import MediaError
-    from diffaccel.media.repaint import size_like
     from diffaccel.media.video_reader import VideoReader
-    from diffaccel.realtime.settings import load_pipeline, open_engine, picture_size
+    from diffaccel.realtime.settings import load_pipeline, open_engine
 
     pipe = load_pipeline(settings)
+    tell_cut_off(pipe, settings.controls)
     if settings.width is None:
         with VideoReader(source, audio=False) as reader:
-            width, height = size_like(reader.width, reader.height, max(picture_size(pipe, settings)))
-        settings = replace(settings, width=width, height=height)
+            settings = fitted(pipe, settings, (reader.width, reader.height), quiet=quiet)
     try:
         return open_engine(pipe, settings, frame_buffer=batch_size)
     except ValueError as error:
@@ -125,7 +123,7 @@ def summary(target: Path, report: "VideoReport") -> str:
     """What became of a video, in one line."""
     facts = [counted(report.frames, "frame"), f"{report.frames / max(report.seconds, 1e-9):.1f} per second"]
     if report.audio_streams:
-        facts.append("sound copied")
+        facts.append("sound encoded anew as AAC" if report.encoded_streams else "sound copied")
     if report.repeated:
         facts.append(f"{counted(report.repeated, 'picture')} shown again for the next frame")
     if report.stream.frames_not_finite:

@@ -39,7 +39,8 @@ class VideoReport:
         repeated: frames that show their neighbour's picture, because the similarity filter skipped them or because the
             network's own was not finite.
         damaged: pieces of the input that could not be decoded, and are missing.
-        audio_streams: audio streams copied.
+        audio_streams: audio streams of the output.
+        encoded_streams: those of them that the container does not take as they are: they were encoded anew as AAC.
         seconds: time it took, without loading the model.
         stream: the engine's account.
     """
@@ -48,6 +49,7 @@ class VideoReport:
     repeated: int
     damaged: int
     audio_streams: int
+    encoded_streams: int
     seconds: float
     stream: StreamReport
 
@@ -93,7 +95,15 @@ def repaint(
                 on_frame(reader.count)
             report = engine.report()
         seconds = time.perf_counter() - begin
-    return VideoReport(writer.written, line.repeated, reader.damaged, len(reader.audio), seconds, report)
+    return VideoReport(
+        frames=writer.written,
+        repeated=line.repeated,
+        damaged=reader.damaged,
+        audio_streams=len(reader.audio),
+        encoded_streams=writer.encoded,
+        seconds=seconds,
+        stream=report,
+    )
 
 
 def _paint(reader: VideoReader, writer: VideoWriter, line: Line) -> Iterator[tuple[WaitingFrame, np.ndarray]]:

@@ -20,9 +20,25 @@ class FrameSource(ABC):
 
     Attributes:
         stuck: set where a thread still waits for the next frame, which may never come; the device then stays open.
+        resting: set while it waits of its own accord until the next frame is due.
+        rested: when it last did, a time of `time.perf_counter`.
     """
 
     stuck = False
+    resting = False
+    rested = 0.0
+
+    def _rest(self, until: float) -> None:
+        """Wait until a time of `time.perf_counter`."""
+        self.resting = True
+        time.sleep(max(0.0, until - time.perf_counter()))
+        self.rested = time.perf_counter()
+        self.resting = False
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Width and height of its frames, in pixels."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -59,6 +75,13 @@ class Camera(FrameSource):
                 "Another camera: camera:1. Without one: screen, or a video file"
             )
         self._capture.set(self._cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest that waits
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        sides = (self._cv2.CAP_PROP_FRAME_WIDTH, self._cv2.CAP_PROP_FRAME_HEIGHT)
+        width, height = (round(self._capture.get(side)) for side in sides)
+        return width, height
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames as the camera delivers them."""
@@ -99,6 +122,13 @@ class Screen(FrameSource):
         except Exception as error:  # every platform has its own
             raise MediaError(f"cannot see the screen: {error}") from error
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        with self._capture() as capture:
+            place = capture.monitors[self.monitor]
+        return place["width"], place["height"]
+
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames, at most ``rate`` a second; the capture belongs to the thread that iterates, as Windows wants it."""
         begin = due = time.perf_counter()
@@ -108,7 +138,7 @@ class Screen(FrameSource):
                 pixels = np.frombuffer(shot.rgb, np.uint8).reshape(shot.height, shot.width, 3)
                 yield DecodedFrame(pixels, time.perf_counter() - begin)
                 due = max(due + self._interval, time.perf_counter())
-                time.sleep(max(0.0, due - time.perf_counter()))
+                self._rest(due)
 
 
 class Playback(FrameSource):
@@ -124,11 +154,16 @@ class Playback(FrameSource):
     def __init__(self, path: Path) -> None:
         self._reader = VideoReader(path, audio=False)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        return self._reader.width, self._reader.height
+
     def __iter__(self) -> Iterator[DecodedFrame]:
         """Frames, each when its time has come."""
         begin = time.perf_counter()
         for frame in self._reader.frames():
-            time.sleep(max(0.0, begin + float(frame.time) - time.perf_counter()))
+            self._rest(begin + float(frame.time))
             yield frame
 
     def close(self) -> None:
@@ -145,7 +180,7 @@ def opencv(purpose: str) -> Any:
 
 def is_file(source: str) -> bool:
     """Whether a source's name means a video file."""
-    return source.partition(":")[0] not in ("camera", "screen")
+    return source.partition(":")[0] not in ("camera", "screen") and "://" not in source
 
 
 def check_source(source: str) -> None:
@@ -153,19 +188,31 @@ def check_source(source: str) -> None:
     kind, _, which = source.partition(":")
     if kind == "screen" and which and not which.isdecimal():
         raise MediaError(f"{source!r} is no screen: say screen, or screen:2 for the second monitor")
+    if kind not in ("camera", "screen") and "://" in source:
+        from diffaccel.media.network import check_address
+
+        check_address(source, sink=False)
     if is_file(source) and (not source or not Path(source).exists()):
         hint = did_you_mean(source, ("camera", "screen"))
-        raise MediaError(f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, or name a video file")
+        raise MediaError(
+            f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, rtmp://..., or name a video file"
+        )
 
 
 def open_source(source: str) -> FrameSource:
-    """Open what a name means: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2`` or a file.
+    """Open what a name means: ``camera``, ``camera:1``, ``screen``, ``screen:2``, ``rtmp://...``, or a file.
+
+    ``camera:rtsp://...`` is read by OpenCV, ``rtsp://...`` by PyAV.
 
     Raises:
         MediaError: for a name that means nothing, and where the source cannot be opened.
     """
     check_source(source)
     kind, _, which = source.partition(":")
+    if kind not in ("camera", "screen") and "://" in source:
+        from diffaccel.media.network import NetworkVideo
+
+        return NetworkVideo(source)
     if kind == "camera":
         return Camera(int(which) if which.isdecimal() else which or 0)
     return Screen(int(which or 1)) if kind == "screen" else Playback(Path(source))

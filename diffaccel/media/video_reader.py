@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from diffaccel.media.errors import MediaError, explained, pyav
+from diffaccel.media.pixels import SQUARE, upright
+from diffaccel.media.timeline import Timeline
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SQUARE = Fraction(1)
-MOST_STRETCHED = 4
+TIMES_MAY_LEAP = 0x0200
+"""AVFMT_TS_DISCONT: a format, such as MPEG transport streams, whose times may leap where files were joined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +45,11 @@ class DecodedFrame:
 class VideoReader:
     """Frames and sound of a video file, in file order.
 
-    Frames are turned upright as the file's display matrix asks, and stretched where its pixels are not square. Times
-    count from the file's beginning and rise strictly; frames without a time follow at the file's rate. A damaged piece
-    in the middle is left out with a warning, and counted.
+    Frames are turned and mirrored as the file's display matrix asks, and stretched where its pixels are not square.
+    Their colours are those that browsers show: untagged HD is BT.709, and HDR is mapped to an ordinary screen. Times
+    count from the file's beginning and rise strictly; where those of a joined file begin anew, they go on from its
+    last frame, and frames without a time follow at the file's rate. A damaged piece in the middle is left out with a
+    warning, and counted.
 
     Args:
         path: the file.
@@ -122,12 +126,21 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[DecodedFrame | Packet[AudioStream]]:
         """Decoded frames, and packets of sound as they lie in the file, with times from the file's beginning."""
+        timeline = Timeline(
+            self._stream, self._start, 1 / self.rate, leaps=bool(self._container.format.flags & TIMES_MAY_LEAP)
+        )
         with explained("read", self.path):
-            for packet in self._container.demux(self._stream, *self.audio):
-                if packet.stream is self._stream:
-                    yield from self._frames(packet)
-                elif packet.dts is not None:
-                    yield self._shifted(packet)
+            for read in self._container.demux(self._stream, *self.audio):
+                for packet in timeline.place(read):
+                    yield from self._items(packet)
+            for packet in timeline.rest():
+                yield from self._items(packet)
+
+    def _items(self, packet: Packet[Any]) -> Iterator[DecodedFrame | Packet[AudioStream]]:
+        if packet.stream is self._stream:
+            yield from self._frames(packet)
+        elif packet.dts is not None:
+            yield packet
 
     def frames(self) -> Iterator[DecodedFrame]:
         """Decoded frames only."""
@@ -151,19 +164,13 @@ class VideoReader:
 
     def _time(self, frame: VideoFrame) -> Fraction:
         if frame.pts is not None:
-            time = frame.pts * self.time_base - self._start
+            time = frame.pts * self.time_base
         else:
             time = Fraction(0) if self._last is None else self._last + 1 / self.rate
         if self._last is not None and time <= self._last:
             time = self._last + self.time_base
         self._last = time
         return time
-
-    def _shifted(self, packet: Packet[AudioStream]) -> Packet[AudioStream]:
-        shift = round(self._start / packet.time_base)
-        packet.dts = packet.dts - shift if packet.dts is not None else None
-        packet.pts = packet.pts - shift if packet.pts is not None else None
-        return packet
 
     def close(self) -> None:
         """Let go of the file."""
@@ -175,16 +182,3 @@ class VideoReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-def upright(frame: VideoFrame, shape: Fraction = SQUARE) -> np.ndarray:
-    """RGB pixels ``(H, W, 3)``, turned as the display matrix asks (by quarter turns, which is what cameras write).
-
-    Args:
-        frame: as it was decoded.
-        shape: width of a pixel over its height; the shorter side is stretched. What no camera has is taken for 1.
-    """
-    width, height = frame.width, frame.height
-    if 1 / MOST_STRETCHED <= shape <= MOST_STRETCHED:
-        width, height = round(width * max(shape, SQUARE)), round(height / min(shape, SQUARE))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from diffaccel.media.errors import DiskError, MediaError, explained, pyav
+from diffaccel.media.errors import MediaError, explained, pyav
+from diffaccel.media.sound import CopiedSound, EncodedSound, holds
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -35,11 +36,15 @@ class VideoWriter:
         path: the file; its suffix chooses the container, see `FORMATS`.
         rate: frames per second, for the encoder's bit rate; times are what `write` is given.
         time_base: unit of those times, in seconds.
-        audio: audio streams of a reader whose packets will be copied.
+        audio: audio streams of a reader whose packets will be copied; those that the container does not take are
+            encoded anew as AAC.
         overwrite: whether an existing file may be replaced.
 
+    Attributes:
+        written: pictures so far.
+
     Raises:
-        MediaError: for a place that cannot be written, an existing file, and sound that the container cannot hold.
+        MediaError: for a place that cannot be written, and an existing file.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class VideoWriter:
         try:
             with explained("write", path):
                 self._stream = self._video(rate)
-                self._audio = {stream.index: self._copied(stream) for stream in audio}
+                self._audio = {stream.index: self._sound(stream) for stream in audio}
         except BaseException:
             self.discard()
             raise
@@ -82,28 +87,22 @@ class VideoWriter:
         context.color_range = 1  # limited, what players expect of yuv420p
         return stream
 
-    def _copied(self, stream: AudioStream) -> AudioStream:
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
-        if codec not in self._container.supported_codecs:
-            raise MediaError(
-                f"a {self.path.suffix} file cannot hold {codec} sound: write to a .mkv file, or leave it out"
-            )
-        copy: AudioStream = self._container.add_stream_from_template(stream)
-        copy.metadata.update(stream.metadata)
-        return copy
+    def _sound(self, stream: AudioStream) -> CopiedSound | EncodedSound:
+        kept = holds(self._container.format.name, stream, stream.container.name)
+        return (CopiedSound if kept else EncodedSound)(self._container, stream)
+
+    @property
+    def encoded(self) -> int:
+        """Audio streams that are encoded anew."""
+        return sum(sound.encoded for sound in self._audio.values())
 
     def start(self, width: int, height: int) -> None:
         """Fix the pictures' size; comes before the first picture and the first sound."""
         if width % 2 or height % 2:
             raise MediaError(f"H.264 needs even sizes, not {width}x{height}")
         self._stream.width, self._stream.height = width, height
-        try:
-            with explained("write", self.path):
-                self._container.start_encoding()
-        except MediaError as error:
-            if not self._audio or isinstance(error, DiskError):
-                raise
-            raise MediaError(f"{error}; if it is the sound, write to a .mkv file or leave it out") from error
+        with explained("write", self.path):
+            self._container.start_encoding()
 
     def write(self, pixels: np.ndarray, time: Fraction | float, duration: Fraction | None = None) -> None:
         """Add a picture ``(H, W, 3)`` uint8 RGB, shown at ``time`` seconds; a time that does not rise is made to."""
@@ -124,10 +123,10 @@ class VideoWriter:
                 self._container.mux(packet)
 
     def copy(self, packet: Packet[AudioStream]) -> None:
-        """Add a packet of sound as it is."""
-        packet.stream = self._audio[packet.stream.index]
+        """Add a packet of sound."""
         with explained("write", self.path):
-            self._container.mux(packet)
+            for each in self._audio[packet.stream.index].packets(packet):
+                self._container.mux(each)
 
     def finish(self) -> None:
         """Complete the file and give it its name; without a picture there is no file.
@@ -140,6 +139,9 @@ class VideoWriter:
                 raise MediaError(f"no picture came, so {self.path} was not written")
             self._mux(None)
             with explained("write", self.path):
+                for sound in self._audio.values():
+                    for packet in sound.rest():
+                        self._container.mux(packet)
                 self._container.close()
                 with self._temporary.open("rb") as file:
                     os.fsync(file.fileno())

@@ -43,6 +43,9 @@ class Stream(Protocol):
     def configure(self, controls: Controls) -> None:
         """Take other controls. Raises ValueError where they cannot be followed; nothing has changed then."""
 
+    def remark(self, controls: Controls) -> str:
+        """What the model does not do of the controls, in words for a person; empty where it does everything."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -84,6 +87,7 @@ class Client:
         self._count = self._not_finite = 0
         self._inside: dict[int, Arrived] = {}
         self._last = self._free_at = monotonic()
+        self._remarked = ""
         self._ticks: deque[float] = deque([0.0], maxlen=LONGEST_INTERVAL)
 
     def offer(self, frame: protocol.FrameMessage) -> None:
@@ -159,7 +163,13 @@ class Client:
             self.post(Notice("problem", {"kind": "controls", "message": str(error)}))
         else:
             self.controls = controls
+            self._remark(self._stream.remark(controls))
         self.post(Notice("controls", {"values": self.controls.model_dump()}))
+
+    def _remark(self, words: str) -> None:
+        if words != self._remarked:
+            self._remarked = words
+            self.post(Notice("remark", {"message": words}))
 
     def _paint(self, arrived: Arrived | None) -> None:
         stream, begin = self._stream, monotonic()

@@ -17,6 +17,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from diffaccel.realtime import protocol
+from diffaccel.realtime.channels import Channel
 from diffaccel.realtime.client import Client, Message, Notice
 from diffaccel.realtime.hub import Hub
 
@@ -28,22 +29,24 @@ STATS_EVERY = 0.5
 class Connection:
     """A client that was let in; `run` lasts until it leaves.
 
+    Args:
+        socket: accepted.
+        hub: which it joins.
+        name: the page's.
+        channel: of that name, for viewers.
+
     Attributes:
-        latest: its last picture as JPEG, for `/mjpeg`.
-        changed: set and replaced whenever there is a newer one.
         loop: the event loop that it runs on.
     """
 
-    def __init__(self, socket: WebSocket, hub: Hub) -> None:
-        self._socket, self._hub = socket, hub
+    def __init__(self, socket: WebSocket, hub: Hub, name: str, channel: Channel) -> None:
+        self._socket, self._hub, self.name, self._channel = socket, hub, name, channel
         self.loop = asyncio.get_running_loop()
         self._notices: dict[str, Notice] = {}
         self._picture: protocol.PictureMessage | None = None
         self._taken: protocol.Taken | None = None
         self._unshown: deque[int] = deque()
         self._wake = asyncio.Event()
-        self.latest: bytes | None = None
-        self.changed = asyncio.Event()
         self.session: Client = hub.join(self._post)
 
     def _post(self, message: Message) -> None:
@@ -57,18 +60,19 @@ class Connection:
         elif isinstance(message, Notice):
             self._notices[message.type] = message
         else:
-            self._picture, self.latest = message, message.jpeg
-            changed, self.changed = self.changed, asyncio.Event()
-            changed.set()
+            self._picture = message
+            self._channel.show(self, message.jpeg)
         self._wake.set()
 
     async def run(self, hello: dict[str, Any]) -> None:
         """Talk until the client leaves."""
+        self._channel.open(self)
         tasks = [asyncio.create_task(work) for work in (self._receive(), self._send(hello), self._tell())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._hub.leave(self.session)
+            self._channel.leave(self)
             for task in tasks:
                 task.cancel()
             for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -86,7 +90,7 @@ class Connection:
                 self.session.tally.add("rejected")
                 self._accept(Notice("problem", {"kind": "message", "message": str(error)}))
             except ValidationError as error:
-                self._accept(Notice("problem", {"kind": "controls", "message": _words(error)}))
+                self._accept(Notice("problem", {"kind": "controls", "message": words(error)}))
                 self._accept(Notice("controls", {"values": self.session.asked.model_dump()}))
 
     def _handle(self, message: MutableMapping[str, Any]) -> None:
@@ -102,7 +106,7 @@ class Connection:
         self._wake.set()
 
     async def _send(self, hello: dict[str, Any]) -> None:
-        await self._socket.send_json({"type": "hello", "session": self.session.id, **hello})
+        await self._socket.send_json({"type": "hello", **hello})
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -125,7 +129,7 @@ class Connection:
             self._accept(Notice("stats", values))
 
 
-def _words(error: ValidationError) -> str:
+def words(error: ValidationError) -> str:
     """A validation error in one sentence."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -26,7 +26,8 @@ ControlKind = Literal["edges", "canny", "identity"]
 
 
 def _draw(**hints: Any) -> Any:
-    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``."""
+    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``, and
+    ``choices``, the name under which the server's account of itself lists values."""
     return hints
 
 
@@ -69,6 +70,13 @@ class Controls(BaseModel):
     )
     steps: int = Field(default=2, ge=1, le=8, title="Steps", description="More are finer, slower and later.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
+    picture_size: str = Field(
+        default="",
+        pattern=r"^([1-9]\d{1,3}x[1-9]\d{1,3})?$",
+        title="Size",
+        description="Width and height. Another one begins a new stream.",
+        json_schema_extra=_draw(choices="sizes"),
+    )
     guidance: GuidanceKind = Field(
         default="self",
         title="Guidance",
@@ -93,7 +101,7 @@ class Controls(BaseModel):
     negative_prompt: PageText = Field(
         default="",
         title="Negative prompt",
-        description="What should not be seen, with one of its two guidances.",
+        description="What should not be seen. Choose the guidance “the negative prompt, once a frame” or “every step”.",
         json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
     )
     cache: int = Field(

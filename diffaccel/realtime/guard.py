@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 Scope = dict[str, Any]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-OPEN_PATHS = frozenset({"/", "/health"})
+OPEN_PATHS = frozenset({"/", "/view", "/health"})
 """Paths that need no token, besides the page's own files: they tell nothing and change nothing."""
 FILES = "/page/"
 

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Self
 
@@ -15,8 +16,10 @@ from diffaccel.realtime import protocol
 from diffaccel.realtime.client import Client, Post, Stream
 from diffaccel.realtime.controls import Controls
 from diffaccel.realtime.metrics import Metrics
+from diffaccel.realtime.remarks import remark
 from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
 from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.report import StreamOutput
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +40,26 @@ class HubFull(RuntimeError):
 
 
 class EngineStream:
-    """A `StreamEngine` as sessions use it, on a pipeline that they share."""
+    """A `StreamEngine` as sessions use it, on a pipeline that they share; another size is another engine."""
 
     def __init__(self, pipe: Any, settings: LiveSettings) -> None:
-        self._pipe = pipe
+        self._pipe, self._settings = pipe, settings
         self._engine: StreamEngine = open_engine(pipe, settings)
-        self.push, self.flush, self.close = self._engine.push, self._engine.flush, self._engine.close
+        self._size = settings.controls.picture_size
         self._arguments = stream_arguments(pipe, settings.controls)
+        self._withheld = 0
+
+    def push(self, image: Any, *, frame_id: int) -> list[StreamOutput]:
+        """Put in a frame, and get what is finished."""
+        return self._engine.push(image, frame_id=frame_id)
+
+    def flush(self) -> list[StreamOutput]:
+        """Finish the frames in flight."""
+        return self._engine.flush()
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
 
     @property
     def frames_in_flight(self) -> int:
@@ -53,15 +69,28 @@ class EngineStream:
     @property
     def not_finite(self) -> int:
         """Pictures that were withheld so far."""
-        return self._engine.report().frames_not_finite
+        return self._withheld + self._engine.report().frames_not_finite
 
     def configure(self, controls: Controls) -> None:
-        """Change what is different; frames in flight follow from their next stage on."""
+        """Change what is different; frames in flight follow from their next stage on, but not into another size."""
         arguments = stream_arguments(self._pipe, controls)
-        changes = {name: value for name, value in arguments.items() if value != self._arguments[name]}
-        if changes:
-            self._engine.update(**changes)
+        if controls.picture_size != self._size:
+            new = open_engine(self._pipe, replace(self._settings, controls=controls))
+            self._withheld = self.not_finite
+            self._engine.close()
+            self._engine, self._size = new, controls.picture_size
+        else:
+            changes = {name: value for name, value in arguments.items() if value != self._arguments[name]}
+            if changes:
+                self._engine.update(**changes)
         self._arguments = arguments
+
+    def remark(self, controls: Controls) -> str:
+        """What the model does not do of the controls, in words."""
+        prompts = {"Prompt": controls.prompt, "Second prompt": controls.second_prompt if controls.blend else ""}
+        if controls.guidance in ("one-time", "full"):
+            prompts["Negative prompt"] = controls.negative_prompt
+        return remark(self._pipe, prompts)
 
 
 class Hub:

@@ -14,10 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 
 from diffaccel.media import sources
+from diffaccel.media.errors import MediaError
 from diffaccel.media.repaint import OpenEngine, VideoReport, repaint, to_pixels
 from diffaccel.media.sources import FrameSource
+from diffaccel.media.video_reader import VideoReader
 from diffaccel.realtime import sinks
 from diffaccel.realtime.sinks import FrameSink
+from diffaccel.realtime.watchdog import PATIENCE, Stuck, Watchdog, answered, interrupt
+from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.report import StreamReport
 from diffaccel.stream.worker import StreamClosed, StreamWorker
 
@@ -56,48 +60,76 @@ def run(
     overwrite: bool = False,
     duration: float | None = None,
     token: str | None = None,
+    on_source: Callable[[int, int], None] = lambda _width, _height: None,
     announce: Callable[[str], None] = lambda _: None,
     on_frame: Callable[[int | None], None] = lambda _: None,
+    stuck: Stuck = interrupt,
 ) -> LiveReport | VideoReport:
     """Paint what a source shows into a sink, until it ends or the user ends it.
 
     A file into a file keeps every frame (see `repaint`). Everything else is live: where the network is slower than the
     source, frames are dropped and counted, so that what is shown is never old. Ctrl-C and SIGTERM end a live run in
-    good order, and a second one at once; a recording is completed.
+    good order, and a second one at once; a recording is completed. A source or a sink that does not answer for ten
+    seconds ends it, too.
 
     Args:
         open_engine: builds the engine; called once source and sink are open. It is closed at the end.
-        source: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2``, or a video file.
-        sink: ``window``, ``mjpeg``, ``mjpeg:8090``, or a video file.
+        source: ``camera``, ``camera:1``, ``camera:rtsp://...``, ``screen``, ``screen:2``, an address such as
+            ``rtmp://...``, or a video file.
+        sink: as `diffaccel.realtime.sinks.open_sink` takes it.
         overwrite: whether an existing file may be replaced.
         duration: seconds after which a live run ends; None for no end.
         token: of the MJPEG stream's URL; None for a random one.
+        on_source: called with the width and height of the input, before the engine is built.
         announce: called once with where pictures go, when everything is ready.
         on_frame: called after each picture, with the number of frames expected in all (None: unknown).
+        stuck: called, on another thread, with words about a sink that hangs inside its library, which nothing but the
+            end of the process may get it out of. The default logs them and interrupts the main thread.
 
     Raises:
         MediaError: where source or sink cannot be used; the message says what to do.
         Exception: what the network raised for ten frames in a row.
     """
     if sources.is_file(source) and sinks.is_file(sink):
+        with VideoReader(Path(source), audio=False) as reader:
+            on_source(reader.width, reader.height)
         announce(sink)
         return repaint(open_engine, Path(source), Path(sink), overwrite=overwrite, on_frame=on_frame)
     with (
-        sources.open_source(source) as frames,
-        sinks.open_sink(sink, overwrite=overwrite, token=token) as shown,
-        open_engine() as engine,
+        Watchdog(stuck) as watchdog,
+        answered(source, lambda: sources.open_source(source)) as frames,
+        _opened(sink, watchdog, overwrite=overwrite, token=token) as shown,
+        _built(open_engine, frames, on_source) as engine,
         StreamWorker(engine) as worker,
         stopped_by_signals() as stop,
     ):
         announce(shown.where)
-        return Show(frames, shown, worker, stop).run(duration, on_frame)
+        return Show(frames, shown, worker, stop, watchdog).run(duration, on_frame)
+
+
+def _built(open_engine: OpenEngine, source: FrameSource, on_source: Callable[[int, int], None]) -> StreamEngine:
+    on_source(*source.size)
+    return open_engine()
+
+
+def _opened(sink: str, watchdog: Watchdog, *, overwrite: bool, token: str | None) -> FrameSink:
+    with watchdog.watching(sink):
+        return sinks.open_sink(sink, overwrite=overwrite, token=token)
 
 
 class Show:
     """A live run: a thread feeds the worker, and the caller's thread shows what comes out."""
 
-    def __init__(self, source: FrameSource, sink: FrameSink, worker: StreamWorker, stop: threading.Event) -> None:
-        self._source, self._sink, self._worker, self._stop = source, sink, worker, stop
+    def __init__(
+        self,
+        source: FrameSource,
+        sink: FrameSink,
+        worker: StreamWorker,
+        stop: threading.Event,
+        watchdog: Watchdog,
+    ) -> None:
+        self._source, self._sink, self._worker, self._stop, self._watchdog = source, sink, worker, stop, watchdog
+        self._heard = time.perf_counter()
         self._times: deque[tuple[int, Fraction | float]] = deque()
         self._error: Exception | None = None
         self._shown = self._failed = self._failed_in_a_row = 0
@@ -114,8 +146,11 @@ class Show:
                         on_frame(None)
                 except StreamClosed:
                     break
-                if not self._sink.wanted():
-                    break
+                with self._watchdog.watching("the sink"):
+                    if not self._sink.wanted():
+                        break
+                if feeder.is_alive():
+                    self._check_source()
         finally:
             self._stop.set()
             feeder.join(timeout=GRACE)
@@ -124,6 +159,12 @@ class Show:
             raise self._error
         return LiveReport(self._shown, self._failed, time.perf_counter() - begin, self._worker.engine.report())
 
+    def _check_source(self) -> None:
+        """Raise `MediaError` where the source owes a frame for too long."""
+        silent = time.perf_counter() - max(self._heard, self._source.rested)
+        if silent > PATIENCE and not self._source.resting:
+            raise MediaError(f"no frame came for {PATIENCE:.0f} s: is the source still there?")
+
     def _feed(self) -> None:
         """Put every frame into the worker, which keeps the latest; close it where the source ends."""
         number = self._worker.engine.next_frame_id
@@ -131,6 +172,7 @@ class Show:
             for frame in self._source:
                 if self._stop.is_set():
                     return
+                self._heard = time.perf_counter()
                 self._times.append((number, frame.time))
                 self._worker.put(frame.pixels)
                 number += 1
@@ -155,7 +197,8 @@ class Show:
             logger.warning("the network failed on a frame, which is left out: %s", error)
             return False
         self._failed_in_a_row = 0
-        self._sink.write(to_pixels(output.image), self._time(output.frame_id))
+        with self._watchdog.watching("the sink"):
+            self._sink.write(to_pixels(output.image), self._time(output.frame_id))
         self._shown += 1
         return True
 

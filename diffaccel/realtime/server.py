@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,15 +16,17 @@ from fastapi import FastAPI, HTTPException, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
 
 from diffaccel.realtime import address, protocol
-from diffaccel.realtime.connection import Connection
+from diffaccel.realtime.channels import Channels
+from diffaccel.realtime.connection import Connection, words
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
-from diffaccel.realtime.mjpeg import MEDIA_TYPE, part
+from diffaccel.realtime.mjpeg import MEDIA_TYPE
 
 PAGE = Path(__file__).with_name("page")
-TRY_AGAIN_LATER = 1013
+TRY_AGAIN_LATER, REFUSED = 1013, 1008
 MOST_VIEWERS = 16
 
 
@@ -66,7 +67,7 @@ class LiveServer:
     ) -> None:
         self.hub, self.options, self.about = hub, options, dict(about)
         self.connections: dict[str, Connection] = {}
-        self._viewers = 0
+        self.channels = Channels()
         self._socket = listener or address.listen(options.host, options.port, another="--port 0, any that is free")
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(self._config())
@@ -137,49 +138,51 @@ class LiveServer:
     async def talk(self, websocket: WebSocket) -> None:
         """One client, from its arrival to its end."""
         await websocket.accept()
+        name = websocket.query_params.get("session") or secrets.token_urlsafe(6)
         try:
-            connection = Connection(websocket, self.hub)
-        except HubFull as error:
-            await websocket.send_json({"type": "problem", "kind": "busy", "message": str(error)})
-            await websocket.close(TRY_AGAIN_LATER, "the limit of sessions is reached")
+            channel = self.channels.get(name)
+            connection = Connection(websocket, self.hub, name, channel)
+        except (HubFull, ValueError) as error:
+            kind, code = ("busy", TRY_AGAIN_LATER) if isinstance(error, HubFull) else ("name", REFUSED)
+            await websocket.send_json({"type": "problem", "kind": kind, "message": str(error)})
+            await websocket.close(code, kind)
             return
         self.connections[connection.session.id] = connection
+        hello = {**self.about, "session": name, "controls": self.hub.controls.model_dump()}
         try:
-            await connection.run({**self.about, "controls": self.hub.controls.model_dump(), "window": protocol.WINDOW})
+            await connection.run({**hello, "window": protocol.WINDOW})
         finally:
             del self.connections[connection.session.id]
 
-    def watched(self, session: str | None) -> Connection:
-        """The session that a viewer means. Raises `HTTPException` where it is not clear."""
-        if session is not None:
-            if session not in self.connections:
-                raise HTTPException(404, f"no session {session}: take the address that its page shows")
-            return self.connections[session]
-        if len(self.connections) != 1:
+    def painting(self, name: str | None) -> Connection:
+        """The connection that paints under a name; without one, the only one. Raises `HTTPException` otherwise."""
+        if name is None and len(self.connections) != 1:
             raise HTTPException(409, f"{len(self.connections)} people are here: add &session=... from the page")
-        return next(iter(self.connections.values()))
+        found = [each for each in self.connections.values() if name in (None, each.name)]
+        if not found:
+            raise HTTPException(404, f"nobody paints as {name} now: open its page, or take the name that it shows")
+        return found[-1]
 
-    async def frames(self, connection: Connection) -> AsyncIterator[bytes]:
-        """A session's pictures as parts of a multipart stream: the latest, and every newer one."""
-        self._viewers += 1
+    def change(self, name: str | None, values: Mapping[str, Any]) -> int:
+        """Change controls of everyone who paints under a name (None: of everyone); how many they are.
+
+        Raises:
+            pydantic.ValidationError: for unknown names and values out of range.
+        """
+        found = [each.session for each in list(self.connections.values()) if name in (None, each.name)]
+        for session in found:
+            self.hub.change(session, dict(values))
+        return len(found)
+
+    def stream(self, name: str | None) -> Response:
+        """`/mjpeg`: a name's pictures, of this connection and of those that come later."""
         try:
-            while not self.stopping and connection.session.id in self.connections:
-                changed, jpeg = connection.changed, connection.latest
-                if jpeg is not None:
-                    yield part(jpeg)
-                try:
-                    await asyncio.wait_for(changed.wait(), 0.5)
-                except TimeoutError:
-                    continue
-        finally:
-            self._viewers -= 1
-
-    def stream(self, session: str | None) -> Response:
-        """`/mjpeg`."""
-        connection = self.watched(session)
-        if self._viewers >= MOST_VIEWERS:
+            channel = self.channels.get(self.painting(None).name if name is None else name)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        if self.channels.viewers >= MOST_VIEWERS:
             raise HTTPException(503, f"{MOST_VIEWERS} programs watch already, which is the limit")
-        return StreamingResponse(self.frames(connection), media_type=MEDIA_TYPE)
+        return StreamingResponse(channel.frames(lambda: self.stopping), media_type=MEDIA_TYPE)
 
 
 def build_app(server: LiveServer) -> FastAPI:
@@ -193,9 +196,16 @@ def build_app(server: LiveServer) -> FastAPI:
     def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/view")
+    def view() -> FileResponse:
+        return FileResponse(PAGE / "view.html")
+
     @app.get("/schema")
     def schema() -> JSONResponse:
-        return JSONResponse({**type(hub.controls).model_json_schema(), "about": server.about})
+        drawn = type(hub.controls).model_json_schema()
+        for name, value in hub.controls.model_dump().items():  # also a server that is full begins with its own
+            drawn["properties"][name]["default"] = value
+        return JSONResponse({**drawn, "about": server.about})
 
     @app.get("/health")
     def health() -> JSONResponse:
@@ -205,6 +215,19 @@ def build_app(server: LiveServer) -> FastAPI:
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(generate_latest(hub.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/controls")
+    def controls(session: str | None = None) -> dict[str, Any]:
+        return server.painting(session).session.asked.model_dump()
+
+    @app.patch("/controls")
+    def change(values: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+        client = server.painting(session).session
+        try:
+            hub.change(client, values)
+        except ValidationError as error:
+            raise HTTPException(422, words(error)) from error
+        return client.asked.model_dump()
 
     @app.get("/mjpeg")
     async def mjpeg(session: str | None = None) -> Response:

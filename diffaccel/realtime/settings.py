@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffaccel import models
+from diffaccel.media.repaint import size_like
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.models.placement import Placement, open_pipeline
 from diffaccel.realtime.controls import NO_CONTROLNET, ControlNetControls, Controls
@@ -13,7 +15,7 @@ from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.images import OutputType
+from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 
@@ -23,6 +25,9 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 
 NONE = "none"
 CACHE_BRANCH = 3
+SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
+MOST_PIXELS = 4
+"""Pictures may grow to so many times the pixels that the server was started with: its memory is shared."""
 MOTION = 0.15
 """Relative change of the latents after which deep layers compute: over 40 dB from the uncached stream at any motion."""
 
@@ -38,6 +43,7 @@ class LiveSettings:
         controlnet: bundled names, local folders or Hub ids of ControlNets, put before the UNet.
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
         width, height: of the pictures, in pixels; None for the model's size.
+        fit: how an input of another shape gets into that size.
         controls: what can change later.
     """
 
@@ -50,6 +56,7 @@ class LiveSettings:
     compiled: bool = False
     width: int | None = None
     height: int | None = None
+    fit: Fit = "crop"
     controls: Controls = field(default_factory=Controls)
 
 
@@ -83,11 +90,29 @@ def _merge(pipe: Any, lora: str) -> None:
 
 
 def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
-    """Width and height in pixels: what was asked for, else the size that the model was trained at."""
+    """Width and height in pixels: what was asked for, else the size that the model was trained at.
+
+    Raises:
+        ValueError: where the controls ask for more than `MOST_PIXELS` times the size that was asked for at the start.
+    """
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     sample = denoiser.config.get("sample_size") or 64
     own = (sample if isinstance(sample, int) else max(sample)) * getattr(pipe, "vae_scale_factor", 8)
-    return settings.width or settings.height or own, settings.height or settings.width or own
+    start = settings.width or settings.height or own, settings.height or settings.width or own
+    if not settings.controls.picture_size:
+        return start
+    width, height = (int(side) for side in settings.controls.picture_size.split("x"))
+    most = MOST_PIXELS * start[0] * start[1]
+    if width * height > most:
+        raise ValueError(f"{width} x {height} is too large here: at most {most} pixels, {MOST_PIXELS} times the start")
+    return width, height
+
+
+def sizes(width: int, height: int) -> list[str]:
+    """Sizes to offer, as in "640x384": the one given, and other shapes of about its area, larger ones last."""
+    native = math.sqrt(width * height)
+    shapes = [size_like(*ratio, round(native * scale)) for scale in (1, 1.5, 2) for ratio in SHAPES]
+    return list(dict.fromkeys(f"{w}x{h}" for w, h in [(width, height), *shapes]))
 
 
 def open_engine(
@@ -103,7 +128,7 @@ def open_engine(
     width, height = picture_size(pipe, settings)
     arguments = stream_arguments(pipe, settings.controls)
     arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
-    return StreamEngine(pipe, width=width, height=height, output_type=output_type, **arguments)
+    return StreamEngine(pipe, width=width, height=height, output_type=output_type, fit=settings.fit, **arguments)
 
 
 def controls_for(pipe: Any, controls: Controls) -> Controls:

@@ -46,7 +46,8 @@ def _channels_first(image: Picture) -> torch.Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim not in (3, 4) or image.shape[-1] != 3:
             raise ValueError(f"arrays must have the shape (H, W, 3) or (frames, H, W, 3), not {image.shape}")
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
+        array = np.ascontiguousarray(image)  # PyTorch warns of arrays that may not be written to, as screens give
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy()).movedim(-1, -3)
     elif isinstance(image, torch.Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(f"tensors must have the shape (3, H, W) or (frames, 3, H, W), not {tuple(image.shape)}")
@@ -86,7 +87,7 @@ def fit_to(pixels: torch.Tensor, height: int, width: int, fit: Fit) -> torch.Ten
 
 
 class Codec:
-    """A VAE as two functions between pictures in [-1, 1] and latents of unit scale, and its downsampling factor.
+    """A VAE as two functions between pictures in [-1, 1] and latents of unit scale, its downsampling and its channels.
 
     Encoding takes the mode of the posterior: sampling it would make a still picture flicker. The VAE gets its input
     with channels last, in which its convolutions are up to twice as fast; its weights stay as they are.
@@ -100,6 +101,7 @@ class Codec:
         if blocks is None or not hasattr(vae, "decode"):
             raise TypeError(f"{type(vae).__name__} is not an image autoencoder that StreamEngine knows")
         self.factor = 2 ** (len(blocks) - 1)
+        self.channels: int | None = config.get("latent_channels")
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.offset = float(config.get("shift_factor") or 0.0)
         if config.get("force_upcast") and self.dtype == torch.float16:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,8 +38,14 @@ def latent_shape(config: StreamConfig, network: Network, codec: Codec) -> tuple[
     """Latents of one frame, ``(C, h, w)``.
 
     Raises:
-        ValueError: for a picture size that the autoencoder and the network's patches do not divide.
+        ValueError: for a picture size that the autoencoder and the network's patches do not divide, and for an
+            autoencoder of another number of channels.
     """
+    if codec.channels is not None and codec.channels != network.channels:
+        raise ValueError(
+            f"{type(codec.vae).__name__} makes latents of {codec.channels} channels, and the network takes "
+            f"{network.channels}: choose an autoencoder that belongs to this model, or leave vae out"
+        )
     multiple = codec.factor * network.patch
     for name, size in (("height", config.height), ("width", config.width)):
         if size % multiple:
@@ -60,6 +66,11 @@ class Intake:
     def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
         self._codec, self._shape, self._device = codec, shape, network.device
         self._nets = len(network.controlnets)
+        if _asks_for_image_prompts(network.pipe):
+            raise ValueError(
+                "this pipeline has IP-Adapter layers, which a stream has no image prompts for: "
+                "call pipe.unload_ip_adapter() first"
+            )
 
     def accept(
         self, image: Picture | None, latents: torch.Tensor | None, control: Given | None, config: StreamConfig
@@ -108,6 +119,7 @@ class Intake:
             state: counts the time, and draws the noise of text-to-image frames.
             config: of the stream.
         """
+        state.painted_under(settings)
         pictures = [f.pixels for f in padded if f.pixels is not None]
         if pictures and len(pictures) < len(padded):
             raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
@@ -143,6 +155,13 @@ class Intake:
         black = torch.zeros(1, 3, config.height, config.width)
         given = self._nets and config.control is None
         return Frame(0, 0.0, black, None, (black,) * self._nets if given else None)
+
+
+def _asks_for_image_prompts(pipe: Any) -> bool:
+    """Whether IP-Adapters were loaded into the pipeline's denoiser."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    asks = getattr(denoiser, "config", {}).get("encoder_hid_dim_type") == "ip_image_proj"
+    return asks or getattr(denoiser, "image_proj", None) is not None
 
 
 def _nth(frames: torch.Tensor | None, k: int) -> torch.Tensor | None:

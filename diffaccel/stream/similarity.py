@@ -82,3 +82,7 @@ class SimilarityState:
     def accept(self, frame: torch.Tensor) -> None:
         """Let ``frame`` pass without asking: it becomes the reference, the count of skips starts again."""
         self._reference, self._skipped = frame, 0
+
+    def forget(self) -> None:
+        """Let the next frame pass: what was painted of the reference is out of date."""
+        self._reference = None

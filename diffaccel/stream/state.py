@@ -86,6 +86,7 @@ class StreamState:
         self._withheld: list[tuple[Slot, list[Any]]] = []
         self._ready: list[StreamOutput] = []
         self._last_image: Any = None
+        self._settings: FrameSettings | None = None
 
     def take_ids(self, count: int, first: int | None) -> int:
         """Number ``count`` frames that were accepted; gives the first number.
@@ -112,6 +113,12 @@ class StreamState:
             self._filter.accept(pixels)
             return False
         return self._filter.skips(pixels)
+
+    def painted_under(self, settings: FrameSettings) -> None:
+        """Note what entering frames are painted under: a picture of other settings must not be shown again."""
+        if self._filter is not None and self._settings is not None and settings != self._settings:
+            self._filter.forget()
+        self._settings = settings
 
     def repeat(self, frame: Frame) -> None:
         """Make the last picture ready again, for a skipped frame."""
@@ -158,7 +165,9 @@ class StreamState:
             )
 
     def reconfigure(self, old: StreamConfig, new: StreamConfig) -> None:
-        """Follow a change of the filter, the seed, or the kind of picture."""
+        """Follow a change of settings: a frame is only skipped for one that was painted under the same ones."""
+        if self._filter is not None:
+            self._filter.forget()
         if new.similarity != old.similarity:
             self._filter = None if new.similarity is None else SimilarityState(new.similarity)
         if new.seed != old.seed:

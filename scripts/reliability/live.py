@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 from realtime.live_client import Client, StubStream, jpeg, serving, until
 from reliability.live_clients import Camera, Sick, megabytes, milliseconds, settings_for
+from reliability.live_clips import CHECKS_OF_CLIPS
 from reliability.live_strangers import check_bad_messages, check_bombs, check_ways_in
 
 from diffaccel import models
@@ -252,4 +253,5 @@ CHECKS: dict[str, Callable[[str, Path, Options], str]] = {
     "bombs": check_bombs,
     "still scene": check_still,
     "changes under load": check_prompts,
+    **CHECKS_OF_CLIPS,
 }

@@ -101,3 +101,14 @@ def keep(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
     return shoot
+
+
+@pytest.fixture
+def stub() -> Iterator[Any]:
+    """A server with a stub network of 5 ms, which inverts pictures."""
+    from live_client import StubStream
+    from page_helpers import serving
+
+    server = serving(lambda c: StubStream(c, 0.005))
+    with server.hub, server:
+        yield server

@@ -14,7 +14,7 @@ from page_scripts import AVERAGE, PICTURES
 
 from diffaccel.realtime.hub import EngineStream, Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
-from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline
+from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline, sizes
 
 OpenPage = Callable[..., Any]
 
@@ -22,9 +22,9 @@ OpenPage = Callable[..., Any]
 @pytest.fixture(scope="module")
 def live() -> Iterator[LiveServer]:
     """The bundled model, as `diffaccel live` serves it."""
-    start = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4)
+    start = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4, picture_size="128x128")
     pipe = load_pipeline(LiveSettings(device="cpu"))
-    about = {"model": "emoji-sd", "width": 128, "height": 128}
+    about = {"model": "emoji-sd", "width": 128, "height": 128, "sizes": sizes(128, 128)}
     with (
         Hub(lambda c: EngineStream(pipe, LiveSettings(controls=c)), controls=start) as hub,
         LiveServer(hub, ServerOptions(port=0), about) as server,
@@ -96,6 +96,19 @@ def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -
     keep(page, "live-camera")
     page.click(".examples >> text=a strawberry")
     page.wait_for_function(f"(old) => Math.abs(({AVERAGE})()[1] - old) > 8", arg=float(first[1]))
+
+
+def test_another_size_is_painted_without_a_restart(live: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(live.url)
+    settled(page)
+    page.select_option("#control-picture_size", "160x96")
+    page.wait_for_function("() => output.width === 160 && output.height === 96")
+    settled(page)
+    assert page.evaluate("() => input.width / input.height") == pytest.approx(160 / 96, rel=0.01)
+    assert page.locator("#model").text_content().endswith("· 160 \N{MULTIPLICATION SIGN} 96")
+    assert page.locator("#message").is_hidden()
+    page.click("#reset")
+    page.wait_for_function("() => output.width === 128 && output.height === 128")
 
 
 @pytest.fixture
@@ -196,10 +209,12 @@ def test_the_keyboard_reaches_everything(stub: LiveServer, open_page: OpenPage) 
     pictures(page)
     page.focus("#sources [aria-selected=true]")
     page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
     assert page.evaluate("() => document.activeElement.textContent") == "Camera"
     assert page.get_attribute("[data-source=camera]", "aria-selected") == "false"
     page.keyboard.press("Enter")
     assert page.get_attribute("[data-source=camera]", "aria-selected") == "true"
+    page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     page.focus("#colours [aria-checked=true]")

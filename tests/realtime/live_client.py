@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -55,6 +58,9 @@ class StubStream:
             raise ValueError("no such thing: try another prompt")
         self.controls = controls
 
+    def remark(self, controls: Controls) -> str:
+        return "the end is not read" if "very long" in controls.prompt else ""
+
     def close(self) -> None:
         self.closed = True
 
@@ -74,11 +80,17 @@ class Client:
     """Sends frames and reads answers, in order."""
 
     def __init__(
-        self, server: LiveServer, *, token: str = "secret", origin: str | None = "own", **options: Any
+        self,
+        server: LiveServer,
+        *,
+        token: str = "secret",
+        origin: str | None = "own",
+        session: str | None = None,
+        **options: Any,
     ) -> None:
         own = f"http://127.0.0.1:{server.port}"
         self._opened = connect(
-            f"ws://127.0.0.1:{server.port}/ws?token={token}",
+            f"ws://127.0.0.1:{server.port}/ws?token={token}" + (f"&session={quote(session)}" if session else ""),
             origin=own if origin == "own" else origin,  # type: ignore[arg-type]
             compression=None,
             open_timeout=10,
@@ -143,3 +155,22 @@ def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     return condition()
+
+
+def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, Any]:
+    """Status, text and headers of what the server answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status, response.read().decode(), response.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers
+
+
+def parts(request: Any) -> Iterator[Any]:
+    """Mean colours of the pictures of a multipart stream."""
+    while head := b"".join(iter(request.readline, b"\r\n")):
+        data = request.read(int(head.split(b"Content-Length: ")[1]))
+        request.readline()
+        yield protocol.decode(data).mean((0, 1)).round().astype(int)

@@ -16,8 +16,8 @@ from reliability.live import CHECKS  # noqa: E402
 
 SPEEDS = {"one client", "sixteen clients"}
 """These measure; a busy machine would fail them, so they are left to the script."""
-IN_A_BROWSER = {"browser"}
-"""That is tests/browser."""
+IN_A_BROWSER = {"browser", "page"}
+"""Those are tests/browser."""
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in SPEEDS | IN_A_BROWSER])

@@ -4,32 +4,21 @@ import asyncio
 import json
 import struct
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
 from fastapi import WebSocket, WebSocketDisconnect
-from live_client import SIZE, Client, StubStream, colour, jpeg, serving, until
+from live_client import SIZE, Client, StubStream, colour, get, jpeg, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from diffaccel.media.errors import MediaError
 from diffaccel.realtime import protocol
+from diffaccel.realtime.channels import Channel
 from diffaccel.realtime.connection import Connection
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
-
-
-def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, Any]:
-    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status, response.read().decode(), response.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode(), error.headers
 
 
 def test_a_frame_comes_back_painted() -> None:
@@ -258,25 +247,6 @@ def test_page_health_schema_and_metrics() -> None:
         assert "diffaccel_sessions 1.0" in text
 
 
-def test_mjpeg_shows_the_latest_picture_and_ends_with_the_session() -> None:
-    with serving() as server:
-        assert get(server, "/mjpeg?token=secret")[0] == 409
-        assert get(server, "/mjpeg?token=secret&session=nobody")[0] == 404
-        with Client(server) as client:
-            client.frame(jpeg((255, 0, 0)))
-            picture = client.picture()
-            request = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/mjpeg?token=secret", timeout=5)
-            with request:
-                assert "multipart/x-mixed-replace" in request.headers["Content-Type"]
-                head = b"".join(iter(request.readline, b"\r\n"))
-                assert f"Content-Length: {len(picture.jpeg)}".encode() in head
-                assert request.read(len(picture.jpeg)) == picture.jpeg
-                client.socket.close()
-                start = time.monotonic()
-                request.read()
-                assert time.monotonic() - start < 2
-
-
 BAD = {
     "empty": b"",
     "short": b"\1\0\0",
@@ -343,7 +313,7 @@ def test_a_client_that_leaves_before_it_is_greeted_gives_its_place_back() -> Non
             return {"type": "websocket.disconnect"}
 
     async def visit(hub: Hub) -> None:
-        await Connection(cast("WebSocket", Gone()), hub).run({})
+        await Connection(cast("WebSocket", Gone()), hub, "me", Channel()).run({})
 
     with Hub(StubStream) as hub:
         with ThreadPoolExecutor(1) as thread:  # a browser's tests may keep an event loop on this one

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.hub import EngineStream
-from diffaccel.realtime.settings import MOTION, Controls, LiveSettings, picture_size, stream_arguments
+from diffaccel.realtime.remarks import cut_off
+from diffaccel.realtime.settings import (
+    MOTION,
+    Controls,
+    LiveSettings,
+    picture_size,
+    sizes,
+    stream_arguments,
+)
 from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 
@@ -115,3 +123,79 @@ def test_the_page_knows_how_to_draw_every_control() -> None:
             assert field["minimum"] < field["maximum"], name
         for other in field.get("needs", {}):
             assert other in Controls.model_fields
+
+
+def test_what_no_text_encoder_reads_of_a_prompt_is_named(pipe: Any) -> None:
+    limit = pipe.tokenizer.model_max_length
+    words = " ".join(f"cat{number}" for number in range(3 * limit))
+    tokens = pipe.tokenizer(words).input_ids
+    lost = cut_off(pipe, words)
+    assert cut_off(pipe, "a cat") == ""
+    read = pipe.tokenizer(words, truncation=True, max_length=limit).input_ids
+    assert pipe.tokenizer(lost, add_special_tokens=False).input_ids == tokens[len(read) - 1 : -1]
+    stream = EngineStream(pipe, SMALL)
+    assert stream.remark(Controls(prompt="a cat", negative_prompt=words)) == ""
+    told = stream.remark(Controls(prompt="a cat", negative_prompt=words, guidance="full"))
+    assert told.startswith("Negative prompt is too long for this model, which does not read “")
+    stream.close()
+
+
+def test_the_longest_of_several_encoders_counts() -> None:
+    class Words:
+        def __init__(self, limit: int) -> None:
+            self.model_max_length = limit
+
+        def __call__(self, text: str, **_: object) -> Any:
+            return SimpleNamespace(input_ids=[*text.split(), "end"])
+
+        def decode(self, tokens: list[str], **_: object) -> str:
+            return " ".join(token for token in tokens if token != "end")
+
+    class CLIPWords(Words):
+        pass
+
+    class Pipe:
+        tokenizer, tokenizer_2 = CLIPWords(3), Words(10**30)
+
+        def encode_prompt(self, prompt: str, max_sequence_length: int = 5) -> None:
+            pass
+
+    assert cut_off(Pipe(), "a b c d") == ""
+    assert cut_off(Pipe(), "a b c d e f") == "e f"
+    Pipe.tokenizer_2 = CLIPWords(3)
+    assert cut_off(Pipe(), "a b c d") == "c d"
+
+
+def test_another_size_is_another_stream_and_the_rest_goes_on(pipe: Any) -> None:
+    controls = Controls(similarity=False, steps=2)
+    stream = EngineStream(pipe, replace(SMALL, controls=controls))
+    stream.push(pixels(0), frame_id=0)
+    assert stream.frames_in_flight == 1
+    stream.configure(controls.model_copy(update={"picture_size": "32x64", "prompt": "a dog"}))
+    assert stream.frames_in_flight == 0
+    outputs = [output for n in range(1, 4) for output in stream.push(pixels(n), frame_id=n)]
+    assert {np.asarray(output.image).shape for output in outputs} == {(64, 32, 3)}
+    other = controls.model_copy(update={"prompt": "a dog"})
+    alone = EngineStream(pipe, replace(SMALL, width=32, height=64, controls=other))
+    expected = [output for n in range(1, 4) for output in alone.push(pixels(n), frame_id=n)]
+    np.testing.assert_array_equal(outputs[0].image, expected[0].image)
+    for wrong, words in (("2048x2048", "too large here"), ("33x64", "must be a multiple of")):
+        with pytest.raises(ValueError, match=words):
+            stream.configure(controls.model_copy(update={"picture_size": wrong}))
+    stream.configure(controls.model_copy(update={"seed": 4, "picture_size": "32x64"}))
+    assert stream.push(pixels(4), frame_id=4)
+    stream.close()
+    alone.close()
+
+
+def test_sizes_are_of_every_shape_and_not_too_large() -> None:
+    offered = sizes(512, 512)
+    assert offered[0] == "512x512"
+    assert {"576x448", "448x576", "672x384", "384x672", "1024x1024"} <= set(offered)
+    for size in sizes(128, 128):
+        width, height = map(int, size.split("x"))
+        assert width % 32 == height % 32 == 0
+        assert Controls(picture_size=size).picture_size == size
+    for bad in ("12", "0x64", "64x64x64", "ax64", "99999x64"):
+        with pytest.raises(ValidationError):
+            Controls(picture_size=bad)

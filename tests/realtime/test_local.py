@@ -36,6 +36,8 @@ cv2 = pytest.importorskip("cv2", reason="tests of cameras and windows need OpenC
 class Ticker(FrameSource):
     """A live source: ``count`` frames, ``interval`` seconds apart, that tell their number by their colour."""
 
+    size = (64, 32)
+
     def __init__(self, count: int, interval: float, end: Exception | None = None) -> None:
         self.count, self.interval, self.end, self.closed = count, interval, end, False
 
@@ -117,6 +119,64 @@ def test_an_unplugged_camera_is_an_error_that_keeps_the_recording(
     with pytest.raises(MediaError, match="unplugged"):
         run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
     assert len(videos.times(tmp_path / "out.mp4")) >= 3
+
+
+class Silent(FrameSource):
+    """A device that opens and gives no frame."""
+
+    size = (64, 32)
+
+    def __iter__(self) -> Iterator[DecodedFrame]:
+        threading.Event().wait(5)
+        yield from ()
+
+
+@pytest.mark.parametrize("where", ["opening", "reading"])
+def test_a_source_that_does_not_answer_ends_the_run(
+    tmp_path: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(local, "GRACE", 0.1)
+    monkeypatch.setattr(local, "PATIENCE", 0.3)
+    monkeypatch.setattr(local.answered, "__defaults__", (0.3,))
+    monkeypatch.setattr(
+        sources, "open_source", lambda _: threading.Event().wait(5) if where == "opening" else Silent()
+    )
+    begin = time.monotonic()
+    with pytest.raises(MediaError, match=r"camera does not answer after|no frame came for"):
+        run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
+    assert time.monotonic() - begin < 4
+
+
+def test_a_source_that_rests_until_its_next_frame_is_left_in_peace(
+    tmp_path: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "PATIENCE", 0.8)
+    source = videos.make(tmp_path / "in.mp4", times=[Fraction(0), Fraction(2), Fraction(21, 10)])
+    assert run(open_engine, source=str(source), sink="mjpeg:0").stream.frames_in == 3
+
+
+def test_a_sink_that_hangs_is_given_up(
+    tmp_path: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[str] = []
+    hung = threading.Event()
+
+    class Hanging(Recording):
+        def write(self, pixels: np.ndarray, time: Fraction | float) -> None:
+            hung.wait(3)
+
+    def give_up(words: str) -> None:
+        given_up.append(words)
+        hung.set()
+
+    monkeypatch.setattr(sinks, "Recording", Hanging)
+    monkeypatch.setattr(local.Watchdog.__init__, "__defaults__", (None, 0.2))
+    source = videos.make(tmp_path / "in.mp4", times=[Fraction(0)])
+    monkeypatch.setattr(sources, "is_file", lambda _: False)
+    monkeypatch.setattr(sources, "open_source", lambda _: Playback(source))
+    with pytest.raises(MediaError, match="no picture came"):
+        run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"), stuck=give_up)
+    assert given_up == ["the sink does not answer for 0 s: it was given up"]
 
 
 def test_a_run_ends_after_its_time(tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]) -> None:
@@ -386,9 +446,10 @@ def test_a_system_whose_windows_may_stay_black_is_told(
     assert "apt-get install libx11-xcb1" in caplog.text
 
 
-def test_a_window_is_drawn_and_the_screen_is_seen(display: str) -> None:
+@pytest.mark.parametrize("first", ["", "import av\n"], ids=["opencv-first", "pyav-first"])
+def test_a_window_is_drawn_and_the_screen_is_seen(display: str, first: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", SCREEN_INTO_WINDOW],
+        [sys.executable, "-W", "error::UserWarning", "-c", first + SCREEN_INTO_WINDOW],
         env=os.environ | {"DISPLAY": display},
         capture_output=True,
         text=True,

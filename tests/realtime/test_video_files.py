@@ -2,6 +2,7 @@
 
 import logging
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -235,3 +236,66 @@ def test_times_that_do_not_rise_are_made_to(tmp_path: Path) -> None:
         for time in (0.0, 0.04, 0.04, 0.02, 0.2):
             writer.write(videos.picture(0, 64, 48), time)
     assert videos.times(path) == [Fraction(k, 100) for k in (0, 4, 5, 6, 20)]
+
+
+@pytest.mark.parametrize("name", videos.MATRICES)
+def test_the_whole_display_matrix_is_honoured(tmp_path: Path, name: str) -> None:
+    path = videos.shown_as(videos.make(tmp_path / "in.mp4", audio=None), videos.MATRICES[name])
+    expected = videos.displayed(videos.picture(3, 64, 48), videos.MATRICES[name])
+    with VideoReader(path) as reader:
+        assert (reader.height, reader.width) == expected.shape[:2]
+        pixels = list(reader.frames())[3].pixels
+    assert np.abs(pixels.astype(int) - expected).mean() < 8
+
+
+def test_a_slanted_frame_is_shown_by_the_nearest_quarter_turn_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = videos.shown_as(videos.make(tmp_path / "in.mp4", audio=None), (1, 0, 0, 1))
+    data = bytearray(path.read_bytes())
+    sine, cosine = round(0.5 * 65536), round(0.866 * 65536)
+    at = data.index(b"tkhd") + 44
+    for place, number in zip((0, 4, 12, 16), (cosine, sine, -sine, cosine), strict=True):
+        data[at + place : at + place + 4] = number.to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
+    frames = read(path)
+    assert np.abs(frames[0].pixels.astype(int) - videos.picture(0, 64, 48)).mean() < 8
+    assert "30" in caplog.text
+
+
+@pytest.mark.parametrize("height", [240, 720])
+def test_untagged_hd_is_of_bt709_as_browsers_take_it(tmp_path: Path, height: int) -> None:
+    matrix = {240: 5, 720: 1}[height]  # numbers of libswscale: BT.601, BT.709
+    pixels = np.full((height, 64, 3), (48, 192, 64), np.uint8)
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", dst_colorspace=matrix)
+        frame.colorspace = frame.color_primaries = frame.color_trc = 2  # says nothing
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert np.abs(read(path)[0].pixels.astype(int) - pixels).max() <= 6
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("audio", [None, "mp2"])
+def test_joined_streams_go_on_from_the_last_frame(tmp_path: Path, audio: str | None) -> None:
+    part = videos.make(tmp_path / "part.ts", codec="mpeg2video", time_base=Fraction(1, 25), audio=audio)
+    with VideoReader(joined(tmp_path / "in.ts", part, part, part)) as reader:
+        items = list(reader)
+    frames = [item.time for item in items if isinstance(item, DecodedFrame)]
+    assert [time - frames[0] for time in frames] == [Fraction(k, 25) for k in range(36)]
+    if audio:
+        sound = [item for item in items if not isinstance(item, DecodedFrame)]
+        own = videos.sound(part)
+        assert [bytes(packet) for packet in sound] == [data for _, data in own] * 3
+        times = [packet.dts * packet.time_base for packet in sound]
+        assert all(a < b for a, b in pairwise(times))
+        for number in (1, 2):  # sound keeps its distance to the picture, but for a packet's length at the joint
+            at = times[number * len(own) + 2] - frames[12 * number]
+            assert abs(at - (times[2] - frames[0])) < Fraction(1, 1000)

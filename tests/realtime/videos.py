@@ -65,15 +65,43 @@ def add_sound(container: Any, stream: Any, seconds: float, chance: np.random.Gen
     container.mux(stream.encode())
 
 
-def turn(path: Path, degrees: int) -> Path:
-    """Set the display matrix in the header of an MP4's first track: a quarter turn clockwise is 90."""
-    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
-    one = 1 << 16
+MATRICES = {
+    "upright": (1, 0, 0, 1),
+    "mirrored": (-1, 0, 0, 1),
+    "flipped": (1, 0, 0, -1),
+    "half-turn": (-1, 0, 0, -1),
+    "quarter-turn": (0, 1, -1, 0),
+    "three-quarter-turn": (0, -1, 1, 0),
+    "transposed": (0, 1, 1, 0),
+    "transverse": (0, -1, -1, 0),
+}
+"""The display matrices ``(a, b, c, d)`` without a slant: a pixel goes to ``x' = a x + c y``, ``y' = b x + d y``."""
+
+
+def shown_as(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Set the display matrix in the header of an MP4's first track."""
+    a, b, c, d = (number << 16 for number in matrix)
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd") + 4
-    struct.pack_into(">9i", data, header + 40, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, header + 40, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path
+
+
+def turn(path: Path, degrees: int) -> Path:
+    """Set the display matrix in the header of an MP4's first track: a quarter turn clockwise is 90."""
+    return shown_as(path, MATRICES[{90: "quarter-turn", 180: "half-turn", 270: "three-quarter-turn"}[degrees]])
+
+
+def displayed(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """What a display matrix makes of pixels, computed one by one."""
+    a, b, c, d = matrix
+    rows, columns = np.indices(pixels.shape[:2])
+    x, y = a * columns + c * rows, b * columns + d * rows
+    x, y = x - x.min(), y - y.min()
+    shown = np.zeros((y.max() + 1, x.max() + 1, 3), pixels.dtype)
+    shown[y, x] = pixels
+    return shown
 
 
 def times(path: Path) -> list[Fraction]:
@@ -93,6 +121,13 @@ def sound(path: Path, stream: int = 0) -> list[tuple[Fraction, bytes]]:
     with av.open(str(path)) as container:
         packets = container.demux(audio=stream)
         return [(packet.pts * packet.time_base, bytes(packet)) for packet in packets if packet.size]
+
+
+def samples(path: Path) -> np.ndarray:
+    """The first channel of sound, decoded."""
+    with av.open(str(path)) as container:
+        pieces = [frame.to_ndarray()[0].astype(float) for frame in container.decode(audio=0)]
+    return np.concatenate(pieces)
 
 
 def rate(path: Path) -> Fraction:

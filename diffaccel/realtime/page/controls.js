@@ -1,6 +1,6 @@
 // The controls, drawn from the server's JSON schema: what it does not list is not here.
 
-const DELAY = 200;
+const DELAY = 200, LONGEST_HISTORY = 99;
 
 export class Controls {
   // `changed` is called with the values that the person changed.
@@ -10,7 +10,9 @@ export class Controls {
     this.values = {};
     this.widgets = {};
     this.pending = {};
+    this.history = [];
     for (const [name, field] of Object.entries(schema.properties)) {
+      if (field.choices) field.enum = schema.about[field.choices] ?? [];
       const inPrompt = field.group === "prompt";
       const box = this.widget(name, field, inPrompt);
       (inPrompt ? promptBar : grid).append(box);
@@ -18,6 +20,10 @@ export class Controls {
     }
     const examples = promptBar.querySelector(".examples");
     if (examples) promptBar.append(examples);
+    this.remarks = element("p", "", "remark");
+    this.remark("");
+    this.remarks.setAttribute("role", "status");
+    promptBar.append(this.remarks);
     this.defaults = Object.fromEntries(Object.entries(schema.properties).map(([name, f]) => [name, f.default]));
     this.show(this.defaults);
   }
@@ -25,14 +31,27 @@ export class Controls {
   widget(name, field, inPrompt) {
     const kind = field.enum ? choice : field.type === "boolean" ? toggle : field.type === "string" ? text
       : field.maximum > 1000 ? seed : slider;
-    const { box, get, set, input } = kind(name, field);
+    const { box, get, set, input, wrong } = kind(name, field);
+    const note = element("small", "", "wrong");
+    note.id = `wrong-${name}`;
+    note.hidden = true;
     if (!inPrompt && field.description) box.append(element("small", field.description));
     else box.title = field.description;
     if (field.main) box.classList.add("main");
     const now = kind === toggle || kind === choice || kind === seed;
-    box.addEventListener("input", () => this.touch(name, get(), now));
+    box.append(note);
+    input.setAttribute("aria-describedby", note.id);
+    const check = () => {
+      note.textContent = wrong?.(this.values[name]) ?? "";
+      note.hidden = !note.textContent;
+      input.setAttribute("aria-invalid", !note.hidden);
+    };
+    box.addEventListener("input", () => {
+      check();
+      this.touch(name, get(), now);
+    });
     input.addEventListener("change", () => this.flush());
-    this.widgets[name] = { set, box, input };
+    this.widgets[name] = { set, box, input, check };
     return box;
   }
 
@@ -50,7 +69,8 @@ export class Controls {
   }
 
   touch(name, value, now) {
-    if (value === undefined) return;
+    if (value === undefined || value === this.values[name]) return;
+    if (!(name in this.pending)) this.remember();
     this.values[name] = this.pending[name] = value;
     this.dependents();
     clearTimeout(this.timer);
@@ -65,10 +85,47 @@ export class Controls {
     if (Object.keys(values).length) this.changed(values);
   }
 
-  reset() {
-    this.show(this.defaults);
-    this.pending = { ...this.defaults };
+  // Several at once, as of a preset; names that are not here are left out, and told.
+  take(values) {
+    const known = Object.fromEntries(Object.entries(values).filter(([name]) => name in this.widgets));
     this.flush();
+    this.remember();
+    document.activeElement?.blur();
+    this.show(known);
+    this.changed(known);
+    return Object.keys(values).filter((name) => !(name in known));
+  }
+
+  // Moves a slider to a fraction of its way.
+  turn(name, fraction) {
+    const input = this.widgets[name]?.input;
+    if (input?.type !== "range" || input.disabled) return;
+    input.value = Number(input.min) + fraction * (input.max - input.min);
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  remark(words) {
+    this.remarks.textContent = words;
+    this.remarks.hidden = !words;
+  }
+
+  remember() {
+    this.history = [...this.history.slice(-LONGEST_HISTORY), { ...this.values }];
+    this.onHistory?.(this.history.length);
+  }
+
+  undo() {
+    this.flush();
+    const before = this.history.pop();
+    if (!before) return;
+    document.activeElement?.blur();
+    this.show(before);
+    this.changed(before);
+    this.onHistory?.(this.history.length);
+  }
+
+  reset() {
+    this.take(this.defaults);
   }
 
   // Shows values; a field that somebody types into is left alone.
@@ -77,7 +134,9 @@ export class Controls {
       const widget = this.widgets[name];
       if (!widget || name in this.pending) continue;
       this.values[name] = value;
-      if (document.activeElement !== widget.input) widget.set(value);
+      if (document.activeElement === widget.input && widget.input.type !== "range") continue;
+      widget.set(value);
+      widget.check();
     }
     this.dependents();
   }
@@ -117,8 +176,10 @@ function text(name, field) {
   });
   const { box } = labelled(name, field, input);
   box.append(input);
-  const get = () => (input.value.trim().length < (field.minLength ?? 0) ? undefined : input.value);
-  return { box, input, get, set: (value) => (input.value = value) };
+  const empty = () => input.value.trim().length < (field.minLength ?? 0);
+  const get = () => (empty() ? undefined : input.value);
+  const wrong = (last) => (empty() ? `Empty: “${last}” is painted until you write something.` : "");
+  return { box, input, get, wrong, set: (value) => (input.value = value) };
 }
 
 function slider(name, field) {
@@ -145,8 +206,10 @@ function seed(name, field) {
     input.value = Math.floor(Math.random() * 10000);
     input.dispatchEvent(new Event("input", { bubbles: true }));
   };
-  const get = () => (input.value !== "" && input.checkValidity() ? Number(input.value) : undefined);
-  return { box, input, get, set: (value) => (input.value = value) };
+  const good = () => input.value !== "" && input.checkValidity();
+  const get = () => (good() ? Number(input.value) : undefined);
+  const wrong = (last) => (good() ? "" : `A whole number from ${field.minimum} to ${field.maximum}; ${last} is used until then.`);
+  return { box, input, get, wrong, set: (value) => (input.value = value) };
 }
 
 function toggle(name, field) {
@@ -158,8 +221,17 @@ function toggle(name, field) {
 
 function choice(name, field) {
   const input = element("select");
-  for (const value of field.enum) input.append(Object.assign(element("option", field.labels?.[value] ?? value), { value }));
+  const offer = (value) => {
+    const words = field.labels?.[value] ?? value.replace(/^(\d+)x(\d+)$/, "$1 × $2");
+    input.append(Object.assign(element("option", words), { value }));
+  };
+  for (const value of field.enum) offer(value);
   const { box } = labelled(name, field, input);
   box.append(input);
-  return { box, input, get: () => input.value, set: (value) => (input.value = value) };
+  const set = (value) => {
+    if (![...input.options].some((option) => option.value === value)) offer(value); // what came from outside
+    input.value = value;
+    box.hidden = input.options.length < 2;
+  };
+  return { box, input, get: () => input.value, set };
 }

@@ -5,11 +5,15 @@ import { select } from "./groups.js";
 const COLOURS = ["#e53935", "#fb8c00", "#fdd835", "#43a047", "#1e88e5", "#8e24aa", "#6d4c41", "#212121", "#ffffff"];
 const NAMES = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white"];
 const BRUSHES = [10, 24, 56];
+const STEP = 8;
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Drawing {
-  constructor(canvas, hint) {
+  constructor(canvas, hint, pen) {
     this.canvas = canvas;
     this.hint = hint;
+    this.pen = pen;
+    this.at = null; // the keyboard's pen, in pixels of the canvas
     this.strokes = [{ heart: true }];
     this.pose = 0;
     this.beating = !matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -20,6 +24,9 @@ export class Drawing {
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (this.stroke = null));
+    canvas.addEventListener("keydown", (event) => this.key(event));
+    canvas.addEventListener("blur", () => { this.stroke = null; this.showPen(); });
+    canvas.addEventListener("focus", () => this.showPen());
     document.addEventListener("keydown", (event) => {
       const typing = event.target.matches("input[type=text], input[type=number]");
       if (this.enabled && !typing && event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
@@ -31,13 +38,45 @@ export class Drawing {
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
     this.hold();
-    this.stroke = { colour: this.colour, brush: this.brush, fill: this.fill, points: [this.point(event)] };
-    this.strokes.push(this.stroke);
+    this.stroke = this.newStroke(this.point(event));
   }
 
   move(event) {
     if (!this.stroke) return;
     for (const part of event.getCoalescedEvents?.() ?? [event]) this.stroke.points.push(this.point(part));
+  }
+
+  // Arrow keys move the pen (with Shift farther), space or Enter puts it down or lifts it.
+  key(event) {
+    const [x, y] = MOVES[event.key] ?? [];
+    const toggles = event.key === " " || event.key === "Enter";
+    if (!this.enabled || (x === undefined && !toggles) || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const { width, height } = this.canvas;
+    this.at ??= [width / 2, height / 2];
+    if (toggles) {
+      this.hold();
+      this.stroke = this.stroke ? null : this.newStroke([...this.at]);
+    } else {
+      const step = event.shiftKey ? 4 * STEP : STEP;
+      this.at = [Math.min(width, Math.max(0, this.at[0] + x * step)), Math.min(height, Math.max(0, this.at[1] + y * step))];
+      this.stroke?.points.push([...this.at]);
+    }
+    this.showPen();
+  }
+
+  newStroke(point) {
+    const stroke = { colour: this.colour, brush: this.brush, fill: this.fill, points: [point] };
+    this.strokes.push(stroke);
+    return stroke;
+  }
+
+  showPen() {
+    const { width, height } = this.canvas;
+    this.pen.hidden = !this.enabled || !this.at || document.activeElement !== this.canvas;
+    if (!this.at) return;
+    Object.assign(this.pen.style, { left: `${(100 * this.at[0]) / width}%`, top: `${(100 * this.at[1]) / height}%` });
+    this.pen.classList.toggle("down", Boolean(this.stroke));
   }
 
   point(event) {
@@ -88,10 +127,11 @@ export class Drawing {
     const t = this.time() * 2 * Math.PI;
     const beat = 1 + 0.045 * Math.sin(t / 1.6) + 0.02 * Math.sin(t / 0.8);
     const { width, height } = this.canvas;
+    const side = Math.min(width, height);
     context.save();
-    context.translate(width / 2, height * 0.53);
+    context.translate(width / 2, height / 2 + 0.03 * side);
     context.rotate(0.1 * Math.sin(t / 4.1));
-    context.scale((beat * width) / 512, (beat * width) / 512);
+    context.scale((beat * side) / 512, (beat * side) / 512);
     context.fillStyle = COLOURS[0];
     context.beginPath();
     context.moveTo(0, 175);

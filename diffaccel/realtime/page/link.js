@@ -1,14 +1,15 @@
 // The WebSocket: at most two frames and two pictures on the way, and a new connection after an old one is lost.
 
 const FRAME = 1, MARK = 2, HEAD = 8, PICTURE_HEAD = 16, SKIPPED = 1;
-const BUSY = 1013;
+const BUSY = 1013, REFUSED = 1008;
 
 export class Link extends EventTarget {
-  // Events: "hello", "controls", "stats", "problem" (detail: the message), "picture" (detail: {id, skipped, networkMs,
+  // Events: "hello", "controls", "stats", "problem", "remark" (detail: the message), "picture" (detail: {id, skipped, networkMs,
   // busyMs, jpeg}), "room" (another frame may be sent; detail: milliseconds until the network is free), "lost" (detail: {seconds}, until the next attempt).
-  constructor(token) {
+  constructor(token, session) {
     super();
     this.token = token;
+    this.session = session;
     this.failures = 0;
     this.connect();
   }
@@ -19,7 +20,7 @@ export class Link extends EventTarget {
     this.taken = 0;
     this.window = 0;
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    const socket = new WebSocket(`${scheme}//${location.host}/ws?token=${encodeURIComponent(this.token)}`);
+    const socket = new WebSocket(`${scheme}//${location.host}/ws?token=${encodeURIComponent(this.token)}&session=${encodeURIComponent(this.session)}`);
     socket.binaryType = "arraybuffer";
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.told(JSON.parse(data)) : this.got(data));
     socket.onclose = ({ code }) => this.closed(socket, code);
@@ -55,11 +56,15 @@ export class Link extends EventTarget {
   closed(socket, code) {
     if (socket !== this.socket) return;
     this.window = 0;
-    if (code === BUSY) return;
+    if (code === BUSY || code === REFUSED) return;
     this.failures += 1;
     const seconds = Math.min(10, 2 ** (this.failures - 1));
     this.timer = setTimeout(() => this.connect(), 1000 * seconds);
     this.emit("lost", { seconds });
+  }
+
+  stop() {
+    clearTimeout(this.timer);
   }
 
   get hasRoom() {

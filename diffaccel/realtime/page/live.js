@@ -5,42 +5,43 @@ import { Drawing } from "./draw.js";
 import { arrows, select } from "./groups.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
+import { listen } from "./midi.js";
+import { Recorder, fileName, save } from "./record.js";
+import { dismiss, hush, say } from "./say.js";
 
 const FASTEST = 1000 / 30;
 const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
 const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
 const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
-const token = new URLSearchParams(location.search).get("token") ?? "";
+const asked = new URLSearchParams(location.search);
+const token = asked.get("token") ?? "";
+const session = ownName();
 
 const input = $("input").getContext("2d");
 const output = $("output").getContext("2d");
 const small = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const drawing = new Drawing($("input"), $("hint"));
+const drawing = new Drawing($("input"), $("hint"), $("pen"));
+const recorder = new Recorder(output.canvas, $("record"), () => fileName(controls.values.prompt));
 const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 
 let source = "draw";
-let link, controls, session, stats = {};
-let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0;
+let link, controls, stats = {}, paused = false, refused = false;
+let about = {};
+let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, paintedAt = 0, freeAt = 0, newest = 0, timer = 0;
 
-// What is wrong, in words, and buttons to go on.
-
-function say(words, ...actions) {
-  $("message").hidden = false;
-  $("message").querySelector("p").textContent = words;
-  const buttons = actions.map(([label, work]) => {
-    const button = document.createElement("button");
-    button.textContent = label;
-    button.onclick = work;
-    return button;
-  });
-  $("message").querySelector(".actions").replaceChildren(...buttons);
+// The page keeps its name while it is open, or has the one of its address: viewers find it under that.
+function ownName() {
+  const given = (asked.get("session") ?? sessionStorage.getItem("diffaccel-session") ?? "").replace(/[^\w-]/g, "").slice(0, 64);
+  const name = given || Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(36)).join("");
+  sessionStorage.setItem("diffaccel-session", name);
+  return name;
 }
 
-const hush = () => ($("message").hidden = true);
 const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
-const dismiss = ["Dismiss", hush];
+const chooseFile = ["Choose a file", () => fileOf[source]?.click()];
+const fileOf = { video: $("file"), picture: $("picture-file") };
 
 function state(kind, words) {
   $("state").className = `state ${kind}`;
@@ -49,28 +50,31 @@ function state(kind, words) {
 
 // Sources
 
-async function choose(name) {
+async function choose(name, file) {
   source = name;
   select($("sources"), "aria-selected", $("sources").querySelector(`[data-source=${name}]`));
   const draws = name === "draw";
   drawing.enabled = draws;
   $("input").classList.toggle("drawing", draws);
+  $("input").tabIndex = draws ? 0 : -1;
   $("hint").hidden = !draws || drawing.touched;
   $("tools").hidden = $("undo-tools").hidden = !draws;
   $("media-tools").hidden = draws;
   $("mirror-label").hidden = name !== "camera";
-  $("choose").hidden = name !== "video";
+  $("cameras").hidden = true;
+  $("choose").hidden = !(name in fileOf);
   $("media-name").textContent = "";
+  drawing.showPen();
   hush();
   media.stop();
   if (!draws) blank();
   try {
-    if (name === "camera") await media.camera();
+    if (name === "camera") await openCamera();
     if (name === "screen") await media.screen();
-    if (name === "video") await playFile();
+    if (name in fileOf) await openFile(name, file ?? fileOf[name].files[0]);
   } catch (error) {
     if (!(error instanceof MediaTrouble)) throw error;
-    if (source === name) say(error.message, name === "video" ? ["Choose a file", () => $("file").click()] : retry, drawInstead);
+    if (source === name) say(error.message, name in fileOf ? chooseFile : retry, drawInstead);
   }
   pump();
 }
@@ -80,14 +84,31 @@ function blank() {
   input.fillRect(0, 0, input.canvas.width, input.canvas.height);
 }
 
-async function playFile() {
-  const file = $("file").files[0];
+async function openFile(name, file) {
   if (!file) {
-    say("Choose a video file. It stays on this machine, and plays round and round.", ["Choose a file", () => $("file").click()], drawInstead);
+    const what = name === "video" ? "a video file. It stays on this machine, and plays round and round" : "a picture, paste one, or drop it here";
+    say(`Choose ${what}.`, chooseFile, drawInstead);
     return;
   }
   $("media-name").textContent = file.name;
-  await media.file(file);
+  await (name === "video" ? media.file(file) : media.picture(file));
+}
+
+// A camera that faces its user is mirrored, as in a looking glass; one that faces away is not.
+async function openCamera(id) {
+  await media.camera(id);
+  const { facingMode, deviceId } = media.settings;
+  $("mirror").checked = facingMode !== "environment";
+  const cameras = await media.cameras();
+  $("cameras").hidden = cameras.length < 2 || source !== "camera";
+  $("cameras").replaceChildren(...cameras.map((camera, i) => new Option(camera.label || `Camera ${i + 1}`, camera.deviceId)));
+  $("cameras").value = deviceId ?? "";
+}
+
+function received(items) {
+  const file = [...items].find(({ type }) => /^(image|video)\//.test(type));
+  if (file) choose(file.type.startsWith("image/") ? "picture" : "video", file);
+  return Boolean(file);
 }
 
 function paintInput() {
@@ -114,7 +135,7 @@ function room({ detail: ms }) {
 }
 
 function pump() {
-  if (!link?.hasRoom) return;
+  if (!link?.hasRoom || paused) return;
   clearTimeout(timer);
   const due = Math.max(lastSent + FASTEST, freeAt - HEAD_START);
   const wait = document.hidden ? 0 : due - performance.now(); // timers of hidden tabs are slow
@@ -143,15 +164,19 @@ function send() {
 async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   if (!skipped) networks = [...networks.slice(-11), networkMs];
   const picture = await createImageBitmap(jpeg);
-  if (id > newest) output.drawImage(picture, 0, 0); // decoding may end out of order
+  if (id > newest) { // decoding may end out of order
+    sizeTo(picture.width, picture.height);
+    output.drawImage(picture, 0, 0);
+  }
   newest = Math.max(newest, id);
   picture.close();
   link.sendShown(id);
   const now = performance.now();
   shownAt.push(now);
+  if (!skipped) paintedAt = now;
   const at = sentAt.get(id);
   if (at !== undefined) {
-    latencies = [...latencies.slice(-29), now - at];
+    if (!skipped) latencies = [...latencies.slice(-29), now - at]; // a picture shown again is no measure of painting
     const detail = { id, skipped, latency: now - at, networkMs, busyMs };
     window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
   }
@@ -171,7 +196,11 @@ function tick() {
   $("fps").textContent = fps ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
   $("latency").textContent = fps && latency ? latency.toFixed(0) : "–";
   $("network").textContent = networks.length ? median(networks).toFixed(0) : "–";
-  $("live-badge").hidden = !fps;
+  const still = now - paintedAt > 1000, fresh = now - (shownAt.at(-1) ?? -Infinity) < 1000;
+  $("live-badge").hidden = !fresh && !paused;
+  $("live-badge").textContent = paused ? "paused" : still ? "still" : "live";
+  $("live-badge").title = still && !paused ? "The input hardly changes, so the last picture is shown again" : "";
+  output.canvas.classList.toggle("old", !fresh && !paused);
   if (stats.received === undefined) return;
   $("skipped").textContent = stats.skipped;
   $("dropped").textContent = stats.dropped;
@@ -181,21 +210,27 @@ function tick() {
 
 // The server
 
-function greet({ detail }) {
-  session = detail.session;
-  newest = 0;
-  [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
-  const { width, height } = detail;
+function sizeTo(width, height) {
+  if (output.canvas.width === width && output.canvas.height === height) return;
   Object.assign(small.canvas, { width, height });
   Object.assign(output.canvas, { width, height });
   input.canvas.height = Math.round((input.canvas.width * height) / width);
-  $("model").textContent = `${detail.model} · ${width} × ${height}`;
+  $("model").textContent = `${about.model} · ${width} × ${height}`;
+}
+
+function greet({ detail }) {
+  about = detail;
+  newest = 0;
+  [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
+  $("model").textContent = "";
+  sizeTo(detail.width, detail.height);
+  $("model").textContent ||= `${detail.model} · ${output.canvas.width} × ${output.canvas.height}`;
   $("model").hidden = false;
   if (controls.mine) link.sendControls(controls.values);
   else controls.show(detail.controls);
   controls.defaults = detail.controls;
   state("on", "Connected");
-  if (source === "draw" || media.stream || media.url) hush();
+  if (source === "draw" || media.stream || media.url || media.still) hush();
 }
 
 function problem({ detail }) {
@@ -207,20 +242,50 @@ function problem({ detail }) {
   }
 }
 
-function lost({ detail }) {
+// A program that was started again has another secret: this page's address is good for nothing then.
+async function lost({ detail }) {
   state("off", "Disconnected");
-  say(`The connection to the program is lost. Is it still running? Trying again in ${detail.seconds} s.`,
-    ["Try now", () => link.connect()]);
+  const answer = await fetch(`/schema?token=${encodeURIComponent(token)}`).catch(() => null);
+  if (answer?.status === 403) {
+    link.stop();
+    state("off", "Refused");
+    say("The program was started again, with a new address: open the one that it printed.", ["Try again", () => location.reload()]);
+  } else if (link.socket.readyState === WebSocket.CLOSED) {
+    say(`The connection to the program is lost. Is it still running? Trying again in ${detail.seconds} s.`,
+      ["Try now", () => link.connect()]);
+  }
+}
+
+function pause() {
+  paused = !paused;
+  $("pause").setAttribute("aria-pressed", paused);
+  $("pause").textContent = paused ? "Go on" : "Pause";
+  if (paused) media.video.pause();
+  else if (media.stream || media.url) media.video.play();
+  pump();
+}
+
+function wire() {
+  drawing.buildTools($("colours"), $("brushes"), $("fill"), $("undo"), $("clear"));
+  for (const tab of $("sources").children) tab.onclick = () => choose(tab.dataset.source);
+  for (const [name, file] of Object.entries(fileOf)) file.onchange = () => file.files[0] && choose(name, file.files[0]);
+  const clicks = { choose: chooseFile[1], pause, obs: copyAddress, record: () => recorder.toggle(), full: wholeScreen,
+    alone: () => open(address("/view"), "_blank", "noopener"),
+    save: () => output.canvas.toBlob((blob) => save(blob, `${fileName(controls.values.prompt)}.png`)) };
+  for (const [id, work] of Object.entries(clicks)) $(id).onclick = work;
+  $("record").hidden = !recorder.works;
+  $("cameras").onchange = () => openCamera($("cameras").value).catch((error) => say(error.message, retry, drawInstead));
+  for (const group of [$("sources"), $("colours"), $("brushes")]) arrows(group);
+  addEventListener("paste", (event) => received(event.clipboardData.files) && event.preventDefault());
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files.length && !received(event.dataTransfer.files)) say("Drop a picture or a video.", dismiss);
+  });
 }
 
 async function start() {
-  drawing.buildTools($("colours"), $("brushes"), $("fill"), $("undo"), $("clear"));
-  for (const tab of $("sources").children) tab.onclick = () => choose(tab.dataset.source);
-  $("choose").onclick = () => $("file").click();
-  $("file").onchange = () => choose("video");
-  $("save").onclick = save;
-  $("obs").onclick = copyAddress;
-  for (const group of [$("sources"), $("colours"), $("brushes")]) arrows(group);
+  wire();
   preview();
   setInterval(tick, 250);
   const answer = await fetch(`/schema?token=${encodeURIComponent(token)}`).catch(() => null);
@@ -233,30 +298,54 @@ async function start() {
     controls.mine = true;
     link.sendControls(values);
   });
-  $("reset").onclick = () => controls.reset();
-  link = new Link(token);
+  wireControls();
+  link = new Link(token, session);
   const events = { hello: greet, problem, lost, room, picture: ({ detail }) => show(detail),
-    stats: ({ detail }) => (stats = detail), controls: ({ detail }) => controls.show(detail.values) };
+    stats: ({ detail }) => (stats = detail), controls: ({ detail }) => controls.show(detail.values),
+    remark: ({ detail }) => controls.remark(detail.message) };
   for (const [name, work] of Object.entries(events)) link.addEventListener(name, work);
   choose("draw");
 }
 
-function save() {
-  output.canvas.toBlob((blob) => {
-    const anchor = document.createElement("a");
-    Object.assign(anchor, { href: URL.createObjectURL(blob), download: `${controls.values.prompt.slice(0, 60)}.png` });
-    anchor.click();
-    setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
-  });
+function wireControls() {
+  controls.onHistory = (count) => ($("back").disabled = !count);
+  $("reset").onclick = () => controls.reset();
+  $("back").onclick = () => controls.undo();
+  $("keep").onclick = () => save(new Blob([JSON.stringify(controls.values, null, 2)], { type: "application/json" }),
+    `${fileName(controls.values.prompt)}.json`);
+  $("load").onclick = () => $("preset-file").click();
+  $("preset-file").onchange = loadPreset;
+  $("midi").onclick = () => listen(controls, $("midi"));
+}
+
+async function loadPreset() {
+  const [file] = $("preset-file").files;
+  $("preset-file").value = "";
+  try {
+    const values = JSON.parse(await file.text());
+    if (values === null || typeof values !== "object" || Array.isArray(values)) throw new SyntaxError("it lists no controls");
+    const unknown = controls.take(values);
+    if (unknown.length) say(`${file.name}: this program has no ${unknown.join(", ")}; the rest is taken.`, dismiss);
+  } catch (error) {
+    say(`${file.name} is no preset: ${error.message}. Choose a file that “Save preset” made.`, dismiss);
+  }
+}
+
+const address = (path) => `${location.origin}${path}?token=${encodeURIComponent(token)}&session=${session}`;
+
+async function wholeScreen() {
+  const frame = output.canvas.parentElement;
+  if (document.fullscreenElement) await document.exitFullscreen();
+  else if (frame.requestFullscreen) await frame.requestFullscreen();
+  else location.href = address("/view"); // telephones that show videos alone on the whole screen
 }
 
 async function copyAddress() {
-  const address = `${location.origin}/mjpeg?token=${encodeURIComponent(token)}&session=${session}`;
   try {
-    await navigator.clipboard.writeText(address);
-    say("The address of your painted stream is copied. In OBS: add a browser source, or a media source, and paste it.", dismiss);
+    await navigator.clipboard.writeText(address("/mjpeg"));
+    say("The address of your painted stream is copied; it stays the same while this page is open. In OBS: add a browser source, or a media source, and paste it.", dismiss);
   } catch {
-    say(`The address of your painted stream, for OBS: ${address}`, dismiss);
+    say(`The address of your painted stream, for OBS: ${address("/mjpeg")}`, dismiss);
   }
 }
 

@@ -1,4 +1,4 @@
-// Camera, screen and video files; every failure in words that say how to go on.
+// Cameras, the screen, pictures and video files; every failure in words that say how to go on.
 
 export class MediaTrouble extends Error {}
 
@@ -10,6 +10,7 @@ const CAMERA = {
   NotReadableError: "The camera is in use by another program. Close that program and try again.",
   OverconstrainedError: "This camera has no picture that fits. Try another one, or draw instead.",
 };
+const PATIENCE = 5000; // milliseconds until a file that has shown no picture has none
 const INSECURE =
   "Browsers lend the camera and the screen only to pages from this machine or over https. Open this page on the machine " +
   "itself, or start diffaccel live with --ssl-certfile and --ssl-keyfile.";
@@ -21,9 +22,21 @@ export class Media {
     this.turn = 0; // counts what was chosen: what arrives late, after something else was chosen, is not used
   }
 
-  async camera() {
-    await this.show(() => navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } }, audio: false }), CAMERA,
-      "The camera was unplugged or switched off. Plug it in and try again, or draw instead.");
+  // A camera by its id; "" for the one that the browser prefers.
+  async camera(id = "") {
+    const which = id ? { deviceId: { exact: id } } : {};
+    await this.show(() => navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, ...which }, audio: false }),
+      CAMERA, "The camera was unplugged or switched off. Plug it in and try again, or draw instead.");
+  }
+
+  // The cameras of this machine, which have names once one was allowed.
+  async cameras() {
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    return devices.filter(({ kind, deviceId }) => kind === "videoinput" && deviceId);
+  }
+
+  get settings() {
+    return this.stream?.getVideoTracks()[0]?.getSettings() ?? {};
   }
 
   async screen() {
@@ -57,22 +70,48 @@ export class Media {
 
   async file(file) {
     const turn = this.stop();
+    const words = `This browser cannot play ${file.name}. Choose an MP4 (H.264) or WebM file.`;
     this.url = URL.createObjectURL(file);
     Object.assign(this.video, { src: this.url, loop: true });
-    await this.play(turn, `This browser cannot play ${file.name}. Choose an MP4 (H.264) or WebM file.`);
+    await this.play(turn, words);
+    await this.firstPicture();
+    if (turn !== this.turn || this.video.videoWidth) return;
+    this.stop();
+    throw new MediaTrouble(words);
+  }
+
+  async picture(file) {
+    const turn = this.stop();
+    const still = await createImageBitmap(file).catch(() => null);
+    if (turn !== this.turn) return;
+    if (!still) throw new MediaTrouble(`This browser cannot show ${file.name}. Choose a JPEG, PNG or WebP picture.`);
+    this.still = still;
   }
 
   async play(turn, words) {
     try {
       await this.video.play();
     } catch {
-      if (turn === this.turn) throw new MediaTrouble(words);
+      if (turn !== this.turn) return;
+      this.stop();
+      throw new MediaTrouble(words);
     }
+  }
+
+  // Sound alone plays, too, and never shows anything.
+  firstPicture() {
+    const { video } = this;
+    if (video.videoWidth) return null;
+    return new Promise((done) => {
+      video.addEventListener("resize", done, { once: true });
+      video.addEventListener("error", done, { once: true });
+      setTimeout(done, video.readyState >= 1 ? 0 : PATIENCE);
+    });
   }
 
   stop() {
     const { stream, url } = this;
-    this.stream = this.url = null;
+    this.stream = this.url = this.still = null;
     for (const track of stream?.getTracks() ?? []) track.stop();
     this.video.pause();
     this.video.srcObject = null;
@@ -83,8 +122,9 @@ export class Media {
 
   // Draws the middle of the current picture so that it covers the canvas; false where there is none yet.
   paint(context, mirrored) {
-    const { videoWidth: w, videoHeight: h } = this.video;
-    if (!w || this.video.readyState < 2) return false;
+    const shown = this.still ?? this.video;
+    const [w, h] = this.still ? [shown.width, shown.height] : [shown.videoWidth, shown.videoHeight];
+    if (!w || (shown === this.video && shown.readyState < 2)) return false;
     const { width, height } = context.canvas;
     const scale = Math.max(width / w, height / h);
     context.save();
@@ -92,7 +132,9 @@ export class Media {
       context.translate(width, 0);
       context.scale(-1, 1);
     }
-    context.drawImage(this.video, (width - w * scale) / 2, (height - h * scale) / 2, w * scale, h * scale);
+    context.fillStyle = "#fff"; // under what is transparent
+    context.fillRect(0, 0, width, height);
+    context.drawImage(shown, (width - w * scale) / 2, (height - h * scale) / 2, w * scale, h * scale);
     context.restore();
     return true;
   }

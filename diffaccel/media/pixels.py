@@ -1,0 +1,89 @@
+"""From a decoded frame to RGB pixels as a browser shows them: upright, square, in the colours of BT.709."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffaccel.media.tone_mapping import TRANSFERS, peak_of, side_data, tone_mapped
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+logger = logging.getLogger(__name__)
+
+SQUARE = Fraction(1)
+MOST_STRETCHED = 4
+
+UNSPECIFIED = 2
+BT709, BT470BG, SMPTE170M, BT2020 = 1, 5, 6, 9
+"""Numbers of ISO/IEC 23091-2 for colour matrices and primaries."""
+WIDE = frozenset({BT2020, 11, 12})
+"""Primaries beyond BT.709: BT.2020, and the two P3."""
+LEAST_HD = 720
+"""Rows from which a video that does not tell its matrix is BT.709, as browsers take it; below it is BT.601."""
+
+
+def upright(frame: VideoFrame, shape: Fraction = SQUARE) -> np.ndarray:
+    """RGB pixels ``(H, W, 3)``, turned and mirrored as the display matrix asks.
+
+    Args:
+        frame: as it was decoded.
+        shape: width of a pixel over its height; the shorter side is stretched. What no camera has is taken for 1.
+    """
+    width, height = frame.width, frame.height
+    if 1 / MOST_STRETCHED <= shape <= MOST_STRETCHED:
+        width, height = round(width * max(shape, SQUARE)), round(height / min(shape, SQUARE))
+    pixels = rgb(frame, width, height)
+    transposed, mirrored, flipped = orientation(frame)
+    if transposed:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if flipped else 1, :: -1 if mirrored else 1])
+
+
+def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """What the display matrix asks for: swap rows and columns, then mirror left and right, then top and bottom.
+
+    The matrix (ISO/IEC 14496-12, 8.5.2) sends a pixel to ``x' = a x + c y``, ``y' = b x + d y``. Its eight forms
+    without a slant are honoured; of any other one, the nearest of them.
+    """
+    data = side_data(frame, "DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack_from("=5i", data)
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    across, down, rest = (c, b, (a, d)) if transposed else (a, d, (b, c))
+    if max(map(abs, rest)) > 0.02 * max(abs(across), abs(down), 1):
+        logger.warning("a frame is to be turned by %s degrees: the nearest quarter turn is shown", -frame.rotation)
+    return transposed, across < 0, down < 0
+
+
+def rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    """RGB pixels ``(height, width, 3)`` uint8 with the primaries of BT.709; HDR is mapped to what a screen can show."""
+    if frame.color_trc in TRANSFERS:
+        linear = frame.reformat(width=width, height=height, format="gbrp16le")
+        planes = [_plane(plane, width, height) for plane in linear.planes]  # green, blue, red
+        return tone_mapped(planes[2], planes[0], planes[1], TRANSFERS[frame.color_trc], peak_of(frame))
+    if frame.colorspace == UNSPECIFIED and not _is_rgb(frame):
+        frame.colorspace = BT709 if frame.height >= LEAST_HD else SMPTE170M
+    if frame.color_primaries in WIDE:
+        frame = frame.reformat(
+            width=width, height=height, format="rgb24", dst_color_primaries=BT709, dst_color_trc=BT709
+        )
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return pixels
+
+
+def _is_rgb(frame: VideoFrame) -> bool:
+    return bool(frame.format.is_rgb)
+
+
+def _plane(plane: object, width: int, height: int) -> np.ndarray:
+    """A plane of 16-bit numbers, ``(height, width)``."""
+    line: int = plane.line_size  # type: ignore[attr-defined]
+    rows = np.frombuffer(plane, "<u2").reshape(height, line // 2)  # type: ignore[call-overload]
+    return rows[:, :width]  # type: ignore[no-any-return]

@@ -1,0 +1,77 @@
+"""Open Sound Control: other programs move the controls, as in ``/diffaccel/strength 0.7``."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from diffaccel.media.errors import MediaError, need
+from diffaccel.realtime.connection import words
+
+logger = logging.getLogger(__name__)
+
+ROOT = "/diffaccel"
+Change = Callable[[str | None, Mapping[str, Any]], int]
+
+
+class OscServer:
+    """Listens for UDP messages; used with ``with``.
+
+    ``/diffaccel/NAME VALUE`` changes a control of everyone who paints, ``/diffaccel/SESSION/NAME VALUE`` of one
+    session. What cannot be followed is told in the log, once for each address.
+
+    Args:
+        change: changes controls of a session (None: of all), and tells how many sessions there were. Raises
+            ValidationError for what cannot be followed.
+        port: where to listen; 0 for any that is free.
+        host: address to listen on. OSC knows no passwords: whoever reaches it moves the controls.
+
+    Raises:
+        MediaError: where python-osc is missing (extra ``osc``), or the port is taken.
+    """
+
+    def __init__(self, change: Change, *, port: int, host: str = "127.0.0.1") -> None:
+        need("pythonosc", extra="osc", purpose="Open Sound Control")
+        from pythonosc.dispatcher import Dispatcher
+        from pythonosc.osc_server import ThreadingOSCUDPServer
+
+        self._change, self._told = change, set[str]()
+        dispatcher = Dispatcher()
+        dispatcher.set_default_handler(self._hear)
+        try:
+            self._server = ThreadingOSCUDPServer((host, port), dispatcher)
+        except OSError as error:
+            reason = error.strerror or error
+            raise MediaError(f"cannot listen for OSC on {host} port {port}: {reason}; choose another") from error
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="osc")
+
+    def _hear(self, address: str, *values: Any) -> None:
+        parts = address.removeprefix(f"{ROOT}/").split("/")
+        if not address.startswith(f"{ROOT}/") or len(parts) > 2 or len(values) != 1:
+            self._tell(address, f"say {ROOT}/strength 0.7, or {ROOT}/SESSION/strength 0.7")
+            return
+        session, name = ([None, *parts])[-2:]
+        try:
+            if not self._change(session, {str(name): values[0]}):
+                self._tell(address, f"nobody paints as {session} now" if session else "nobody paints now")
+        except ValidationError as error:
+            self._tell(address, words(error))
+
+    def _tell(self, address: str, what: str) -> None:
+        if address not in self._told:
+            self._told.add(address)
+            logger.warning("OSC %s: %s", address, what)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

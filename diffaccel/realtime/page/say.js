@@ -1,0 +1,18 @@
+// What is wrong, in words, with buttons to go on; a box over the page, so that nothing moves.
+
+const box = document.getElementById("message");
+
+export function say(words, ...actions) {
+  box.hidden = false;
+  box.querySelector("p").textContent = words;
+  const buttons = actions.map(([label, work]) => {
+    const button = document.createElement("button");
+    button.textContent = label;
+    button.onclick = work;
+    return button;
+  });
+  box.querySelector(".actions").replaceChildren(...buttons);
+}
+
+export const hush = () => (box.hidden = true);
+export const dismiss = ["Dismiss", hush];

@@ -1,0 +1,46 @@
+"""What a model does not do with a prompt, in words: tokens beyond those that its text encoder reads."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+UNLIMITED = 100_000
+"""Tokenizers without a limit name a huge number."""
+
+
+def cut_off(pipe: Any, text: str) -> str:
+    """The end of a prompt that no text encoder of the pipeline reads; empty where all of it is read."""
+    lost = [_beyond(tokenizer, limit, text) for tokenizer, limit in _tokenizers(pipe)]
+    return min(lost, key=len, default="")
+
+
+def _tokenizers(pipe: Any) -> list[tuple[Any, int]]:
+    """Tokenizers, and how many tokens of each the pipeline gives its encoder."""
+    parameters = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
+    longest = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
+    found = []
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is None:
+            continue
+        limit = getattr(tokenizer, "model_max_length", None) or UNLIMITED
+        if isinstance(longest, int) and not type(tokenizer).__name__.startswith("CLIP"):
+            limit = min(limit, longest) if limit < UNLIMITED else longest
+        if limit < UNLIMITED:
+            found.append((tokenizer, limit))
+    return found
+
+
+def _beyond(tokenizer: Any, limit: int, text: str) -> str:
+    tokens = tokenizer(text, truncation=False, verbose=False).input_ids
+    if len(tokens) <= limit:
+        return ""
+    lost: str = tokenizer.decode(tokens[limit - 1 :], skip_special_tokens=True)  # the last one that is read is the end
+    return lost.strip()
+
+
+def remark(pipe: Any, prompts: dict[str, str]) -> str:
+    """What is left out of prompts, by their titles, in a sentence; empty where nothing is."""
+    lost = {title: end for title, text in prompts.items() if text and (end := cut_off(pipe, text))}
+    return " ".join(f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items())

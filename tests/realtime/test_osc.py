@@ -1,0 +1,58 @@
+"""Open Sound Control moves the controls of everyone, or of one session, and says what it cannot follow."""
+
+import socket
+
+import pytest
+from live_client import Client, serving, until
+
+from diffaccel.media.errors import MediaError
+from diffaccel.realtime.osc import OscServer
+
+pytest.importorskip("pythonosc", reason="Open Sound Control needs python-osc")
+
+
+def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
+    from pythonosc.osc_message_builder import OscMessageBuilder
+
+    def send(address: str, value: object) -> None:
+        message = OscMessageBuilder(address)
+        message.add_arg(value)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(message.build().dgram, ("127.0.0.1", osc.port))
+
+    with (
+        serving() as server,
+        OscServer(server.change, port=0) as osc,
+        Client(server, session="left") as left,
+        Client(server, session="right") as right,
+    ):
+        left.wait("hello"), right.wait("hello")
+        one, two = (server.painting(name).session for name in ("left", "right"))
+        send("/diffaccel/strength", 0.75)
+        assert until(lambda: one.asked.strength == two.asked.strength == 0.75)
+        send("/diffaccel/left/prompt", "a fox")
+        assert until(lambda: one.asked.prompt == "a fox")
+        assert two.asked.prompt != "a fox"
+        send("/diffaccel/similarity", False)
+        send("/diffaccel/seed", 12)
+        assert until(lambda: (one.asked.similarity, two.asked.seed) == (False, 12))
+        for address, value in (
+            ("/diffaccel/strength", 7.0),
+            ("/diffaccel/colour", 1),
+            ("/diffaccel/nobody/seed", 1),
+            ("/other", 1),
+            ("/diffaccel/strength", 8.0),
+        ):
+            send(address, value)
+        assert until(lambda: len(caplog.records) == 4)
+        assert one.asked.strength == 0.75
+    for words in ("less than or equal to 1", "colour", "nobody paints as nobody now", "say /diffaccel/strength 0.7"):
+        assert words in caplog.text
+    assert caplog.text.count("/diffaccel/strength:") == 1  # each address once
+
+
+def test_a_taken_port_is_said() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        with pytest.raises(MediaError, match=r"cannot listen for OSC on 127.0.0.1 port .*: Address already in use"):
+            OscServer(lambda *_: 0, port=other.getsockname()[1])

@@ -1,0 +1,91 @@
+"""A still scene follows every change at once: a frame is skipped only for one painted under the same settings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import stream_pipelines
+import torch
+
+from diffaccel.sampling.guidance import FullGuidance
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.similarity import SimilarityFilter
+
+OpenEngine = Callable[..., StreamEngine]
+
+
+@pytest.fixture
+def engine(engine: OpenEngine) -> Iterator[OpenEngine]:
+    """Builds engines that are closed at the end."""
+    with ExitStack() as stack:
+        yield lambda *given, **changes: stack.enter_context(engine(*given, **changes))
+
+
+ALWAYS = SimilarityFilter(-1.0, max_skip=1000)
+CHANGES: dict[str, dict[str, Any]] = {
+    "prompt": {"prompt": "a dog"},
+    "seed": {"seed": 7},
+    "strength": {"timestep_indices": (20, 45)},
+    "guidance": {"guidance": FullGuidance(3.0)},
+    "noise between stages": {"add_noise": False},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("at", ["all", "new"])
+def test_a_still_scene_follows_a_change(
+    engine: OpenEngine, frames: torch.Tensor, change: dict[str, Any], at: str
+) -> None:
+    stream = engine(similarity=ALWAYS)
+    for _ in range(8):
+        stream.push(frames[0])
+    stream.update(at=at, **change)
+    shown = [output for _ in range(5) for output in stream.push(frames[0])][-1].image
+    expected = list(engine(**change).stream([frames[0]] * 3))[-1].image
+    torch.testing.assert_close(shown, expected)
+    assert stream.report().frames_skipped > 5
+
+
+@pytest.mark.parametrize("at", ["all", "new"])
+def test_a_still_scene_follows_a_transition_to_its_end(engine: OpenEngine, frames: torch.Tensor, at: str) -> None:
+    stream = engine(similarity=ALWAYS, timestep_indices=(30,))
+    for _ in range(4):
+        stream.push(frames[0])
+    stream.update(at=at, transition=4, prompt="a dog")
+    pictures = [output.image for _ in range(12) for output in stream.push(frames[0])]
+    (expected,) = (output.image for output in engine(timestep_indices=(30,), prompt="a dog").push(frames[0]))
+    torch.testing.assert_close(pictures[-1], expected)
+    assert sum(not torch.equal(a, b) for a, b in pairwise(pictures)) == 3
+    assert stream.report().frames_skipped >= 3 + 6
+
+
+def test_a_change_of_a_loras_scale_is_seen(frames: torch.Tensor, engine: OpenEngine) -> None:
+    from peft import LoraConfig
+
+    pipe = stream_pipelines.sd()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    stream = engine(pipe, similarity=ALWAYS, timestep_indices=(30,))
+    before = [output.image for _ in range(4) for output in stream.push(frames[0])][-1]
+    stream.update(lora_scale={"style": 4.0})
+    after = [output.image for _ in range(2) for output in stream.push(frames[0])][-1]
+    assert not torch.equal(before, after)
+
+
+def test_an_autoencoder_of_other_channels_is_refused_at_once(engine: OpenEngine) -> None:
+    with pytest.raises(ValueError, match="AutoencoderKL makes latents of 16 channels, and the network takes 4"):
+        engine(vae=stream_pipelines._kl(16))
+
+
+def test_ip_adapter_layers_are_refused_at_once(engine: OpenEngine) -> None:
+    pipe = stream_pipelines.sd()
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(ValueError, match=r"IP-Adapter layers.*pipe\.unload_ip_adapter\(\)"):
+        engine(pipe)
+
+
+def test_a_frame_that_may_not_be_written_to_is_no_warning(engine: OpenEngine) -> None:
+    pixels = (torch.rand(32, 32, 3) * 255).byte().numpy()
+    pixels.flags.writeable = False
+    engine(timestep_indices=(30,)).push(pixels)
