@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Calibration,
         DeepCache,
         DeltaCache,
+        EasyCache,
         EncoderPropagation,
         FeatureInheritance,
         IntervalCache,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         TGate,
     )
     from .networks import UnsupportedModelError
-    from .reuse.forecast import Taylor
+    from .reuse.forecast import Newton, Taylor
     from .reuse.schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
     from .sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
     from .stream.engine import StreamEngine
@@ -46,12 +47,14 @@ __all__ = [
     "Calibration",
     "DeepCache",
     "DeltaCache",
+    "EasyCache",
     "EncoderPropagation",
     "FeatureInheritance",
     "FrontLoaded",
     "FullGuidance",
     "Handle",
     "IntervalCache",
+    "Newton",
     "NoGuidance",
     "OneTimeNegative",
     "Profile",
@@ -88,12 +91,14 @@ _HOME: dict[str, str] = {
     "Calibration": ".methods",
     "DeepCache": ".methods",
     "DeltaCache": ".methods",
+    "EasyCache": ".methods",
     "EncoderPropagation": ".methods",
     "FeatureInheritance": ".methods",
     "FrontLoaded": ".reuse.schedule",
     "FullGuidance": ".sampling.guidance",
     "Handle": ".attach.handle",
     "IntervalCache": ".methods",
+    "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
     "Profile": ".methods",

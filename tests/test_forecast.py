@@ -6,7 +6,7 @@ from tiny_networks import picture_unet, unet_inputs
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
-from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.forecast import Newton, Taylor
 from diffaccel.reuse.schedule import Steps
 
 
@@ -72,3 +72,22 @@ def test_deepcache_with_a_forecast(order: int) -> None:
 def test_bad_order(order: float) -> None:
     with pytest.raises(ValueError, match=r"order must be an integer in 0\.\.4"):
         Taylor(order)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_newton_goes_through_uneven_calls(order: int) -> None:
+    """A polynomial of the same degree is forecast exactly, however the computed calls are spaced."""
+    forecast, history = Newton(order), None
+    curve = lambda t: torch.tensor([float(t**order), 2.0 - t, 1.0])  # noqa: E731
+    for step in (0, 1, 4, 6, 11):
+        history = forecast.update(history, (curve(step),), step)
+    for step in (12, 15):
+        torch.testing.assert_close(forecast.predict(history, step)[0], curve(step), rtol=1e-4, atol=1e-2)
+
+
+def test_newton_agrees_with_taylor_where_calls_are_even() -> None:
+    newton, taylor, past, other = Newton(1), Taylor(1), None, None
+    for step in (0, 3, 6):
+        feature = torch.tensor([float(step) ** 2])
+        past, other = newton.update(past, feature, step), taylor.update(other, feature, step)
+    torch.testing.assert_close(newton.predict(past, 8), taylor.predict(other, 8))

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from diffaccel.config import check
+from diffaccel.config.checks import check
 
 STRONG = 0.25  # of an edge image's range: a step of an eighth of the range of brightness
 TOLERANCE = 2

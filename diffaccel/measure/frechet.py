@@ -10,7 +10,7 @@ the features are emoji-clip's, which has seen drawings and nothing else, so figu
 
 import torch
 
-from diffaccel.config import check
+from diffaccel.config.checks import check
 
 
 def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:

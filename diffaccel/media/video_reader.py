@@ -181,4 +181,3 @@ class VideoReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-

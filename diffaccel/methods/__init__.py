@@ -7,6 +7,7 @@ from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration, KindSteps
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
+from diffaccel.methods.easy_cache import EasyCache
 from diffaccel.methods.encoder_propagation import EncoderPropagation
 from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.files import load_methods
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "DeepCache",
     "DeltaCache",
+    "EasyCache",
     "EncoderPropagation",
     "Evidence",
     "FeatureInheritance",

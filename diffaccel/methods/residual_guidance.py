@@ -224,8 +224,8 @@ def _narrowed(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     differs = [dim for dim, (one, two) in enumerate(zip(value.shape, other.shape, strict=True)) if one != two]
     if len(differs) > 1:
         raise ValueError(
-            f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a method "
-            "that does not need it, such as TGate or DeepCache"
+            f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a "
+            "method that does not need it, such as TGate or DeepCache"
         )
     for dim in differs:
         value = value.narrow(dim, 0, min(value.shape[dim], other.shape[dim]))

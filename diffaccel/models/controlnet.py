@@ -27,7 +27,7 @@ _HUB_FILES = [
 
 
 def find_controlnet(name: str) -> Path:
-    """The place of a ControlNet, checked: a bundled one, a local folder or file, one in a pipeline's folder, or a Hub id.
+    """The place of a ControlNet, checked: a bundled one, a folder or file, one in a pipeline's folder, or a Hub id.
 
     Raises:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
@@ -42,8 +42,8 @@ def find_controlnet(name: str) -> Path:
     if folder is None:
         bundled = ", ".join(names("controlnet")) or "none"
         raise ModelError(
-            f"no ControlNet at {name!r}: give a folder with its config.json, a .safetensors file, a Hub id (owner/name), "
-            f"or a bundled name: {bundled}"
+            f"no ControlNet at {name!r}: give a folder with its config.json, a .safetensors file, a Hub id "
+            f"(owner/name), or a bundled name: {bundled}"
         )
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]

@@ -71,6 +71,41 @@ def expansion(derivatives: Sequence[torch.Tensor], ahead: int) -> torch.Tensor:
     return total
 
 
+@dataclass(frozen=True)
+class Newton(Forecast):
+    """The polynomial through the last computed features, at the calls where they really were computed.
+
+    Taylor expansions take their differences as derivatives at one point, which is exact only where computed calls are
+    evenly spaced. Newton's divided differences need no such thing, so that this goes well with schedules whose gaps
+    differ (`Threshold`, `FrontLoaded`), and is the best of the forecasts at small intervals. Written as weights of the
+    stored features, F(t) = sum_j F(s_j) prod_{m != j} (t - s_m) / (s_j - s_m).
+
+    Args:
+        order: degree of the polynomial, 1..4; it stores one feature more than that. With fewer features the degree is
+            lower.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        whole("order", self.order, 1, 4)
+
+    def update(self, history: Any, feature: Any, step: int) -> Any:
+        """History is a list of (call, feature), latest first."""
+        return [(step, feature), *(history or [])][: self.order + 1]
+
+    def predict(self, history: Any, step: int) -> Any:
+        """The polynomial's value at call `step`."""
+        weights = newton_weights([past for past, _ in history], step)
+        flat = [tree_flatten(feature)[0] for _, feature in history]
+        return tree_unflatten([weighted(tensors, weights) for tensors in zip(*flat, strict=True)], _spec(history[0][1]))
+
+
+def newton_weights(steps: Sequence[int], step: int) -> list[float]:
+    """Weights of values at `steps` in the polynomial through them, at `step`."""
+    return [math.prod((step - other) / (own - other) for other in steps if other != own) for own in steps]
+
+
 class Blend(Forecast):
     """A weighted sum of the last computed features, with weights of its own for each call that reuses.
 

@@ -107,9 +107,7 @@ def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
     return any(cls.__name__ in classes for cls in type(pipe).__mro__)
 
 
-def _compared(
-    conditioning: Any, negative: Any, positive: Any, rows: int
-) -> tuple[str, ...]:
+def _compared(conditioning: Any, negative: Any, positive: Any, rows: int) -> tuple[str, ...]:
     """Roles of rows by comparing embeddings; waits for the device. Empty where they are neither prompt's."""
     negative, positive, conditioning = (_plain(x) for x in (negative, positive, conditioning))
     if negative is None or _form(negative) != _form(conditioning):

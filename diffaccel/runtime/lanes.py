@@ -214,9 +214,9 @@ def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
     A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is.
     """
     values = {name: v if name in WITHOUT_ROWS else _selected(v, rows, count) for name, v in inputs.values.items()}
-    prompt = inputs.conditioning
-    if isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:
-        values[inputs.names[2]] = take_rows(prompt, rows, count)
+    name, prompt = inputs.names[2], inputs.conditioning
+    if name is not None and isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:
+        values[name] = take_rows(prompt, rows, count)
     return replace(inputs, values=values)
 
 

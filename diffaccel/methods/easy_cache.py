@@ -1,0 +1,135 @@
+"""EasyCache (arXiv 2507.02860): how much the output changes follows from how much the input did, in any network."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffaccel.config.checks import number, whole
+from diffaccel.methods.base import Method
+from diffaccel.networks.layout import Layout
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.host import Host
+from diffaccel.runtime.lanes import Lane, scatter
+from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+
+
+@dataclass(frozen=True)
+class EasyCache(Method):
+    """Skip the whole network while its output is expected to change little, and move the last output with the input.
+
+    Between two computed calls the rate k = |v - v_last| / |x - x_last| hardly changes (section 3.2 of the paper; norms
+    are means of absolute values over a row). A row skips while the sum of k |x_t - x_(t-1)| / |v_last| since its last
+    computed call stays below the threshold, and then answers v = x + (v - x)_last. Needs no calibration and no block of
+    the network, and each row decides for itself. The decision waits for the device once per call. Stores a row's input
+    and output of its last computed call.
+
+    Args:
+        threshold: expected relative change up to which a row skips; 0.02 to 0.1 is usual, 0 reuses nothing.
+        warmup: the first calls of a run compute, >= 2, as a rate needs two.
+        max_consecutive: at most this many skipped calls in a row; None sets no limit.
+    """
+
+    threshold: float = 0.05
+    warmup: int = 2
+    max_consecutive: int | None = None
+
+    def __post_init__(self) -> None:
+        number("threshold", self.threshold, 0.0)
+        whole("warmup", self.warmup, 2)
+        if self.max_consecutive is not None:
+            whole("max_consecutive", self.max_consecutive, 0)
+
+    def parts(self, layout: Layout) -> list[Part]:  # noqa: ARG002
+        """None: the network is run whole, or not at all."""
+        return []
+
+    def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
+        """Stands in for the network where a row skips."""
+        return _Skips(self)
+
+
+@dataclass
+class _Row:
+    """What is kept of one row: input and output ``(1, ...)`` of the last computed call, and the last input of all.
+
+    Attributes:
+        rate: how far the output moves for a move of the input.
+        expected: relative change of the output that has added up since the last computed call.
+        skipped: calls since then.
+    """
+
+    x: torch.Tensor
+    v: torch.Tensor
+    latest: torch.Tensor
+    rate: float | None = None
+    expected: float = 0.0
+    skipped: int = 0
+
+
+class _Skips(Wrapper):
+    """Computes the rows that must, and moves the last outputs of the others."""
+
+    order = 9
+
+    def __init__(self, method: EasyCache) -> None:
+        self.method = method
+
+    def around(self, call: Call, memory: Memory, network: Inner) -> Any:
+        """One network call, of some rows or none."""
+        known: dict[Lane, _Row] = memory.notes.setdefault(self, {})
+        lanes, x = call.lanes["run"], call.inputs.sample
+        rows = [known.get(lane) for lane in lanes]
+        skips = self._decide(call, x, rows)
+        due = [row for row, skip in enumerate(skips) if not skip]
+        kept = [row for row, skip in enumerate(skips) if skip]
+        outputs = []
+        if due:
+            output = network(call.select(due))
+            self._remember(known, [lanes[row] for row in due], x[due], prediction(output))
+            memory.notes[self, "form"] = output
+            outputs.append((output, due))
+        if kept:
+            moved = torch.cat([self._moved(known[lanes[row]], x[row : row + 1]) for row in kept])
+            outputs.append((map_output(lambda _: moved, memory.notes[self, "form"]), kept))
+        return outputs[0][0] if len(outputs) == 1 else scatter(outputs)
+
+    def _decide(self, call: Call, x: torch.Tensor, rows: list[_Row | None]) -> list[bool]:
+        """Which rows skip; adds to what is expected of them."""
+        if call.step is None or call.step < self.method.warmup or any(row is None for row in rows):
+            return [False] * len(rows)
+        moves = torch.stack(
+            [_mean(x[i] - row.latest[0]) / _mean(row.v) for i, row in enumerate(rows) if row is not None]
+        )
+        skips = []
+        for index, (row, move) in enumerate(zip(rows, moves.tolist(), strict=True)):
+            assert row is not None
+            row.latest = x[index : index + 1]
+            row.expected += (row.rate if row.rate is not None else float("inf")) * move
+            enough = self.method.max_consecutive is not None and row.skipped >= self.method.max_consecutive
+            skips.append(row.expected < self.method.threshold and not enough)
+        return skips
+
+    def _remember(self, known: dict[Lane, _Row], lanes: list[Lane], x: torch.Tensor, v: torch.Tensor) -> None:
+        """Keep what rows computed, and the rate at which their outputs move."""
+        v = v.detach()
+        for index, lane in enumerate(lanes):
+            own, output = x[index : index + 1], v[index : index + 1]
+            before, rate = known.get(lane), None
+            if before is not None:
+                rate = float(_mean(output - before.v) / _mean(own - before.x))
+            known[lane] = _Row(own, output, own, rate)
+
+    def _moved(self, row: _Row, x: torch.Tensor) -> torch.Tensor:
+        """v = x + (v - x)_last; channels beyond the input's, such as a learned variance, and of other inputs stay."""
+        row.skipped += 1
+        channels = min(x.shape[1], row.v.shape[1])
+        moved = row.v.clone()
+        moved[:, :channels] += x[:, :channels] - row.x[:, :channels]
+        return moved
+
+
+def _mean(value: torch.Tensor) -> torch.Tensor:
+    return value.abs().mean(dtype=torch.float32)
