@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -14,16 +15,10 @@ def place_of(timestep: Any) -> tuple[int, int] | None:
     """(storage, offset) of a timestep that is an element or a row of a longer table; None for any other."""
     if not isinstance(timestep, torch.Tensor):
         return None
-    longer = timestep.untyped_storage().nbytes() > timestep.element_size() * timestep.numel()
-    return (
-        (timestep.untyped_storage().data_ptr(), int(timestep.storage_offset()))
-        if longer or _is_view(timestep)
-        else None
-    )
-
-
-def _is_view(timestep: torch.Tensor) -> bool:
-    return timestep._base is not None
+    apart = math.prod(count for count, stride in zip(timestep.shape, timestep.stride(), strict=True) if stride)
+    if timestep.untyped_storage().nbytes() <= timestep.element_size() * apart:
+        return None
+    return timestep.untyped_storage().data_ptr(), int(timestep.storage_offset())
 
 
 def value_of(timestep: Any, *, wait: bool) -> float | None:
@@ -73,4 +68,4 @@ def calls_left(timestep: torch.Tensor) -> int | None:
     if steps:  # a column of it
         return steps[0] - start % steps[0] if len(steps) == 1 else None
     base = timestep._base
-    return length - start if base is None or base.numel() == max(base.shape) else None
+    return length - start if base is None or base.numel() == max(base.shape, default=1) else None

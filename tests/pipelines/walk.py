@@ -6,9 +6,11 @@ The references know from the table which network call belongs to which sampling 
 hooks of torch alone: outputs of the modules that are replayed are overridden by those of the last computed step.
 """
 
+import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from diffaccel.reuse.schedule import Uniform
 STOPS = {stop.name: stop for stop in (*walk_unets.STOPS, *walk_pictures.STOPS, *walk_videos.STOPS)}
 diffusers.utils.logging.set_verbosity_error()
 DTYPES = (torch.float32, torch.bfloat16)
+PAGE = HERE.parents[1] / "docs" / "pipelines-walk.md"
 EXACT, REFUSED, FULL = "exact", "refused", "in full"
 # Relative errors up to which results count as the reference's: rows may be computed in other company.
 NEAR = {torch.float32: 2e-3, torch.bfloat16: 0.06}
@@ -168,19 +171,61 @@ def rows(stop: Stop, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Iterator[tuple
                     yield name, dtype, f"WRONG: {e}"
 
 
+HEAD = """# Methods in diffusers' pipelines
+
+What the main methods do in {classes} pipelines of diffusers {version}, each built tiny with random weights, in float32
+and in bfloat16. Written by `python tests/pipelines/walk.py`; what is not in the table has not been tried.
+
+- **exact**: told to reuse nothing, the method gives the plain result bit for bit; told to reuse, it gives what a
+  reference gives that overrides the outputs of the replayed modules for each sampling step and each prompt, and a second
+  run gives the same again.
+- **refused**: an error says why, and what to do instead.
+- **in full**: all network calls computed, and the report says how many and why.
+- An empty cell: the method has nothing to do there, for want of cross-attention, of guidance or of transformer blocks.
+
+"""
+
+
+def outcome(found: dict[torch.dtype, str]) -> str:
+    """What a cell says: one word, where both types agree."""
+    words = {dtype: re.split(r"[:,]", text)[0] for dtype, text in found.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{word} in {str(dtype).removeprefix('torch.')}" for dtype, word in words.items())
+
+
+def page(results: dict[str, dict[str, dict[torch.dtype, str]]]) -> str:
+    """The document: a table, and below it what is said where a method does not reuse."""
+    methods = list(tries(next(iter(STOPS.values()))))
+    classes = len({name.partition(",")[0] for name in results})
+    lines = [f"| pipeline | {' | '.join(methods)} |", f"| --- |{' --- |' * len(methods)}"]
+    notes: dict[str, list[str]] = {}
+    for name, found in results.items():
+        cells = [outcome(found[method]) if method in found else "" for method in methods]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        for method, texts in found.items():
+            for text in dict.fromkeys(text for text in texts.values() if text != EXACT):
+                places = notes.setdefault(text, [])
+                if f"{method} in {name}" not in places:
+                    places.append(f"{method} in {name}")
+    said = [f"- {text[0].upper()}{text[1:]}. {'; '.join(places)}." for text, places in notes.items()]
+    head = HEAD.format(classes=classes, version=diffusers.__version__)
+    return head + "\n".join(lines) + "\n\n## What is said\n\n" + "\n".join(said) + "\n"
+
+
 def main(names: list[str], tell: Callable[[str], Any]) -> None:
+    results: dict[str, dict[str, dict[torch.dtype, str]]] = {}
     for name in names or STOPS:
         start = time.perf_counter()
-        tell(f"== {name}")
-        try:
-            for method, dtype, found in rows(STOPS[name]):
-                tell(f"   {method:18} {str(dtype)[6:]:9} {found}")
-        except Exception as e:
-            tell(f"   FAILED {type(e).__name__}: {e}")
-            tell("".join(traceback.format_tb(e.__traceback__)[-2:]))
-        tell(f"   {time.perf_counter() - start:.1f} s")
+        for method, dtype, found in rows(STOPS[name]):
+            results.setdefault(name, {}).setdefault(method, {})[dtype] = found
+            tell(f"{name}: {method}, {str(dtype)[6:]}: {found}")
+        tell(f"{name}: {time.perf_counter() - start:.1f} s")
+    if not names:
+        PAGE.write_text(page(results))
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     main(sys.argv[1:], lambda text: print(text, flush=True))

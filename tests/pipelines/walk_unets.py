@@ -1,11 +1,12 @@
 """Pipelines around UNets."""
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
 import PIL.Image
 import torch
-from tiny_networks import TEXT, ddpm_unet, i2vgen_unet, motion_unet, sd_unet, sdxl_unet, svd_unet, unet3d
+from tiny_networks import TEXT, ddpm_unet, motion_unet, sd_unet, sdxl_unet, svd_unet, unet3d
 from walk_parts import Draw, Stop, ddim, kl, made, seeded, vision
 
 HALF = {"num_inference_steps": 8, "strength": 0.5}
@@ -185,7 +186,6 @@ STOPS = [
         lambda: sd("StableDiffusionPanoramaPipeline"),
         lambda d: {**sd_inputs(d), "height": 64, "width": 640},
         ("b",) * 3,
-        slow=False,
     ),
     Stop("StableDiffusionSAGPipeline", lambda: sd("StableDiffusionSAGPipeline"), sd_inputs, ("b", "n")),
     Stop("StableDiffusionPAGPipeline", lambda: sd("StableDiffusionPAGPipeline"), sd_inputs, "x"),
@@ -294,5 +294,4 @@ def lcm_inputs(d: Draw) -> dict[str, Any]:
     return {**d.prompts("prompt_embeds"), **SIZE, "original_inference_steps": 50}
 
 
-STOPS = [stop if stop.networks != ("transformer",) else __import__("dataclasses").replace(stop, networks=("unet",)) for stop in STOPS]
-_ = i2vgen_unet
+STOPS = [replace(stop, networks=("unet",)) for stop in STOPS]

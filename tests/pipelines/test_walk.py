@@ -1,0 +1,61 @@
+"""Methods in diffusers' pipelines, against references that know each pipeline's calls."""
+
+import re
+
+import pytest
+import torch
+import walk
+
+QUICK = [name for name, stop in walk.STOPS.items() if not stop.slow]
+SLOW = [name for name, stop in walk.STOPS.items() if stop.slow]
+
+
+def table() -> dict[str, dict[str, str]]:
+    """The document's table: outcomes by pipeline and method."""
+    lines = [line for line in walk.PAGE.read_text().splitlines() if line.startswith("| ")]
+    head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows if not row[0].startswith("---")}
+
+
+def agrees(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    said, found = table()[name], {}
+    for method, dtype, text in walk.rows(walk.STOPS[name], dtypes):
+        assert not text.startswith("WRONG"), f"{method} in {dtype}: {text}"
+        found[method] = walk.outcome({dtype: text})
+        assert found[method] in said[method]
+    assert found.keys() == {method for method, cell in said.items() if cell}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_pipelines(name: str) -> None:
+    agrees(name, (torch.float32,))
+
+
+@pytest.mark.parametrize("name", ["FluxKontextPipeline, true guidance", "WanPipeline"])
+def test_half_precision(name: str) -> None:
+    agrees(name, (torch.bfloat16,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SLOW, *QUICK])
+def test_all_pipelines(name: str) -> None:
+    agrees(name, walk.DTYPES)
+
+
+def test_the_document_lists_every_pipeline() -> None:
+    found = table()
+    assert list(found) == list(walk.STOPS)
+    assert not [cell for row in found.values() for cell in row.values() if "WRONG" in cell]
+    classes = {name.partition(",")[0] for name in walk.STOPS}
+    assert len(classes) >= 40
+    assert re.search(rf"in {len(classes)} pipelines", walk.PAGE.read_text())
+
+
+def test_a_wrong_method_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With calls of both prompts taken for one, the walk fails, as it must."""
+    from diffaccel.runtime.contexts import Contexts
+
+    monkeypatch.setattr(Contexts, "of", lambda self, inputs, name, step, peek=False: ("all", 0, (), None, 0))
+    stop = walk.STOPS["FluxKontextPipeline, true guidance"]
+    with pytest.raises(AssertionError, match="differs"):
+        walk.walk(stop, "IntervalCache", torch.float32)
