@@ -104,11 +104,26 @@ def num_timesteps(pipe: Any) -> int | None:
     return announced if isinstance(announced, int) else None
 
 
-def starts_from_pictures(pipeline: str) -> bool:
-    """Whether there is an image-to-image pipeline for the parts of a pipeline of the class with this name."""
-    from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, _get_task_class
+def task_class(pipeline: str, task: str, *, controlnet: bool = False) -> Any:
+    """The class that does a task with the parts of a pipeline of the class with this name; None where there is none.
 
-    return _get_task_class(AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, pipeline, throw_error_if_not_exist=False) is not None
+    Args:
+        task: `"text"`, from a text alone; `"image"`, from a picture; or `"inpaint"`, within a picture.
+        controlnet: with a ControlNet.
+    """
+    from diffusers.pipelines import auto_pipeline
+
+    mappings = {
+        "text": auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        "image": auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+        "inpaint": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
+    }
+    found = auto_pipeline._get_task_class(mappings[task], pipeline, throw_error_if_not_exist=False)
+    if found is None or not controlnet or "ControlNet" in found.__name__:
+        return found
+    ending = {"text": "Pipeline", "image": "Img2ImgPipeline", "inpaint": "InpaintPipeline"}[task]
+    name = found.__name__.replace(ending, f"ControlNet{ending}")
+    return next((kind for kind in mappings[task].values() if kind.__name__ == name), None)
 
 
 class RunningCall(NamedTuple):

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from diffaccel.batch.jobs import Job
+from diffaccel.batch.jobs import PICTURES, Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
+from diffaccel.batch.tasks import pictures_problem, task_problem
+from diffaccel.batch.text_rules import text_problem
 from diffaccel.models import ModelError, ModelSource, find_lora, parse_loras
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.sampling.schedulers import sampler_problem
@@ -20,15 +22,18 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
 
     Raises `ModelError` where a configuration file of the model is damaged.
     """
-    picture = lru_cache(maxsize=None)(_picture_problem)
+    picture, pipeline = lru_cache(maxsize=None)(_picture_problem), str(source.index["_class_name"])
     lora = lru_cache(maxsize=None)(lambda name: lora_problem(name, source, lora_partial))
     multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
     checks: tuple[Callable[[Job], str | None], ...] = (
-        lambda job: picture(job.init_image),
+        lambda job: next(filter(None, (picture(name, getattr(job, name)) for name in PICTURES)), None),
+        pictures_problem,
         lambda job: lora(job.lora),
         lambda job: sampler(job.scheduler, source, job.init_image is not None),
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
+        lambda job: task_problem(pipeline, job),
+        lambda job: text_problem(pipeline, job),
     )
     found = {}
     for job in jobs:
@@ -38,12 +43,12 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
     return found
 
 
-def _picture_problem(path: str | None) -> str | None:
+def _picture_problem(name: str, path: str | None) -> str | None:
     try:
         if path is not None:
             check_picture(path)
     except PictureError as error:
-        return f"init_image: {error}"
+        return f"{name}: {error}"
     return None
 
 
@@ -65,7 +70,7 @@ def lora_problem(name: str | None, source: ModelSource, partial: bool) -> str | 
 
 def scheduler_problem(name: str, source: ModelSource, from_picture: bool) -> str | None:
     """What keeps a model from being sampled by that name, if anything; from a picture some are not to be had."""
-    config, pipeline = _config(source, "scheduler", "scheduler_config.json"), str(source.index["_class_name"])
+    config, pipeline = part_config(source, "scheduler", "scheduler_config.json"), str(source.index["_class_name"])
     problem = sampler_problem(name, config, pipeline, from_picture=from_picture)
     return f"scheduler: {problem}" if problem else None
 
@@ -80,7 +85,7 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
 
 def pixel_multiple(source: ModelSource) -> int:
     """What both sides of a picture must be multiples of; 1 where the configuration files do not tell."""
-    denoiser, vae = (_config(source, part) for part in ("transformer", "vae"))
+    denoiser, vae = (part_config(source, part) for part in ("transformer", "vae"))
     levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
     patch, binned = denoiser.get("patch_size"), denoiser.get("sample_size") in (32, 64, 128, 256)
     if not isinstance(patch, int) or not levels or (binned and str(source.index["_class_name"]).startswith("PixArt")):
@@ -88,7 +93,8 @@ def pixel_multiple(source: ModelSource) -> int:
     return int(patch * 2 ** (len(levels) - 1))
 
 
-def _config(source: ModelSource, part: str, name: str = "config.json") -> dict[str, Any]:
+def part_config(source: ModelSource, part: str, name: str = "config.json") -> dict[str, Any]:
+    """The configuration of a part of a model; empty where it has none. Raises `ModelError` where it is damaged."""
     file = source.folder / part / name
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}

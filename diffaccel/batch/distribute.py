@@ -7,8 +7,8 @@ the batch it was at: what it left is seen in the folder, and the rest is given t
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -63,22 +63,36 @@ class Share:
 
 def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
     """Render `part` in this process, on one device, into an open folder."""
+    return render_arriving([part], folder, on_record)
+
+
+def render_arriving(parts: Iterable[Share], folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
+    """Render parts in this process, one after another as they come, on the pipeline of the first."""
     from diffaccel.batch.render import Renderer
     from diffaccel.batch.run import BatchRun
 
-    with Renderer(part.pipeline(), overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
-        run = BatchRun(
-            renderer,
-            folder,
-            batch_size=part.batch_size,
-            suffix=part.suffix,
-            compare=part.compare,
-            fail_fast=part.fail_fast,
-            allow_flagged=part.allow_flagged,
-            on_record=on_record,
-        )
-        summary = run(part.jobs)
-    return summary, renderer.calls
+    summary, calls = Summary(), Calls()
+    with ExitStack() as stack:
+        renderer = None
+        for part in parts:
+            renderer = renderer or stack.enter_context(
+                Renderer(part.pipeline(), overlap=part.overlap, lora_partial=part.lora_partial)
+            )
+            calls = renderer.calls
+            run = BatchRun(
+                renderer,
+                folder,
+                batch_size=part.batch_size,
+                suffix=part.suffix,
+                compare=part.compare,
+                fail_fast=part.fail_fast,
+                allow_flagged=part.allow_flagged,
+                on_record=on_record,
+            )
+            summary += run(part.jobs)
+            if part.fail_fast and summary.failed:
+                break
+    return summary, calls
 
 
 def split(part: Share, count: int) -> list[Share]:

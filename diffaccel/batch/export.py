@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffaccel.batch.jobs import Job
+from diffaccel.batch.names import file_stem
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import TARS, Record, atomic_file, explained, is_done
 
@@ -21,7 +22,7 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         "prompt": "string",
         "negative_prompt": "string",
-        "seed": "int64",
+        "seed": "uint64",
         "steps": "int32",
         "guidance_scale": "float64",
         "width": "int32",
@@ -37,6 +38,14 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "embeddings": "string",
         "init_image": "string",
         "strength": "float64",
+        "mask_image": "string",
+        "controlnet": "string",
+        "control_image": "string",
+        "control_scale": "float64",
+        "resize": "string",
+        "background": "string",
+        "long_prompts": "bool_",
+        "prompt_weights": "bool_",
     }
 )
 
@@ -68,7 +77,7 @@ def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]
         for path, start in zip(paths, starts, strict=True):
             with atomic_file(path) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 for index, record in enumerate(records[start : start + size], start):
-                    _add_sample(tar, folder, record, f"{index:07}-{record.id.replace('.', '_')}")
+                    _add_sample(tar, folder, record, f"{index:07}-{file_stem(record.id).replace('.', '_')}")
         for left in set(place.glob("[0-9]" * 5 + ".tar")) - set(paths):
             left.unlink()
     return paths
@@ -77,7 +86,8 @@ def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]
 def _add_sample(tar: tarfile.TarFile, folder: Path, record: Record, key: str) -> None:
     """One picture and what belongs to it, as files that share a name; without times and owners."""
     picture = folder / str(record.file_name)
-    settings = json.dumps({"id": record.id, **record.settings}, ensure_ascii=False)
+    kept = {"columns": record.columns} if record.columns else {}
+    settings = json.dumps({"id": record.id, **record.settings, **kept}, ensure_ascii=False)
     parts = {
         picture.suffix: picture.read_bytes(),
         ".json": settings.encode(),
@@ -96,32 +106,57 @@ def write_parquet(folder: Path, records: Sequence[Record]) -> Path:
     """
     pa, parquet = require_pyarrow()
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns = {"id": pa.string(), **{name: getattr(pa, kind)() for name, kind in _COLUMNS.items()}, "image": image}
-    schema = pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": _features()}})})
+    kinds = {"id": "string", **_COLUMNS, **_kept(records)}
+    columns = {**{name: getattr(pa, kind)() for name, kind in kinds.items()}, "image": image}
+    features = {name: {"dtype": kind.rstrip("_"), "_type": "Value"} for name, kind in kinds.items()}
+    described = {"info": {"features": {**features, "image": {"_type": "Image"}}}}
+    schema = pa.schema(columns, metadata={"huggingface": json.dumps(described)})
     path = folder / PARQUET
     with explained(path), atomic_file(path) as stream, parquet.ParquetWriter(stream, schema) as writer:
-        for rows in _groups(folder, records):
+        for rows in _groups(folder, records, kinds):
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return path
 
 
-def _groups(folder: Path, records: Sequence[Record]) -> Iterator[list[dict[str, Any]]]:
+def _kept(records: Sequence[Record]) -> dict[str, str]:
+    """Types of the columns that are no settings, as the rows of the input have them, by their names in the file."""
+    values: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.columns.items():
+            values.setdefault(_column(name), []).append(value)
+    return {name: _kind([value for value in found if value is not None]) for name, found in values.items()}
+
+
+def _column(name: str) -> str:
+    """The name of a column of the input, apart from the columns that every file has."""
+    return f"column_{name}" if name in ("id", "image", *_COLUMNS) else name
+
+
+def _kind(values: Sequence[Any]) -> str:
+    """The type that holds all values."""
+    for kind, types in (("bool_", bool), ("int64", int), ("float64", (int, float))):
+        if values and all(isinstance(each, types) and (kind == "bool_" or type(each) is not bool) for each in values):
+            small = kind != "int64" or all(-(2**63) <= each < 2**63 for each in values)
+            return kind if small else "string"
+    return "string"
+
+
+def _cell(value: Any, kind: str) -> Any:
+    return str(value) if kind == "string" and value is not None else value
+
+
+def _groups(folder: Path, records: Sequence[Record], kinds: Mapping[str, str]) -> Iterator[list[dict[str, Any]]]:
     """Rows with their pictures, as many at a time as a row group holds."""
     for start in range(0, len(records), _ROW_GROUP):
         yield [
             {
                 "id": record.id,
                 **record.settings,
+                **{_column(name): _cell(value, kinds[_column(name)]) for name, value in record.columns.items()},
                 "image": {"bytes": (folder / str(record.file_name)).read_bytes(), "path": record.file_name},
             }
             for record in records[start : start + _ROW_GROUP]
         ]
-
-
-def _features() -> dict[str, Any]:
-    """The columns as 🤗 Datasets describes them."""
-    plain = {name: {"dtype": kind, "_type": "Value"} for name, kind in {"id": "string", **_COLUMNS}.items()}
-    return {**plain, "image": {"_type": "Image"}}
 
 
 def require_pyarrow() -> tuple[Any, Any]:

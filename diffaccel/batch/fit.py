@@ -1,10 +1,10 @@
 """Whether settings fit a model, told from its configuration files: networks are built without their weights."""
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from diffaccel._diffusers import starts_from_pictures
 from diffaccel.attach.plan import Plan, plan
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
@@ -21,17 +21,26 @@ from diffaccel.sampling.schedulers import sampler_named
 DENOISERS = ("unet", "transformer")
 
 
-def misfits(jobs: Iterable[Job], source: ModelSource) -> dict[str, str]:
+Finder = Callable[[str, str, int | None], str | None]
+
+
+def misfit_finder(source: ModelSource) -> Finder:
+    """What speaks against caching with a sampler in so many steps, if anything; the model is read once."""
+    return lru_cache(maxsize=None)(_HollowModel(source).problem)
+
+
+def misfits(jobs: Iterable[Job], source: ModelSource, find: Finder | None = None) -> dict[str, str]:
     """Why caching cannot work, by the ids of the jobs for which it cannot.
 
     Checked are the network's kind and configuration and, where the sampler and the number of steps are given, the
     number of network calls and the sampler that a profile or calibration is for.
 
+    Args:
+        find: of `misfit_finder`, where jobs are looked at in several calls.
+
     Raises `ModelError` where a configuration file of the model is damaged.
     """
-    model = _HollowModel(source)
-    problem = lru_cache(maxsize=None)(model.problem)
-    found = {}
+    problem, found = find or misfit_finder(source), {}
     for job in jobs:
         steps = None if job.init_image else job.steps  # from a picture, a run goes through a part of the steps
         if job.cache != "none" and (reason := problem(job.cache, job.scheduler, steps)):
@@ -58,11 +67,17 @@ def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool =
         without_misfits(parts, networks, lora.name, partial=partial)
 
 
-def start_problem(pipeline: str) -> str | None:
-    """What keeps a pipeline of the class with this name from starting from a picture, if anything."""
-    if starts_from_pictures(pipeline):
-        return None
-    return f"{pipeline} cannot start from a picture: leave init_image out, or use a model that can"
+@lru_cache
+def call_defaults(pipeline: str) -> dict[str, Any]:
+    """Default values of the arguments of a call of the pipeline of the class with this name; of those that have one."""
+    with quiet_loading():
+        import diffusers
+
+        kind = getattr(diffusers, pipeline, None)
+    if kind is None:
+        return {}
+    given = inspect.signature(kind.__call__).parameters.values()
+    return {each.name: each.default for each in given if each.default is not inspect.Parameter.empty}
 
 
 class _HollowModel:

@@ -4,18 +4,26 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
+from diffaccel.batch.ledger import Ledger
+from diffaccel.batch.names import file_stem
+from diffaccel.batch.picture_sets import spread
 from diffaccel.batch.pictures import PictureError, picture_size
-from diffaccel.batch.readers import BadRow, PlacedRow
-from diffaccel.batch.settings import SEEDS, PictureSettings, PromptRow
+from diffaccel.batch.rows import BadRow, Columns, PlacedRow
+from diffaccel.batch.settings import DRAWN_SEED, SEEDS, PictureSettings, PromptRow
 from diffaccel.models import defaults, located, parse_loras, rebased
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
-_PER_ROW = ("id", "prompt", "negative_prompt", "seed", "init_image")
+BACKGROUND, RESIZE = "white", "crop"
+UNPAINTED = ("columns", "notes")
+"""Fields of a job that change nothing in its picture."""
+PICTURES = ("init_image", "mask_image", "control_image")
+_PER_ROW = ("id", "prompt", "negative_prompt", "seed", *PICTURES, *UNPAINTED)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Job:
     """One picture to render. A setting that is `None` is left to the pipeline.
 
     Attributes:
-        id: name of the picture's file, without its suffix; unique within an output folder.
+        id: name of the picture, unique within an output folder.
         seed: seeds this picture's own generator, so that the picture does not depend on its place in a batch.
         model: what the pipeline was loaded from; `dtype` is that of its weights.
         width, height: in pixels; of a picture that starts from another one, that one's, unless others are asked for.
@@ -34,6 +42,14 @@ class Job:
         config: configurations of a model in a single file, where they are not those that are supplied for it.
         embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
         init_image: path of the picture to start from, and `strength` in (0, 1] how far to move away from it.
+        mask_image: path of the picture that is white where the first one is painted anew.
+        controlnet: what the ControlNet was loaded from, `control_image` the path of the picture that it follows, and
+            `control_scale` its strength.
+        resize: how these pictures are brought to the size, `"crop"`, `"pad"` or `"stretch"`; `background` is the colour
+            behind what is transparent in them, and beside what is padded.
+        long_prompts, prompt_weights: prompts beyond the encoder's limit are read in parts; `(word:1.3)` is a weight.
+        columns: of the row's table, that are no settings and go along.
+        notes: what there is to say about the row beforehand.
     """
 
     id: str
@@ -55,6 +71,21 @@ class Job:
     embeddings: str | None = None
     init_image: str | None = None
     strength: float | None = None
+    mask_image: str | None = None
+    controlnet: str | None = None
+    control_image: str | None = None
+    control_scale: float | None = None
+    resize: str | None = None
+    background: str | None = None
+    long_prompts: bool | None = None
+    prompt_weights: bool | None = None
+    columns: Columns = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def file_stem(self) -> str:
+        """Name of the picture's file, without its suffix."""
+        return file_stem(self.id)
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -62,13 +93,17 @@ class Job:
 
         Whether there is a negative prompt at all counts, too: SDXL paints without one otherwise than with an empty one.
         """
-        values = tuple(getattr(self, field.name) for field in fields(self) if field.name not in _PER_ROW)
-        return (*values, self.init_image is not None, bool(self.negative_prompt))
+        given = (self.init_image is None, self.mask_image is None, self.control_image is None)
+        return (_shared(self), *given, bool(self.negative_prompt))
 
     @property
     def fingerprint(self) -> str:
         """Hash of all settings; the same one means the same picture, while the files that they name stay the same."""
-        return _digest({key: value for key, value in asdict(self).items() if key != "id"})[:16]
+        settings = {each.name: getattr(self, each.name) for each in fields(self)}
+        return _digest({name: value for name, value in settings.items() if name not in ("id", *UNPAINTED)})[:16]
+
+
+_shared = attrgetter(*(each.name for each in fields(Job) if each.name not in _PER_ROW))
 
 
 @dataclass(frozen=True)
@@ -87,10 +122,6 @@ class JobPlan:
     duplicates: int
     places: Mapping[str, str]
 
-    def limited(self, most: int | None) -> "JobPlan":
-        """The plan of the first so many pictures of the whole run."""
-        return replace(self, jobs=self.jobs[:most])
-
     def shard(self, index: int, count: int, batch_size: int) -> "JobPlan":
         """The `index`-th (from 1) of `count` parts, which together have every picture, bad row and repetition once."""
         mine = slice(index - 1, None, count)
@@ -107,67 +138,114 @@ class Ingredients:
     vae: str | None = None
     config: str | None = None
     embeddings: str | None = None
+    controlnet: str | None = None
 
 
-def plan_jobs(
-    rows: Iterable[PlacedRow | BadRow],
-    options: PictureSettings,
-    source: Ingredients,
-    *,
-    cache: str = "none",
-    num_images: int = 1,
-    multiple: int = 8,
-) -> JobPlan:
-    """Decide every setting of every picture.
+class Planner:
+    """Decides every setting of every picture, row by row.
 
     Args:
         options: the command line's settings, for what a row leaves open.
         cache: the caching that neither a row, the options, a LoRA nor the bundled model names.
         num_images: pictures per row; the seed counts up from the row's.
         multiple: what both sides of the model's pictures are multiples of, in pixels.
+        draw_text: the prompt that a template and a seed give; raises `ValueError` for a template that gives none.
+        draw_seed: the seed of the picture with this name, where its row asks for a drawn one.
+
+    Attributes:
+        bad: rows that cannot be used.
+        duplicates: how many pictures were asked for again.
     """
-    jobs: dict[str, Job] = {}
+
+    def __init__(
+        self,
+        options: PictureSettings,
+        source: Ingredients,
+        *,
+        cache: str = "none",
+        num_images: int = 1,
+        multiple: int = 8,
+        draw_text: Callable[[str, int], str] | None = None,
+        draw_seed: Callable[[str], int] | None = None,
+    ) -> None:
+        self.bad: list[BadRow] = []
+        self.duplicates = 0
+        self._options, self._given, self._source, self._common = options, options.given(), source, asdict(source)
+        self._cache, self._num_images, self._multiple = cache, num_images, multiple
+        self._draw_text = draw_text
+        self._draw_seed = draw_seed or (lambda name: int(_digest(name)[:8], 16))
+        self._ledger = Ledger()
+
+    def __call__(self, placed: PlacedRow | BadRow) -> list[tuple[str, Job]]:
+        """The row's pictures that were not asked for before, each with the place of its row."""
+        found: list[tuple[str, Job]] = []
+        for each in spread(placed, self._options):
+            if isinstance(each, BadRow):
+                self.bad.append(each)
+                continue
+            try:
+                found += [(each.where, job) for job in self._expand(each) if self._is_new(job, each.where)]
+            except ValueError as error:
+                self.bad.append(BadRow(each.where, str(error)))
+        return found
+
+    def _is_new(self, job: Job, where: str) -> bool:
+        verdict = self._ledger.enter(job.id, job, where)
+        self.duplicates += verdict == "again"
+        if verdict == "other":
+            first = f"{self._ledger.place(job.id)} has this id too and other settings; that one is rendered"
+            self.bad.append(BadRow(where, f"custom_id {job.id}: {first}"))
+        return verdict == "new"
+
+    def _expand(self, placed: PlacedRow) -> list[Job]:
+        """All pictures of a row. Raises `ValueError` where its prompt cannot be drawn."""
+        row, source = placed.row, self._source
+        given = self._given | row.given()
+        loras = parse_loras(given.get("lora"))
+        own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
+        settings = {"cache": self._cache, **defaults(source.model), **own, **given}
+        if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
+            settings["cache"] = "none"
+        settings["lora"] = (
+            rebased(settings["lora"], {each.name: located(each.name) for each in loras}) if loras else None
+        )
+        settings |= {name: located(settings[name]) for name in PICTURES if settings.get(name)}
+        settings |= _of_pictures(settings, given, self._multiple)
+        common = self._common if settings.get("control_image") else self._common | {"controlnet": None}
+        identifier = settings.pop("custom_id", None) or row_id(row, placed.columns)
+        seed = settings.pop("seed", None)
+        first = seed if seed not in (None, DRAWN_SEED) else self._first_seed(identifier, drawn=seed is not None)
+        template, jobs = settings.pop("prompt"), []
+        for index in range(self._num_images):
+            name, seed = identifier if index == 0 else f"{identifier}-{index + 1}", (first + index) % SEEDS
+            prompt = self._draw_text(template, seed) if self._draw_text else template
+            jobs.append(Job(id=name, prompt=prompt, seed=seed, columns=placed.columns, **common, **settings))
+        return jobs
+
+    def _first_seed(self, identifier: str, *, drawn: bool) -> int:
+        """A seed of the name's own, or one that is drawn."""
+        return self._draw_seed(identifier) if drawn else int(_digest(identifier)[:8], 16)
+
+
+def plan_jobs(rows: Iterable[PlacedRow | BadRow], planner: Planner, most: int | None = None) -> JobPlan:
+    """What the rows ask for: the first `most` pictures of them; later rows are not read."""
+    jobs: list[Job] = []
     places: dict[str, str] = {}
-    bad: list[BadRow] = []
-    duplicates = 0
     for placed in rows:
-        if isinstance(placed, BadRow):
-            bad.append(placed)
-            continue
-        for job in _expand(placed.row, options, source, cache, num_images, multiple):
-            known = jobs.setdefault(job.id.casefold(), job)
-            if known is job:
-                places[job.id] = placed.where
-            elif known == job:
-                duplicates += 1
-            else:
-                first = f"{places[known.id]} has this id too and other settings; that one is rendered"
-                bad.append(BadRow(placed.where, f"custom_id {job.id}: {first}"))
-    return JobPlan(tuple(jobs.values()), tuple(bad), duplicates, places)
+        for where, job in planner(placed):
+            jobs.append(job)
+            places[job.id] = where
+        if most is not None and len(jobs) >= most:
+            break
+    return JobPlan(tuple(jobs[:most]), tuple(planner.bad), planner.duplicates, places)
 
 
-def _expand(
-    row: PromptRow, options: PictureSettings, source: Ingredients, cache: str, num_images: int, multiple: int
-) -> Iterable[Job]:
-    given = options.given() | row.given()
-    loras = parse_loras(given.get("lora"))
-    own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
-    settings = {"cache": cache, **defaults(source.model), **own, **given}
-    if not loras:
-        settings.pop("lora", None)
-    if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
-        settings["cache"] = "none"
-    if loras:
-        settings["lora"] = rebased(settings["lora"], {each.name: located(each.name) for each in loras})
-    if "init_image" in settings:
-        settings["init_image"] = located(settings["init_image"])
-        settings |= _size_of_start(settings, given, multiple)
-    identifier = settings.pop("custom_id", None) or row_id(row)
-    seed = settings.pop("seed", None)
-    first = seed if seed is not None else int(_digest(identifier)[:8], 16)
-    for index in range(num_images):
-        name = identifier if index == 0 else f"{identifier}-{index + 1}"
-        yield Job(id=name, seed=(first + index) % SEEDS, **asdict(source), **settings)
+def _of_pictures(settings: Mapping[str, Any], given: Mapping[str, Any], multiple: int) -> dict[str, Any]:
+    """How pictures that a row names are used, where it leaves that open; nothing where it names none."""
+    if not any(settings.get(name) for name in PICTURES):
+        return dict.fromkeys(("resize", "background"))
+    used = {"resize": settings.get("resize", RESIZE), "background": settings.get("background", BACKGROUND)}
+    return used | _size_of_start(settings, given, multiple)
 
 
 def _size_of_start(settings: Mapping[str, Any], given: Mapping[str, Any], multiple: int) -> dict[str, int]:
@@ -178,19 +256,28 @@ def _size_of_start(settings: Mapping[str, Any], given: Mapping[str, Any], multip
     if {"width", "height"} <= given.keys():
         return {}
     try:
-        width, height = picture_size(str(settings["init_image"]))
-    except PictureError:
+        width, height = picture_size(str(settings.get("init_image") or settings["control_image"]))
+    except (PictureError, KeyError):
         return {}
     scale = given["width"] / width if "width" in given else given["height"] / height if "height" in given else 1
     sides = {"width": width * scale, "height": height * scale}
     return {name: max(multiple, int(side) // multiple * multiple) for name, side in sides.items() if name not in given}
 
 
-def row_id(row: PromptRow) -> str:
-    """A readable and unique name: the prompt's first words and a hash of all that the row says."""
-    letters = unicodedata.normalize("NFKD", row.prompt).encode("ascii", "ignore").decode()  # é becomes e
-    words = re.sub(r"[^a-z0-9]+", "-", letters.lower()).strip("-")[:40].rstrip("-")
-    return f"{words or 'image'}-{_digest(row.given())[:10]}"
+def row_id(row: PromptRow, columns: Columns = (), picture: str = "") -> str:
+    """A readable and unique name: the prompt's and a picture's first words, and a hash of all that the row says."""
+    words = "-".join(filter(None, (_words(row.prompt), _words(picture))))
+    return f"{words or 'image'}-{_digest([row.given(), columns] if columns else row.given())[:10]}"
+
+
+def _words(text: str) -> str:
+    """The first words in the letters of their script, without accents where there is a letter without: é becomes e."""
+    if text.isascii():
+        return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].rstrip("-")
+    letters = (unicodedata.normalize("NFKD", char) for char in unicodedata.normalize("NFC", text.casefold()))
+    plain = "".join(char[0] if char[:1].isascii() else unicodedata.normalize("NFC", char) for char in letters)
+    words = re.sub(r"[\W_]+", "-", plain).strip("-")
+    return words[: 40 if words.isascii() else 20].rstrip("-")
 
 
 def _digest(value: Any) -> str:

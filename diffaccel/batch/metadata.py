@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffaccel import __version__
 from diffaccel.batch.foreign import ForeignSettings, read_foreign
-from diffaccel.batch.jobs import Job
+from diffaccel.batch.jobs import UNPAINTED, Job
 from diffaccel.batch.readers import InputError, explain
 from diffaccel.sampling.schedulers import shown
 
@@ -56,7 +56,8 @@ def encode(image: Image.Image, job: Job, suffix: str = "png") -> bytes:
 
     PNG uses compression level 1: four times as fast as level 6 and hardly larger on photographs.
     """
-    text, chunk = parameters(job, image.size), json.dumps({"version": __version__, **asdict(job)})
+    settings = {name: value for name, value in asdict(job).items() if name not in UNPAINTED}
+    text, chunk = parameters(job, image.size), json.dumps({"version": __version__, **settings})
     buffer = BytesIO()
     if suffix == "png":
         info = PngInfo()

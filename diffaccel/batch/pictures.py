@@ -1,13 +1,28 @@
-"""Pictures to start from, opened with care because they are input from strangers, and what may be asked of pictures."""
+"""Pictures to start from, opened with care because they are input from strangers, and shown as every viewer shows them.
 
+Turned as their EXIF data says, their colours those of sRGB, 16 bits and floating point scaled to 8, and what is
+transparent laid on a background. Of an animation, the first picture counts.
+"""
+
+import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from diffaccel.batch.settings import parse_colour
 from diffaccel.models import expanded
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+Size = tuple[int | None, int | None]
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
+_ORIENTATION = 0x0112
+_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_BRIGHTEST = 16.0
+_SRGB = ImageCms.createProfile("sRGB")
 
 
 class RenderError(RuntimeError):
@@ -18,24 +33,112 @@ class PictureError(ValueError):
     """A picture that cannot be read; the message says which one and why."""
 
 
-def open_picture(path: str, size: tuple[int | None, int | None]) -> Image.Image:
-    """The picture as RGB, resized to `(width, height)` in pixels where both are given. Raises `PictureError`."""
-    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
-        picture = image.convert("RGB")
-    width, height = size
-    return picture.resize((width, height), Image.Resampling.LANCZOS) if width and height else picture
+def open_picture(path: str, size: Size, *, resize: str = "crop", background: str = "white") -> Image.Image:
+    """The picture as RGB, brought to `(width, height)` in pixels where both are given. Raises `PictureError`.
+
+    Args:
+        resize: `"crop"` fills the size and cuts what is over, `"pad"` shows all of it with `background` beside it,
+            `"stretch"` distorts it.
+        background: colour behind what is transparent, as CSS names it.
+    """
+    colour = parse_colour(background)
+    with _opened(path) as image:
+        picture = _laid_on(_shallow(ImageOps.exif_transpose(image)), colour)
+    return fitted(picture, size, resize, colour)
+
+
+def open_mask(path: str, size: Size, *, resize: str = "crop") -> Image.Image:
+    """The picture as a grey mask, white where to paint; what is transparent, or padded, is not painted."""
+    with _opened(path) as image:
+        mask = _laid_on(_shallow(ImageOps.exif_transpose(image)), (0, 0, 0)).convert("L")
+    return fitted(mask, size, resize, 0)
+
+
+def picture_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels of the picture as `open_picture` gives it, turned upright. Raises `PictureError`."""
+    with _opened(path) as image:
+        width, height = image.size
+        on_its_side = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _SWAPPED  # Pillow turns TIFF
+        return (height, width) if on_its_side else (width, height)
 
 
 def check_picture(path: str) -> None:
     """Raise `PictureError` where the picture cannot be opened; its pixels are not decoded, so this takes no time."""
-    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
-        image.verify()
+    with _opened(path) as image:
+        if image.format in ("PNG", "JPEG", "WEBP"):  # of the others, verifying says nothing
+            image.verify()
 
 
-def picture_size(path: str) -> tuple[int, int]:
-    """Width and height in pixels of the picture as `open_picture` gives it. Raises `PictureError`."""
-    with _explained(path), Image.open(expanded(path), formats=FORMATS) as image:
-        return image.size
+def picture_note(path: str) -> str | None:
+    """What there is to say about how the picture is read, if anything. Raises `PictureError`."""
+    with _opened(path) as image:
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    return f"{path} has {frames} pictures, of which the first is used" if frames > 1 else None
+
+
+def fitted(picture: Image.Image, size: Size, resize: str, background: Any) -> Image.Image:
+    """The picture in `(width, height)` pixels, where both are given."""
+    width, height = size
+    if not (width and height) or picture.size == (width, height):
+        return picture
+    if resize == "stretch":
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
+    if resize == "pad":
+        return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color=background)
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel; 16 bits and floating point are scaled, not clipped. Raises `ValueError`."""
+    if image.mode not in _DEEP:
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite")
+    if values.min() < 0:
+        raise ValueError(f"it has negative values, down to {values.min():g}: scale them to 0..1")
+    shallow = Image.fromarray((values / _white(image.mode, float(values.max())) * 255).round().astype(np.uint8))
+    shallow.info = dict(image.info)
+    return shallow
+
+
+def _white(mode: str, largest: float) -> float:
+    """What value stands for white in a picture of this mode.
+
+    Floating point has no rule: 0 to 1 is the custom, 0 to 255 or 65535 what programs write that keep to integers, and a
+    picture that goes a little beyond 1 has lights that are brighter than white.
+    """
+    if mode != "F":
+        return 65535.0 if largest <= 65535 else 2.0**32 - 1
+    if 1 < largest < _BRIGHTEST:
+        return largest
+    return next((white for white in (1.0, 255.0, 65535.0) if largest <= white), largest)
+
+
+def _laid_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The picture as RGB in the colours of sRGB, on a background."""
+    transparent = image.has_transparency_data
+    if image.mode == "P" or (transparent and image.mode not in ("RGBA", "LA")):
+        image = image.convert("RGBA" if transparent else "RGB")
+    alpha = image.getchannel("A") if transparent else None
+    picture = _srgb(image.convert({"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode)))
+    if alpha is None:
+        return picture
+    laid = Image.new("RGB", picture.size, colour)
+    laid.paste(picture, mask=alpha)
+    return laid
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, by its colour profile where it has one that fits it."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        # A profile that is damaged, or of another colour space, is passed over, as viewers do.
+        with suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if converted := ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB"):
+                return converted
+    return image.convert("RGB")
 
 
 def size_problem(model: str, sides: Iterable[int | None], multiple: int) -> str | None:
@@ -52,12 +155,14 @@ def strength_problem(steps: int, strength: float) -> str | None:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Say which picture an error is about."""
+def _opened(path: str) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; an error says which one it is about."""
     try:
-        yield
+        # Given a name, Pillow maps an uncompressed TIFF into memory, and garbles one that lies on its side.
+        with expanded(path).open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+            yield image
     except UnidentifiedImageError as error:
-        raise PictureError(f"cannot read {path}: not a PNG, JPEG or WebP picture") from error
+        raise PictureError(f"cannot read {path}: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture") from error
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:

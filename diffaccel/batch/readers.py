@@ -1,55 +1,44 @@
-"""Rows out of prompts, text, CSV, JSON lines, Parquet, YAML grids and standard input.
+"""Rows out of prompts, text, tables, JSON, YAML grids and standard input: what each argument of the command line means.
 
-A row that cannot be used is yielded as a `BadRow`, so that one bad line never costs the other nine thousand.
+A file is read as its suffix says. Standard input, which has none, shows what it is in its first line. What is not
+understood is never taken for a prompt.
 """
 
 import codecs
-import csv
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import yaml
-from pydantic import ValidationError
 
-from diffaccel.batch.settings import PromptRow
-from diffaccel.config.words import did_you_mean
+from diffaccel.batch.rows import SETTINGS, BadRow, InputError, PlacedRow, RowStream, explain, make_row
+from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
+from diffaccel.batch.text_lines import COMMENT, text_values
 from diffaccel.models import parse_loras, rebased
 
+__all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "RowStream", "explain", "read_rows"]
+
 COMMAND_LINE = "command line"
-SETTINGS = ("size", *PromptRow.model_fields)
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
+_PICTURES = ("init_image", "mask_image", "control_image")
+_JSON_ROW, _JSON_DOCUMENT = re.compile(r'\s*\{\s*("|\}|$)'), re.compile(r'\s*(\[\s*([{"\]]|$)|\{\s*("|\}|$))')
+_NO_PROMPTS = re.compile(
+    r"\S+\.(xlsx?|ods|numbers|md|docx?|odt|rtf|pdf|html?|xml|toml|ini|log|zip|gz|tar|py|sh|png|jpe?g|webp|gif|bmp|tiff?"
+    r"|avif|heic|safetensors|ckpt|pth?|bin)",
+    re.IGNORECASE,
+)
 
 
-class InputError(ValueError):
-    """Input that cannot be used at all; the message says what is wrong with which file."""
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be rendered: where it came from (`prompts.jsonl:17`) and why."""
-
-    where: str
-    error: str
-
-
-@dataclass(frozen=True)
-class PlacedRow:
-    """A row that can be used, and where it came from, as a `BadRow` says it."""
-
-    where: str
-    row: PromptRow
-
-
-RowStream = Iterator[PlacedRow | BadRow]
-
-
-def read_rows(arguments: Iterable[str], stdin: TextIO) -> RowStream:
+def read_rows(arguments: Iterable[str], stdin: TextIO, *, keep_columns: bool = False) -> RowStream:
     """Rows of all arguments in order: prompt files by their suffix, `-` for standard input, everything else a prompt.
+
+    Args:
+        keep_columns: columns that are no settings go along with their rows instead of being refused.
 
     Raises `InputError` for a file that is missing, unreadable or not of the kind its suffix says.
     """
@@ -58,73 +47,57 @@ def read_rows(arguments: Iterable[str], stdin: TextIO) -> RowStream:
         if argument == "-":
             if isinstance(stdin, TextIOWrapper):
                 stdin.reconfigure(encoding=_ENCODING, errors=_ERRORS)
-            yield from _lines(stdin, "-")
+            yield from _lines(stdin, "-", keep_columns)
         elif path.suffix.lower() in _READERS:
-            yield from _file(path)
-        elif path.suffix and _is_file(path):
-            kinds = ", ".join(_READERS)
-            raise InputError(f"{path} is a file, and prompts are read from {kinds}: name it so, or pipe it into -")
+            yield from _file(path, keep_columns)
         else:
-            yield _row({"prompt": argument}, COMMAND_LINE)
+            _require_prompt(argument, path)
+            yield _text_row(argument, COMMAND_LINE, keep_columns)
 
 
-def _is_file(path: Path) -> bool:
+def _require_prompt(argument: str, path: Path) -> None:
+    """Raise `InputError` for an argument that is no prompt but a file or a folder, there or not."""
+    kinds = ", ".join(_READERS)
+    if path.suffix and _there(path, Path.is_file):
+        raise InputError(f"{path} is a file, and prompts are read from {kinds}: name it so, or pipe it into -")
+    if re.search(r"[/\\]", argument) and _there(path, Path.is_dir):
+        raise InputError(f"{path} is a folder: to start from its pictures, give a prompt and --init-image {path}")
+    if _NO_PROMPTS.fullmatch(argument):
+        raise InputError(f"no such file: {path}, and prompts are read from {kinds}")
+
+
+def _there(path: Path, kind: Callable[[Path], bool]) -> bool:
     try:
-        return path.is_file()
+        return kind(path)
     except (OSError, ValueError):  # a prompt may be longer than a name may be, or hold what no name holds
         return False
 
 
-def _file(path: Path) -> RowStream:
+def _file(path: Path, keep: bool) -> RowStream:
     try:
-        for row in _READERS[path.suffix.lower()](path):
+        for row in _READERS[path.suffix.lower()](path, keep):
             yield _beside(path.parent, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
-    except (OSError, UnicodeError, csv.Error, yaml.YAMLError, RecursionError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     """The row with its files looked for beside the prompt file that names them, before the working folder."""
-    if isinstance(placed, BadRow) or not (placed.row.init_image or placed.row.lora):
+    if isinstance(placed, BadRow):
         return placed
-    row, found = placed.row, {}
-    if row.init_image and (folder / row.init_image).exists():
-        found["init_image"] = str(folder / row.init_image)
+    row, pictures = placed.row, ((name, getattr(placed.row, name)) for name in _PICTURES)
+    found = {name: str(folder / file) for name, file in pictures if file and _found(folder, file)}
     if row.lora:
         names = [lora.name for lora in parse_loras(row.lora)]
         found["lora"] = rebased(row.lora, {name: str(folder / name) for name in names if (folder / name).exists()})
-    return PlacedRow(placed.where, row.model_copy(update=found))
+    return replace(placed, row=row.model_copy(update=found)) if found else placed
 
 
-def _row(values: Any, where: str) -> PlacedRow | BadRow:
-    """A checked row; columns that are empty count as absent, as they must in a CSV file."""
-    if not isinstance(values, Mapping):
-        return BadRow(where, "not an object with a prompt")
-    try:
-        given = {key: value for key, value in values.items() if value not in (None, "")}
-        return PlacedRow(where, PromptRow.model_validate(given))
-    except ValidationError as error:
-        return BadRow(where, explain(error))
-    except TypeError as error:
-        return BadRow(where, str(error))
-
-
-def explain(error: ValidationError) -> str:
-    """What is wrong with which settings, on one line."""
-    return "; ".join(_explain(problem) for problem in error.errors())
-
-
-def _explain(problem: Any) -> str:
-    field = ".".join(str(part) for part in problem["loc"]) or "row"
-    if problem["type"] == "extra_forbidden":
-        return f"{field}: no such setting{did_you_mean(field, SETTINGS) or '; settings are ' + ', '.join(SETTINGS)}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "string_pattern_mismatch":
-        message = "write up to 120 of the letters a to z, digits, _ . and -, the first none of the last two"
-    shown = repr(problem["input"])
-    return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")
+def _found(folder: Path, file: str) -> bool:
+    """Whether there is a file of this name, or pictures that it stands for, in the folder."""
+    return (folder / file).exists() or (not Path(file).is_absolute() and any(folder.glob(file)))
 
 
 def _open(path: Path) -> TextIO:
@@ -139,70 +112,95 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding=_ENCODING, errors=_ERRORS, newline="")
 
 
-def _text(path: Path) -> RowStream:
+def _text_row(line: str, where: str, keep: bool) -> PlacedRow | BadRow:
+    try:
+        return make_row(text_values(line), where, keep=keep)
+    except ValueError as error:
+        return BadRow(where, str(error))
+
+
+def _text(path: Path, keep: bool) -> RowStream:
+    with _open(path) as stream:
+        yield from _lines(stream, str(path), keep)
+
+
+def _lines(stream: Iterable[str], name: str, keep: bool) -> RowStream:
+    """Rows of a text: a table where the first line is a header, a JSON document, or a row a line.
+
+    A line that begins like a JSON object is a JSON row, any other a prompt.
+    """
+    lines = iter(stream)
+    begin = list(_to_first(lines))
+    first = begin[-1] if begin else ""
+    if header_delimiter(first):
+        yield from table_rows(itertools.chain([first], lines), name, keep=keep)
+    elif _JSON_DOCUMENT.match(first) and not _is_json_line(first):
+        yield from _json_document("".join([*begin, *lines]), name, keep)
+    else:
+        for number, line in enumerate(itertools.chain(begin, lines), 1):
+            where = f"{name}:{number}"
+            if _JSON_ROW.match(line):
+                yield _json_row(line, where, keep)
+            elif line.strip() and not line.lstrip().startswith(COMMENT):
+                yield _text_row(line, where, keep)
+
+
+def _to_first(lines: Iterator[str]) -> Iterator[str]:
+    """The lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _is_json_line(line: str) -> bool:
+    """Whether the line is a whole JSON object, so that each line may be one."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_lines(path: Path, keep: bool) -> RowStream:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield _row({"prompt": line}, f"{path}:{number}")
+                yield _json_row(line, f"{path}:{number}", keep)
 
 
-def _lines(stream: TextIO, name: str) -> RowStream:
-    """Standard input: a line that begins with a brace is a JSON row, any other a prompt."""
-    for number, line in enumerate(stream, 1):
-        where = f"{name}:{number}"
-        if line.lstrip().startswith("{"):
-            yield _json_row(line, where)
-        elif line.strip():
-            yield _row({"prompt": line}, where)
-
-
-def _json_lines(path: Path) -> RowStream:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield _json_row(line, f"{path}:{number}")
-
-
-def _json_row(line: str, where: str) -> PlacedRow | BadRow:
+def _json_row(line: str, where: str, keep: bool) -> PlacedRow | BadRow:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
         return BadRow(where, f"not JSON: {error}")
-    return _row(values, where)
+    return make_row(values, where, keep=keep)
 
 
-def _csv(path: Path) -> RowStream:
+def _json_file(path: Path, keep: bool) -> RowStream:
     with _open(path) as stream:
-        reader = csv.DictReader(stream, restkey="columns beyond the header", strict=True)
-        if "prompt" not in (reader.fieldnames or ()):
-            raise InputError(_without_prompts(path, reader.fieldnames or ()))
-        for values in reader:
-            yield _row(values, f"{path}:{reader.line_num}")
+        text = stream.read()
+    if _is_json_line(text.partition("\n")[0]) and len(text.split("\n", 2)) > 2:  # lines, in spite of the name
+        yield from _json_lines(path, keep)
+    else:
+        yield from _json_document(text, str(path), keep)
 
 
-def _without_prompts(path: Path, columns: Sequence[str]) -> str:
-    """What is wrong with the header of a CSV file."""
-    hint = did_you_mean("prompt", columns)
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
-        hint = "; columns are separated by commas"
-    return f"{path} has no column named prompt{hint}; columns: {', '.join(columns) or 'none'}"
-
-
-def _parquet(path: Path) -> RowStream:
+def _json_document(text: str, name: str, keep: bool) -> RowStream:
+    """A list of rows or prompts, or one row; rows are numbered from 1. Raises `InputError` for anything else."""
     try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"reading {path} needs pyarrow: pip install 'diffaccel[parquet]'") from error
-    numbers = itertools.count(1)
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
-                yield _row(values, f"{path}:{next(numbers)}")
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the last two: values that Python has not
-        raise InputError(f"cannot read {path}: {error}") from error
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not JSON: {error}") from error
+    for number, row in enumerate(values if isinstance(values, list) else [values], 1):
+        yield make_row({"prompt": row} if isinstance(row, str) else row, f"{name}:{number}", keep=keep)
 
 
-def _yaml_grid(path: Path) -> RowStream:
+def _table(path: Path, keep: bool) -> RowStream:
+    with _open(path) as stream:
+        yield from table_rows(stream, str(path), keep=keep)
+
+
+def _yaml_grid(path: Path, keep: bool) -> RowStream:
     """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
     with _open(path) as stream:
         grids = yaml.safe_load(stream.read())
@@ -214,13 +212,20 @@ def _yaml_grid(path: Path) -> RowStream:
             )
         axes = [value if isinstance(value, list) else [value] for value in grid.values()]
         for values in itertools.product(*axes):
-            yield _row(dict(zip(grid, values, strict=True)), f"{path}:{next(numbers)}")
+            yield make_row(dict(zip(grid, values, strict=True)), f"{path}:{next(numbers)}", keep=keep)
 
 
-_READERS: Mapping[str, Callable[[Path], RowStream]] = {
+def _parquet(path: Path, keep: bool) -> RowStream:
+    return parquet_rows(path, keep=keep)
+
+
+_READERS: Mapping[str, Callable[[Path, bool], RowStream]] = {
     ".txt": _text,
-    ".csv": _csv,
+    ".csv": _table,
+    ".tsv": _table,
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_file,
     ".parquet": _parquet,
     ".yaml": _yaml_grid,
     ".yml": _yaml_grid,

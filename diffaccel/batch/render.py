@@ -2,10 +2,9 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,17 +13,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffaccel.attach.handle import Handle, accelerate
-from diffaccel.batch.decoding import Decoding
-from diffaccel.batch.fit import start_problem
-from diffaccel.batch.jobs import Job
-from diffaccel.batch.pictures import PictureError, RenderError, open_picture, size_problem, strength_problem
+from diffaccel.batch.decoding import Decoding, Finish
+from diffaccel.batch.jobs import BACKGROUND, RESIZE, Job
+from diffaccel.batch.pictures import (
+    PictureError,
+    RenderError,
+    open_mask,
+    open_picture,
+    size_problem,
+    strength_problem,
+)
 from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
 from diffaccel.batch.remarks import Remarks
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
+from diffaccel.batch.tasks import Pipelines, pictures_problem
+from diffaccel.batch.text_parts import PartedText
 from diffaccel.methods import Method
 from diffaccel.models import ModelError, load_lora
-from diffaccel.models.quiet import quiet_loading
 from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
 if TYPE_CHECKING:
@@ -76,6 +82,7 @@ class Renderer:
         self._decoding = Decoding(self._overlap)
         self._text = TextMemory(pipe)
         self._remarks, self._open = Remarks(), ExitStack()
+        self._pipelines, self._parts = Pipelines(pipe), PartedText(pipe)
 
     def __enter__(self) -> Self:
         self._open.enter_context(self._remarks.installed())
@@ -100,41 +107,47 @@ class Renderer:
 
         Both may raise what `render` raises.
         """
-        first = jobs[0]
+        first, begin = jobs[0], time.perf_counter()
         self._remarks.taken()  # of a batch that broke off
-        pipe = self._image_pipe if first.init_image else self._pipe
-        self._set_lora(first.lora)
+        try:
+            pipe = self._pipelines.of(first)
+            self._set_lora(first.lora)
+            parts = self._parts.calls(jobs)
+        except ValueError as error:
+            raise RenderError(str(error)) from error
         self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))
-        pipe.scheduler = self._new_scheduler(jobs)
-        arguments, begin = _arguments(pipe, jobs), time.perf_counter()
-        with torch.inference_mode():
-            decode = self._decoding(pipe, arguments)
+        calls = [(places, self._call(pipe, [jobs[at] for at in places], text)) for places, text in parts]
         complete, said = tuple(_complete(job, pipe) for job in jobs), self._remarks.taken()
 
         def finish() -> Rendered:
-            decoded = decode()
-            images = tuple(_to_image(picture) for picture in decoded.pictures)
-            flagged = tuple(bool(flag) for flag in decoded.flagged or [False] * len(images))
+            found = {
+                at: picture for places, decode in calls for at, picture in zip(places, _decoded(decode), strict=True)
+            }
+            images, flagged = zip(*(found[at] for at in range(len(jobs))), strict=True)
             remarks = tuple(dict.fromkeys([*said, *self._remarks.taken()]))
             return Rendered(complete, images, time.perf_counter() - begin, flagged, remarks)
 
         return finish
 
+    def _call(self, pipe: "DiffusionPipeline", jobs: Sequence[Job], text: Mapping[str, Any]) -> Finish:
+        """One call of the pipeline, up to the decoder.
+
+        Args:
+            text: embeddings in place of the prompts, where they were encoded in parts.
+        """
+        pipe.scheduler = self._new_scheduler(jobs)
+        arguments = _arguments(pipe, jobs)
+        if text:
+            accepted = inspect.signature(pipe.__call__).parameters
+            arguments |= {name: None for name in ("prompt", "negative_prompt") if name in accepted}
+            arguments |= {name: value for name, value in text.items() if name in accepted}
+        with torch.inference_mode():
+            return self._decoding(pipe, arguments)
+
     def encode_ahead(self, jobs: Sequence[Job]) -> None:
         """Encode the prompts of a coming batch, so that `start` finds them encoded; on whatever thread."""
         if self._overlap and jobs[0].lora == self._lora:
             encode_ahead(self._pipe, [job.prompt for job in jobs], _as_asked(self._pipe))
-
-    @cached_property
-    def _image_pipe(self) -> "DiffusionPipeline":
-        if problem := start_problem(type(self._pipe).__name__):
-            raise RenderError(f"init_image: {problem}")
-        with quiet_loading():
-            from diffusers import AutoPipelineForImage2Image
-
-            pipe = AutoPipelineForImage2Image.from_pipe(self._pipe)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
     def _new_scheduler(self, jobs: Sequence[Job]) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""
@@ -175,6 +188,13 @@ class Renderer:
         self._handle, self._methods = None, ()
 
 
+def _decoded(decode: Finish) -> list[tuple[Image.Image, bool]]:
+    """Pictures of one call, and whether a safety checker flagged each."""
+    decoded = decode()
+    images = [_to_image(picture) for picture in decoded.pictures]
+    return list(zip(images, map(bool, decoded.flagged or [False] * len(images)), strict=True))
+
+
 def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]:
     """The pipeline call's arguments. Raises `RenderError` for a setting that the pipeline does not know."""
     first, accepted = jobs[0], inspect.signature(pipe.__call__).parameters
@@ -183,11 +203,11 @@ def _arguments(pipe: "DiffusionPipeline", jobs: Sequence[Job]) -> dict[str, Any]
         for name in ("steps", "guidance_scale", "width", "height", "strength")
         if getattr(first, name) is not None
     }
-    if first.init_image:
-        size = (first.width, first.height)
+    if pictures := _pictures(jobs, accepted):
         values = {name: value for name, value in values.items() if name in accepted or name not in ("width", "height")}
+        values |= pictures
+    if first.init_image:
         _require_a_step(pipe, values)
-        values["image"] = [_open_image(str(job.init_image), size) for job in jobs]
     if any(job.negative_prompt for job in jobs):
         values["negative_prompt"] = [job.negative_prompt for job in jobs]
     values |= _as_asked(pipe)
@@ -230,17 +250,42 @@ def _require_a_step(pipe: "DiffusionPipeline", values: Mapping[str, Any]) -> Non
         raise RenderError(problem)
 
 
-def _open_image(path: str, size: tuple[int | None, int | None]) -> Image.Image:
+def _pictures(jobs: Sequence[Job], accepted: Container[str]) -> dict[str, Any]:
+    """The pictures that jobs start from, paint within or follow. Raises `RenderError` for one that cannot be used."""
+    first = jobs[0]
+    if problem := next((problem for job in jobs if (problem := pictures_problem(job))), None):
+        raise RenderError(problem)
+    values: dict[str, Any] = {}
+    if first.init_image:
+        values["image"] = [_opened(job, "init_image") for job in jobs]
+    if first.mask_image:
+        values["mask_image"] = [_opened(job, "mask_image") for job in jobs]
+    if first.control_image:
+        values["control_image" if "control_image" in accepted else "image"] = [
+            _opened(job, "control_image") for job in jobs
+        ]
+        if first.control_scale is not None:
+            values["controlnet_conditioning_scale"] = first.control_scale
+    return values
+
+
+def _opened(job: Job, name: str) -> Image.Image:
+    """One of the job's pictures, in the job's size."""
+    path, size, resize = str(getattr(job, name)), (job.width, job.height), job.resize or RESIZE
     try:
-        return open_picture(path, size)
+        if name == "mask_image":
+            return open_mask(path, size, resize=resize)
+        return open_picture(path, size, resize=resize, background=job.background or BACKGROUND)
     except PictureError as error:
-        raise RenderError(f"init_image: {error}") from error
+        raise RenderError(f"{name}: {error}") from error
 
 
 def _complete(job: Job, pipe: "DiffusionPipeline") -> Job:
     """The job with the pipeline's own defaults in place of what it left open, for the picture's metadata."""
     defaults = inspect.signature(pipe.__call__).parameters
     names = {name: _CALL_NAMES.get(name, name) for name in ("steps", "guidance_scale", "strength")}
+    if job.control_image:
+        names["control_scale"] = "controlnet_conditioning_scale"
     known = {name: defaults[call].default for name, call in names.items() if call in defaults}
     return replace(job, **{name: value for name, value in known.items() if getattr(job, name) is None})
 

@@ -14,7 +14,7 @@ from functools import partial
 from io import BytesIO
 
 from diffaccel.batch.compare import Comparison, side_by_side
-from diffaccel.batch.jobs import Job
+from diffaccel.batch.jobs import UNPAINTED, Job
 from diffaccel.batch.line import Failure, ProductionLine
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
@@ -112,7 +112,7 @@ class BatchRun:
         flagged = any(pictures.rendered.flagged[index : index + 1])
         if flagged and not self._allow_flagged:
             return _failed(Failure(asked, FLAGGED))
-        name, data = f"{job.id}.{self._suffix}", encode(image, job, self._suffix)
+        name, data = f"{job.file_stem}.{self._suffix}", encode(image, job, self._suffix)
         self._folder.write(name, data)
         return Record(
             id=job.id,
@@ -125,6 +125,8 @@ class BatchRun:
             remarks=list(pictures.rendered.remarks),
             settings=_settings(job),
             compare=self._write_comparison(pictures, index),
+            columns=dict(job.columns),
+            notes=list(job.notes),
         )
 
     def _write_comparison(self, pictures: "Pictures", index: int) -> dict[str, object] | None:
@@ -133,7 +135,7 @@ class BatchRun:
             return None
         job, buffer = pictures.jobs[index], BytesIO()
         side_by_side(comparison, job.cache).save(buffer, "PNG")
-        name = f"{COMPARE}/{job.id}.png"
+        name = f"{COMPARE}/{job.file_stem}.png"
         self._folder.write(name, buffer.getvalue())
         return {
             "file_name": name,
@@ -188,8 +190,11 @@ def _failed(failure: Failure) -> Record:
         error=failure.error,
         detail=failure.detail,
         settings=settings,
+        columns=dict(failure.job.columns),
+        notes=list(failure.job.notes),
     )
 
 
 def _settings(job: Job) -> dict[str, object]:
-    return {key: value for key, value in asdict(job).items() if key != "id" and value not in (None, "")}
+    kept = {key: value for key, value in asdict(job).items() if key not in ("id", *UNPAINTED)}
+    return {key: value for key, value in kept.items() if value not in (None, "")}

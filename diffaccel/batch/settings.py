@@ -3,20 +3,30 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+from diffaccel.batch.names import check_id
 from diffaccel.config.words import did_you_mean
 from diffaccel.models.lora import parse_loras, write_loras
 from diffaccel.sampling.schedulers import canonical
 
 MAX_PROMPT_CHARACTERS = 10_000
-SEEDS = 2**63  # as many as there are; tables hold them as int64
+SEEDS = 2**64  # as many as there are
+DRAWN_SEED = -1  # asks for a seed that is drawn, and recorded
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}$")]
+Identifier = Annotated[str, AfterValidator(check_id)]
 
 
 class PictureSettings(BaseModel):
@@ -28,7 +38,7 @@ class PictureSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     negative_prompt: PromptText | None = None
-    seed: int | None = Field(None, ge=0, lt=SEEDS)
+    seed: int | None = Field(None, ge=DRAWN_SEED, lt=SEEDS)
     steps: int | None = Field(None, ge=1, le=1000)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     width: Pixels | None = None
@@ -39,6 +49,13 @@ class PictureSettings(BaseModel):
     lora: str | None = None
     init_image: str | None = None
     strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    mask_image: str | None = None
+    control_image: str | None = None
+    control_scale: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
+    resize: Literal["crop", "pad", "stretch"] | None = None
+    background: str | None = None
+    long_prompts: bool | None = None
+    prompt_weights: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +94,13 @@ class PictureSettings(BaseModel):
             parse_guidance(spec)
         return spec
 
+    @field_validator("background")
+    @classmethod
+    def _known_colour(cls, name: str | None) -> str | None:
+        if name is not None:
+            parse_colour(name)
+        return name
+
     @field_validator("negative_prompt", "prompt", check_fields=False)
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
@@ -94,6 +118,14 @@ class PromptRow(PictureSettings):
 
     prompt: Annotated[PromptText, Field(min_length=1)]
     custom_id: Identifier | None = None
+
+    @field_validator("custom_id", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        """Accept 7, and the 7.0 that a table with gaps makes of it, as the name "7"."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @lru_cache
@@ -132,6 +164,18 @@ def parse_guidance(spec: str) -> tuple[Any, ...]:
             f"unknown guidance {spec!r}{hint}; one of full, {', '.join(NEGATIVES)} (guidance_scale sets its strength)"
         )
     return (Method.parse(f"residualguidance:negative={name!r}{',' if rest else ''}{rest}"),)
+
+
+@lru_cache
+def parse_colour(name: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour as CSS names it. Raises `ValueError` for what is none."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getrgb(name)[:3]
+    except ValueError as error:
+        raise ValueError(f"unknown colour {name!r}: write white, #ffffff or rgb(255, 255, 255)") from error
+    return red, green, blue
 
 
 def parse_size(text: str) -> tuple[int, int]:

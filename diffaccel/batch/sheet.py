@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from PIL import Image
@@ -95,8 +96,9 @@ def _card(folder: Path, record: Record, common: dict[str, Any], stale: bool) -> 
     own = {key: value for key, value in settings.items() if key not in common and key != "prompt"}
     figures = [f"PSNR {compare['psnr']:.1f} dB"] if compare else []
     return card | {
-        "file": record.file_name,
-        "large": large,
+        "file": quote(str(record.file_name)),
+        "large": quote(large),
+        "notes": record.notes,
         "thumbnail": thumbnail,
         "width": size[0],
         "height": size[1],

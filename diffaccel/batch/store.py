@@ -8,7 +8,7 @@ import heapq
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,6 +44,8 @@ class Record:
         flagged: whether the model's safety checker blackened the picture, which was kept all the same.
         remarks: what libraries said while the picture's batch was rendered.
         compare: file, PSNR in dB and seconds of the uncached picture, where one was rendered for comparison.
+        columns: of the row's table, that are no settings.
+        notes: what there was to say about the row beforehand.
         time: when it was written down, in seconds since 1970: the latest of a job's records counts, in whatever file.
     """
 
@@ -59,6 +61,8 @@ class Record:
     remarks: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     compare: dict[str, Any] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     time: float = field(default=0.0, compare=False)
 
     def line(self) -> str:
@@ -240,7 +244,7 @@ def _read_records(path: Path) -> Iterator[Record]:
 
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
     """Whether the job's picture exists, whole, with the settings that the job asks for."""
-    name = f"{job.id}.{suffix}"
+    name = f"{job.file_stem}.{suffix}"
     if record is None or (record.status, record.file_name, record.fingerprint) != ("done", name, job.fingerprint):
         return False
     try:
@@ -250,10 +254,20 @@ def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") 
 
 
 def to_render(
-    jobs: Iterable[Job], folder: Path, *, suffix: str = "png", overwrite: bool = False, retry_failed: bool = False
+    jobs: Iterable[Job],
+    folder: Path,
+    *,
+    suffix: str = "png",
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    records: Mapping[str, Record] | None = None,
 ) -> tuple[Job, ...]:
-    """The jobs that `folder` has no whole picture of in this format; all of them; or those that failed before."""
-    records = {} if overwrite else read_manifest(folder)
+    """The jobs that `folder` has no whole picture of in this format; all of them; or those that failed before.
+
+    Args:
+        records: of the folder's manifest, where that was read already.
+    """
+    records = {} if overwrite else read_manifest(folder) if records is None else records
     missing = tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))
     failed = {record.id for record in records.values() if record.status == "failed"}
     return tuple(job for job in missing if job.id in failed) if retry_failed else missing

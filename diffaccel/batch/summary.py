@@ -54,6 +54,18 @@ class Summary:
             self.plain_seconds += record.compare["plain_seconds"]
             self.cached_seconds += record.seconds or 0.0
 
+    def __iadd__(self, other: "Summary") -> "Summary":
+        self.done, self.failed, self.seconds = (
+            self.done + other.done,
+            self.failed + other.failed,
+            self.seconds + other.seconds,
+        )
+        self.first_error = self.first_error or other.first_error
+        self.psnr += other.psnr
+        self.plain_seconds += other.plain_seconds
+        self.cached_seconds += other.cached_seconds
+        return self
+
     @property
     def images_per_second(self) -> float:
         """Pictures done per second of wall time."""

@@ -2,26 +2,32 @@
 
 import logging
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.arriving import Course, arrives, own_input
 from diffaccel.cli.options import Request, with_options
-from diffaccel.cli.planning import GenerateWork, plan_work, ranked, unusable
+from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked, told_once
 from diffaccel.cli.signals import interruptible
-from diffaccel.cli.summary import print_plan, print_summary
+from diffaccel.cli.summary import print_summary, print_survey
+from diffaccel.cli.survey import survey
 from diffaccel.config.words import counted, one_line
 
 if TYPE_CHECKING:
-    from diffaccel.batch.jobs import JobPlan
+    from diffaccel.batch.distribute import Share
+    from diffaccel.batch.jobs import Job
+    from diffaccel.batch.rows import BadRow
     from diffaccel.batch.store import OutputFolder, Record
     from diffaccel.batch.summary import Calls, Summary
+    from diffaccel.models import ModelSource
+    from diffaccel.models.placement import Placement
 
 SOME_FAILED = 3
-SHOWN_BAD_ROWS = 20
+SHOWN_ROWS = 20
 IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted, which has seconds to end
 
 
@@ -30,9 +36,9 @@ IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted,
 def generate(request: Request) -> None:
     """Render PROMPTS into a folder of pictures with a contact sheet.
 
-    PROMPTS are texts, or files of them: .txt (one a line), .csv, .jsonl, .parquet (a column named prompt, and columns
-    named like the options below for settings of single rows), .yaml (lists of settings, of which every combination is
-    rendered), or - for standard input. The same command again goes on where it was stopped.
+    PROMPTS are texts, or files of them: .txt (one a line), .csv, .tsv, .json, .jsonl, .parquet (a column named prompt,
+    and columns named like the options below for settings of single rows), .yaml (lists of settings, of which every
+    combination is rendered), or - for standard input. The same command again goes on where it was stopped.
     """
     from diffaccel.batch.store import check_output
 
@@ -40,48 +46,94 @@ def generate(request: Request) -> None:
     with interruptible("the same command goes on where this one stopped"):
         request = ranked(request)
         check_output(request.output)
-        work = plan_work(request)
         if request.dry_run:
-            failed = print_plan(request, work, unusable(work))
+            prepared = prepare(request, sys.stdin)
+            failed = print_survey(prepared.request, survey(prepared))
         else:
-            summary, calls = _render(request, work)
-            print_summary(request, work, summary, calls)
-            failed = summary.failed
+            failed = _generate(request)
     if failed:
         raise click.exceptions.Exit(SOME_FAILED)
 
 
+def _generate(request: Request) -> int:
+    """Render what is left to do, and say what was done; how many pictures and rows failed."""
+    if arrives(request):
+        prepared = prepare(request, own_input())
+        work, summary, calls = _render_course(prepared.request, prepared)
+    else:
+        prepared = prepare(request, sys.stdin)
+        work = plan_work(prepared)
+        summary, calls = _render(prepared.request, work)
+    print_summary(request, work, summary, calls)
+    return summary.failed
+
+
 def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":
-    """Render what is left to do, and write the contact sheet, also when interrupted."""
-    from diffaccel.batch.store import OutputFolder, StoreError
+    """Render work that is known beforehand."""
+    from diffaccel.batch.store import OutputFolder
 
     with OutputFolder(request.output, request.shard) as folder:
-        bad = _record_bad_rows(folder, work.plan)
-        try:
+        _record_bad_rows(folder, work.plan.bad)
+        _tell_notes(request, [(work.plan.places[job.id], job) for job in work.todo])
+        with _finished(request, lambda: work):
             summary, calls = _run(request, work, folder)
-        except BaseException as error:
-            with suppress(StoreError):
-                _write_sheet(request, work, bad, IN_A_HURRY if isinstance(error, KeyboardInterrupt) else None)
-            raise
-        _write_sheet(request, work, bad)
-        _export(request, work)
-    summary.failed += len(bad)
-    summary.first_error = summary.first_error or (f"{bad[0].id}: {bad[0].error}" if bad else None)
-    return summary, calls
+    return _with_bad_rows(summary, work), calls
 
 
-def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple[Summary, Calls]":
-    from diffaccel.batch.distribute import Processes, Share, render_part
-    from diffaccel.batch.summary import Calls, Summary
+def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWork, Summary, Calls]":
+    """Render rows as they come."""
+    from diffaccel.batch.distribute import render_arriving
+    from diffaccel.batch.store import OutputFolder
     from diffaccel.measure.energy import EnergyMeter
-    from diffaccel.models.placement import Placement, devices
+    from diffaccel.models.placement import devices
 
-    if not work.todo:
-        return Summary(), Calls()
-    part = Share(
-        work.todo,
-        work.source,
-        Placement(request.device, request.device_map, request.compiled),
+    with OutputFolder(request.output) as folder, _progress(request, None) as bar:
+        share = partial(_share, request, prepared.source)
+        course = Course(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
+        with _finished(request, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
+            summary, calls = render_arriving(course.parts(), folder, partial(_show, bar, course.places))
+    summary.joules = meter.joules
+    work = course.work()
+    return work, _with_bad_rows(summary, work), calls
+
+
+@contextmanager
+def _finished(request: Request, work: Callable[[], GenerateWork]) -> Iterator[None]:
+    """Write the contact sheet in the end, also when interrupted, and pack what there is to pack."""
+    from diffaccel.batch.store import StoreError
+
+    try:
+        yield
+    except BaseException as error:
+        with suppress(StoreError):
+            _write_sheet(request, work(), IN_A_HURRY if isinstance(error, KeyboardInterrupt) else None)
+        raise
+    _write_sheet(request, work())
+    _export(request, work())
+
+
+def _with_bad_rows(summary: "Summary", work: GenerateWork) -> "Summary":
+    """The summary with the rows that cannot be used among what failed."""
+    bad = work.plan.bad
+    summary.failed += len(bad)
+    summary.first_error = summary.first_error or (f"{bad[0].where}: {bad[0].error}" if bad else None)
+    return summary
+
+
+def _placement(request: Request) -> "Placement":
+    from diffaccel.models.placement import Placement
+
+    return Placement(request.device, request.device_map, request.compiled)
+
+
+def _share(request: Request, source: "ModelSource", jobs: "tuple[Job, ...]") -> "Share":
+    """Jobs, and everything that rendering them takes."""
+    from diffaccel.batch.distribute import Share
+
+    return Share(
+        jobs,
+        source,
+        _placement(request),
         batch_size=request.batch_size,
         suffix=request.suffix,
         compare=request.compare,
@@ -89,7 +141,18 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
         lora_partial=request.lora_partial,
         allow_flagged=request.allow_flagged,
     )
-    with _progress(request, work) as bar:
+
+
+def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple[Summary, Calls]":
+    from diffaccel.batch.distribute import Processes, render_part
+    from diffaccel.batch.summary import Calls, Summary
+    from diffaccel.measure.energy import EnergyMeter
+    from diffaccel.models.placement import devices
+
+    if not work.todo:
+        return Summary(), Calls()
+    part = _share(request, work.source, work.todo)
+    with _progress(request, len(work.todo)) as bar:
         show = partial(_show, bar, work.plan.places)
         if request.engine == "ray":
             from diffaccel.batch.ray_engine import render_on_ray
@@ -104,25 +167,36 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
     return summary, calls
 
 
-def _record_bad_rows(folder: "OutputFolder", plan: "JobPlan") -> "list[Record]":
-    """Record the rows that cannot be used, and tell of the first ones."""
+def _record_bad_rows(folder: "OutputFolder", bad: "Sequence[BadRow]") -> None:
+    """Record rows that cannot be used, and tell of them."""
     from diffaccel.batch.store import Record
 
-    records = [Record(bad.where, "failed", error=bad.error) for bad in plan.bad]
-    folder.append(records)
-    for record in records[:SHOWN_BAD_ROWS]:
-        click.echo(one_line(f"{record.id}: {record.error}"), err=True)
-    if len(records) > SHOWN_BAD_ROWS:
-        click.echo(f"... and {counted(len(records) - SHOWN_BAD_ROWS, 'more row')} that cannot be used", err=True)
-    return records
+    if bad:
+        folder.append([Record(row.where, "failed", error=row.error) for row in bad])
+    _tell([(row.where, row.error) for row in bad])
 
 
-def _write_sheet(request: Request, work: GenerateWork, bad: "list[Record]", most: int | None = None) -> None:
+def _tell_notes(request: Request, jobs: "Sequence[tuple[str, Job]]") -> None:
+    """Tell what there is to say about jobs, each with the place of its row."""
+    if not request.quiet:
+        _tell([(where, note) for where, job in jobs for note in job.notes])
+
+
+def _tell(said: "Sequence[tuple[str, str]]") -> None:
+    """Tell what there is to say of rows, each thing once."""
+    lines = told_once(said)
+    for line in lines[:SHOWN_ROWS]:
+        click.echo(line, err=True)
+    if len(lines) > SHOWN_ROWS:
+        click.echo(f"... and {counted(len(lines) - SHOWN_ROWS, 'more line')}; all are in the manifest", err=True)
+
+
+def _write_sheet(request: Request, work: GenerateWork, most: int | None = None) -> None:
     """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
     from diffaccel.batch.sheet import MAX_PICTURES, write_sheet
     from diffaccel.batch.store import read_manifest
 
-    asked = {job.id for job in work.plan.jobs} | {record.id for record in bad}
+    asked = {job.id for job in work.plan.jobs} | {row.where for row in work.plan.bad}
     records = read_manifest(request.output).values()
     shown = [record for record in records if record.status == "done" or record.id in asked]
     prints = {job.id: job.fingerprint for job in work.plan.jobs}
@@ -146,11 +220,11 @@ def _export(request: Request, work: GenerateWork) -> None:
         write_parquet(request.output, records)
 
 
-def _progress(request: Request, work: GenerateWork) -> Any:
-    """A bar with rate, ETA and failures."""
+def _progress(request: Request, total: int | None) -> Any:
+    """A bar with rate and failures, and ETA where the total is known."""
     from tqdm import tqdm
 
-    return tqdm(total=len(work.todo), unit="img", disable=True if request.quiet else None, smoothing=0.1)
+    return tqdm(total=total, unit="img", disable=True if request.quiet else None, smoothing=0.1)
 
 
 def _show(bar: Any, places: Mapping[str, str], record: "Record") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+RESIZES = ("crop", "pad", "stretch")
 SETTINGS = (
     "lora",
     "steps",
@@ -19,6 +20,13 @@ SETTINGS = (
     "guidance",
     "init_image",
     "strength",
+    "mask_image",
+    "control_image",
+    "control_scale",
+    "resize",
+    "background",
+    "long_prompts",
+    "prompt_weights",
 )
 
 
@@ -67,7 +75,9 @@ _OPTIONS = (
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
     click.option("--negative-prompt", help="What the pictures should not show."),
-    click.option("--seed", type=int, help="Of each prompt's first picture.  [default: derived from the prompt]"),
+    click.option(
+        "--seed", type=int, help="Of each prompt's first picture; -1 draws one.  [default: derived from the prompt]"
+    ),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option(
         "--scheduler", help="As 'dpm++ 2m karras', 'euler a', unipc, or default, the model's.  [emoji-sd: dpm++]"
@@ -75,8 +85,21 @@ _OPTIONS = (
     click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [UNets: DeepCache, forecast]"),
     click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
     _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
-    click.option("--init-image", metavar="PICTURE", help="Start from this picture instead of noise."),
+    click.option("--init-image", metavar="PICTURE", help="Start from this picture, or each of a folder or pattern."),
     click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
+    click.option("--mask-image", metavar="PICTURE", help="Paint it anew only where this one is white."),
+    click.option("--controlnet", metavar="FOLDER", help="A ControlNet in diffusers format, or Hub id."),
+    click.option("--control-image", metavar="PICTURE", help="What the ControlNet follows: edges, depth, ..."),
+    click.option("--control-scale", type=float, help="Strength of the ControlNet.  [default: 1]"),
+    click.option("--resize", type=click.Choice(RESIZES), help="How pictures get their size.  [default: crop]"),
+    click.option("--background", metavar="COLOUR", help="Behind transparent pictures.  [default: white]"),
+    click.option(
+        "--long-prompts", is_flag=True, default=None, help="Read prompts beyond the encoder's limit in parts."
+    ),
+    click.option("--prompt-weights", is_flag=True, default=None, help="Read (word:1.3), [word] and BREAK as weights."),
+    _flag("--dynamic-prompts", help="Draw {a|b} and __wildcards__, by the picture's seed."),
+    _path("--wildcards", metavar="FOLDER", help="Of __name__'s file name.txt.  [default: wildcards]"),
+    _flag("--keep-columns", help="Take other columns along to manifest and Parquet."),
     _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
     _flag("--compare", help="Render without caching too, and show both with their difference."),
@@ -134,6 +157,10 @@ class Request:
     config: str | None
     lora_partial: bool
     embeddings: str | None
+    controlnet: str | None
+    dynamic_prompts: bool
+    wildcards: Path | None
+    keep_columns: bool
     profile: Path | None
     tar_size: int | None
     parquet: bool

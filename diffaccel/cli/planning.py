@@ -1,21 +1,26 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
-import sys
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import lcm
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from diffaccel.cli.options import Request
-from diffaccel.config.words import one_line
+from diffaccel.cli.row_input import rows_of
+from diffaccel.config.words import counted, one_line
 
 if TYPE_CHECKING:
-    from diffaccel.batch.foreign import ForeignSettings
-    from diffaccel.batch.jobs import Job, JobPlan
+    from diffaccel.batch.fit import Finder
+    from diffaccel.batch.jobs import Job, JobPlan, Planner
+    from diffaccel.batch.notes import Notes
     from diffaccel.batch.readers import BadRow, PlacedRow
     from diffaccel.batch.settings import PictureSettings
+    from diffaccel.batch.store import Record
     from diffaccel.models import ModelSource
 
 DEFAULT_MODEL = "emoji-sd"
@@ -52,15 +57,57 @@ def ranked(request: Request) -> Request:
     return replace(request, shard=shard, device=request.device or device)
 
 
-def plan_work(request: Request) -> GenerateWork:
-    """Read the input, and check all that the command line asks for, without loading the model."""
+@dataclass(frozen=True)
+class Preparation:
+    """The command line, checked, with all that turns rows into jobs; nothing is read yet.
+
+    Attributes:
+        request: with `--from`, as the picture has it.
+        source: the model; `cache`, caching of pictures for which nobody names another.
+    """
+
+    request: Request
+    options: "PictureSettings"
+    rows: "Iterable[PlacedRow | BadRow]"
+    planner: "Planner"
+    notes: "Notes"
+    source: "ModelSource"
+    cache: str
+
+    def todo(self, jobs: "Sequence[Job]") -> "tuple[Job, ...]":
+        """Those of the jobs that are not done yet, with their notes."""
+        from diffaccel.batch.notes import noted
+        from diffaccel.batch.store import to_render
+
+        request = self.request
+        left = to_render(
+            jobs,
+            request.output,
+            suffix=request.suffix,
+            overwrite=request.overwrite or request.compare,
+            retry_failed=request.retry_failed,
+            records=self._records,
+        )
+        return tuple(noted(left, self.notes))
+
+    @cached_property
+    def _records(self) -> "Mapping[str, Record]":
+        """The manifest as it was before the run."""
+        from diffaccel.batch.store import read_manifest
+
+        return read_manifest(self.request.output)
+
+
+def prepare(request: Request, stdin: TextIO) -> Preparation:
+    """Check all that the command line asks for, without reading the input or loading the model."""
     from diffaccel import models
     from diffaccel.batch.check import pixel_multiple
-    from diffaccel.batch.jobs import Ingredients, plan_jobs
-    from diffaccel.batch.store import to_render
+    from diffaccel.batch.jobs import Ingredients, Planner
+    from diffaccel.batch.notes import Notes
+    from diffaccel.batch.templates import Templates
 
     options = checked_settings(request.settings | _profile(request))
-    rows, request = _rows(request, options)
+    rows, request = rows_of(request, options, stdin)
     source = models.resolve(request.model or DEFAULT_MODEL, request.config)
     common = Ingredients(
         models.located(source.name),
@@ -68,23 +115,50 @@ def plan_work(request: Request) -> GenerateWork:
         request.vae and models.located(request.vae),
         request.config and models.located(request.config),
         _embeddings(request, source),
+        request.controlnet and models.located(request.controlnet),
     )
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
-    plan = plan_jobs(
-        rows, options, common, cache=cache, num_images=request.num_images, multiple=lcm(8, pixel_multiple(source))
+    planner = Planner(
+        options,
+        common,
+        cache=cache,
+        num_images=request.num_images,
+        multiple=lcm(8, pixel_multiple(source)),
+        draw_text=Templates(request.wildcards) if request.dynamic_prompts else None,
+        draw_seed=DrawnSeeds(request.output, anew=request.overwrite),
     )
-    _require_prompts(plan, request)
-    whole = plan.limited(request.limit)
+    notes = Notes(source, templates=request.dynamic_prompts, controlnet=request.controlnet is not None)
+    return Preparation(request, options, rows, planner, notes, source, cache)
+
+
+class DrawnSeeds:
+    """Seeds of rows that ask for drawn ones: the one that was recorded, so that a run can be resumed, or a new one."""
+
+    def __init__(self, folder: Path, *, anew: bool) -> None:
+        self._folder, self._anew = folder, anew
+        self._recorded: Mapping[str, int] | None = None
+
+    def __call__(self, name: str) -> int:
+        """The seed of the picture with this name."""
+        from diffaccel.batch.store import read_manifest
+
+        if self._recorded is None:
+            records = {} if self._anew else read_manifest(self._folder)
+            self._recorded = {record.id: record.settings["seed"] for record in records.values() if record.settings}
+        return self._recorded.get(name, secrets.randbits(32))
+
+
+def plan_work(prepared: Preparation) -> GenerateWork:
+    """Read the input, and decide what is to be done."""
+    from diffaccel.batch.jobs import plan_jobs
+
+    request = prepared.request
+    whole = plan_jobs(prepared.rows, prepared.planner, request.limit)
+    require_prompts(whole.bad, len(whole.jobs), request)
     plan = whole.shard(*request.shard, request.batch_size) if request.shard else whole
-    todo = to_render(
-        plan.jobs,
-        request.output,
-        suffix=request.suffix,
-        overwrite=request.overwrite or request.compare,
-        retry_failed=request.retry_failed,
-    )
-    _require_fit(request, options, todo, source)
-    return GenerateWork(plan, whole.jobs, todo, source, cache, request.lora_partial)
+    todo = prepared.todo(plan.jobs)
+    require_fit(request, prepared.options, todo, prepared.source)
+    return GenerateWork(plan, whole.jobs, todo, prepared.source, prepared.cache, request.lora_partial)
 
 
 def _embeddings(request: Request, source: "ModelSource") -> str | None:
@@ -96,43 +170,29 @@ def _embeddings(request: Request, source: "ModelSource") -> str | None:
     return models.write_embeddings({token: models.located(file) for token, file in files.items()})
 
 
-def unusable(work: GenerateWork) -> dict[str, str]:
-    """Why pictures that are left to do cannot be rendered, by their jobs' ids, as far as that shows without a model."""
-    from diffaccel.batch.check import find_problems
-
-    problems = find_problems(work.todo, work.source, lora_partial=work.lora_partial)
-    started = [job for job in work.todo if job.init_image and job.id not in problems]
-    if problem := _start_problem(started, work.source):
-        problems |= {job.id: f"init_image: {problem}" for job in started}
-    named = [job for job in work.todo if job.cache not in ("none", work.cache) and job.id not in problems]
-    return problems | {name: f"cache: {problem}" for name, problem in _misfits(named, work.source).items()}
-
-
-def _misfits(jobs: "Sequence[Job]", source: "ModelSource") -> dict[str, str]:
+def misfits(jobs: "Sequence[Job]", source: "ModelSource", find: "Finder | None" = None) -> dict[str, str]:
     """As `diffaccel.batch.fit.misfits`; for no jobs without waiting for diffusers."""
     if not jobs:
         return {}
     from diffaccel.models.quiet import quiet_loading
 
     with quiet_loading():
-        from diffaccel.batch.fit import misfits
+        from diffaccel.batch import fit
 
-        return misfits(jobs, source)
+        return fit.misfits(jobs, source, find)
 
 
-def _start_problem(jobs: "Sequence[Job]", source: "ModelSource") -> str | None:
-    """As `diffaccel.batch.fit.start_problem`; for no jobs without waiting for diffusers."""
-    if not jobs:
-        return None
+def misfit_finder(source: "ModelSource") -> "Finder":
+    """As `diffaccel.batch.fit.misfit_finder`."""
     from diffaccel.models.quiet import quiet_loading
 
     with quiet_loading():
-        from diffaccel.batch.fit import start_problem
+        from diffaccel.batch import fit
 
-        return start_problem(source.index["_class_name"])
+        return fit.misfit_finder(source)
 
 
-def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
+def require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse what the command line asks for and fits none of its pictures; rows answer for their own settings."""
     from diffaccel.batch.check import lora_problem, scheduler_problem
     from diffaccel.models import ModelError
@@ -144,28 +204,39 @@ def _require_fit(request: Request, options: "PictureSettings", todo: "Sequence[J
     adapted = any(job.lora == options.lora is not None for job in todo)
     if adapted and (problem := lora_problem(options.lora, source, request.lora_partial)):
         raise ModelError(f"--{problem}")
-    started = [job for job in todo if job.init_image == options.init_image is not None]
-    if problem := _start_problem(started, source):
-        raise click.UsageError(f"--init-image: {problem}")
+    _require_task(options, todo, source)
     asked = [job for job in todo if job.cache == options.cache != "none"]
-    misfits = _misfits(asked, source)
-    if asked and len(misfits) == len(asked):
+    unfit = misfits(asked, source)
+    if asked and len(unfit) == len(asked):
         name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
-        raise click.UsageError(f"{name}: {misfits[asked[0].id]}")
+        raise click.UsageError(f"{name}: {unfit[asked[0].id]}")
+
+
+def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
+    """Refuse pictures and ways of reading prompts that the model cannot take."""
+    from diffaccel.batch.jobs import PICTURES
+    from diffaccel.batch.tasks import pictures_problem, task_problem
+    from diffaccel.batch.text_rules import text_problem
+
+    pipeline = source.index["_class_name"]
+    asked = [job for job in todo if any(getattr(options, name) and getattr(job, name) for name in PICTURES)]
+    problems = [pictures_problem(job) or task_problem(pipeline, job) for job in asked]
+    if options.long_prompts or options.prompt_weights:
+        problems += [text_problem(pipeline, job) for job in todo]
+    if problems and all(problems):
+        setting, _, words = str(problems[0]).partition(": ")
+        raise click.UsageError(f"--{setting.replace('_', '-')}: {words}")
 
 
 def _check(request: Request, options: "PictureSettings") -> str:
     """Check that everything is there that the command line names; the dtype of the weights."""
     from diffaccel import models
     from diffaccel.batch.export import require_pyarrow
-    from diffaccel.batch.pictures import PictureError, check_picture
-    from diffaccel.batch.readers import InputError
+    from diffaccel.batch.picture_sets import check_named
 
-    try:
-        if options.init_image:
-            check_picture(options.init_image)
-    except PictureError as error:
-        raise InputError(f"--init-image: {error}") from error
+    check_named(options)
+    if request.controlnet:
+        models.find_controlnet(request.controlnet)
     for lora in models.parse_loras(options.lora):
         models.find_lora(lora.name)
     if request.vae:
@@ -175,55 +246,6 @@ def _check(request: Request, options: "PictureSettings") -> str:
     device = models.choose_device(request.device)
     models.check_device_map(request.device_map, device)
     return str(models.choose_dtype(request.dtype, device)).removeprefix("torch.")
-
-
-def _rows(request: Request, options: "PictureSettings") -> "tuple[Iterable[PlacedRow | BadRow], Request]":
-    """The rows of all arguments; with `--from`, the picture's own row, and its model, dtype and autoencoder."""
-    from pydantic import ValidationError
-
-    from diffaccel.batch.foreign import ForeignSettings
-    from diffaccel.batch.metadata import read_settings
-    from diffaccel.batch.readers import InputError, PlacedRow, explain, read_rows
-    from diffaccel.batch.settings import PromptRow
-
-    rows = read_rows(request.prompts, sys.stdin)
-    if request.source_picture is None:
-        return rows, request
-    if request.prompts:
-        raise InputError("give either prompts or --from PICTURE, not both")
-    found = read_settings(request.source_picture)
-    if isinstance(found, ForeignSettings):
-        return _foreign_rows(request, options, found), request
-    values = {key: value for key, value in asdict(found).items() if value is not None}
-    fixed = {
-        name: getattr(request, name) or values.pop(name, None)
-        for name in ("model", "dtype", "vae", "config", "embeddings")
-    }
-    own = {name: value for name, value in values.items() if name not in ("id", *fixed)}
-    try:
-        row = PromptRow(**{**own, "custom_id": values["id"], **options.given()})
-    except ValidationError as error:
-        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
-    return [PlacedRow(str(request.source_picture), row)], replace(request, **fixed)
-
-
-def _foreign_rows(request: Request, options: "PictureSettings", found: "ForeignSettings") -> "Iterable[PlacedRow]":
-    """The row of another tool's picture; what it has and a row has not is told."""
-    from pydantic import ValidationError
-
-    from diffaccel.batch.readers import InputError, PlacedRow, explain
-    from diffaccel.batch.settings import PromptRow
-
-    if request.model is None:
-        raise InputError(
-            f"{request.source_picture} is of {found.tool}, which calls its model {found.model}: give --model"
-        )
-    for name in found.without_equivalent:
-        click.echo(one_line(f"{request.source_picture}: not carried over: {name}"), err=True)
-    try:
-        return [PlacedRow(str(request.source_picture), PromptRow(**{**found.settings, **options.given()}))]
-    except ValidationError as error:
-        raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error
 
 
 def _profile(request: Request) -> dict[str, Any]:
@@ -241,16 +263,33 @@ def _profile(request: Request) -> dict[str, Any]:
         raise click.UsageError(f"--profile: {error}") from error
 
 
-def _require_prompts(plan: "JobPlan", request: Request) -> None:
-    """Refuse a command line without a usable prompt; a bad row of a file only costs itself."""
+def require_prompts(bad: "Sequence[BadRow]", jobs: int, request: Request) -> None:
+    """Refuse a command line without a usable prompt; a bad row of a file only costs itself.
+
+    Args:
+        jobs: how many pictures were asked for.
+    """
     from diffaccel.batch.readers import COMMAND_LINE, InputError
 
-    fatal = [bad for bad in plan.bad if bad.where == COMMAND_LINE or not plan.jobs]
+    fatal = [(row.where, row.error) for row in bad if row.where == COMMAND_LINE or not jobs]
     if fatal:
-        raise InputError("\n".join(one_line(f"{bad.where}: {bad.error}") for bad in fatal))
-    if not plan.jobs:
+        raise InputError("\n".join(told_once(fatal)))
+    if not jobs:
         asked = ", ".join(request.prompts)
         raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
+
+
+def told_once(said: "Iterable[tuple[str, str]]") -> list[str]:
+    """Lines for what is said of places, each thing once: of the first place, and of how many others."""
+    places: dict[str, list[str]] = {}
+    for where, text in said:
+        places.setdefault(text, []).append(where)
+    return [one_line(f"{_these(found)}: {text}") for text, found in places.items()]
+
+
+def _these(places: "Sequence[str]") -> str:
+    others = len(set(places)) - 1
+    return f"{places[0]} and {counted(others, 'more row')}" if others else places[0]
 
 
 def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":

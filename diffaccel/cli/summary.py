@@ -1,46 +1,34 @@
 """What `diffaccel generate` says at its end: one line for people, or one JSON object for programs."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from diffaccel.cli.options import Request
-from diffaccel.cli.planning import GenerateWork
-from diffaccel.config.words import counted, one_line
+from diffaccel.cli.planning import GenerateWork, told_once
+from diffaccel.cli.survey import Survey
+from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
 
-def print_plan(request: Request, work: GenerateWork, problems: Mapping[str, str]) -> int:
-    """Print what a run would do, with all bad rows; how many there are.
-
-    Args:
-        problems: why jobs cannot be rendered, by their ids.
-    """
-    bad = [{"where": row.where, "error": row.error} for row in work.plan.bad]
-    found = dict.fromkeys((work.plan.places[job], problem) for job, problem in problems.items())
-    bad = sorted([*bad, *({"where": where, "error": error} for where, error in found)], key=_in_order)
-    pictures, todo = len(work.plan.jobs) - len(problems), len(work.todo) - len(problems)
+def print_survey(request: Request, found: Survey) -> int:
+    """Print what a run would do, with all bad rows and what there is to say about others; how many are bad."""
     if request.layout == "json":
-        counts = {"jobs": pictures, "todo": todo, "bad": len(bad), "duplicates": work.plan.duplicates}
-        click.echo(json.dumps({**counts, "bad_rows": bad}))
-        return len(bad)
+        counts = {"jobs": found.pictures, "todo": found.todo, "bad": len(found.bad), "duplicates": found.duplicates}
+        bad = [{"where": where, "error": error} for where, error in found.bad]
+        notes = [{"where": where, "note": note} for where, note in found.notes]
+        click.echo(json.dumps({**counts, "bad_rows": bad, "notes": notes}))
+        return len(found.bad)
     if not request.quiet:
-        rows = f"{counted(len(bad), 'bad row')}, {work.plan.duplicates:,} repeated"
-        click.echo(f"{counted(pictures, 'picture')}, {todo:,} to render; {rows}")
-    for row in bad:
-        click.echo(one_line(f"{row['where']}: {row['error']}"), err=True)
-    return len(bad)
-
-
-def _in_order(bad: Mapping[str, str]) -> tuple[str, int]:
-    """Sorts bad rows by file and line."""
-    file, _, line = bad["where"].rpartition(":")
-    return file, int(line) if line.isdecimal() else 0
+        rows = f"{counted(len(found.bad), 'bad row')}, {found.duplicates:,} repeated"
+        click.echo(f"{counted(found.pictures, 'picture')}, {found.todo:,} to render; {rows}")
+    for line in told_once(found.bad if request.quiet else [*found.bad, *found.notes]):
+        click.echo(line, err=True)
+    return len(found.bad)
 
 
 def print_summary(request: Request, work: GenerateWork, summary: "Summary", calls: "Calls") -> None:

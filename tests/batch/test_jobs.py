@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.jobs import Ingredients, Job, JobPlan, batches, plan_jobs, row_id, shard
+from diffaccel.batch.jobs import Ingredients, Job, JobPlan, Planner, batches, plan_jobs, row_id, shard
 from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import PictureSettings, PromptRow
 
@@ -15,7 +15,7 @@ def plan(
 ) -> JobPlan:
     settings = PictureSettings.model_validate(options)
     placed = [row if isinstance(row, BadRow) else PlacedRow(f"p:{line}", row) for line, row in enumerate(rows, 1)]
-    return plan_jobs(placed, settings, Ingredients(model, "float32"), cache=cache, num_images=num_images)
+    return plan_jobs(placed, Planner(settings, Ingredients(model, "float32"), cache=cache, num_images=num_images))
 
 
 def test_row_comes_before_options_before_the_models_defaults() -> None:
@@ -65,12 +65,22 @@ def test_given_seed_counts_up() -> None:
 
 
 def test_seeds_begin_again_after_the_last() -> None:
-    assert [job.seed for job in plan(PromptRow(prompt="a", seed=2**63 - 1), num_images=2).jobs] == [2**63 - 1, 0]
+    assert [job.seed for job in plan(PromptRow(prompt="a", seed=2**64 - 1), num_images=2).jobs] == [2**64 - 1, 0]
 
 
-def test_id_of_a_prompt_without_latin_letters() -> None:
-    assert row_id(PromptRow(prompt="心")).startswith("image-")
-    assert row_id(PromptRow(prompt="Ein schöner Käfer")).startswith("ein-schoner-kafer-")
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("心", "心"),
+        ("Ein schöner Käfer", "ein-schoner-kafer"),
+        ("й в небе", "й-в-небе"),
+        ("が", "が"),
+        ("!?", "image"),
+        ("漢" * 50, "漢" * 20),
+    ],
+)
+def test_ids_have_words_in_the_letters_of_their_script(prompt: str, words: str) -> None:
+    assert row_id(PromptRow(prompt=prompt)).rpartition("-")[0] == words
 
 
 def test_repeated_rows_are_counted_and_rendered_once() -> None:

@@ -19,5 +19,6 @@ def test_exact_counts_within_five_seconds(tiny_sd: Path, tmp_path: Path) -> None
     assert result.exit_code == 3
     counts = json.loads(result.stdout)
     assert len(counts.pop("bad_rows")) == 100
+    assert counts.pop("notes") == []
     assert counts == {"jobs": 9400, "todo": 9400, "bad": 100, "duplicates": 500}
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]

@@ -141,7 +141,11 @@ def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
         (b'{"prompt": "a", "custom_id": ".hidden"}', "custom_id"),
         (b'{"prompt": "a", "custom_id": "a\\nb"}', "custom_id"),
         (b'{"prompt": "' + b"x" * 100_000 + b'"}', "at most 10000 characters"),
-        (b'{"prompt": "a", "seed": -1}', "seed"),
+        (b'{"prompt": "a", "seed": -2}', "seed"),
+        (b'{"prompt": "a", "seed": 18446744073709551616}', "seed"),
+        (b'{"prompt": "a", "Prompt": "b"}', "prompt is given twice"),
+        (b'{"prompt": "a", "custom_id": true}', "custom_id"),
+        (b'{"prompt": "a", "background": "reddish"}', "unknown colour 'reddish'"),
         (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not JSON"),
     ],
 )
@@ -172,7 +176,10 @@ def test_missing_file(tmp_path: Path, suffix: str) -> None:
     [
         ("p.csv", "text\nheart\n", "no column named prompt; columns: text"),
         ("p.csv", "", "no column named prompt"),
-        ("p.csv", 'prompt\n"heart\n', "cannot read"),
+        ("p.csv", "Prompt, prompt\na,b", "has the column prompt twice"),
+        ("p.csv", "prompt,colour,seeed\na,b,c", r"colour: no such setting; .* --keep-columns .* \(so are seeed\)"),
+        ("p.csv", ",prompt\n0,a", "a column without a name"),
+        ("p.json", "heart", "not JSON"),
         ("p.parquet", "heart", "cannot read"),
         ("p.yaml", "- heart", "not a grid"),
         ("p.yaml", "prompt: [", "cannot read"),
@@ -191,20 +198,131 @@ def test_directory_is_not_a_prompt_file(tmp_path: Path) -> None:
         read(tmp_path / "p.txt")
 
 
-def test_a_file_of_another_kind_is_not_taken_for_a_prompt(tmp_path: Path) -> None:
-    (tmp_path / "p.json").touch()
-    with pytest.raises(InputError, match=r"p\.json is a file, and prompts are read from \.txt, \.csv, "):
-        read(tmp_path / "p.json")
+def test_a_file_or_folder_is_not_taken_for_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.xml").touch()
+    with pytest.raises(InputError, match=r"p\.xml is a file, and prompts are read from \.txt, \.csv, "):
+        read(tmp_path / "p.xml")
+    with pytest.raises(InputError, match=r"is a folder: .* --init-image"):
+        read(tmp_path)
+    with pytest.raises(InputError, match=r"no such file: photo\.JPG"):
+        read("photo.JPG")
     (tmp_path / "cat").touch()
     long = "a.b " * 2000
-    assert read(tmp_path / "cat", "nowhere.json", tmp_path, long, "a\0.b")[3] == PromptRow(prompt=long)
+    assert read(tmp_path / "cat", "v1.5", long, "a\0.b")[1:3] == [PromptRow(prompt="v1.5"), PromptRow(prompt=long)]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_headers_are_read_as_people_write_them(tmp_path: Path, mark: str) -> None:
+    header = mark.join(["Prompt", " Negative Prompt", "GUIDANCE-scale", "Custom Id"])
+    file = write(tmp_path / "p.csv", f"{header}\n{mark.join(['a', 'b', '2', '7'])}\n{mark * 3}\n\n")
+    row = PromptRow(prompt="a", negative_prompt="b", guidance_scale=2, custom_id="7")
+    assert read(file) == [row]
+    (tmp_path / "excel.csv").write_text(f"sep={mark}\nprompt{mark}seed\na{mark}1")
+    assert read(tmp_path / "excel.csv") == [PromptRow(prompt="a", seed=1)]
+    assert read("-", stdin=file.read_text()) == [row]
+    assert read(write(tmp_path / "p.txt", file.read_text())) == [row]
+
+
+def test_a_stray_quotation_mark_costs_its_row(tmp_path: Path) -> None:
+    lines = ["prompt,seed", "a,1", '"b,2', "c,3", '"d, e",4', '"f "g"",5', 'h "i",6', '"j\nk",7', '"l', "m,8", "n,9,10"]
+    file = write(tmp_path / "p.csv", "\n".join(lines))
+    rows = list(read_rows([str(file)], io.StringIO()))
+    bad = {int(row.where.rpartition(":")[2]): row.error for row in rows if isinstance(row, BadRow)}
+    assert set(bad) == {3, 6, 10, 12}
+    assert "stray quotation mark" in bad[3]
+    assert bad[12].startswith("3 cells where the header has 2")
+    prompts = [row.row.prompt for row in rows if isinstance(row, PlacedRow)]
+    assert prompts == ["a", "c", "d, e", 'h "i"', "j\nk", "m"]
+
+
+def test_a_stray_quotation_mark_in_a_large_table_takes_no_time(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.csv", "prompt\n" + '"a\n' + "b\n" * 20_000)
+    rows = list(read_rows([str(file)], io.StringIO()))
+    assert [isinstance(row, BadRow) for row in rows[:3]] == [True, False, False]
+    assert len(rows) == 20_001
+
+
+def test_columns_are_kept_where_asked(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.csv", "prompt,Colour,n\na,red,\n")
+    assert list(read_rows([str(file)], io.StringIO(), keep_columns=True)) == [
+        PlacedRow(f"{file}:2", PromptRow(prompt="a"), (("Colour", "red"), ("n", "")))
+    ]
 
 
 @pytest.mark.parametrize(
-    ("header", "hint"),
-    [("Prompt,seed", "(did you mean Prompt?)"), ("prompt;seed", "; columns are separated by commas; columns: prompt;")],
+    "text", ['[{"prompt": "a", "custom_id": 7},\n "b"]', '[\n{"Prompt": "a", "custom_id": 7.0},\n"b"\n]\n']
 )
-def test_headers_without_prompts(tmp_path: Path, header: str, hint: str) -> None:
-    with pytest.raises(InputError) as raised:
-        read(write(tmp_path / "p.csv", f"{header}\na,1\n"))
-    assert hint in str(raised.value)
+def test_json_documents(tmp_path: Path, text: str) -> None:
+    rows = [PromptRow(prompt="a", custom_id="7"), PromptRow(prompt="b")]
+    assert read(write(tmp_path / "p.json", text)) == rows
+    assert read("-", stdin=text) == rows
+
+
+def test_json_objects_over_several_lines_are_no_prompts(tmp_path: Path) -> None:
+    assert read("-", stdin='{\n  "prompt": "a"\n}\n') == [PromptRow(prompt="a")]
+    assert read(write(tmp_path / "p.json", '{"prompt": "a"}\n{"prompt": "b"}\n')) == [
+        PromptRow(prompt="a"),
+        PromptRow(prompt="b"),
+    ]
+    assert read("-", stdin="{red|blue} heart\n[soft] light\n") == [
+        PromptRow(prompt="{red|blue} heart"),
+        PromptRow(prompt="[soft] light"),
+    ]
+    with pytest.raises(InputError, match="not JSON"):
+        read("-", stdin='[{"prompt": "a"}')
+
+
+def test_lines_with_options(tmp_path: Path) -> None:
+    lines = [
+        "# a comment",
+        "a cat, it's late --n blurry, bad --s 30 --d 7 --l 1.5 --w 64 --h 32",
+        '--prompt "a cat" --negative_prompt "bad, worse" --steps 30 --cfg_scale 2 --custom-id=one',
+        "a man -- tall --",
+    ]
+    cat = PromptRow(
+        prompt="a cat, it's late",
+        negative_prompt="blurry, bad",
+        steps=30,
+        seed=7,
+        guidance_scale=1.5,
+        width=64,
+        height=32,
+    )
+    web = PromptRow(prompt="a cat", negative_prompt="bad, worse", steps=30, guidance_scale=2, custom_id="one")
+    rows = [cat, web, PromptRow(prompt="a man -- tall --")]
+    assert read(write(tmp_path / "p.txt", "\n".join(lines))) == rows
+    assert read("-", stdin="\n".join(lines)) == rows
+    assert read(lines[1]) == [cat]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a cat --ar 16:9", "--ar: no such option of a line of text; there are --n, --w"),
+        ("a cat --step 3", "did you mean steps?"),
+        ("a cat --n", "--n needs a value"),
+        ("a cat --l 3 --g 4", "--g: guidance_scale is given twice"),
+        ('--prompt "a cat', "a quotation mark is not closed"),
+        ("--steps 3", "prompt: Field required"),
+        ("a cat --s many", "steps: Input should be a valid integer"),
+    ],
+)
+def test_lines_with_options_that_are_not_understood(line: str, reason: str) -> None:
+    (row,) = read(line)
+    assert isinstance(row, BadRow)
+    assert reason in row.error
+
+
+@pytest.mark.parametrize("name", ["猫 7", "été", "a", "x" * 120, 7])
+def test_ids_in_any_script(name: object) -> None:
+    (row,) = read("-", stdin=json.dumps({"prompt": "a", "custom_id": name}))
+    assert row == PromptRow(prompt="a", custom_id=str(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\\b", ".a", "-a", " a", "a ", "a.", "x" * 121, "a\nb", "a\u200bb", "c:d"]
+)
+def test_names_that_cannot_be_ids(name: str) -> None:
+    (row,) = read("-", stdin=json.dumps({"prompt": "a", "custom_id": name}))
+    assert isinstance(row, BadRow)
+    assert "custom_id: write up to 120" in row.error

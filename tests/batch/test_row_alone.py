@@ -11,7 +11,7 @@ import stream_pipelines
 from PIL import Image
 from tiny_pipeline import build_lora
 
-from diffaccel.batch.jobs import Ingredients, Job, batches, plan_jobs
+from diffaccel.batch.jobs import Ingredients, Job, Planner, batches, plan_jobs
 from diffaccel.batch.readers import PlacedRow
 from diffaccel.batch.render import Renderer
 from diffaccel.batch.settings import PictureSettings, PromptRow
@@ -95,7 +95,7 @@ def test_a_setting_touches_no_other_row(renderers: dict[str, Renderer], folder: 
 
 def test_a_picture_has_the_size_of_its_own_start(folder: Path) -> None:
     rows = [PlacedRow("-", PromptRow(prompt="a", init_image=str(folder / name))) for name in ("one.png", "wide.png")]
-    jobs = plan_jobs(rows, PictureSettings(steps=3, strength=0.4), Ingredients("tiny", "float32")).jobs
+    jobs = plan_jobs(rows, Planner(PictureSettings(steps=3, strength=0.4), Ingredients("tiny", "float32"))).jobs
     with Renderer(stream_pipelines.sd()) as renderer:
         sizes = [picture.shape for picture in pictures(renderer, *jobs).values()]
     assert sizes == [(32, 32, 3), (16, 48, 3)]
@@ -103,5 +103,5 @@ def test_a_picture_has_the_size_of_its_own_start(folder: Path) -> None:
 
 def test_one_side_that_is_asked_for_keeps_the_shape_of_the_start(folder: Path) -> None:
     row = PlacedRow("-", PromptRow(prompt="a", init_image=str(folder / "wide.png"), width=96))
-    (job,) = plan_jobs([row], PictureSettings(), Ingredients("tiny", "float32")).jobs
+    (job,) = plan_jobs([row], Planner(PictureSettings(), Ingredients("tiny", "float32"))).jobs
     assert (job.width, job.height) == (96, 32)

@@ -237,7 +237,7 @@ def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
     result = generate(tmp_path / "p.txt", "--dry-run")
     assert result.output == "2 pictures, 2 to render; 0 bad rows, 1 repeated\n"
     counts = json.loads(generate(tmp_path / "p.txt", "--dry-run", "--format", "json").output)
-    assert counts == {"jobs": 2, "todo": 2, "bad": 0, "duplicates": 1, "bad_rows": []}
+    assert counts == {"jobs": 2, "todo": 2, "bad": 0, "duplicates": 1, "bad_rows": [], "notes": []}
     assert not (tmp_path / "out").exists()
 
 
@@ -253,14 +253,15 @@ def test_dry_run_finds_the_rows_that_a_run_finds(generate, tmp_path: Path) -> No
     Image.effect_noise((32, 32), 99).save(tmp_path / "start.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "start.png").read_bytes()[:300])
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
     rows = ["a,,,", "b,nowhere.png,,", "c,torn.png,,", "d,text.png,,", "e,,nowhere,", "f,,,2"]
-    rows += ["g,start.png,,0.5", "h,,,0.5", "i,.,,"]
+    rows += ["g,start.png,,0.5", "h,,,0.5", "i,empty.png,,"]
     (tmp_path / "p.csv").write_text("\n".join(["prompt,init_image,lora,strength", *rows, ""]))
     result = generate(tmp_path / "p.csv", "--dry-run")
     assert result.exit_code == 3
     assert result.stdout == "2 pictures, 2 to render; 7 bad rows, 0 repeated\n"
     assert f"{tmp_path / 'p.csv'}:3: init_image: cannot read nowhere.png: No such file or directory\n" in result.stderr
-    assert "text.png: not a PNG, JPEG or WebP picture\n" in result.stderr
+    assert "text.png: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture\n" in result.stderr
     assert "p.csv:6: lora: no LoRA at 'nowhere'" in result.stderr
     places = {line.rpartition("p.csv:")[2].partition(":")[0] for line in result.stderr.splitlines()}
     assert places == {"3", "4", "5", "6", "7", "9", "10"}
@@ -373,11 +374,11 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--steps", 0], "--steps: Input should be greater than or equal to 1 (got 0)"),
         (["p", "--steps", "many"], "'many' is not a valid integer"),
         (["p", "--guidance-scale", "nan"], "--guidance-scale: Input should be a finite number"),
-        (["p", "--seed", -1], "--seed: "),
+        (["p", "--seed", -2], "--seed: "),
         (["p", "--size", 33], "--size: Input should be a multiple of 8"),
         (["p", "--init-image", "nowhere.png"], "--init-image: cannot read nowhere.png: No such file or directory"),
-        (["p", "--init-image", "."], "--init-image: cannot read .: Is a directory"),
-        (["p", "--init-image", __file__], "test_generate.py: not a PNG, JPEG or WebP picture"),
+        (["p", "--init-image", "."], "--init-image: no pictures in .; they end in .png, "),
+        (["p", "--init-image", __file__], "test_generate.py: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture"),
         (["p", "--size", "wide"], "--size: size 'wide' is neither"),
         (["p", "--scheduler", "magic"], "--scheduler: unknown scheduler 'magic'; one of default, ddim"),
         (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
@@ -449,5 +450,5 @@ def test_shards_deal_out_the_whole_run_after_its_limit(generate, tmp_path: Path)
     for index in (1, 2, 3):
         shard = ("--shard", f"{index}/3", "--limit", 5, "--batch-size", 1, "--dry-run", "--format", "json")
         counts.append(json.loads(generate(tmp_path / "p.jsonl", *shard).stdout))
-    assert [sum(count[name] for count in counts) for name in ("jobs", "bad", "duplicates")] == [5, 12, 6]
-    assert len({row["where"] for count in counts for row in count["bad_rows"]}) == 12
+    assert [sum(count[name] for count in counts) for name in ("jobs", "bad", "duplicates")] == [5, 4, 0]
+    assert len({row["where"] for count in counts for row in count["bad_rows"]}) == 4

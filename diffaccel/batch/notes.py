@@ -1,0 +1,114 @@
+"""What there is to say about rows beforehand: what of them the model at hand will not honour, and what looks meant.
+
+A note costs no picture. It is told once, also by a dry run, and stands in the manifest and on the contact sheet.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, lru_cache
+
+from diffaccel.batch.jobs import PICTURES, Job
+from diffaccel.batch.pictures import PictureError, picture_note
+from diffaccel.batch.text_limits import TextLimits
+from diffaccel.batch.text_rules import reads_in_parts
+from diffaccel.batch.weights import look_meant
+from diffaccel.models import ModelSource
+
+_SHOWN = 200
+_LORA = re.compile(r"<(lora|lyco|hypernet):[^<>]+>")
+_TEMPLATE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z0-9*][\w*/-]*?__")
+
+
+class Notes:
+    """Says what there is to say about rows that a model is to render.
+
+    Args:
+        templates: wildcards and alternatives are drawn, so that braces left in a prompt are meant as such.
+        controlnet: the run has a ControlNet.
+    """
+
+    def __init__(self, source: ModelSource, *, templates: bool = False, controlnet: bool = False) -> None:
+        self._source, self._templates, self._controlnet = source, templates, controlnet
+        self._limits = TextLimits(source)
+        self._picture = lru_cache(maxsize=4096)(_of_picture)
+        self._markup = lru_cache(maxsize=4096)(_markup)
+
+    def __call__(self, jobs: Sequence[Job]) -> list[tuple[str, ...]]:
+        """The notes about each job, in their order."""
+        prompts = self._lost([(job, "prompt") for job in jobs])
+        negatives = self._lost([(job, "negative_prompt") for job in jobs])
+        return [
+            tuple(filter(None, (*lost, *self._about(job)))) for job, *lost in zip(jobs, prompts, negatives, strict=True)
+        ]
+
+    def _lost(self, texts: Sequence[tuple[Job, str]]) -> list[str]:
+        """What is said of words that no encoder reads."""
+        asked = ["" if job.long_prompts or job.prompt_weights else getattr(job, name) for job, name in texts]
+        found = self._limits.lost(asked) if any(asked) else [""] * len(asked)
+        return [self._lost_note(name, lost) if lost else "" for (_, name), lost in zip(texts, found, strict=True)]
+
+    def _lost_note(self, name: str, lost: str) -> str:
+        assert self._limits.reach is not None, "lost words have a limit"
+        shown = lost if len(lost) <= _SHOWN else f"{lost[: _SHOWN // 2]} ... {lost[-_SHOWN // 2 :]}"
+        remedy = "; --long-prompts reads all" if reads_in_parts(self._source.index["_class_name"]) else ""
+        return f"{name}: beyond the encoder's {self._limits.reach[1]} tokens, and not read: {shown!r}{remedy}"
+
+    def _about(self, job: Job) -> list[str]:
+        notes = [self._picture(path) for name in PICTURES if (path := getattr(job, name))]
+        notes += self._markup(job.prompt, bool(job.prompt_weights), self._templates)
+        if job.negative_prompt and (reason := self._unguided(job)):
+            notes.append(f"negative_prompt: it changes nothing, for {reason}")
+        if self._controlnet and not job.control_image:
+            notes.append("control_image: there is none, so this is drawn without the ControlNet")
+        return notes
+
+    def _unguided(self, job: Job) -> str | None:
+        """Why a negative prompt changes nothing, if it does not."""
+        if job.guidance.partition(":")[0] == "self":
+            return "--guidance self never looks at it: use full or one-time"
+        if self._distilled:
+            return f"{self._source.name} has its guidance built in"
+        scale = job.guidance_scale if job.guidance_scale is not None else self._default_scale
+        if scale is None or scale > 1:
+            return None
+        return f"guidance is off at guidance_scale {scale:g}: raise it above 1"
+
+    @cached_property
+    def _distilled(self) -> bool:
+        """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
+        from diffaccel.batch.check import part_config
+
+        unet = part_config(self._source, "unet").get("time_cond_proj_dim")
+        return unet is not None or bool(part_config(self._source, "transformer").get("guidance_embeds"))
+
+    @cached_property
+    def _default_scale(self) -> float | None:
+        from diffaccel.batch.fit import call_defaults
+
+        scale = call_defaults(self._source.index["_class_name"]).get("guidance_scale")
+        return float(scale) if isinstance(scale, int | float) else None
+
+
+def _of_picture(path: str) -> str:
+    with suppress(PictureError):  # one that cannot be read is the row's problem, which others name
+        return picture_note(path) or ""
+    return ""
+
+
+def _markup(prompt: str, weights: bool, templates: bool) -> list[str]:
+    """Notes about what a prompt seems to ask for in the language of other programs."""
+    notes = []
+    if not weights and look_meant(prompt):
+        notes.append("prompt: weights such as (word:1.3) and BREAK are drawn as text: --prompt-weights reads them")
+    if not templates and _TEMPLATE.search(prompt):
+        notes.append("prompt: {a|b} and __name__ are drawn as text: --dynamic-prompts draws one of them")
+    if _LORA.search(prompt):
+        notes.append("prompt: <lora:...> is drawn as text: name the LoRA with --lora, or in a column lora")
+    return notes
+
+
+def noted(jobs: Sequence[Job], notes: Notes) -> list[Job]:
+    """The jobs with their notes."""
+    return [replace(job, notes=each) if each else job for job, each in zip(jobs, notes(jobs), strict=True)]

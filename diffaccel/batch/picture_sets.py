@@ -1,0 +1,84 @@
+"""A folder of pictures, or a pattern, where a row or an option names one: a row for each picture in it.
+
+Where several of a row's pictures are sets (pictures and their masks), they go together by the names of their files.
+"""
+
+import glob
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from diffaccel.batch.names import as_id
+from diffaccel.batch.pictures import SUFFIXES, check_picture
+from diffaccel.batch.rows import BadRow, InputError, PlacedRow
+from diffaccel.batch.settings import PictureSettings
+from diffaccel.models import expanded
+
+NAMES = ("init_image", "control_image", "mask_image")
+
+
+def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterator[PlacedRow | BadRow]:
+    """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set."""
+    if isinstance(placed, BadRow):
+        yield placed
+        return
+    named = {name: getattr(placed.row, name) or getattr(options, name) for name in NAMES}
+    try:
+        sets = {name: found for name, path in named.items() if path and (found := pictures_of(path)) is not None}
+    except ValueError as error:
+        yield BadRow(placed.where, str(error))
+        return
+    if not sets:
+        yield placed
+        return
+    leading = next(iter(sets))
+    for stem in sets[leading]:
+        lacking = [name for name, found in sets.items() if stem not in found]
+        if lacking:
+            yield BadRow(f"{placed.where}, {stem}", f"{lacking[0]}: {named[lacking[0]]} has no picture named {stem}")
+        else:
+            yield _one(placed, {name: found[stem] for name, found in sets.items()}, stem)
+
+
+def check_named(options: PictureSettings) -> None:
+    """Raise `InputError` for a picture or set that the options name and that cannot be opened or is empty."""
+    for name in NAMES:
+        path = getattr(options, name)
+        try:
+            if path and pictures_of(path) is None:
+                check_picture(path)
+        except ValueError as error:
+            raise InputError(f"--{name.replace('_', '-')}: {error}") from error
+
+
+def _one(placed: PlacedRow, pictures: dict[str, str], stem: str) -> PlacedRow:
+    """The row with one picture of each set, and a name that says which."""
+    from diffaccel.batch.jobs import row_id
+
+    row = placed.row.model_copy(update=pictures)
+    own = placed.row.custom_id
+    name = as_id(f"{own}-{stem}") if own else row_id(row, placed.columns, stem)
+    return PlacedRow(placed.where, row.model_copy(update={"custom_id": name}), placed.columns)
+
+
+@lru_cache(maxsize=1024)
+def pictures_of(path: str) -> dict[str, str] | None:
+    """Pictures of a folder or pattern by the stems of their names, in their order; None for a single file.
+
+    Raises `ValueError` for a set without pictures, or with two of one name.
+    """
+    place = expanded(path)
+    if place.is_dir():
+        found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    elif glob.has_magic(path) and not place.exists():
+        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 (pathlib's takes no absolute pattern)
+        found = sorted(file for name in names if (file := Path(name)).is_file())
+    else:
+        return None
+    if not found:
+        raise ValueError(f"no pictures in {path}; they end in {', '.join(SUFFIXES)}")
+    stems = [file.stem for file in found]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has two pictures named {twice}: name them apart")
+    return {file.stem: str(file) for file in found}

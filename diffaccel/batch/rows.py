@@ -1,0 +1,122 @@
+"""What a row of any kind of input becomes: a checked `PlacedRow`, or a `BadRow` that says what is wrong with it.
+
+A row that cannot be used is yielded as a `BadRow`, so that one bad line never costs the other nine thousand.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffaccel.batch.settings import PromptRow
+from diffaccel.config.words import did_you_mean
+
+SETTINGS = ("size", *PromptRow.model_fields)
+_PLAIN = frozenset(SETTINGS)
+Columns = tuple[tuple[str, Any], ...]
+
+
+class InputError(ValueError):
+    """Input that cannot be used at all; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be rendered: where it came from (`prompts.jsonl:17`) and why."""
+
+    where: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRow:
+    """A row that can be used, where it came from, as a `BadRow` says it, and columns of its own that go along."""
+
+    where: str
+    row: PromptRow
+    columns: Columns = ()
+
+
+RowStream = Iterator[PlacedRow | BadRow]
+
+
+@lru_cache(maxsize=10_000)
+def setting_name(column: str) -> str:
+    """The name of a setting as a header may spell it: `Negative Prompt` is `negative_prompt`."""
+    return re.sub(r"[\s_-]+", "_", column.strip().lower())
+
+
+@lru_cache(maxsize=1000)
+def no_such_setting(column: str) -> str:
+    """What to say of a column that is no setting."""
+    hint = did_you_mean(setting_name(column), SETTINGS) or "; settings are " + ", ".join(SETTINGS)
+    return f"{column}: no such setting{hint}; --keep-columns takes other columns along"
+
+
+def check_columns(names: Iterable[str], file: str, *, keep: bool) -> None:
+    """Raise `InputError` for a table whose columns cannot be told apart, lack prompts or, unless kept, are unknown."""
+    names = list(names)
+    spelled = [setting_name(name) for name in names]
+    if "prompt" not in spelled:
+        hint = did_you_mean("prompt", names)
+        raise InputError(f"{file} has no column named prompt{hint}; columns: {', '.join(names) or 'none'}")
+    twice = sorted({name for name in spelled if spelled.count(name) > 1})
+    if twice:
+        raise InputError(f"{file} has the column {twice[0] or 'without a name'} twice")
+    unknown = [name for name, setting in zip(names, spelled, strict=True) if setting not in _PLAIN]
+    if unknown and not keep:
+        shown = no_such_setting(unknown[0]) if unknown[0].strip() else "a column without a name"
+        raise InputError(f"{file}: {shown}" + (f" (so are {', '.join(unknown[1:])})" if unknown[1:] else ""))
+
+
+def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadRow:
+    """A checked row; columns that are empty count as absent, as they must in a CSV file.
+
+    Args:
+        keep: columns that are no settings go along instead of being refused.
+    """
+    if not isinstance(values, Mapping):
+        return BadRow(where, "not an object with a prompt")
+    try:
+        given, columns = _sorted_out(values, keep)
+        return PlacedRow(where, PromptRow.model_validate(given), columns)
+    except ValidationError as error:
+        return BadRow(where, explain(error))
+    except (TypeError, ValueError) as error:
+        return BadRow(where, str(error))
+
+
+def _sorted_out(values: Mapping[Any, Any], keep: bool) -> tuple[dict[str, Any], Columns]:
+    """Settings that are given, and the other columns. Raises `ValueError` where a setting is given twice."""
+    if _PLAIN.issuperset(values):
+        return {key: value for key, value in values.items() if value is not None and value != ""}, ()
+    given: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    for key, value in values.items():
+        name = setting_name(key) if isinstance(key, str) else str(key)
+        if name in given:
+            raise ValueError(f"{name} is given twice")
+        if name in _PLAIN or not keep:
+            if value is not None and value != "":
+                given[name if name in _PLAIN else str(key)] = value
+        else:
+            columns[str(key)] = value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
+    return given, tuple(columns.items())
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with which settings, on one line."""
+    return "; ".join(_explain(problem) for problem in error.errors())
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "row"
+    if problem["type"] == "extra_forbidden":
+        return no_such_setting(field)
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    shown = repr(problem["input"])
+    return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")

@@ -1,0 +1,147 @@
+"""The dry run: what a run would do, found out row by row, so that a million rows take a minute and little memory."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING
+
+from diffaccel.cli.options import Request
+from diffaccel.cli.planning import Preparation, misfit_finder, misfits, require_fit, require_prompts
+
+if TYPE_CHECKING:
+    from diffaccel.batch.fit import Finder
+    from diffaccel.batch.jobs import Job
+
+CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run, or this shard of it, would do.
+
+    Attributes:
+        pictures: that it would have in the end, and `todo`, that it would render.
+        bad: rows that cannot be used, and `notes`, about rows that can: where each came from, and what there is to say.
+        duplicates: how many pictures were asked for again.
+    """
+
+    pictures: int
+    todo: int
+    duplicates: int
+    bad: list[tuple[str, str]]
+    notes: list[tuple[str, str]]
+
+
+@dataclass
+class _Tally:
+    """Of each picture, in the order of rows: the number of its group, and what it is; and what was said of which."""
+
+    groups: "array[int]" = field(default_factory=lambda: array("I"))
+    states: bytearray = field(default_factory=bytearray)
+    numbers: dict[object, int] = field(default_factory=dict)
+    problems: list[tuple[int, str, str]] = field(default_factory=list)
+    notes: list[tuple[int, str, str]] = field(default_factory=list)
+    kinds: dict[object, "Job"] = field(default_factory=dict)
+
+
+_DONE, _TODO, _BAD = range(3)
+
+
+def survey(prepared: Preparation) -> Survey:
+    """Read the input and check every row, without loading the model."""
+    looking = _Looking(prepared)
+    pictures = _placed(prepared)
+    while chunk := list(islice(pictures, CHUNK)):
+        looking(chunk)
+    tally = looking.tally
+    require_prompts(prepared.planner.bad, len(tally.states), prepared.request)
+    require_fit(prepared.request, prepared.options, list(tally.kinds.values()), prepared.source)
+    return _counted(prepared, tally)
+
+
+def _placed(prepared: Preparation) -> "Iterator[tuple[str, Job]]":
+    """Every picture with the place of its row, up to the limit."""
+    count, most = 0, prepared.request.limit
+    for row in prepared.rows:
+        for where, job in prepared.planner(row):
+            yield where, job
+            count += 1
+            if count == most:
+                return
+
+
+class _Looking:
+    """Looks at pictures, some thousands at a time, and keeps a tally."""
+
+    def __init__(self, prepared: Preparation) -> None:
+        self.tally = _Tally()
+        self._prepared = prepared
+        self._find: Finder | None = None
+
+    def __call__(self, chunk: "Sequence[tuple[str, Job]]") -> None:
+        """Look at pictures with the places of their rows."""
+        tally, jobs = self.tally, [job for _, job in chunk]
+        todo = {job.id: job for job in self._prepared.todo(jobs)}
+        problems = self._problems(list(todo.values()))
+        for where, job in chunk:
+            number, group = len(tally.states), job.group
+            tally.groups.append(tally.numbers.setdefault(group, len(tally.numbers)))
+            tally.states.append(_BAD if job.id in problems else _TODO if job.id in todo else _DONE)
+            if job.id in problems:
+                tally.problems.append((number, where, problems[job.id]))
+            if job.id in todo:
+                tally.notes += [(number, where, note) for note in todo[job.id].notes]
+                tally.kinds.setdefault(group, job)
+
+    def _problems(self, todo: "Sequence[Job]") -> dict[str, str]:
+        """Why pictures cannot be rendered, by their jobs' ids, as far as that shows without a model."""
+        from diffaccel.batch.check import find_problems
+
+        request = self._prepared.request
+        problems = find_problems(todo, self._prepared.source, lora_partial=request.lora_partial)
+        named = [job for job in todo if job.cache not in ("none", self._prepared.cache) and job.id not in problems]
+        if named and self._find is None:
+            self._find = misfit_finder(self._prepared.source)
+        found = misfits(named, self._prepared.source, self._find)
+        return problems | {name: f"cache: {problem}" for name, problem in found.items()}
+
+
+def _counted(prepared: Preparation, tally: _Tally) -> Survey:
+    """The sums, of the shard where there is one."""
+    planner, shard = prepared.planner, prepared.request.shard
+    mine = slice(None) if shard is None else slice(shard[0] - 1, None, shard[1])
+    dealt = _dealt(tally, prepared.request)
+    states = Counter(state for state, here in zip(tally.states, dealt, strict=True) if here)
+    bad = [(row.where, row.error) for row in planner.bad[mine]]
+    bad += dict.fromkeys((where, problem) for number, where, problem in tally.problems if dealt[number])
+    return Survey(
+        pictures=states[_DONE] + states[_TODO],
+        todo=states[_TODO],
+        duplicates=len(range(planner.duplicates)[mine]),
+        bad=sorted(bad, key=_in_order),
+        notes=[(where, note) for number, where, note in tally.notes if dealt[number]],
+    )
+
+
+def _dealt(tally: _Tally, request: Request) -> "bytearray | bytes":
+    """Whether each picture is this shard's: full batches of the whole, dealt out in turn, group by group."""
+    if request.shard is None:
+        return bytes([1]) * len(tally.states)
+    index, count = request.shard
+    sizes = Counter(tally.groups)
+    begins = list(accumulate((-(-sizes[group] // request.batch_size) for group in range(len(sizes))), initial=0))
+    seen = [0] * len(sizes)
+    dealt = bytearray()
+    for group in tally.groups:
+        batch = begins[group] + seen[group] // request.batch_size
+        seen[group] += 1
+        dealt.append(batch % count == index - 1)
+    return dealt
+
+
+def _in_order(said: tuple[str, str]) -> tuple[str, int]:
+    """Sorts what is said by file and line."""
+    file, _, line = said[0].rpartition(":")
+    return file, int(line) if line.isdecimal() else 0
