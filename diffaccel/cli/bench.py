@@ -141,12 +141,16 @@ def _trace(pipe: Any, workload: "Workload", candidate: "Candidate", path: Path) 
 
 def _print(result: "Benchmark") -> None:
     """The table, as text."""
-    width = max(len(row.name) for row in result.rows)
+    from diffaccel.measure.page import share
+
+    width = max(len("different seed"), *(len(row.name) for row in result.rows))
     click.echo(f"{'':{width}}  seconds  speed  ceiling   PSNR   SSIM  top-1")
     for row in result.rows:
-        judged = f"{row.accuracy.top1:6.0%}" if row.accuracy else "     -"
+        judged = f"{share(row.accuracy.top1, len(result.truth)):>6}" if row.accuracy else "     -"
         likeness = "     -      -" if row.kind == "plain" else f"{row.quality.psnr:6.1f}  {row.quality.ssim:5.3f}"
         speed = f"{row.timing.median:7.3f}  {row.speedup:4.2f}x  {row.ceiling:6.2f}x"
         click.echo(f"{row.name:{width}}  {speed} {likeness} {judged}")
+    floor = f"{result.floor.psnr:6.1f}  {result.floor.ssim:5.3f}"
+    click.echo(f"{'different seed':{width}}  {'':23} {floor}      -")
     for name, reason in result.failures.items():
         click.echo(f"left out: {name}: {reason}", err=True)

@@ -55,6 +55,12 @@ def tune(
     )
     if evidence.best_fixed:
         click.echo(f"best fixed setting of no higher cost: {evidence.best_fixed}, {evidence.best_fixed_psnr:.1f} dB")
+    click.echo(f"different seeds (floor): PSNR {tuned.floor.psnr:.1f} dB, SSIM {tuned.floor.ssim:.3f}")
+    if tuned.cheaper:
+        click.echo(
+            f"{budget} is held at a lower cost by a fixed setting: {tuned.cheaper.name}, "
+            f"{tuned.cheaper.score.macs:.1%}, {tuned.cheaper.score.psnr:.1f} dB: use that"
+        )
     if not evidence.met and not best_effort:
         click.echo(f"{budget} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)

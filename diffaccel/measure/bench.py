@@ -18,7 +18,7 @@ from diffaccel.measure.energy import joules
 from diffaccel.measure.memory import peak_memory, watch_cache
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import Timing, interleaved
-from diffaccel.measure.workload import Workload
+from diffaccel.measure.workload import Workload, other_seeds
 from diffaccel.networks import supports
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,14 @@ class Benchmark:
         failures: why each candidate that could not run did not.
         pictures: for each candidate its pictures, (n, 3, height, width) in [0, 1].
         truth: the prompt of each picture.
+        floor: likeness of the plain pipeline's pictures to its own at other seeds, which share the prompts alone.
     """
 
     rows: tuple[BenchRow, ...]
     failures: dict[str, str]
     pictures: dict[str, torch.Tensor]
     truth: tuple[str, ...]
+    floor: Quality
 
 
 @dataclass
@@ -128,8 +130,10 @@ def bench(
         around={name: partial(_attached, trial.candidate, pipe) for name, trial in trials.items()},
     )
     referee = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
+    progress("painting with other seeds")
+    floor = compare(other_seeds(workload).pictures(pipe), trials[names[0]].pictures)
     rows = tuple(_row(trial, trials[names[0]], timings, workload, referee) for trial in trials.values())
-    return Benchmark(rows, failures, {name: t.pictures for name, t in trials.items()}, workload.truth)
+    return Benchmark(rows, failures, {name: t.pictures for name, t in trials.items()}, workload.truth, floor)
 
 
 def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Any]:

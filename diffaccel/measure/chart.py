@@ -36,7 +36,7 @@ def pareto(points: Sequence[Point]) -> str:
     if not shown:
         return ""
     scale = _Scale(shown)
-    leading = front(shown)
+    leading = [point for point in front(points) if point.kind != "plain"]
     line = " ".join(f"{scale.x(p.speedup):.1f},{scale.y(p.psnr):.1f}" for p in leading)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'

@@ -17,9 +17,11 @@ from PIL import Image
 from diffaccel.measure.bench import Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
 from diffaccel.measure.machine import Machine
+from diffaccel.measure.quality import CEILING
 
 AMPLIFICATION = 4  # of differences, so that an eye can see them
 SHOWN = 4  # pictures of each candidate
+MANY = 50  # pictures from which on a share of them is told in percent
 PIXELS = 256  # most per side
 COLUMNS = (
     *("name", "kind", "seconds", "spread", "speedup", "ceiling", "gmacs"),
@@ -60,6 +62,7 @@ def as_json(benchmark: Benchmark, setting: Setting) -> dict[str, Any]:
         "command": setting.command,
         "machine": asdict(setting.machine),
         "settings": setting.settings,
+        "different_seed_floor": asdict(benchmark.floor),
         "front": [point.name for point in front(points(benchmark))],
         "rows": [{**asdict(row), "timing": row.timing.to_dict()} for row in benchmark.rows],
         "failures": benchmark.failures,
@@ -86,6 +89,7 @@ def as_csv(benchmark: Benchmark) -> str:
 def page(benchmark: Benchmark, setting: Setting) -> str:
     """The page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["share"] = share
     environment.filters["megabytes"] = lambda size: "not available" if size is None else f"{size / 1e6:,.1f} MB"
     template = files("diffaccel.measure") / "report.html"
     leading = {point.name for point in front(points(benchmark))}
@@ -104,12 +108,21 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
         truth=benchmark.truth[:SHOWN],
         amplification=AMPLIFICATION,
         verdict=_verdict(benchmark.rows),
+        floor=benchmark.floor,
+        pictures=len(benchmark.truth),
     )
 
 
+def share(fraction: float, count: int) -> str:
+    """A share of pictures: in percent of many, as "2 of 3" of few, which say no more than that."""
+    return f"{fraction:.0%}" if count >= MANY else f"{round(fraction * count)} of {count}"
+
+
 def points(benchmark: Benchmark) -> list[Point]:
-    """The plain pipeline aside, each candidate as a point."""
-    return [Point(row.name, row.kind, row.speedup, row.quality.psnr) for row in benchmark.rows[1:]]
+    """Each candidate as a point; the plain pipeline, which nothing slower beats, is one at 1.0."""
+    plain, *others = benchmark.rows
+    rest = [Point(row.name, row.kind, row.speedup, row.quality.psnr) for row in others]
+    return [Point(plain.name, plain.kind, 1.0, CEILING), *rest]
 
 
 def _verdict(rows: Sequence[BenchRow]) -> str:

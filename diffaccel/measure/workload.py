@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -58,6 +58,11 @@ class Workload:
                 noise = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i, _ in enumerate(prompts)]
                 parts.append(as_tensor(pipe(prompt=prompts, generator=noise, **settings).images))
         return torch.cat(parts)
+
+
+def other_seeds(workload: Workload) -> Workload:
+    """The same prompts and settings with noise that has nothing to do with the workload's."""
+    return replace(workload, seeds=tuple(max(workload.seeds) + 1 + index for index in range(len(workload.seeds))))
 
 
 def _needed(pipe: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, 
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS
 from diffaccel.reuse.forecast import Forecast, Taylor
 from diffaccel.reuse.schedule import Quadratic, Schedule, Uniform, quadratic_steps
-from diffaccel.tune.budget import Score
+from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.probing import score_of
 from diffaccel.tune.space import Space
 
@@ -56,6 +56,22 @@ class FixedSettings:
         if fewer >= 1:
             found.append(self._fewer(fewer, steps))
         return [baseline for baseline in found if baseline.score.macs <= macs + 1e-6]
+
+    def cheapest(self, budget: Budget, below: float) -> Baseline | None:
+        """The cheapest that holds a budget of quality and costs less than a fraction; None where none is known to.
+
+        Fewer steps are tried from the most expensive down, as long as they hold: likeness falls with the steps. Of
+        methods, those that `within` ran count, too.
+        """
+        steps = int(self.workload.settings["num_inference_steps"])
+        holding = [known for known in self._known.values() if budget.holds(known.score) and known.score.macs < below]
+        for fewer in range(min(steps - 1, int(below * steps)), 0, -1):
+            baseline = self._fewer(fewer, steps)
+            if not budget.holds(baseline.score):
+                break
+            if baseline.score.macs < below:
+                holding.append(baseline)
+        return min(holding, key=lambda known: known.score.macs, default=None)
 
     def _run(self, method: Method) -> Baseline:
         """A method."""

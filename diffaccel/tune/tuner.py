@@ -9,8 +9,9 @@ from typing import Any
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import check, whole
+from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import interleaved
-from diffaccel.measure.workload import Workload
+from diffaccel.measure.workload import Workload, other_seeds
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best
@@ -33,11 +34,15 @@ class Tuned:
         recipe: what to do.
         score: of the recipe, held out.
         fixed: the fixed settings, held out.
+        cheaper: the fixed setting that holds a budget of quality at a lower cost than the recipe, if any does.
+        floor: likeness of the held-out pictures to the plain pipeline's at other seeds.
     """
 
     recipe: Recipe
     score: Score
     fixed: tuple[Baseline, ...]
+    cheaper: Baseline | None
+    floor: Quality
 
     @property
     def met(self) -> bool:
@@ -100,6 +105,11 @@ class Tuner:
         """The fixed settings, on the held-out workload."""
         return FixedSettings(self.pipe, self.held_out.workload, self.held_out.plain, self.known.space)
 
+    @cached_property
+    def floor(self) -> Quality:
+        """How far two seeds are apart on the held-out prompts."""
+        return compare(other_seeds(self.split.held_out).pictures(self.pipe), self.held_out.plain)
+
     def tune(self, budget: Budget) -> Tuned:
         """The recipe for a budget, with its evidence; see `Tuned.met` for whether the budget could be met.
 
@@ -136,7 +146,8 @@ class Tuner:
             account=_account(found, found.plan == plan, score, rival),
         )
         recipe = replace(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
-        return Tuned(recipe, score, tuple(fixed))
+        cheaper = self.fixed.cheapest(budget, score.macs) if budget.wants_quality else None
+        return Tuned(recipe, score, tuple(fixed), cheaper, self.floor)
 
     def _chosen(self, budget: Budget, runs: int) -> tuple[Found, CallPlan]:
         """What a search found, and the plan that is the best on the validation prompts among its best and fixed ones.

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from diffaccel.measure.bench import Benchmark, bench
 from diffaccel.measure.candidates import PLAIN, Candidate, calibrated, fewer_steps, ours, peers
 from diffaccel.measure.chart import Point, front, pareto
 from diffaccel.measure.machine import machine
-from diffaccel.measure.page import Setting, write_report
+from diffaccel.measure.page import Setting, points, share, write_report
+from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.trace import write_trace
 from diffaccel.measure.workload import Workload
 
@@ -115,6 +117,24 @@ def test_front_is_what_nothing_beats() -> None:
     assert svg.count("<circle") == 1
     assert "e&lt;" in svg
     assert pareto([Point("plain", "plain", 1.0, 100)]) == ""
+
+
+def test_what_is_slower_than_plain_is_not_on_the_front(result: Benchmark) -> None:
+    slower = replace(result.rows[1], speedup=0.95, quality=Quality(40.0, 40.0, 0.99, 0.99))
+    faster = replace(slower, name="faster", speedup=1.05)
+    made = replace(result, rows=(result.rows[0], slower, faster))
+    assert [point.name for point in front(points(made))] == ["plain", "faster"]
+
+
+def test_another_seed_is_the_floor(result: Benchmark, tiny_pipe: Any) -> None:
+    plain = WORKLOAD.pictures(tiny_pipe)
+    other = Workload(WORKLOAD.prompts, (max(WORKLOAD.seeds) + 1,), WORKLOAD.settings).pictures(tiny_pipe)
+    assert result.floor == compare(other, plain)
+    assert result.floor.psnr < 100
+
+
+def test_shares_of_few_pictures_are_counted() -> None:
+    assert (share(1.0, 2), share(0.5, 4), share(0.94, 248)) == ("2 of 2", "2 of 4", "94%")
 
 
 def test_peers_come_off_again(tiny_pipe: Any) -> None:
