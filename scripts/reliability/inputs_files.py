@@ -129,7 +129,10 @@ def masks(model: str, place: Path, _options: Options) -> str:
     half.save(place / "half.png")
     Image.new("L", (32, 32)).save(place / "none.png")
     common = {"init_image": "a.png"}
-    values = [{"custom_id": "n1", "mask_image": "none.png"}, {"custom_id": "n2", "mask_image": "none.png", "prompt": "a dog"}]
+    values = [
+        {"custom_id": "n1", "mask_image": "none.png"},
+        {"custom_id": "n2", "mask_image": "none.png", "prompt": "a dog"},
+    ]
     values += [{"custom_id": "half", "mask_image": "half.png"}]
     found = done(model, place / "out", rows(place / "p.jsonl", *({**common, **value} for value in values)), "-q")
     assert np.abs(found["n1"] - found["n2"]).max() <= 1

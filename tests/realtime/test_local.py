@@ -138,9 +138,7 @@ def test_a_source_that_does_not_answer_ends_the_run(
     monkeypatch.setattr(local, "GRACE", 0.1)
     monkeypatch.setattr(local, "PATIENCE", 0.3)
     monkeypatch.setattr(local.answered, "__defaults__", (0.3,))
-    monkeypatch.setattr(
-        sources, "open_source", lambda _: threading.Event().wait(5) if where == "opening" else Silent()
-    )
+    monkeypatch.setattr(sources, "open_source", lambda _: threading.Event().wait(5) if where == "opening" else Silent())
     begin = time.monotonic()
     with pytest.raises(MediaError, match=r"camera does not answer after|no frame came for"):
         run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))

@@ -75,7 +75,14 @@ def test_stock_pictures_follow_the_lines(pipe: Any) -> None:
 
 def test_streams_follow_the_lines_of_their_frames(pipe: Any) -> None:
     engine = StreamEngine(
-        pipe, prompt="orange circle", strength=1.0, num_steps=4, height=128, width=128, control="edges", output_type="pt"
+        pipe,
+        prompt="orange circle",
+        strength=1.0,
+        num_steps=4,
+        height=128,
+        width=128,
+        control="edges",
+        output_type="pt",
     )
     outputs = engine.push(disc()) + engine.flush()
     assert agreement(torch.stack([output.image for output in outputs])) >= 0.75
