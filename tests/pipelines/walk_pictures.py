@@ -92,15 +92,7 @@ def sana_inputs(d: Draw, **more: Any) -> dict[str, Any]:
 
 def sprint_inputs(d: Draw, **more: Any) -> dict[str, Any]:
     prompts = d.prompts("prompt_embeds", mask="prompt_attention_mask")
-    return {
-        **prompts,
-        "height": 32,
-        "width": 32,
-        "use_resolution_binning": False,
-        "intermediate_timesteps": None,
-        **LATENT,
-        **more,
-    }
+    return {**prompts, "height": 32, "width": 32, "use_resolution_binning": False, "intermediate_timesteps": None, **LATENT, **more}
 
 
 def pixart(name: str, **parts: Any) -> Any:
@@ -183,25 +175,12 @@ def dit() -> Any:
 
 STOPS = [
     Stop("DiTPipeline", dit, lambda d: {"class_labels": [3], "output_type": "np"}, "B", slow=False),
-    Stop(
-        "PixArtAlphaPipeline",
-        lambda: pixart("PixArtAlphaPipeline"),
-        lambda d: attended(d, use_resolution_binning=False),
-        "b",
-        slow=False,
-    ),  # fmt: skip
-    Stop(
-        "PixArtSigmaPipeline",
-        lambda: pixart("PixArtSigmaPipeline"),
-        lambda d: attended(d, use_resolution_binning=False),
-        "b",
-    ),  # fmt: skip
-    Stop(
-        "PixArtSigmaPAGPipeline",
-        lambda: pixart("PixArtSigmaPAGPipeline", pag_applied_layers=["blocks.1"]),
-        lambda d: attended(d, use_resolution_binning=False),
-        "x",
-    ),  # fmt: skip
+    Stop("PixArtAlphaPipeline", lambda: pixart("PixArtAlphaPipeline"),
+         lambda d: attended(d, use_resolution_binning=False), "b", slow=False),  # fmt: skip
+    Stop("PixArtSigmaPipeline", lambda: pixart("PixArtSigmaPipeline"),
+         lambda d: attended(d, use_resolution_binning=False), "b"),  # fmt: skip
+    Stop("PixArtSigmaPAGPipeline", lambda: pixart("PixArtSigmaPAGPipeline", pag_applied_layers=["blocks.1"]),
+         lambda d: attended(d, use_resolution_binning=False), "x"),  # fmt: skip
     Stop("SanaPipeline", lambda: sana("SanaPipeline"), sana_inputs, "b"),
     Stop("SanaPAGPipeline", lambda: sana("SanaPAGPipeline"), sana_inputs, "x"),
     Stop("SanaSprintPipeline", lambda: sana("SanaSprintPipeline", guidance_embeds=True), sprint_inputs),
@@ -213,121 +192,50 @@ STOPS = [
         ("b", "x"),
         calls=skipping,
     ),
-    Stop(
-        "StableDiffusion3Img2ImgPipeline",
-        lambda: sd3("StableDiffusion3Img2ImgPipeline"),
-        lambda d: {**sd3_inputs(d), "image": d.normal(1, 4, 8, 8), **HALF},
-        "b",
-        4,
-    ),  # fmt: skip
-    Stop(
-        "StableDiffusion3InpaintPipeline",
-        lambda: sd3("StableDiffusion3InpaintPipeline", 16, vae=kl(16, shift_factor=0.0)),
-        lambda d: sd3_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
-        "b",
-        4,
-    ),  # fmt: skip
-    Stop(
-        "StableDiffusion3PAGPipeline",
-        lambda: sd3("StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
-        sd3_inputs,
-        "x",
-    ),  # fmt: skip
+    Stop("StableDiffusion3Img2ImgPipeline", lambda: sd3("StableDiffusion3Img2ImgPipeline"),
+         lambda d: {**sd3_inputs(d), "image": d.normal(1, 4, 8, 8), **HALF}, "b", 4),  # fmt: skip
+    Stop("StableDiffusion3InpaintPipeline", lambda: sd3("StableDiffusion3InpaintPipeline", 16, vae=kl(16, shift_factor=0.0)),
+         lambda d: sd3_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), "b", 4),  # fmt: skip
+    Stop("StableDiffusion3PAGPipeline", lambda: sd3("StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
+         sd3_inputs, "x"),  # fmt: skip
     Stop("FluxPipeline", lambda: flux("FluxPipeline"), flux_inputs, slow=False),
     Stop("FluxPipeline, true guidance", lambda: flux("FluxPipeline"), lambda d: flux_inputs(d, True), "pn"),
-    Stop(
-        "FluxImg2ImgPipeline",
-        lambda: flux("FluxImg2ImgPipeline"),
-        lambda d: flux_inputs(d, **picture(d, **HALF)),
-        steps=4,
-    ),  # fmt: skip
-    Stop(
-        "FluxInpaintPipeline",
-        lambda: flux("FluxInpaintPipeline"),
-        lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
-        steps=4,
-    ),  # fmt: skip
-    Stop(
-        "FluxKontextPipeline, true guidance",
-        lambda: flux("FluxKontextPipeline"),
-        lambda d: flux_inputs(d, True, image=d.picture(1, 3, 64, 64), max_area=64 * 64, _auto_resize=False),
-        "pn",
-        slow=False,
-    ),  # fmt: skip
-    Stop(
-        "FluxFillPipeline",
-        lambda: flux("FluxFillPipeline", in_channels=16 + 16 + 256, out_channels=16),
-        lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), strength=1.0)),
-    ),  # fmt: skip
-    Stop(
-        "FluxControlPipeline",
-        lambda: flux("FluxControlPipeline", in_channels=32),
-        lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64)),
-    ),  # fmt: skip
-    Stop(
-        "FluxControlNetPipeline",
-        lambda: flux("FluxControlNetPipeline"),
-        lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64)),
-    ),  # fmt: skip
+    Stop("FluxImg2ImgPipeline", lambda: flux("FluxImg2ImgPipeline"),
+         lambda d: flux_inputs(d, **picture(d, **HALF)), steps=4),  # fmt: skip
+    Stop("FluxInpaintPipeline", lambda: flux("FluxInpaintPipeline"),
+         lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), steps=4),  # fmt: skip
+    Stop("FluxKontextPipeline, true guidance", lambda: flux("FluxKontextPipeline"),
+         lambda d: flux_inputs(d, True, image=d.picture(1, 3, 64, 64), max_area=64 * 64, _auto_resize=False), "pn",
+         slow=False),  # fmt: skip
+    Stop("FluxFillPipeline", lambda: flux("FluxFillPipeline", in_channels=16 + 16 + 256, out_channels=16),
+         lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), strength=1.0))),  # fmt: skip
+    Stop("FluxControlPipeline", lambda: flux("FluxControlPipeline", in_channels=32),
+         lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64))),  # fmt: skip
+    Stop("FluxControlNetPipeline", lambda: flux("FluxControlNetPipeline"),
+         lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64))),  # fmt: skip
     Stop("Flux2Pipeline", lambda: flux2("Flux2Pipeline"), lambda d: {**d.prompts("prompt_embeds"), **SIZE}),
     Stop("Flux2KleinPipeline", lambda: flux2("Flux2KleinPipeline"), lambda d: {**d.prompts(), **SIZE}, "pn"),
     Stop("ChromaPipeline", lambda: image("ChromaPipeline", "ChromaTransformer2DModel", FLUX), chroma, "pn"),
-    Stop(
-        "ChromaImg2ImgPipeline",
-        lambda: image("ChromaImg2ImgPipeline", "ChromaTransformer2DModel", FLUX, vae=kl(shift_factor=0.0)),
-        lambda d: chroma(d, **picture(d, **HALF)),
-        "pn",
-        4,
-    ),  # fmt: skip
+    Stop("ChromaImg2ImgPipeline", lambda: image("ChromaImg2ImgPipeline", "ChromaTransformer2DModel", FLUX, vae=kl(shift_factor=0.0)),
+         lambda d: chroma(d, **picture(d, **HALF)), "pn", 4),  # fmt: skip
     Stop("QwenImagePipeline", lambda: qwen("QwenImagePipeline"), qwen_inputs, "pn"),
-    Stop(
-        "QwenImageImg2ImgPipeline",
-        lambda: qwen("QwenImageImg2ImgPipeline"),
-        lambda d: qwen_inputs(d, **picture(d, **HALF)),
-        "pn",
-        4,
-    ),  # fmt: skip
-    Stop(
-        "QwenImageInpaintPipeline",
-        lambda: qwen("QwenImageInpaintPipeline"),
-        lambda d: qwen_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
-        "pn",
-        4,
-    ),  # fmt: skip
+    Stop("QwenImageImg2ImgPipeline", lambda: qwen("QwenImageImg2ImgPipeline"),
+         lambda d: qwen_inputs(d, **picture(d, **HALF)), "pn", 4),  # fmt: skip
+    Stop("QwenImageInpaintPipeline", lambda: qwen("QwenImageInpaintPipeline"),
+         lambda d: qwen_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), "pn", 4),  # fmt: skip
     Stop("AuraFlowPipeline", lambda: image("AuraFlowPipeline", "AuraFlowTransformer2DModel"), attended, "b"),
-    Stop(
-        "CogView3PlusPipeline",
-        lambda: image(
-            "CogView3PlusPipeline", "CogView3PlusTransformer2DModel", scheduler=diffusers.CogVideoXDDIMScheduler()
-        ),
-        lambda d: {**d.prompts(), **SIZE},
-        "b",
-    ),  # fmt: skip
-    Stop(
-        "CogView4Pipeline",
-        lambda: image("CogView4Pipeline", "CogView4Transformer2DModel"),
-        lambda d: {**d.prompts(), **SIZE},
-        "pn",
-    ),  # fmt: skip
+    Stop("CogView3PlusPipeline", lambda: image("CogView3PlusPipeline", "CogView3PlusTransformer2DModel", scheduler=diffusers.CogVideoXDDIMScheduler()),
+         lambda d: {**d.prompts(), **SIZE}, "b"),  # fmt: skip
+    Stop("CogView4Pipeline", lambda: image("CogView4Pipeline", "CogView4Transformer2DModel"),
+         lambda d: {**d.prompts(), **SIZE}, "pn"),  # fmt: skip
     Stop("HunyuanDiTPipeline", lambda: hunyuan("HunyuanDiTPipeline"), hunyuan_inputs, "b"),
-    Stop(
-        "HunyuanDiTPAGPipeline",
-        lambda: hunyuan("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]),
-        hunyuan_inputs,
-        "x",
-    ),  # fmt: skip
-    Stop(
-        "LuminaPipeline", lambda: image("LuminaPipeline", "LuminaNextDiT2DModel", {"learn_sigma": True}), attended, "B"
-    ),
+    Stop("HunyuanDiTPAGPipeline", lambda: hunyuan("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]),
+         hunyuan_inputs, "x"),  # fmt: skip
+    Stop("LuminaPipeline", lambda: image("LuminaPipeline", "LuminaNextDiT2DModel", {"learn_sigma": True}), attended, "B"),
     Stop("Lumina2Pipeline", lambda: image("Lumina2Pipeline", "Lumina2Transformer2DModel"), attended, "pn", slow=False),
     Stop("ZImagePipeline", lambda: zimage("ZImagePipeline"), listed, "B"),
-    Stop(
-        "ZImageImg2ImgPipeline",
-        lambda: zimage("ZImageImg2ImgPipeline"),
-        lambda d: listed(d, **picture(d, **HALF)),
-        "B",
-        4,
-    ),  # fmt: skip
+    Stop("ZImageImg2ImgPipeline", lambda: zimage("ZImageImg2ImgPipeline"),
+         lambda d: listed(d, **picture(d, **HALF)), "B", 4),  # fmt: skip
     Stop("PRXPipeline", prx, lambda d: masked(d, mask="prompt_attention_mask", use_resolution_binning=False), "b"),
     Stop("OvisImagePipeline", ovis, lambda d: {**d.prompts(), **SIZE, "negative_prompt": None}, "pn"),
     Stop("BriaPipeline", bria, lambda d: {**d.prompts(), **SIZE}, "b"),

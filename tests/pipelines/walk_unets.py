@@ -196,12 +196,8 @@ STOPS = [
         lambda d: sd_inputs(d, image=control(d)),
         "x",
     ),
-    Stop(
-        "StableDiffusionLDM3DPipeline",
-        lambda: sd("StableDiffusionLDM3DPipeline", vae=kl(in_channels=6, out_channels=6)),
-        lambda d: sd_inputs(d, output_type="np"),
-        "b",
-    ),
+    Stop("StableDiffusionLDM3DPipeline", lambda: sd("StableDiffusionLDM3DPipeline", vae=kl(in_channels=6, out_channels=6)),
+         lambda d: sd_inputs(d, output_type="np"), "b"),
     Stop(
         "StableDiffusionInstructPix2PixPipeline",
         lambda: sd("StableDiffusionInstructPix2PixPipeline", unet=sd_unet(**SMALL, in_channels=8)),
@@ -254,13 +250,8 @@ STOPS = [
     Stop(
         "LatentConsistencyModelImg2ImgPipeline",
         lambda: lcm("LatentConsistencyModelImg2ImgPipeline"),
-        lambda d: {
-            **d.prompts("prompt_embeds"),
-            "output_type": "latent",
-            "image": d.normal(1, 4, 8, 8),
-            "strength": 0.9,
-            "original_inference_steps": 100,
-        },
+        lambda d: {**d.prompts("prompt_embeds"), "output_type": "latent", "image": d.normal(1, 4, 8, 8),
+                   "strength": 0.9, "original_inference_steps": 100},
         steps=5,
     ),  # fmt: skip
     Stop("AnimateDiffPipeline", lambda: animated("AnimateDiffPipeline"), video_inputs, "b", slow=False),
@@ -271,51 +262,23 @@ STOPS = [
         "b",
         4,
     ),
-    Stop(
-        "AnimateDiffPAGPipeline",
-        lambda: animated("AnimateDiffPAGPipeline", pag_applied_layers=["mid", r"down_blocks\.0"]),
-        video_inputs,
-        "x",
-    ),
+    Stop("AnimateDiffPAGPipeline", lambda: animated("AnimateDiffPAGPipeline", pag_applied_layers=["mid", r"down_blocks\.0"]), video_inputs, "x"),
     Stop(
         "StableVideoDiffusionPipeline",
         svd,
         lambda d: {**SIZE, "image": PIL.Image.new("RGB", (64, 64), "red"), "num_frames": 2},
         "b",
     ),
-    Stop(
-        "TextToVideoSDPipeline",
-        lambda: made("TextToVideoSDPipeline", unet=unet3d(), scheduler=ddim(), vae=kl()),
-        video_inputs,
-        "b",
-    ),  # fmt: skip
-    Stop(
-        "DDPMPipeline",
-        lambda: made("DDPMPipeline", unet=ddpm_unet(), scheduler=diffusers.DDPMScheduler()),
-        lambda d: {"output_type": "np"},
-    ),  # fmt: skip
-    Stop(
-        "DDIMPipeline",
-        lambda: made("DDIMPipeline", unet=ddpm_unet(), scheduler=ddim()),
-        lambda d: {"output_type": "np"},
-    ),
-    Stop(
-        "LDMPipeline",
-        lambda: made("LDMPipeline", unet=ddpm_unet(), scheduler=ddim(), vqvae=kl()),
-        lambda d: {"output_type": "np"},
-    ),  # fmt: skip
-    Stop(
-        "IFPipeline",
-        lambda: deepfloyd("IFPipeline"),
-        lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt"},
-        "b",
-    ),
-    Stop(
-        "IFSuperResolutionPipeline",
-        lambda: deepfloyd("IFSuperResolutionPipeline", 6),
-        lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt", "image": d.picture(1, 3, 4, 4).float()},
-        "b",
-    ),
+    Stop("TextToVideoSDPipeline", lambda: made("TextToVideoSDPipeline", unet=unet3d(), scheduler=ddim(), vae=kl()),
+         video_inputs, "b"),  # fmt: skip
+    Stop("DDPMPipeline", lambda: made("DDPMPipeline", unet=ddpm_unet(), scheduler=diffusers.DDPMScheduler()),
+         lambda d: {"output_type": "np"}),  # fmt: skip
+    Stop("DDIMPipeline", lambda: made("DDIMPipeline", unet=ddpm_unet(), scheduler=ddim()), lambda d: {"output_type": "np"}),
+    Stop("LDMPipeline", lambda: made("LDMPipeline", unet=ddpm_unet(), scheduler=ddim(), vqvae=kl()),
+         lambda d: {"output_type": "np"}),  # fmt: skip
+    Stop("IFPipeline", lambda: deepfloyd("IFPipeline"), lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt"}, "b"),
+    Stop("IFSuperResolutionPipeline", lambda: deepfloyd("IFSuperResolutionPipeline", 6),
+         lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt", "image": d.picture(1, 3, 4, 4).float()}, "b"),
     Stop("KandinskyV22Pipeline", lambda: kandinsky("KandinskyV22Pipeline"), embedded, "b"),
     Stop(
         "KandinskyV22Img2ImgPipeline",

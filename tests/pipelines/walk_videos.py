@@ -65,12 +65,7 @@ def hunyuan() -> Any:
     vae = seeded(lambda: diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2,
     ))  # fmt: skip
-    return made(
-        "HunyuanVideoPipeline",
-        transformer=transformer("HunyuanVideoTransformer3DModel", guidance_embeds=True),
-        vae=vae,
-        scheduler=flow(),
-    )
+    return made("HunyuanVideoPipeline", transformer=transformer("HunyuanVideoTransformer3DModel", guidance_embeds=True), vae=vae, scheduler=flow())
 
 
 def hunyuan_inputs(d: Draw, **more: Any) -> dict[str, Any]:
@@ -83,21 +78,14 @@ def hunyuan_inputs(d: Draw, **more: Any) -> dict[str, Any]:
 
 
 def latte() -> Any:
-    return made(
-        "LattePipeline", transformer=transformer("LatteTransformer3DModel", out_channels=8), vae=kl(), scheduler=ddim()
-    )
+    return made("LattePipeline", transformer=transformer("LatteTransformer3DModel", out_channels=8), vae=kl(), scheduler=ddim())
 
 
 def allegro() -> Any:
     vae = seeded(lambda: diffusers.AutoencoderKLAllegro(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
     ))  # fmt: skip
-    return made(
-        "AllegroPipeline",
-        transformer=transformer("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
-        vae=vae,
-        scheduler=diffusers.EulerAncestralDiscreteScheduler(),
-    )
+    return made("AllegroPipeline", transformer=transformer("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24), vae=vae, scheduler=diffusers.EulerAncestralDiscreteScheduler())
 
 
 def mochi() -> Any:
@@ -105,12 +93,7 @@ def mochi() -> Any:
         encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4, latent_channels=4,
         layers_per_block=(1, 1, 1, 1, 1), latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4,
     ))  # fmt: skip
-    return made(
-        "MochiPipeline",
-        transformer=transformer("MochiTransformer3DModel", max_sequence_length=6),
-        vae=vae,
-        scheduler=flow(invert_sigmas=True),
-    )
+    return made("MochiPipeline", transformer=transformer("MochiTransformer3DModel", max_sequence_length=6), vae=vae, scheduler=flow(invert_sigmas=True))
 
 
 def vace() -> Any:
@@ -123,63 +106,27 @@ def vace() -> Any:
 
 STOPS = [
     Stop("CogVideoXPipeline", lambda: cog("CogVideoXPipeline"), guided, "b", slow=False),
-    Stop(
-        "CogVideoXVideoToVideoPipeline",
-        lambda: cog("CogVideoXVideoToVideoPipeline"),
-        lambda d: {
-            **d.prompts(),
-            **SIZE,
-            "video": [d.picture(3, 32, 32).float()] * 5,
-            "num_inference_steps": 8,
-            "strength": 0.5,
-        },
-        "b",
-        4,
-    ),  # fmt: skip
-    Stop(
-        "CogVideoXImageToVideoPipeline",
-        lambda: cog("CogVideoXImageToVideoPipeline", in_channels=8),
-        lambda d: guided(d, image=d.picture(1, 3, 32, 32).float()),
-        "b",
-    ),  # fmt: skip
+    Stop("CogVideoXVideoToVideoPipeline", lambda: cog("CogVideoXVideoToVideoPipeline"),
+         lambda d: {**d.prompts(), **SIZE, "video": [d.picture(3, 32, 32).float()] * 5, "num_inference_steps": 8,
+                    "strength": 0.5}, "b", 4),  # fmt: skip
+    Stop("CogVideoXImageToVideoPipeline", lambda: cog("CogVideoXImageToVideoPipeline", in_channels=8),
+         lambda d: guided(d, image=d.picture(1, 3, 32, 32).float()), "b"),  # fmt: skip
     Stop("HunyuanVideoPipeline", hunyuan, hunyuan_inputs),
     Stop("HunyuanVideoPipeline, true guidance", hunyuan, lambda d: hunyuan_inputs(d, true_cfg_scale=3.0), "pn"),
     Stop("LTXPipeline", lambda: ltx("LTXPipeline"), masked, "b"),
-    Stop(
-        "LTXImageToVideoPipeline",
-        lambda: ltx("LTXImageToVideoPipeline"),
-        lambda d: masked(d, image=d.picture(1, 3, 32, 32).float()),
-        "b",
-    ),  # fmt: skip
+    Stop("LTXImageToVideoPipeline", lambda: ltx("LTXImageToVideoPipeline"),
+         lambda d: masked(d, image=d.picture(1, 3, 32, 32).float()), "b"),  # fmt: skip
     Stop("LTXConditionPipeline", lambda: ltx("LTXConditionPipeline"), masked, "b"),
     Stop("LattePipeline", latte, lambda d: {**d.prompts(), **SIZE, "video_length": 2, "negative_prompt": None}, "b"),
     Stop("AllegroPipeline", allegro, lambda d: masked(d, num_frames=8, negative_prompt=None), "b"),
     Stop("MochiPipeline", mochi, lambda d: masked(d, num_frames=7), "b"),
     Stop("WanPipeline", lambda: wan("WanPipeline"), guided, "pn", slow=False),
-    Stop(
-        "WanPipeline, 2.2",
-        lambda: wan("WanPipeline", transformer_2=second(), boundary_ratio=0.7),
-        guided,
-        "pn",
-        networks=("transformer", "transformer_2"),
-        before={"transformer_2": 2},
-        slow=False,
-        steps=6,
-    ),  # fmt: skip
+    Stop("WanPipeline, 2.2", lambda: wan("WanPipeline", transformer_2=second(), boundary_ratio=0.7), guided, "pn",
+         networks=("transformer", "transformer_2"), before={"transformer_2": 2}, slow=False, steps=6),  # fmt: skip
     Stop("WanPipeline, expanded timesteps", lambda: wan("WanPipeline", expand_timesteps=True), guided, "pn"),
-    Stop(
-        "WanVideoToVideoPipeline",
-        lambda: wan("WanVideoToVideoPipeline"),
-        lambda d: {
-            **d.prompts(),
-            **SIZE,
-            "video": [d.picture(3, 32, 32).float()] * 5,
-            "num_inference_steps": 8,
-            "strength": 0.5,
-        },
-        "pn",
-        4,
-    ),  # fmt: skip
+    Stop("WanVideoToVideoPipeline", lambda: wan("WanVideoToVideoPipeline"),
+         lambda d: {**d.prompts(), **SIZE, "video": [d.picture(3, 32, 32).float()] * 5, "num_inference_steps": 8,
+                    "strength": 0.5}, "pn", 4),  # fmt: skip
     Stop("WanVACEPipeline", vace, guided, "pn"),
     Stop("SkyReelsV2Pipeline", lambda: skyreels("SkyReelsV2Pipeline"), guided, "pn"),
 ]
