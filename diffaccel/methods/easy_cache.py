@@ -7,7 +7,7 @@ import torch
 
 from diffaccel.config.checks import number, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout
+from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
@@ -81,6 +81,8 @@ class _Skips(Wrapper):
         """One network call, of some rows or none."""
         known: dict[Lane, _Row] = memory.notes.setdefault(self, {})
         lanes, x = call.lanes["run"], call.inputs.sample
+        if not isinstance(x, torch.Tensor):
+            raise UnsupportedModelError(f"EasyCache needs a network that takes one tensor, not a {type(x).__name__}")
         rows = [known.get(lane) for lane in lanes]
         skips = self._decide(call, x, rows)
         due = [row for row, skip in enumerate(skips) if not skip]
@@ -88,6 +90,7 @@ class _Skips(Wrapper):
         outputs = []
         if due:
             output = network(call.select(due))
+            _require_alike(x, prediction(output))
             self._remember(known, [lanes[row] for row in due], x[due], prediction(output))
             memory.notes[self, "form"] = output
             outputs.append((output, due))
@@ -129,6 +132,15 @@ class _Skips(Wrapper):
         moved = row.v.clone()
         moved[:, :channels] += x[:, :channels] - row.x[:, :channels]
         return moved
+
+
+def _require_alike(x: torch.Tensor, v: torch.Tensor) -> None:
+    """Refuse networks whose output cannot be moved with their input."""
+    if v.shape[2:] != x.shape[2:]:
+        raise UnsupportedModelError(
+            f"EasyCache moves the output with the input, and this network makes {tuple(v.shape)} of {tuple(x.shape)}: "
+            "use a method that works within it, such as BlockCache"
+        )
 
 
 def _mean(value: torch.Tensor) -> torch.Tensor:
