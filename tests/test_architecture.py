@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import diffaccel
+from diffaccel import methods
 
 ROOT = Path(diffaccel.__file__).parent
 # The rooms of the house, floor by floor, from the top down. A module may import its own floor and those below.
@@ -105,8 +108,12 @@ def test_only_the_command_line_prints_and_nothing_exits() -> None:
 
 def test_public_names_are_sorted_and_real() -> None:
     assert diffaccel.__all__ == sorted(diffaccel.__all__)
-    assert set(diffaccel.__all__) == {*diffaccel._HOME, "__version__"}
+    assert set(diffaccel.__all__) == {*diffaccel._HOME, *methods.__all__, "__version__"}
     assert set(diffaccel.__all__) <= set(dir(diffaccel))
+    assert all(getattr(diffaccel, name) is getattr(methods, name) for name in methods.__all__)
+    starred: dict[str, object] = {}
+    exec("from diffaccel import *", starred)
+    assert set(diffaccel.__all__) <= set(starred)
     for name, home in diffaccel._HOME.items():
         assert getattr(diffaccel, name) is getattr(import_module(home, "diffaccel"), name)
 
@@ -120,12 +127,68 @@ def test_type_checkers_see_every_public_name() -> None:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    assert seen == diffaccel._HOME
+    assert seen == {**diffaccel._HOME, "*": ".methods"}
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         diffaccel.nothing  # noqa: B018
+
+
+NEW_METHOD = '''
+"""A method that somebody adds: replay the middle block of a UNet."""
+
+from dataclasses import dataclass
+
+from diffaccel.methods.base import Method
+from diffaccel.networks.layout import Layout
+from diffaccel.reuse.branch import Branch
+from diffaccel.reuse.schedule import Uniform
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
+
+
+@dataclass(frozen=True)
+class NewMethod(Method):
+    """Replay the middle block.
+
+    Args:
+        interval: calls from one that computes to the next.
+    """
+
+    interval: int = 2
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part."""
+        return [Part(Replay(Branch(("mid_block",))), Uniform(self.interval))]
+'''
+USE = """
+import diffaccel, torch
+from diffusers import UNet2DModel
+assert diffaccel.__file__.startswith({folder!r})
+unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, norm_num_groups=4,
+    up_block_types=("UpBlock2D",) * 2, layers_per_block=1).eval()
+method = diffaccel.methods.parse("newmethod:interval=3")
+assert method == diffaccel.NewMethod(3) and "NewMethod" in diffaccel.__all__
+with torch.no_grad(), diffaccel.accelerate(unet, diffaccel.NewMethod()) as handle:
+    for t in (900, 500, 100):
+        unet(torch.ones(1, 1, 8, 8), t)
+    assert (handle.report().computed, handle.report().replayed) == (2, 1)
+"""
+
+
+def test_a_new_method_is_its_file_and_one_line_in_one_list(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "diffaccel", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    room = tmp_path / "diffaccel" / "methods"
+    (room / "new_method.py").write_text(NEW_METHOD)
+    listed = (room / "__init__.py").read_text()
+    line, name = "from diffaccel.methods.profile import Profile\n", '    "Profile",\n'
+    assert line in listed
+    assert name in listed
+    listed = listed.replace(line, "from diffaccel.methods.new_method import NewMethod\n" + line)
+    (room / "__init__.py").write_text(listed.replace(name, '    "NewMethod",\n' + name))
+    code = USE.format(folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
 def test_import_is_light() -> None:

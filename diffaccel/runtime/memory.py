@@ -135,15 +135,19 @@ class Memory:
             return call.forced[index]
         if call.forced is not None and self._parts[index].lifetime == "run":
             return call.forced
-        step = record.calls if call.step is None else call.step
+        step, total = call.place(0)
         change = partial(relative_change, call.inputs.sample, record.reference)
-        return schedule.should_compute(CallInfo(step, call.total, change, age))
+        return schedule.should_compute(CallInfo(record.calls if step is None else step, total, change, age))
 
-    def step_of(self, index: int, call: Call) -> int:
-        """Index of a call for a part: that of the run, or the count of its first group."""
-        if call.step is not None:
-            return call.step
-        record = self.parts[index].records.get(call.lanes["run"][0].group)
+    def steps_of(self, index: int, call: Call) -> list[int]:
+        """Index of a call for a part, for each row: that of its run, or the count of its group."""
+        return [self._step_of(index, call, row) for row in range(call.count)]
+
+    def _step_of(self, index: int, call: Call, row: int) -> int:
+        step, _ = call.place(row)
+        if step is not None:
+            return step
+        record = self.parts[index].records.get(call.lanes["run"][row].group)
         return 0 if record is None else record.calls
 
     def row_rule(self, index: int, call: Call) -> Callable[[list[float]], list[bool]] | None:
