@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +16,12 @@ import pytest
 
 import diffaccel
 from diffaccel import methods
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import Schedule
+from diffaccel.runtime.act import Act, PartState, Place
 
 ROOT = Path(diffaccel.__file__).parent
+PIPELINES = ROOT.parent / "pipelines"
 # The rooms of the house, floor by floor, from the top down. A module may import its own floor and those below.
 FLOORS = (
     {"__main__", "cli"},
@@ -88,6 +93,53 @@ def test_imports_do_not_go_round() -> None:
     for package in [name for name, path in files.items() if path.name == "__init__.py"]:
         graph[package] -= {name for name in graph[package] if package in graph[name]}
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def names_defined(path: Path) -> Iterator[str]:
+    """Classes of a file, and its type aliases: capitalised names that are assigned at its top and are no constants."""
+    tree = ast.parse(path.read_text())
+    yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            yield from [name] if name[0].isupper() and not name.isupper() else []
+
+
+def test_no_name_means_two_things() -> None:
+    found = Counter(name for path in [*ROOT.rglob("*.py"), *PIPELINES.glob("*.py")] for name in names_defined(path))
+    assert found["Handle"] == found["RunNetwork"] == 1  # a class, and an alias
+    assert [name for name, times in found.items() if times > 1] == []
+
+
+def test_kinds_are_asked_for_only_where_they_are_defined() -> None:
+    """What an act, a schedule, a state, a place or a forecast does is up to itself: nobody asks which one it is."""
+    kinds = [kind for base in (Act, Schedule, PartState, Place, Forecast) for kind in [base, *subclasses(base)]]
+    assert len(kinds) >= 25
+    homes = {kind.__name__: kind.__module__ for kind in kinds}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)} & set(homes)
+                assert all(homes[kind] == name for kind in asked), f"{name} asks for {asked}"
+
+
+def subclasses(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("diffaccel."):
+            yield from (kind, *subclasses(kind))
+
+
+def test_no_chain_of_rooms_is_longer_than_ten() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        targets = {found.split(".")[1] for found in imports(ast.parse(path.read_text()), at_load=False)} - {
+            "__version__"
+        }
+        graph.setdefault(name.split(".")[1], set()).update(targets - {name.split(".")[1]})
+    height: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(graph).static_order():
+        height[room] = 1 + max((height[below] for below in graph.get(room, ())), default=0)
+    assert max(height.values()) <= 10
 
 
 def test_no_relative_imports() -> None:
@@ -188,7 +240,9 @@ def test_a_new_method_is_its_file_and_one_line_in_one_list(tmp_path: Path) -> No
     listed = listed.replace(line, "from diffaccel.methods.new_method import NewMethod\n" + line)
     (room / "__init__.py").write_text(listed.replace(name, '    "NewMethod",\n' + name))
     code = USE.format(folder=str(tmp_path))
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
 
 
 def test_import_is_light() -> None:

@@ -21,7 +21,7 @@ PROMPTS_KEPT = 4
 
 
 @dataclass
-class Record:
+class GroupRecord:
     """What a part remembers of a group of lanes: its calls so far, and the sample of the last computed one."""
 
     calls: int = 0
@@ -40,7 +40,7 @@ class PartMemory:
 
     lanes: LaneMemory = field(default_factory=LaneMemory)
     ages: dict[Lane, int] = field(default_factory=dict)
-    records: dict[Hashable, Record] = field(default_factory=dict)
+    records: dict[Hashable, GroupRecord] = field(default_factory=dict)
 
     def aged(self, lanes: Lanes, *, computed: bool) -> None:
         """Count a call."""
@@ -116,7 +116,7 @@ class Memory:
         part, memory = self._parts[index], self.parts[index]
         lanes = call.lanes[part.lifetime]
         filled = memory.lanes.has(lanes) and (part.lifetime != "run" or self._is_even(index, lanes))
-        record = memory.records.setdefault(group, Record())
+        record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if filled else 0
         computes = not filled or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         if computes and part.schedule.measures:
@@ -128,7 +128,7 @@ class Memory:
         steps = self.parts[index].lanes.steps
         return self._parts[index].schedule.decides_rows or len({steps[lane] for lane in lanes}) == 1
 
-    def _wants(self, index: int, call: Call, record: Record, age: int) -> bool:
+    def _wants(self, index: int, call: Call, record: GroupRecord, age: int) -> bool:
         """What the schedule says, or who forces it."""
         schedule = self._parts[index].schedule
         if isinstance(call.forced, tuple):

@@ -1,8 +1,9 @@
 """Runs: where one starts, which sampling step a call belongs to, and how many there are. Facts, never guesses.
 
 They come from whoever makes the call: the scheduler of the pipeline on the stack says when timesteps were set and when
-a step ended. Where no pipeline and no scheduler has a say, as for a bare network, the timesteps themselves tell: another
-one is another step, one that goes back, or that lies in another table, starts a run. Each thread has runs of its own.
+a step ended. Where no pipeline and no scheduler has a say, as for a bare network, the timesteps themselves tell:
+another one is another step, one that goes back, or that lies in another table, starts a run. Each thread has runs of
+its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a network call's timestep lies to the one before it, told without waiting for the device where that is possible."""
+"""How a network call's timestep lies to the one before it, told without waiting for the device where possible."""
 
 from __future__ import annotations
 

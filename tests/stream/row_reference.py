@@ -69,6 +69,7 @@ class RowByRow:
                 module.register_forward_hook(make(name, place, len(names)), with_kwargs=True)
         engine._denoiser.predict = self.predict
 
+    @torch.no_grad()
     def predict(self, tick: Any) -> torch.Tensor:
         """As `Denoiser.predict`, row after row."""
         rows = [(slot, negative, k) for slot, negative in tick.groups for k in range(tick.frames)]
@@ -95,7 +96,9 @@ class RowByRow:
         columns = zip(*(values for _, values in self._history(name)), strict=True)
         counts = [count for count, _ in self._history(name)]
         return [
-            None if column[-1] is None else extrapolate(list(zip(counts, column, strict=True)), self.rule.order, self.count)
+            None
+            if column[-1] is None
+            else extrapolate(list(zip(counts, column, strict=True)), self.rule.order, self.count)
             for column in columns
         ]
 

@@ -1,7 +1,7 @@
 """What every method must do in a stream: the table of `tests/methods/test_every_method.py` on the other customer.
 
 (a) reusing nothing is the plain stream; (b) reuse equals a reference without our hooks, by stage and by frame, in the
-stream batch and one after another; (c) frames of different prompts do not leak; (d) what cannot work is refused at once.
+stream batch and one after another; (c) frames of different prompts do not leak; (d) what cannot work is refused.
 """
 
 import contextlib
