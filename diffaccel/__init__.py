@@ -1,111 +1,54 @@
 """Faster diffusers pipelines, with the price in quality measured.
 
 Names are loaded on first use, so that `import diffaccel` and `diffaccel --help` do not wait for torch and diffusers.
-To add one, put it into `__all__`, into `_HOME` and, for type checkers, into the block below.
+Methods are public by the list in `methods/__init__.py` alone. To add another name, put it into `_HOME` and, for type
+checkers, into the block below.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attach.calibrate import calibrate
-    from .attach.handle import Handle, accelerate
-    from .attach.report import Report
-    from .methods import (
-        BlockCache,
-        CalibratedCache,
-        Calibration,
-        DeepCache,
-        DeltaCache,
-        EasyCache,
-        EncoderPropagation,
-        FeatureInheritance,
-        IntervalCache,
-        Profile,
-        Recipe,
-        ResidualGuidance,
-        TextKVCache,
-        TGate,
-    )
-    from .networks import UnsupportedModelError
-    from .reuse.forecast import Newton, Taylor
-    from .reuse.schedule import Always, BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Steps, Threshold, Uniform
-    from .sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
-    from .stream.engine import StreamEngine
-    from .stream.report import StreamOutput, StreamReport
-    from .stream.similarity import SimilarityFilter
-    from .stream.slot_cache import SlotCache
-    from .stream.worker import StreamClosed, StreamWorker
+    from .attach.calibrate import calibrate as calibrate
+    from .attach.handle import Handle as Handle
+    from .attach.handle import accelerate as accelerate
+    from .attach.report import Report as Report
+    from .methods import *  # noqa: F403
+    from .networks import UnsupportedModelError as UnsupportedModelError
+    from .reuse.forecast import Newton, Taylor as Taylor
+    from .reuse.schedule import Always as Always
+    from .reuse.schedule import BackLoaded as BackLoaded
+    from .reuse.schedule import FrontLoaded as FrontLoaded
+    from .reuse.schedule import Quadratic as Quadratic
+    from .reuse.schedule import ScaledSteps as ScaledSteps
+    from .reuse.schedule import Steps as Steps
+    from .reuse.schedule import Threshold as Threshold
+    from .reuse.schedule import Uniform as Uniform
+    from .sampling.guidance import FullGuidance as FullGuidance
+    from .sampling.guidance import NoGuidance as NoGuidance
+    from .sampling.guidance import OneTimeNegative as OneTimeNegative
+    from .sampling.guidance import SelfNegative as SelfNegative
+    from .stream.engine import StreamEngine as StreamEngine
+    from .stream.report import StreamOutput as StreamOutput
+    from .stream.report import StreamReport as StreamReport
+    from .stream.similarity import SimilarityFilter as SimilarityFilter
+    from .stream.slot_cache import SlotCache as SlotCache
+    from .stream.worker import StreamClosed as StreamClosed
+    from .stream.worker import StreamWorker as StreamWorker
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Always",
-    "BackLoaded",
-    "BlockCache",
-    "CalibratedCache",
-    "Calibration",
-    "DeepCache",
-    "DeltaCache",
-    "EasyCache",
-    "EncoderPropagation",
-    "FeatureInheritance",
-    "FrontLoaded",
-    "FullGuidance",
-    "Handle",
-    "IntervalCache",
-    "Newton",
-    "NoGuidance",
-    "OneTimeNegative",
-    "Profile",
-    "Quadratic",
-    "Recipe",
-    "Report",
-    "ResidualGuidance",
-    "ScaledSteps",
-    "SelfNegative",
-    "SimilarityFilter",
-    "SlotCache",
-    "Steps",
-    "StreamClosed",
-    "StreamEngine",
-    "StreamOutput",
-    "StreamReport",
-    "StreamWorker",
-    "TGate",
-    "Taylor",
-    "TextKVCache",
-    "Threshold",
-    "Uniform",
-    "UnsupportedModelError",
-    "__version__",
-    "accelerate",
-    "calibrate",
-]
 
 _HOME: dict[str, str] = {
     "Always": ".reuse.schedule",
     "BackLoaded": ".reuse.schedule",
-    "BlockCache": ".methods",
-    "CalibratedCache": ".methods",
-    "Calibration": ".methods",
-    "DeepCache": ".methods",
-    "DeltaCache": ".methods",
-    "EasyCache": ".methods",
-    "EncoderPropagation": ".methods",
-    "FeatureInheritance": ".methods",
     "FrontLoaded": ".reuse.schedule",
     "FullGuidance": ".sampling.guidance",
     "Handle": ".attach.handle",
-    "IntervalCache": ".methods",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
-    "Profile": ".methods",
     "Quadratic": ".reuse.schedule",
-    "Recipe": ".methods",
     "Report": ".attach.report",
-    "ResidualGuidance": ".methods",
     "ScaledSteps": ".reuse.schedule",
     "SelfNegative": ".sampling.guidance",
     "SimilarityFilter": ".stream.similarity",
@@ -116,9 +59,7 @@ _HOME: dict[str, str] = {
     "StreamOutput": ".stream.report",
     "StreamReport": ".stream.report",
     "StreamWorker": ".stream.worker",
-    "TGate": ".methods",
     "Taylor": ".reuse.forecast",
-    "TextKVCache": ".methods",
     "Threshold": ".reuse.schedule",
     "Uniform": ".reuse.schedule",
     "UnsupportedModelError": ".networks",
@@ -128,13 +69,16 @@ _HOME: dict[str, str] = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
-    if name not in _HOME:
+    """Import a public name from the module that defines it; `__all__` is made of what there is."""
+    if name == "__all__":
+        return sorted([*_HOME, *import_module(".methods", __name__).__all__, "__version__"])
+    home = _HOME.get(name, ".methods" if name[:1].isupper() else "")  # methods are classes
+    module = import_module(home, __name__) if home else None
+    if module is None or name not in getattr(module, "__all__", [name]):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name], __name__), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(module, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+    return [*__getattr__("__all__"), "__all__", *(name for name in globals() if name.startswith("__"))]

@@ -1,7 +1,8 @@
 """Fill the tables of docs/methods.md: `python scripts/make_method_docs.py`.
 
 The page is written by hand, but for what stands between `<!-- DeepCache: parameters -->` and `<!-- end -->`:
-parameters, with their defaults, come from the classes and their docstrings, and `figures` from the published reports.
+parameters, with their defaults, come from the classes and their docstrings, `figures` from the published reports, and
+`streams` from what the classes say of streams, on a tiny network that each works on.
 """
 
 import json
@@ -10,13 +11,17 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+
 import diffaccel
-from diffaccel.methods import Method
+from diffaccel.methods import Calibration, KindSteps, Method
+from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.networks.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 REPORTS = ("emoji-sd", "emoji-dit")
-TABLE = re.compile(r"(<!-- (\w+): (parameters|figures) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write() -> None:
@@ -26,7 +31,7 @@ def write() -> None:
 
 def filled(page: str) -> str:
     """The page with its tables as they should be."""
-    tables = {"parameters": parameters, "figures": figures}
+    tables = {"parameters": parameters, "figures": figures, "streams": streams}
     return TABLE.sub(lambda m: m[1] + tables[m[3]](getattr(diffaccel, m[2])) + m[4], page)
 
 
@@ -59,6 +64,56 @@ def figures(method: type[Method]) -> str:
             if re.match(r"\w+", row["name"])[0] == method.__name__.lower() and row["kind"] == "diffaccel":  # type: ignore[index]
                 lines.append(f"| {network} | {_row(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def streams(_: type) -> str:
+    """How each method works in a stream, by stage and by frame, or why it does not."""
+    layouts = [layout_of(network) for network in _networks()]
+    lines = ["| method | by stage | by frame |", "|---|---|---|"]
+    for name in diffaccel.methods.__all__:
+        cls = getattr(diffaccel, name)
+        if issubclass(cls, Method):
+            lines.append(f"| [`{name.lower()}`](#{name.lower()}) | {' | '.join(_in_a_stream(cls, layouts))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _networks() -> list[Any]:
+    unet = UNet2DConditionModel(
+        8, 4, 4, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    transformer = PixArtTransformer2DModel(
+        2, 4, 4, 4, num_layers=2, cross_attention_dim=8, caption_channels=8, sample_size=8,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return [unet, transformer]
+
+
+def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
+    """By stage, by frame."""
+    calibration = [
+        Calibration(layout.model, layout.fingerprint, 4, 0.1, (KindSteps(layout.units[0].kind, (0, 2)),))
+        for layout in layouts
+        if layout.units
+    ]
+    given: dict[str, Any] = {"CalibratedCache": calibration, "Profile": ["profile.json"]}
+    methods = [cls(value) for value in given[cls.__name__]] if cls.__name__ in given else [cls()]  # type: ignore[call-arg]
+    reason = methods[0].no_stream
+    if reason is not None:
+        return (f"no: it {reason.partition(':')[0]}",) * 2  # type: ignore[return-value]
+    parts = next(found for method in methods for layout in layouts if (found := _parts(method, layout)))
+    if not any(part.schedule.counts_run for part in parts):
+        return "yes", "yes"
+    takes = "schedule" in {field.name for field in fields(cls)}
+    ends = "its schedule counts the calls of a run, and a stream has no end"
+    return (f"with `schedule=uniform(3)` or `threshold(0.15)`: {ends}" if takes else f"no: {ends}"), "yes"
+
+
+def _parts(method: Method, layout: Layout) -> list[Any]:
+    try:
+        return method.parts(layout)
+    except (UnsupportedModelError, ValueError):
+        return []
 
 
 def _row(row: dict[str, Any]) -> str:

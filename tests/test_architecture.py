@@ -2,9 +2,12 @@
 
 import ast
 import graphlib
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +15,13 @@ from pathlib import Path
 import pytest
 
 import diffaccel
+from diffaccel import methods
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.schedule import Schedule
+from diffaccel.runtime.act import Act, PartState, Place
 
 ROOT = Path(diffaccel.__file__).parent
+PIPELINES = ROOT.parent / "pipelines"
 # The rooms of the house, floor by floor, from the top down. A module may import its own floor and those below.
 FLOORS = (
     {"__main__", "cli"},
@@ -87,6 +95,53 @@ def test_imports_do_not_go_round() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def names_defined(path: Path) -> Iterator[str]:
+    """Classes of a file, and its type aliases: capitalised names that are assigned at its top and are no constants."""
+    tree = ast.parse(path.read_text())
+    yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            yield from [name] if name[0].isupper() and not name.isupper() else []
+
+
+def test_no_name_means_two_things() -> None:
+    found = Counter(name for path in [*ROOT.rglob("*.py"), *PIPELINES.glob("*.py")] for name in names_defined(path))
+    assert found["Handle"] == found["RunNetwork"] == 1  # a class, and an alias
+    assert [name for name, times in found.items() if times > 1] == []
+
+
+def test_kinds_are_asked_for_only_where_they_are_defined() -> None:
+    """What an act, a schedule, a state, a place or a forecast does is up to itself: nobody asks which one it is."""
+    kinds = [kind for base in (Act, Schedule, PartState, Place, Forecast) for kind in [base, *subclasses(base)]]
+    assert len(kinds) >= 25
+    homes = {kind.__name__: kind.__module__ for kind in kinds}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)} & set(homes)
+                assert all(homes[kind] == name for kind in asked), f"{name} asks for {asked}"
+
+
+def subclasses(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("diffaccel."):
+            yield from (kind, *subclasses(kind))
+
+
+def test_no_chain_of_rooms_is_longer_than_ten() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        targets = {found.split(".")[1] for found in imports(ast.parse(path.read_text()), at_load=False)} - {
+            "__version__"
+        }
+        graph.setdefault(name.split(".")[1], set()).update(targets - {name.split(".")[1]})
+    height: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(graph).static_order():
+        height[room] = 1 + max((height[below] for below in graph.get(room, ())), default=0)
+    assert max(height.values()) <= 10
+
+
 def test_no_relative_imports() -> None:
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -105,8 +160,12 @@ def test_only_the_command_line_prints_and_nothing_exits() -> None:
 
 def test_public_names_are_sorted_and_real() -> None:
     assert diffaccel.__all__ == sorted(diffaccel.__all__)
-    assert set(diffaccel.__all__) == {*diffaccel._HOME, "__version__"}
+    assert set(diffaccel.__all__) == {*diffaccel._HOME, *methods.__all__, "__version__"}
     assert set(diffaccel.__all__) <= set(dir(diffaccel))
+    assert all(getattr(diffaccel, name) is getattr(methods, name) for name in methods.__all__)
+    starred: dict[str, object] = {}
+    exec("from diffaccel import *", starred)
+    assert set(diffaccel.__all__) <= set(starred)
     for name, home in diffaccel._HOME.items():
         assert getattr(diffaccel, name) is getattr(import_module(home, "diffaccel"), name)
 
@@ -120,12 +179,70 @@ def test_type_checkers_see_every_public_name() -> None:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    assert seen == diffaccel._HOME
+    assert seen == {**diffaccel._HOME, "*": ".methods"}
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         diffaccel.nothing  # noqa: B018
+
+
+NEW_METHOD = '''
+"""A method that somebody adds: replay the middle block of a UNet."""
+
+from dataclasses import dataclass
+
+from diffaccel.methods.base import Method
+from diffaccel.networks.layout import Layout
+from diffaccel.reuse.branch import Branch
+from diffaccel.reuse.schedule import Uniform
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.replay_act import Replay
+
+
+@dataclass(frozen=True)
+class NewMethod(Method):
+    """Replay the middle block.
+
+    Args:
+        interval: calls from one that computes to the next.
+    """
+
+    interval: int = 2
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part."""
+        return [Part(Replay(Branch(("mid_block",))), Uniform(self.interval))]
+'''
+USE = """
+import diffaccel, torch
+from diffusers import UNet2DModel
+assert diffaccel.__file__.startswith({folder!r})
+unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, norm_num_groups=4,
+    up_block_types=("UpBlock2D",) * 2, layers_per_block=1).eval()
+method = diffaccel.methods.parse("newmethod:interval=3")
+assert method == diffaccel.NewMethod(3) and "NewMethod" in diffaccel.__all__
+with torch.no_grad(), diffaccel.accelerate(unet, diffaccel.NewMethod()) as handle:
+    for t in (900, 500, 100):
+        unet(torch.ones(1, 1, 8, 8), t)
+    assert (handle.report().computed, handle.report().replayed) == (2, 1)
+"""
+
+
+def test_a_new_method_is_its_file_and_one_line_in_one_list(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "diffaccel", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    room = tmp_path / "diffaccel" / "methods"
+    (room / "new_method.py").write_text(NEW_METHOD)
+    listed = (room / "__init__.py").read_text()
+    line, name = "from diffaccel.methods.profile import Profile\n", '    "Profile",\n'
+    assert line in listed
+    assert name in listed
+    listed = listed.replace(line, "from diffaccel.methods.new_method import NewMethod\n" + line)
+    (room / "__init__.py").write_text(listed.replace(name, '    "NewMethod",\n' + name))
+    code = USE.format(folder=str(tmp_path))
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
 
 
 def test_import_is_light() -> None:

@@ -1,12 +1,15 @@
 """Configurations survive the way through dictionaries and strings, and bad ones say what is valid."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
+from diffaccel.config import Config
 from diffaccel.methods import DeepCache, Method, parse
 from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Quadratic, Schedule, Steps
+from diffaccel.reuse.schedule import Uniform as BuiltIn
 
 METHODS = [
     DeepCache(),
@@ -73,3 +76,28 @@ def test_kinds_do_not_mix() -> None:
         Schedule.from_dict(DeepCache().to_dict())
     assert "steps" in Schedule.names()
     assert "schedule" not in Schedule.names()
+
+
+def test_a_name_of_another_configuration_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"bears the name of diffaccel\.reuse\.schedule\.Uniform.*give it another one"):
+
+        class Uniform(Config):
+            """Another one."""
+
+    assert Config.parse("uniform:3") == BuiltIn(3)
+
+
+def test_a_configuration_whose_module_is_loaded_anew_is_taken() -> None:
+    def define() -> type[Config]:
+        @dataclass(frozen=True)
+        class LoadedAgain(Config):
+            size: int = 1
+
+        return LoadedAgain
+
+    try:
+        define()
+        again = define()
+        assert type(Config.parse("loadedagain:size=2")) is again
+    finally:
+        Config._known.pop("loadedagain")

@@ -36,13 +36,13 @@ def accelerate(
             image = pipe("a red heart").images[0]
         print(handle.report())
 
-    Every denoiser of the pipeline is accelerated, and each run starts afresh, whichever pipeline makes it. The
-    scheduler of the pipeline that makes the calls tells where a run starts and a step ends, their prompts tell which
-    calls may share features; what they do not tell computes in full, and the report says so. A bare network goes by its
-    timesteps: another one is another step, one that goes back starts a run (or call `Handle.reset`); timesteps on a
-    device are read for that, unless they are elements of one tensor, or `scheduler` is given. A ControlNet of the
-    pipeline computes only what the denoiser will read. Stored features do not keep autograd's graph: gradients reach
-    computed modules alone.
+    Every denoiser of the pipeline is accelerated, and each run starts afresh, whichever pipeline object makes it.
+    The scheduler of the pipeline that makes the calls tells where a run starts and a step ends, and their prompts
+    tell which calls may share features; what they do not tell computes in full, and the report says so. A bare
+    network goes by its timesteps: another one is another step, one that goes back starts a run (or call
+    `Handle.reset`); timesteps on a device are read for that, unless they are elements of one tensor, or `scheduler`
+    is given. A ControlNet of the pipeline computes only what the denoiser will read. Stored features do not keep
+    autograd's graph: gradients reach computed modules alone.
 
     Args:
         pipe_or_model: a pipeline, or a denoiser such as `pipe.unet`.

@@ -22,7 +22,13 @@ class Config:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Config._known[cls.__name__.lower()] = cls
+        known = Config._known.setdefault(cls.__name__.lower(), cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"{cls.__module__}.{cls.__qualname__} bears the name of {known.__module__}.{known.__qualname__}, by "
+                "which text and files know it: give it another one"
+            )
+        Config._known[cls.__name__.lower()] = cls  # the same class again, as when its module is loaded anew
 
     @classmethod
     def names(cls) -> list[str]:

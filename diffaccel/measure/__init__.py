@@ -4,16 +4,16 @@ from diffaccel.measure.accuracy import Accuracy, Judge, captions
 from diffaccel.measure.edges import edge_agreement, thinned
 from diffaccel.measure.energy import joules
 from diffaccel.measure.frechet import frechet_distance
-from diffaccel.measure.machine import Machine, machine
-from diffaccel.measure.memory import Memory, peak_memory, watch_cache
+from diffaccel.measure.machine import MachineInfo, machine
+from diffaccel.measure.memory import MemoryUse, peak_memory, watch_cache
 from diffaccel.measure.quality import Quality, compare, ms_ssim, psnr, ssim
 from diffaccel.measure.timing import Timing, interleaved
 
 __all__ = [
     "Accuracy",
     "Judge",
-    "Machine",
-    "Memory",
+    "MachineInfo",
+    "MemoryUse",
     "Quality",
     "Timing",
     "captions",

@@ -14,7 +14,7 @@ PACKAGES = ("diffaccel", "diffusers", "torch", "transformers", "DeepCache", "cac
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineInfo:
     """Where something was measured.
 
     Attributes:
@@ -30,14 +30,14 @@ class Machine:
     packages: dict[str, str]
 
 
-def machine() -> Machine:
+def machine() -> MachineInfo:
     """This machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
-    return Machine(
+    return MachineInfo(
         processor=f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads",
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else _other_accelerator(),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

@@ -17,7 +17,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
-class Memory:
+class MemoryUse:
     """Bytes of stored features, at their most."""
 
     peak: int = 0
@@ -45,14 +45,14 @@ def peak_memory(run: Callable[[], Any]) -> int | None:
 
 
 @contextmanager
-def watch_cache(handle: Handle, model: torch.nn.Module) -> Iterator[Memory]:
+def watch_cache(handle: Handle, model: torch.nn.Module) -> Iterator[MemoryUse]:
     """Within, the largest size of the features that `handle` stores is noted after each call of a denoiser.
 
     Args:
         handle: from `accelerate`.
         model: the denoiser that it accelerates.
     """
-    memory = Memory()
+    memory = MemoryUse()
 
     def note(*_: Any) -> None:
         memory.peak = max(memory.peak, handle.report().cache_bytes)

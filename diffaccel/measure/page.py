@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffaccel.measure.bench import Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
-from diffaccel.measure.machine import Machine
+from diffaccel.measure.machine import MachineInfo
 from diffaccel.measure.quality import CEILING
 
 AMPLIFICATION = 4  # of differences, so that an eye can see them
@@ -43,7 +43,7 @@ class Setting:
 
     title: str
     command: str
-    machine: Machine
+    machine: MachineInfo
     settings: dict[str, Any]
     drawings: dict[str, str]
 

@@ -1,19 +1,25 @@
-"""Published methods, one file each: a method is a choice of what to reuse, and when."""
+"""Published methods, one file each: a method is a choice of what to reuse, and when.
+
+`__all__` is the list of public methods and of what they are given: the package's root has the same names.
+"""
 
 import re
 
-from diffaccel.methods.base import Method
+from diffaccel.methods.base import Method as Method
 from diffaccel.methods.block_cache import BlockCache
-from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration, KindSteps
+from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
+from diffaccel.methods.calibrated_cache import KindSteps as KindSteps
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
 from diffaccel.methods.easy_cache import EasyCache
 from diffaccel.methods.encoder_propagation import EncoderPropagation
 from diffaccel.methods.feature_inheritance import FeatureInheritance
-from diffaccel.methods.files import load_methods
+from diffaccel.methods.files import load_methods as load_methods
 from diffaccel.methods.interval_cache import IntervalCache
 from diffaccel.methods.profile import Profile
-from diffaccel.methods.recipe import Evidence, Recipe, Reuse
+from diffaccel.methods.recipe import Evidence as Evidence
+from diffaccel.methods.recipe import Recipe
+from diffaccel.methods.recipe import Reuse as Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
@@ -26,20 +32,13 @@ __all__ = [
     "DeltaCache",
     "EasyCache",
     "EncoderPropagation",
-    "Evidence",
     "FeatureInheritance",
     "IntervalCache",
-    "KindSteps",
-    "Method",
     "Profile",
     "Recipe",
     "ResidualGuidance",
-    "Reuse",
     "TGate",
     "TextKVCache",
-    "load_methods",
-    "parse",
-    "parse_all",
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from diffaccel.networks.attention import attentions, key_values
 from diffaccel.networks.layout import Layout
-from diffaccel.networks.unet import Block, below, blocks_of
+from diffaccel.networks.unet import UNetBlock, below, blocks_of
 from diffaccel.reuse.branch import Branch
 
 CLASSES = ("ControlNetModel",)
@@ -30,7 +30,7 @@ def layout(model: torch.nn.Module) -> Layout:
     )
 
 
-def _depths(down: list[Block], outputs: list[str]) -> tuple[Branch, ...]:
+def _depths(down: list[UNetBlock], outputs: list[str]) -> tuple[Branch, ...]:
     """For each branch of the denoiser what is left out; an up block has a layer more than its down block."""
     branches, read = [], 0
     for number, block in enumerate(down):

@@ -27,7 +27,7 @@ UNITS = ("attn1", "attn2", "ff")
 
 
 @dataclass(frozen=True)
-class Block:
+class UNetBlock:
     """One down or up block: its name, the modules of each layer in order, and its down- or upsamplers."""
 
     name: str
@@ -56,7 +56,7 @@ def layout(model: torch.nn.Module) -> Layout:
     )
 
 
-def _depths(down: list[Block], middle: tuple[str, ...], up: list[Block]) -> tuple[Branch, ...]:
+def _depths(down: list[UNetBlock], middle: tuple[str, ...], up: list[UNetBlock]) -> tuple[Branch, ...]:
     """All branches, shallowest first; `up` is ordered like `down`, from the output end."""
     branches = []
     for number, block in enumerate(up):
@@ -70,7 +70,7 @@ def _depths(down: list[Block], middle: tuple[str, ...], up: list[Block]) -> tupl
     return tuple(branches)
 
 
-def below(down: list[Block], number: int, layer: int) -> list[str]:
+def below(down: list[UNetBlock], number: int, layer: int) -> list[str]:
     """Modules of the down blocks from (number, layer) on; a block that is skipped whole is named as one."""
     deeper = [block.name for block in down[number + 1 :]]
     if layer == 0:
@@ -79,7 +79,9 @@ def below(down: list[Block], number: int, layer: int) -> list[str]:
     return [*rest, *down[number].samplers, *deeper]
 
 
-def _levels(model: torch.nn.Module, down: list[Block], middle: tuple[str, ...], up: list[Block]) -> tuple[Level, ...]:
+def _levels(
+    model: torch.nn.Module, down: list[UNetBlock], middle: tuple[str, ...], up: list[UNetBlock]
+) -> tuple[Level, ...]:
     """Parts at each resolution, and the middle as the deepest level."""
     levels = []
     for one, other in zip(down, up, strict=True):
@@ -103,13 +105,13 @@ def _units(model: torch.nn.Module, blocks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name.rpartition(".")[2] in UNITS)
 
 
-def blocks_of(model: torch.nn.Module, list_name: str, samplers: str) -> list[Block]:
+def blocks_of(model: torch.nn.Module, list_name: str, samplers: str) -> list[UNetBlock]:
     """The blocks in the module list called `list_name`."""
     blocks = model.get_submodule(list_name).children()
     return [_block(f"{list_name}.{i}", block, samplers) for i, block in enumerate(blocks)]
 
 
-def _block(name: str, block: torch.nn.Module, samplers: str) -> Block:
+def _block(name: str, block: torch.nn.Module, samplers: str) -> UNetBlock:
     """The layers of one block."""
     count = len(_items(block, "resnets"))
     lists = [kind for kind in LAYER_LISTS if _items(block, kind)]
@@ -120,7 +122,7 @@ def _block(name: str, block: torch.nn.Module, samplers: str) -> Block:
             "are not supported"
         )
     layers = tuple(tuple(f"{name}.{kind}.{i}" for kind in lists) for i in range(count))
-    return Block(name, layers, tuple(f"{name}.{samplers}.{i}" for i in range(len(_items(block, samplers)))))
+    return UNetBlock(name, layers, tuple(f"{name}.{samplers}.{i}" for i in range(len(_items(block, samplers)))))
 
 
 def _items(block: torch.nn.Module, kind: str) -> list[torch.nn.Module | None]:

@@ -97,7 +97,7 @@ class PartState:
 
     Attributes:
         compute: whether its modules run.
-        step: index of the call within the run.
+        steps: for each block the index of the call within its run.
         variant: which way of the act is in force.
         writable: whether the network writes into outputs in place, so that what is stored must be copied.
         blocks: what its lanes stored, in the order of the rows; where it computes, what they will have stored.
@@ -109,7 +109,7 @@ class PartState:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.compute = True
-        self.step = 0
+        self.steps: list[int] = []
         self.variant = 0
         self.writable = False
         self.blocks: list[Block] = []
@@ -118,7 +118,7 @@ class PartState:
         self.late: tuple[int, ...] = ()
 
     def prepare(
-        self, own: Lanes, kept: LaneMemory, *, compute: bool, step: int, total: int | None, writable: bool
+        self, own: Lanes, kept: LaneMemory, *, compute: bool, steps: Sequence[int], total: int | None, writable: bool
     ) -> None:
         """Prepare for a call.
 
@@ -126,24 +126,32 @@ class PartState:
             own: lanes of its rows.
             kept: what lanes stored.
             compute: what was decided.
-            step, total: index of the call, and how many there are.
+            steps: for each row the index of the call in its run; blocks are cut where it differs.
+            total: how many calls there are.
             writable: whether the network writes into outputs in place.
         """
-        slots = self.part.act.slots
-        if compute and (self.part.forecast is None or not kept.is_before(own, step)):
-            blocks = [Block(own, [None] * slots)]
-        else:
-            blocks = [block if block.entries else Block(block.lanes, [None] * slots) for block in kept.take(own)]
-        self.blocks, self.sizes = blocks, [len(block.lanes) for block in blocks]
-        self.compute, self.step, self.writable = compute, step, writable
-        self.variant = self.part.act.variant(step, total)
+        self.blocks, self.steps = [], []
+        for start, end in stretches(steps):
+            found = self._blocks(own[start:end], kept, compute=compute, step=steps[start])
+            self.blocks += found
+            self.steps += [steps[start]] * len(found)
+        self.sizes = [len(block.lanes) for block in self.blocks]
+        self.compute, self.writable = compute, writable
+        self.variant = self.part.act.variant(steps[0], total)
         self.measures, self.late = None, ()
         self.part.act.begin(self)
 
+    def _blocks(self, own: Lanes, kept: LaneMemory, *, compute: bool, step: int) -> list[Block]:
+        """What lanes at one step stored, or blocks of nothing."""
+        slots = self.part.act.slots
+        if compute and (self.part.forecast is None or not kept.is_before(own, step)):
+            return [Block(own, [None] * slots)]
+        return [block if block.entries else Block(block.lanes, [None] * slots) for block in kept.take(own)]
+
     def commit(self, kept: LaneMemory) -> None:
         """Store what was computed, once the network has returned."""
-        if self.compute:
-            kept.put(self.blocks, self.step)
+        for block, step in zip(self.blocks, self.steps, strict=True) if self.compute else ():
+            kept.put([block], step)
 
     def knows(self, slot: int) -> bool:
         """Whether all lanes stored something there."""
@@ -152,12 +160,13 @@ class PartState:
     def read(self, slot: int, *, carried: bool = True) -> Any:
         """What is stored, carried to this call, all rows together."""
         if len(self.blocks) == 1:
-            return self._carry(self.blocks[0].entries[slot], carried)
-        return cat_rows([self._carry(block.entries[slot], carried) for block in self.blocks])
+            return self._carry(self.blocks[0].entries[slot], self.steps[0], carried)
+        pairs = zip(self.blocks, self.steps, strict=True)
+        return cat_rows([self._carry(block.entries[slot], step, carried) for block, step in pairs])
 
-    def _carry(self, entry: Any, carried: bool) -> Any:
+    def _carry(self, entry: Any, step: int, carried: bool) -> Any:
         forecast = self.part.forecast if carried else None
-        return entry if forecast is None else forecast.predict(entry, self.step)
+        return entry if forecast is None else forecast.predict(entry, step)
 
     def write(self, slot: int, value: Any, *, carried: bool = True) -> None:
         """Store what was computed for all rows. Nothing keeps the autograd graph."""
@@ -165,9 +174,9 @@ class PartState:
         value = copied(value) if self.writable else value
         forecast = self.part.forecast if carried else None
         pieces = [value] if len(self.blocks) == 1 else _pieces(value, self.sizes)
-        for block, piece in zip(self.blocks, pieces, strict=True):
+        for block, step, piece in zip(self.blocks, self.steps, pieces, strict=True):
             if forecast is not None:
-                piece = forecast.update(block.entries[slot], piece, self.step)
+                piece = forecast.update(block.entries[slot], piece, step)
             block.entries[slot] = piece
 
 
@@ -189,6 +198,12 @@ class Place:
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """The module's output, as those after it shall see it."""
         return output
+
+
+def stretches(values: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, end) of the longest stretches of equal neighbours."""
+    starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
+    return list(zip(starts, [*starts[1:], len(values)], strict=True))
 
 
 def _pieces(value: Any, sizes: Sequence[int]) -> list[Any]:

@@ -21,6 +21,8 @@ class Call:
         lanes: for each lifetime the lanes of the rows, as many as rows.
         step: index of the call within its run, from 0; None has every group count its own calls.
         total: network calls of the run, None if unknown or without end.
+        places: for each row its own (step, total) where rows are runs of their own, as frames at different stages are;
+            empty where all rows are at the same place.
         forced: see `Forced`.
         roles: for each row whether it sees the negative prompt ("negative") or the positive one ("positive"); empty
             where there is no guidance, or it is not known.
@@ -33,6 +35,7 @@ class Call:
     lanes: Mapping[Lifetime, Lanes]
     step: int | None = None
     total: int | None = None
+    places: tuple[tuple[int, int], ...] = ()
     forced: Forced = None
     roles: tuple[str, ...] = ()
     run: Any = None
@@ -44,6 +47,10 @@ class Call:
         """Number of rows."""
         return len(self.lanes["run"])
 
+    def place(self, row: int) -> tuple[int | None, int | None]:
+        """Step and total of a row."""
+        return self.places[row] if self.places else (self.step, self.total)
+
     def select(self, rows: Sequence[int]) -> "Call":
         """The call of some of its rows."""
         if list(rows) == list(range(self.count)):
@@ -52,6 +59,7 @@ class Call:
             self,
             inputs=select(self.inputs, rows, self.count),
             lanes={lifetime: tuple(lanes[row] for row in rows) for lifetime, lanes in self.lanes.items()},
+            places=tuple(self.places[row] for row in rows) if self.places else (),
             roles=tuple(self.roles[row] for row in rows) if self.roles else (),
             partners=tuple(self.partners[row] for row in rows) if self.partners else (),
         )

@@ -21,7 +21,7 @@ PROMPTS_KEPT = 4
 
 
 @dataclass
-class Record:
+class GroupRecord:
     """What a part remembers of a group of lanes: its calls so far, and the sample of the last computed one."""
 
     calls: int = 0
@@ -40,7 +40,7 @@ class PartMemory:
 
     lanes: LaneMemory = field(default_factory=LaneMemory)
     ages: dict[Lane, int] = field(default_factory=dict)
-    records: dict[Hashable, Record] = field(default_factory=dict)
+    records: dict[Hashable, GroupRecord] = field(default_factory=dict)
 
     def aged(self, lanes: Lanes, *, computed: bool) -> None:
         """Count a call."""
@@ -116,7 +116,7 @@ class Memory:
         part, memory = self._parts[index], self.parts[index]
         lanes = call.lanes[part.lifetime]
         filled = memory.lanes.has(lanes) and (part.lifetime != "run" or self._is_even(index, lanes))
-        record = memory.records.setdefault(group, Record())
+        record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if filled else 0
         computes = not filled or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         if computes and part.schedule.measures:
@@ -128,22 +128,26 @@ class Memory:
         steps = self.parts[index].lanes.steps
         return self._parts[index].schedule.decides_rows or len({steps[lane] for lane in lanes}) == 1
 
-    def _wants(self, index: int, call: Call, record: Record, age: int) -> bool:
+    def _wants(self, index: int, call: Call, record: GroupRecord, age: int) -> bool:
         """What the schedule says, or who forces it."""
         schedule = self._parts[index].schedule
         if isinstance(call.forced, tuple):
             return call.forced[index]
         if call.forced is not None and self._parts[index].lifetime == "run":
             return call.forced
-        step = record.calls if call.step is None else call.step
+        step, total = call.place(0)
         change = partial(relative_change, call.inputs.sample, record.reference)
-        return schedule.should_compute(CallInfo(step, call.total, change, age))
+        return schedule.should_compute(CallInfo(record.calls if step is None else step, total, change, age))
 
-    def step_of(self, index: int, call: Call) -> int:
-        """Index of a call for a part: that of the run, or the count of its first group."""
-        if call.step is not None:
-            return call.step
-        record = self.parts[index].records.get(call.lanes["run"][0].group)
+    def steps_of(self, index: int, call: Call) -> list[int]:
+        """Index of a call for a part, for each row: that of its run, or the count of its group."""
+        return [self._step_of(index, call, row) for row in range(call.count)]
+
+    def _step_of(self, index: int, call: Call, row: int) -> int:
+        step, _ = call.place(row)
+        if step is not None:
+            return step
+        record = self.parts[index].records.get(call.lanes["run"][row].group)
         return 0 if record is None else record.calls
 
     def row_rule(self, index: int, call: Call) -> Callable[[list[float]], list[bool]] | None:

@@ -71,17 +71,23 @@ class Session:
             led_by: the denoiser's memory of the same run, for a ControlNet.
         """
         decisions = self._decisions(call, memory, led_by)
-        vectors: dict[Decision, list[int]] = {}
+        vectors: dict[tuple[Decision, tuple[int, ...]], list[int]] = {}
         for row, lane in enumerate(call.lanes["run"]):
-            vectors.setdefault(decisions[lane.group], []).append(row)
+            vectors.setdefault((decisions[lane.group], self._variants(call, row)), []).append(row)
         try:
             outputs = [
                 (self._together(call.select(rows), memory, network, decision), rows)
-                for decision, rows in vectors.items()
+                for (decision, _), rows in vectors.items()
             ]
         finally:
             memory.decided.clear()
         return outputs[0][0] if len(outputs) == 1 else scatter(outputs)
+
+    def _variants(self, call: Call, row: int) -> tuple[int, ...]:
+        """Which way each act works for a row, where rows are at different places of their runs."""
+        if not call.places:
+            return ()
+        return tuple(part.act.variant(*call.places[row]) for part in self.parts)
 
     def _decisions(self, call: Call, memory: Memory, led_by: Memory | None) -> dict[Hashable, Decision]:
         """What computes, by group."""
@@ -135,10 +141,10 @@ class Session:
     ) -> None:
         """Point a part's state at what its lanes stored."""
         part, kept = state.part, memory.parts[index].lanes
-        own, step = call.lanes[part.lifetime], memory.step_of(index, call)
+        own, steps = call.lanes[part.lifetime], memory.steps_of(index, call)
         if part.merge is not None and call.partners:
             kept.merge(own, call.partners, part.merge)
-        state.prepare(own, kept, compute=compute, step=step, total=call.total, writable=writable)
+        state.prepare(own, kept, compute=compute, steps=steps, total=call.place(0)[1], writable=writable)
         if not state.compute:
             state.measures = memory.row_rule(index, call)
             state.compute = state.measures is not None  # until the front blocks have been measured

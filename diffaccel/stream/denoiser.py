@@ -24,7 +24,7 @@ LATENTS, TIMESTEPS, ROWS = "latents", "timesteps", "rows"
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """Network calls, their rows, and the rows among them that reused features."""
+    """Network calls, rows whose prediction they made, and the rows among them that reused features."""
 
     calls: int = 0
     rows: int = 0
@@ -94,9 +94,9 @@ class Denoiser:
         prompts = tuple(Lane(_prompt(slot, negative), k) for slot, negative, k in rows)
         images = tuple(Lane(slot.control, k) for slot, _, k in rows)
         by_frame = self._cache is not None and self._cache.key == "frame"
-        total = len(tick.slots[-1].settings.stages) if by_frame else None
+        places = tuple((slot.stage, len(slot.settings.stages)) for slot, _, _ in rows) if by_frame else ()
         lanes = {"run": features, "prompt": prompts, "frame": images}
-        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, total=total)  # type: ignore[arg-type]
+        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places)  # type: ignore[arg-type]
 
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)
@@ -104,8 +104,10 @@ class Denoiser:
         latents = latents.to(self.network.dtype)
         added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
         prediction = self.network.predict(latents, timesteps, {**values, **added})
-        done, reuses = self.work, not all(state.compute for state in self._machine.session.states[: len(self._parts)])
-        self.work = NetworkWork(done.calls + 1, done.rows + len(rows), done.replayed + len(rows) * reuses)
+        states, done = self._machine.session.states[: len(self._parts)], self.work
+        kept = len(rows) - len({row for state in states for row in state.late})  # late rows come in a call of their own
+        replayed = 0 if all(state.compute for state in states) else kept
+        self.work = NetworkWork(done.calls + 1, done.rows + kept, done.replayed + replayed)
         return prediction
 
     def configured(self, config: StreamConfig) -> Denoiser:

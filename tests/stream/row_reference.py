@@ -1,0 +1,159 @@
+"""What a slot cache must give, without our hooks: rows go through the network one by one, each with memory of its own.
+
+On a row that reuses, torch's forward hooks override what the named modules return (or take in) by what the row's lane
+kept: all modules still run. Nothing of the package's runtime is used; names of modules and rules are listed by hand.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformer_reference import PROMPT_FIRST, extrapolate
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a method does, said once more.
+
+    Attributes:
+        modules: names of the modules that are replayed; of blocks in their order where `form` is "residual".
+        computes: from the count of the call (ticks by stage, stages by frame) to whether it computes.
+        form: "output" replays outputs, "input" the first half of the channels that a module is given, "residual" what
+            each block added.
+        order: of the Taylor expansion.
+        front: blocks that always run and are measured, with `threshold` to their relative change.
+        skipped: from the count of the call to the places of the blocks that are skipped, where they change.
+    """
+
+    modules: Callable[[torch.nn.Module], list[str]]
+    computes: Callable[[int], bool]
+    form: str = "output"
+    order: int = 0
+    front: int = 0
+    threshold: float = 0.0
+    skipped: Callable[[int, int], range] | None = None
+
+
+@dataclass
+class Kept:
+    """What one lane kept: for each module a history of (count, values), and what the front blocks added."""
+
+    histories: dict[str, list[tuple[int, list[Any]]]] = field(default_factory=dict)
+    front: torch.Tensor | None = None
+
+
+class RowByRow:
+    """Takes the place of an engine's denoiser.
+
+    Args:
+        engine: a stream without a cache.
+        rule: what is replayed.
+        key: "stage" or "frame".
+    """
+
+    def __init__(self, engine: Any, rule: Rule, key: str) -> None:
+        self.engine, self.network, self.rule, self.key = engine, engine._network, rule, key
+        self.lanes: dict[Any, Kept] = {}
+        self.ticks = 0
+        self.replayed = 0
+        names = rule.modules(self.network.model)
+        assert names
+        for place, name in enumerate(names):
+            module = self.network.model.get_submodule(name)
+            if rule.form == "input":
+                module.register_forward_pre_hook(self._before(name), with_kwargs=True)
+            else:
+                make = self._replay if rule.form == "output" else self._add
+                module.register_forward_hook(make(name, place, len(names)), with_kwargs=True)
+        engine._denoiser.predict = self.predict
+
+    @torch.no_grad()
+    def predict(self, tick: Any) -> torch.Tensor:
+        """As `Denoiser.predict`, row after row."""
+        rows = [(slot, negative, k) for slot, negative in tick.groups for k in range(tick.frames)]
+        keys = [(slot.stage if self.key == "stage" else slot, negative, k) for slot, negative, k in rows]
+        filled = all(key in self.lanes for key in keys)
+        self.ticks = self.ticks + 1 if filled else 0
+        outputs = []
+        for i, (key, (slot, _, _)) in enumerate(zip(keys, rows, strict=True)):
+            self.count = self.ticks if self.key == "stage" else slot.stage
+            known = filled if self.key == "stage" else key in self.lanes
+            if not known:
+                self.lanes[key] = Kept()
+            self.own, self.stages = self.lanes[key], len(slot.settings.stages)
+            self.compute = not known or self.rule.computes(self.count)
+            inputs = {name: value[i : i + 1] for name, value in tick.inputs.items()}
+            outputs.append(self.network.predict(tick.latents[i : i + 1], tick.timesteps[i : i + 1], inputs))
+            self.replayed += not self.compute
+        return torch.cat(outputs)
+
+    def _history(self, name: str) -> list[tuple[int, list[Any]]]:
+        return self.own.histories.setdefault(name, [])
+
+    def _expected(self, name: str) -> list[Any]:
+        columns = zip(*(values for _, values in self._history(name)), strict=True)
+        counts = [count for count, _ in self._history(name)]
+        return [
+            None
+            if column[-1] is None
+            else extrapolate(list(zip(counts, column, strict=True)), self.rule.order, self.count)
+            for column in columns
+        ]
+
+    def _replay(self, name: str, place: int, last: int) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            values = [output] if isinstance(output, torch.Tensor) else list(output)
+            flat = [x for v in values for x in (v if isinstance(v, tuple) else [v])]
+            if self.compute:
+                self._history(name).append((self.count, [x.clone() for x in flat]))
+            found = iter(self._expected(name))
+            made = [tuple(next(found) for _ in v) if isinstance(v, tuple) else next(found) for v in values]
+            return made[0] if isinstance(output, torch.Tensor) else tuple(made)
+
+        return hook
+
+    def _before(self, name: str) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, kwargs: Any) -> Any:
+            half = args[0].shape[1] // 2  # what came up, then the skip connection
+            if self.compute:
+                self._history(name).append((self.count, [args[0][:, :half].clone()]))
+            return (torch.cat([self._expected(name)[0], args[0][:, half:]], dim=1), *args[1:]), kwargs
+
+        return hook
+
+    def _add(self, name: str, place: int, last: int) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            streams = [given["hidden_states"]]
+            values = [output] if isinstance(output, torch.Tensor) else list(output)
+            if len(values) > 1:
+                streams.append(given["encoder_hidden_states"])
+            if len(values) > 1 and type(module).__name__ in PROMPT_FIRST:
+                streams.reverse()
+            main = 1 if len(values) > 1 and type(module).__name__ in PROMPT_FIRST else 0
+            if place == 0:
+                self.arrived = streams[main].clone()
+            if place < self.rule.front:
+                if place == self.rule.front - 1:
+                    self._judge(values[main] - self.arrived)
+                return output
+            if self.compute:
+                added = [None if v is None else v - s for v, s in zip(values, streams, strict=True)]
+                self._history(name).append((self.count, added))
+                return output
+            if self.rule.skipped is not None and place not in self.rule.skipped(self.count, self.stages):
+                return output
+            made = [None if a is None else s + a for s, a in zip(streams, self._expected(name), strict=True)]
+            return made[0] if isinstance(output, torch.Tensor) else tuple(made)
+
+        return hook
+
+    def _judge(self, residual: torch.Tensor) -> None:
+        if not self.compute:
+            assert self.own.front is not None
+            change = (residual - self.own.front).abs().mean() / self.own.front.abs().mean()
+            self.compute = not float(change) <= self.rule.threshold
+        if self.compute:
+            self.own.front = residual.clone()

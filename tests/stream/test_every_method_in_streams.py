@@ -1,0 +1,369 @@
+"""What every method must do in a stream: the table of `tests/methods/test_every_method.py` on the other customer.
+
+(a) reusing nothing is the plain stream; (b) reuse equals a reference without our hooks, by stage and by frame, in the
+stream batch and one after another; (c) frames of different prompts do not leak; (d) what cannot work is refused.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import stream_pipelines
+import torch
+from method_cases import BLOCKS, named
+from row_reference import RowByRow, Rule
+from transformer_reference import UNITS
+
+from diffaccel import (
+    BackLoaded,
+    BlockCache,
+    CalibratedCache,
+    Calibration,
+    DeepCache,
+    DeltaCache,
+    EncoderPropagation,
+    FeatureInheritance,
+    FrontLoaded,
+    FullGuidance,
+    IntervalCache,
+    OneTimeNegative,
+    Profile,
+    Quadratic,
+    Recipe,
+    ResidualGuidance,
+    ScaledSteps,
+    SlotCache,
+    Steps,
+    StreamEngine,
+    Taylor,
+    TextKVCache,
+    TGate,
+    UnsupportedModelError,
+    models,
+)
+from diffaccel.methods import KindSteps, Method, Reuse
+from diffaccel.networks import layout_of
+from diffaccel.reuse.schedule import Always, Uniform
+from diffaccel.sampling.samplers import LCM
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+
+STAGES = (5, 15, 30, 45)
+TRANSFORMERS = ("pixart", "sd3", "flux")
+KEYS = ("stage", "frame")
+every_second: Callable[[int], bool] = lambda count: count % 2 == 0  # noqa: E731
+
+
+def blocks(model: torch.nn.Module) -> list[str]:
+    """Transformer blocks in the order in which they run."""
+    lists = ("transformer_blocks", "single_transformer_blocks")
+    return [f"{name}.{i}" for name in lists for i, _ in enumerate(getattr(model, name, ()))]
+
+
+def units(*kinds: str) -> Callable[[torch.nn.Module], list[str]]:
+    """Attentions and feed-forward networks of some kinds, or of all."""
+
+    def find(model: torch.nn.Module) -> list[str]:
+        found = []
+        for block in blocks(model):
+            children = [name for name, _ in model.get_submodule(block).named_children()]
+            if "proj_mlp" in children:
+                found += [f"{block}.proj_out"] if not kinds else []
+            else:
+                found += [f"{block}.{n}" for n in children if n in UNITS and (not kinds or UNITS[n] in kinds)]
+        return found
+
+    return find
+
+
+def last_layer(model: Any) -> list[str]:
+    """The last layer of the UNet, whose input from below DeepCache stores at branch 0."""
+    return [f"up_blocks.{len(model.up_blocks) - 1}.resnets.{len(model.up_blocks[-1].resnets) - 1}"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method in a stream.
+
+    Attributes:
+        never: told to reuse nothing.
+        reuse: told to reuse, and what that means (`rule`).
+        on: names of pipelines.
+        keys: by which it works.
+        exact: whether it calls the network on the rows that the plain stream does, so that equal means bit for bit.
+    """
+
+    name: str
+    never: Any
+    reuse: Any
+    rule: Rule
+    on: tuple[str, ...]
+    keys: tuple[str, ...] = KEYS
+    exact: bool = True
+
+
+def calibration(pipe: Any, cross: tuple[int, ...], total: int = len(STAGES)) -> Calibration:
+    layout = layout_of(pipe.transformer)
+    kinds = (KindSteps("cross_attention", cross),)
+    return Calibration(layout.model, layout.fingerprint, total, 0.1, kinds)
+
+
+def recipe(pipe: Any) -> Recipe:
+    layout = layout_of(pipe.unet)
+    return Recipe(layout.model, layout.fingerprint, "LCMScheduler", "0", 4, (Reuse(1, "branch 0"),))
+
+
+def rear_then_front(count: int, stages: int) -> range:
+    """Of two blocks the last one early, the first one from the middle on."""
+    return range(1, 2) if count < stages // 2 else range(1)
+
+
+UNET_CASES = [
+    Case("deepcache", DeepCache(1), DeepCache(2), Rule(last_layer, every_second, "input"), ("sd",)),
+    Case(
+        "deepcache, taylor",
+        DeepCache(1, forecast=Taylor(1)),
+        DeepCache(2, forecast=Taylor(1)),
+        Rule(last_layer, every_second, "input", order=1),
+        ("sd",),
+    ),
+    Case(
+        "featureinheritance, blocks",
+        FeatureInheritance("block", 0, 1),
+        FeatureInheritance("block", 0, 2),
+        Rule(named(BLOCKS), every_second),
+        ("sd",),
+    ),
+    Case(
+        "featureinheritance, layers",
+        FeatureInheritance("layer", 0, 1),
+        FeatureInheritance("layer", 0, 2),
+        Rule(named(rf"({BLOCKS})\.(resnets|attentions)\.\d+"), every_second),
+        ("sd",),
+    ),
+    Case(
+        "featureinheritance, units",
+        FeatureInheritance("unit", 0, 1),
+        FeatureInheritance("unit", 0, 2),
+        Rule(named(rf"({BLOCKS})\..*\.(attn1|attn2|ff)"), every_second),
+        ("sd",),
+    ),
+    Case(
+        "encoderpropagation",
+        EncoderPropagation(Always()),
+        EncoderPropagation(Uniform(2)),
+        Rule(named(r"conv_in|mid_block|down_blocks\.\d+"), every_second),
+        ("sd",),
+    ),
+]
+TRANSFORMER_CASES = [
+    Case(
+        "intervalcache",
+        IntervalCache(schedule=Always()),
+        IntervalCache(schedule=Uniform(2)),
+        Rule(units(), every_second),
+        TRANSFORMERS,
+    ),
+    Case(
+        "intervalcache, taylor",
+        IntervalCache(schedule=Always(), forecast=Taylor(1)),
+        IntervalCache(schedule=Uniform(2), forecast=Taylor(1)),
+        Rule(units(), every_second, order=1),
+        ("pixart",),
+    ),
+    Case(
+        "intervalcache with the last stage",
+        IntervalCache(1),
+        IntervalCache(2),
+        Rule(units(), lambda count: count in (0, 2, 3)),
+        TRANSFORMERS,
+        ("frame",),
+    ),
+    Case(
+        "blockcache",
+        BlockCache(threshold=0.0),
+        BlockCache(threshold=0.3),
+        Rule(blocks, lambda count: False, "residual", front=1, threshold=0.3),
+        TRANSFORMERS,
+        exact=False,
+    ),
+    Case(
+        "blockcache, taylor",
+        BlockCache(threshold=0.0, forecast=Taylor(1)),
+        BlockCache(threshold=0.3, forecast=Taylor(1)),
+        Rule(blocks, lambda count: False, "residual", order=1, front=1, threshold=0.3),
+        ("pixart",),
+        exact=False,
+    ),
+    Case(
+        "deltacache",
+        DeltaCache(1),
+        DeltaCache(2),
+        Rule(blocks, lambda count: count in (0, 2), "residual", skipped=rear_then_front),
+        TRANSFORMERS,
+        ("frame",),
+        exact=False,
+    ),
+    Case(
+        "calibratedcache",
+        lambda pipe: CalibratedCache(calibration(pipe, (0, 1, 2, 3))),
+        lambda pipe: CalibratedCache(calibration(pipe, (0, 3))),
+        Rule(units("cross_attention"), lambda count: count in (0, 3)),
+        ("pixart",),
+        ("frame",),
+    ),
+]
+TABLE = [
+    pytest.param(case, name, key, id=f"{case.name}-{name}-{key}")
+    for case in UNET_CASES + TRANSFORMER_CASES
+    for name in case.on
+    for key in case.keys
+]
+
+
+@cache
+def pipeline(name: str) -> Any:
+    pipe = getattr(stream_pipelines, name)()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def stream(name: str, cache: Any = None, key: Any = "stage", pipe: Any = None, **changes: Any) -> StreamEngine:
+    """A stream on a tiny pipeline."""
+    pipe = pipeline(name) if pipe is None else pipe
+    if cache is not None:
+        method = cache if isinstance(cache, Method) else cache(pipe)
+        changes["cache"] = SlotCache(method, key)
+    settings: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "blurry", "timestep_indices": STAGES}
+    settings |= {"height": 32, "width": 32, "seed": 2, "output_type": "latent"} | changes
+    return StreamEngine(pipe, **settings)
+
+
+@pytest.fixture(scope="module")
+def movie() -> torch.Tensor:
+    """A square that moves over a still background, ``(8, 3, 32, 32)``."""
+    frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).repeat(8, 1, 1, 1)
+    for i in range(8):
+        frames[i, :, 8:18, i : i + 10] = 0.9
+    return frames
+
+
+def run(engine: StreamEngine, frames: torch.Tensor) -> torch.Tensor:
+    with engine:
+        return torch.stack([output.image for output in engine.stream(frames)])
+
+
+def reference_on(name: str, case: Case, key: str, **changes: Any) -> RowByRow:
+    """The reference, on a copy of the network, which it hooks."""
+    pipe = copy.copy(pipeline(name))
+    component = "unet" if hasattr(pipe, "unet") else "transformer"
+    setattr(pipe, component, copy.deepcopy(getattr(pipe, component)))
+    return RowByRow(stream(name, pipe=pipe, **changes), case.rule, key)
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batch", "sequential"])
+@pytest.mark.parametrize(("case", "name", "key"), TABLE)
+def test_a_reusing_nothing_is_the_plain_stream(
+    case: Case, name: str, key: str, batched: bool, movie: torch.Tensor
+) -> None:
+    plain = run(stream(name, stream_batch=batched), movie)
+    engine = stream(name, case.never, key, stream_batch=batched)
+    ours = run(engine, movie)
+    assert engine.report().replayed_rows == 0
+    if case.exact:
+        assert torch.equal(ours, plain)
+    else:
+        close(ours, plain)
+
+
+@pytest.mark.parametrize("guidance", [FullGuidance(1.5), OneTimeNegative(1.5)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(("case", "name", "key"), TABLE)
+def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any, movie: torch.Tensor) -> None:
+    engine = stream(name, case.reuse, key, guidance=guidance)
+    ours = run(engine, movie)
+    reference = reference_on(name, case, key, guidance=guidance)
+    close(ours, run(reference.engine, movie))
+    assert reference.replayed > 0
+    if case.rule.front == 0 or engine.report().replayed_rows:
+        plain = run(stream(name, guidance=guidance), movie)
+        assert (ours - plain).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize(("case", "name", "key"), TABLE)
+def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: str, movie: torch.Tensor) -> None:
+    """Frames that enter alternately with two prompts are those of the reference, which keeps memory by prompt."""
+    prompts = ("a cat", "a red heart")
+    engine = stream(name, case.reuse, key)
+    reference = reference_on(name, case, key)
+    pictures: dict[Any, list[torch.Tensor]] = {}
+    for one in (engine, reference.engine):
+        out = pictures.setdefault(one, [])
+        for i, frame in enumerate(movie[:6]):
+            one.update(prompt=prompts[i // 2 % 2], at="new")
+            out += [output.image for output in one.push(frame)]
+        out += [output.image for output in one.flush()]
+    close(torch.stack(pictures[engine]), torch.stack(pictures[reference.engine]))
+    engine.close()
+
+
+MADE_OF_RUNS = "computes at places in a run of known length"
+REFUSED = [
+    ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3))), "stage", MADE_OF_RUNS),
+    ("pixart", DeltaCache(2), "stage", MADE_OF_RUNS),
+    ("pixart", IntervalCache(2), "stage", MADE_OF_RUNS),
+    ("sd", EncoderPropagation(), "stage", MADE_OF_RUNS),
+    *(
+        ("sd", DeepCache(schedule=schedule), "stage", MADE_OF_RUNS)
+        for schedule in (Steps((0, 2)), Quadratic(2), ScaledSteps((0, 2), of=4), FrontLoaded(2), BackLoaded(2))
+    ),
+    ("sd", DeepCache(schedule=Steps((0, 4))), "frame", "steps lists call 4, but the run has 4"),
+    ("pixart", DeltaCache(2, gate=5), "frame", "gate must be in 1..4"),
+    ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3), 6)), "frame", "is for 6 network calls"),
+    *(("sd", TGate(gate=2), key, "TGate changes what the network is called with") for key in KEYS),
+    *(("sd", ResidualGuidance(), key, "ResidualGuidance changes what the network") for key in KEYS),
+    *(("sd", lambda pipe: Profile(recipe(pipe)), key, "Profile changes what the network") for key in KEYS),
+    *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "key", "match"), REFUSED)
+def test_d_what_cannot_work_is_refused_at_once(name: str, method: Any, key: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        stream(name, method, key)
+
+
+@pytest.mark.parametrize("method", [DeepCache(2), FeatureInheritance(), EncoderPropagation(Always())], ids=str)
+def test_d_a_network_without_the_part_is_refused(method: Method) -> None:
+    with pytest.raises(UnsupportedModelError, match="PixArtTransformer2DModel"):
+        stream("pixart", method)
+
+
+def test_every_method_is_in_the_table() -> None:
+    """One that is public works somewhere, or is refused everywhere."""
+    tried = [case.reuse for case in UNET_CASES + TRANSFORMER_CASES] + [method for _, method, _, _ in REFUSED]
+    pipes = {True: pipeline("pixart"), False: pipeline("sd")}
+    seen = set()
+    for method in tried:
+        for pipe in pipes.values() if not isinstance(method, Method) else ():
+            with contextlib.suppress(AttributeError):
+                seen.add(type(method(pipe)).__name__.lower())
+        seen.add(type(method).__name__.lower())
+    assert set(Method.names()) <= seen
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_block_cache_of_threshold_0_on_the_bundled_transformer(key: Any, movie: torch.Tensor) -> None:
+    pipe = models.load("emoji-dit")
+    settings = {"pipe": pipe, "timestep_indices": (10, 25, 40), "sampler": LCM()}
+    plain = run(stream("emoji-dit", **settings), movie)
+    engine = stream("emoji-dit", BlockCache(threshold=0.0), key, **settings)
+    close(run(engine, movie), plain)
+    assert engine.report().replayed_rows == 0
