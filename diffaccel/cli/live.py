@@ -212,7 +212,7 @@ def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
         limit=limit,
     )
     about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
-    return hub, about
+    return hub, about | {"fit": settings.fit}
 
 
 def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":

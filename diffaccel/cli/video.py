@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import FIT_OPTION, fitted, live_settings, parse_size, tell_cut_off, with_controlnet
+from diffaccel.cli.streaming import FIT, FIT_OPTION, fitted, live_settings, parse_size, tell_cut_off, with_controlnet
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def video(
     bar = _Progress(quiet)
     with interruptible(f"{target} was not written"), bar, _memory_explained(batch_size):
         report = repaint(
-            lambda: _open(settings, source, batch_size, quiet=quiet),
+            lambda: _open(settings, source, batch_size, quiet=quiet or given["size"] != FIT),
             source,
             target,
             audio=not no_audio,

@@ -204,11 +204,21 @@ def fitted(pixels: np.ndarray, width: int, height: int, fit: Fit) -> np.ndarray:
 
 
 def size_like(width: int, height: int, native: int) -> tuple[int, int]:
-    """Width and height of the shape of ``width`` x ``height`` with about the area that a model was made for.
+    """Width and height next to the shape of ``width`` x ``height``, and to the area that a model was made for.
+
+    Sides are multiples of `SIZE_STEP`. Of those around the exact ones, the shape that is least wrong is taken; half as
+    much weight has the area.
 
     Args:
         width, height: of the video.
         native: side of the square pictures that the model was trained on.
     """
-    ratio = math.sqrt(width / height)
-    return tuple(max(SIZE_STEP, round(side / SIZE_STEP) * SIZE_STEP) for side in (native * ratio, native / ratio))  # type: ignore[return-value]
+    ratio = width / height
+    exact = native * math.sqrt(ratio), native / math.sqrt(ratio)
+    around = [{max(1, rounded(side / SIZE_STEP)) * SIZE_STEP for rounded in (math.floor, math.ceil)} for side in exact]
+
+    def wrong(size: tuple[int, int]) -> float:
+        shape, area = size[0] / size[1] / ratio, size[0] * size[1] / native**2
+        return abs(math.log(shape)) + 0.5 * abs(math.log(area))
+
+    return min(((w, h) for w in sorted(around[0]) for h in sorted(around[1])), key=wrong)

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -28,7 +29,8 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
             rest, _ = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert about == {"model": tiny_sd.name, "width": 32, "height": 64}
+    assert about.pop("sizes")[0] == "32x64"
+    assert about == {"model": tiny_sd.name, "width": 32, "height": 64, "fit": "crop"}
     assert "Stopped." in rest
     assert process.returncode == 0
 
@@ -136,3 +138,28 @@ def test_a_size_that_the_model_cannot_paint_is_told(tiny_sd: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "must be a multiple of" in result.output
+
+
+@pytest.mark.parametrize(("fit", "corner"), [("pad", 0), ("crop", 255)])
+def test_pictures_take_the_shape_of_the_input_and_say_so(tiny_sd: Path, tmp_path: Path, fit: str, corner: int) -> None:
+    from diffaccel.cli.streaming import fitted, live_settings
+    from diffaccel.realtime.settings import load_pipeline, open_engine
+
+    given = dict.fromkeys(("model", "vae", "dtype", "device", "lora", "size", "fit", "controlnet", "compiled"))
+    given |= {"model": str(tiny_sd), "lora": ("none",), "controlnet": (), "compiled": False, "size": "fit", "fit": fit}
+    settings = live_settings(given, {"prompt": "a cat"})
+    pipe = load_pipeline(settings)
+    settings = fitted(pipe, settings, (64, 16), quiet=True)
+    assert settings.width is not None
+    assert settings.height is not None
+    assert settings.width > settings.height
+    with open_engine(pipe, settings) as engine:
+        seen = engine._intake.accept(np.full((64, 64, 3), 255, np.uint8), None, None, engine.config)[0].pixels
+    assert seen is not None
+    assert ((seen[0, :, 0, 0] + 1) * 127.5).round().tolist() == [corner] * 3
+
+
+def test_the_shape_of_the_input_needs_an_input() -> None:
+    result = CliRunner().invoke(main, ["live", "--size", "fit"])
+    assert result.exit_code == 2
+    assert "--size fit needs --source" in result.output

@@ -167,6 +167,8 @@ def test_the_default_size_keeps_shape_and_area() -> None:
     assert size_like(1920, 1080, 512) == (672, 384)
     assert size_like(1080, 1920, 512) == (384, 672)
     assert size_like(100, 100, 128) == (128, 128)
+    assert size_like(640, 480, 128) == (128, 96)
+    assert size_like(480, 640, 128) == (96, 128)
     assert size_like(4000, 10, 128)[1] == 32
 
 
@@ -179,9 +181,11 @@ def test_the_command_paints_a_video(tmp_path: Path, tiny_sd: Path) -> None:
     result = invoke(tiny_sd, source, target, "--steps", 1, "--cache", 1)
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{target}: 12 frames, ")
+    told = invoke(tiny_sd, source, target, "--steps", 1, "--size", "fit", "--fit", "pad", "--overwrite")
+    assert "next to the shape of the input, 96 x 48" in told.output
     assert "sound copied" in result.output
     assert videos.times(target) == videos.times(source)
-    assert Image.fromarray(videos.pictures(target)[0]).size == (32, 32)
+    assert Image.fromarray(videos.pictures(target)[0]).size == (64, 32)
     again = invoke(tiny_sd, source, target)
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr

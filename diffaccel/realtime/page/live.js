@@ -6,6 +6,7 @@ import { arrows, select } from "./groups.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
 import { listen } from "./midi.js";
+import { presets } from "./presets.js";
 import { Recorder, fileName, save } from "./record.js";
 import { dismiss, hush, say } from "./say.js";
 
@@ -117,7 +118,7 @@ function paintInput() {
     drawing.paint(input);
     return true;
   }
-  return media.paint(input, source === "camera" && $("mirror").checked);
+  return media.paint(input, source === "camera" && $("mirror").checked, about.fit);
 }
 
 // What is drawn or filmed is seen at once, also while the network is slow or away.
@@ -311,24 +312,8 @@ function wireControls() {
   controls.onHistory = (count) => ($("back").disabled = !count);
   $("reset").onclick = () => controls.reset();
   $("back").onclick = () => controls.undo();
-  $("keep").onclick = () => save(new Blob([JSON.stringify(controls.values, null, 2)], { type: "application/json" }),
-    `${fileName(controls.values.prompt)}.json`);
-  $("load").onclick = () => $("preset-file").click();
-  $("preset-file").onchange = loadPreset;
+  presets(controls, $("keep"), $("load"), $("preset-file"));
   $("midi").onclick = () => listen(controls, $("midi"));
-}
-
-async function loadPreset() {
-  const [file] = $("preset-file").files;
-  $("preset-file").value = "";
-  try {
-    const values = JSON.parse(await file.text());
-    if (values === null || typeof values !== "object" || Array.isArray(values)) throw new SyntaxError("it lists no controls");
-    const unknown = controls.take(values);
-    if (unknown.length) say(`${file.name}: this program has no ${unknown.join(", ")}; the rest is taken.`, dismiss);
-  } catch (error) {
-    say(`${file.name} is no preset: ${error.message}. Choose a file that “Save preset” made.`, dismiss);
-  }
 }
 
 const address = (path) => `${location.origin}${path}?token=${encodeURIComponent(token)}&session=${session}`;

@@ -120,21 +120,23 @@ export class Media {
     return ++this.turn;
   }
 
-  // Draws the middle of the current picture so that it covers the canvas; false where there is none yet.
-  paint(context, mirrored) {
+  // Draws the current picture: its middle, so that it covers the canvas, or all of it ("pad"), or distorted ("stretch");
+  // false where there is none yet.
+  paint(context, mirrored, fit = "crop") {
     const shown = this.still ?? this.video;
     const [w, h] = this.still ? [shown.width, shown.height] : [shown.videoWidth, shown.videoHeight];
     if (!w || (shown === this.video && shown.readyState < 2)) return false;
     const { width, height } = context.canvas;
-    const scale = Math.max(width / w, height / h);
+    const scale = (fit === "pad" ? Math.min : Math.max)(width / w, height / h);
+    const [across, down] = fit === "stretch" ? [width, height] : [w * scale, h * scale];
     context.save();
     if (mirrored) {
       context.translate(width, 0);
       context.scale(-1, 1);
     }
-    context.fillStyle = "#fff"; // under what is transparent
+    context.fillStyle = fit === "pad" ? "#000" : "#fff"; // around it, and under what is transparent
     context.fillRect(0, 0, width, height);
-    context.drawImage(shown, (width - w * scale) / 2, (height - h * scale) / 2, w * scale, h * scale);
+    context.drawImage(shown, (width - across) / 2, (height - down) / 2, across, down);
     context.restore();
     return true;
   }
