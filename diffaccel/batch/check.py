@@ -26,7 +26,9 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
     lora = lru_cache(maxsize=None)(lambda name: lora_problem(name, source, lora_partial))
     multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
     checks: tuple[Callable[[Job], str | None], ...] = (
-        lambda job: next(filter(None, (picture(name, getattr(job, name)) for name in PICTURES)), None),
+        lambda job: next(
+            (words for name in PICTURES if (path := getattr(job, name)) and (words := picture(name, path))), None
+        ),
         pictures_problem,
         lambda job: lora(job.lora),
         lambda job: sampler(job.scheduler, source, job.init_image is not None),

@@ -170,8 +170,9 @@ class Planner:
     ) -> None:
         self.bad: list[BadRow] = []
         self.duplicates = 0
-        self._options, self._given, self._source, self._common = options, options.given(), source, asdict(source)
-        self._cache, self._num_images, self._multiple = cache, num_images, multiple
+        self._options, self._given, self._common = options, options.given(), asdict(source)
+        self._num_images, self._multiple = num_images, multiple
+        self._defaults = {"cache": cache, **defaults(source.model)}
         self._draw_text = draw_text
         self._draw_seed = draw_seed or (lambda name: int(_digest(name)[:8], 16))
         self._ledger = Ledger()
@@ -199,20 +200,22 @@ class Planner:
 
     def _expand(self, placed: PlacedRow) -> list[Job]:
         """All pictures of a row. Raises `ValueError` where its prompt cannot be drawn."""
-        row, source = placed.row, self._source
-        given = self._given | row.given()
+        row = placed.row
+        asked = row.given()
+        given = self._given | asked
         loras = parse_loras(given.get("lora"))
         own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
-        settings = {"cache": self._cache, **defaults(source.model), **own, **given}
+        settings = {**self._defaults, **own, **given}
         if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
             settings["cache"] = "none"
         settings["lora"] = (
             rebased(settings["lora"], {each.name: located(each.name) for each in loras}) if loras else None
         )
-        settings |= {name: located(settings[name]) for name in PICTURES if settings.get(name)}
+        if not settings.keys().isdisjoint(PICTURES):
+            settings |= {name: located(settings[name]) for name in PICTURES if settings.get(name)}
         settings |= _of_pictures(settings, given, self._multiple)
         common = self._common if settings.get("control_image") else self._common | {"controlnet": None}
-        identifier = settings.pop("custom_id", None) or row_id(row, placed.columns)
+        identifier = settings.pop("custom_id", None) or row_id(row, placed.columns, asked=asked)
         seed = settings.pop("seed", None)
         first = seed if seed not in (None, DRAWN_SEED) else self._first_seed(identifier, drawn=seed is not None)
         template, jobs = settings.pop("prompt"), []
@@ -242,8 +245,8 @@ def plan_jobs(rows: Iterable[PlacedRow | BadRow], planner: Planner, most: int | 
 
 def _of_pictures(settings: Mapping[str, Any], given: Mapping[str, Any], multiple: int) -> dict[str, Any]:
     """How pictures that a row names are used, where it leaves that open; nothing where it names none."""
-    if not any(settings.get(name) for name in PICTURES):
-        return dict.fromkeys(("resize", "background"))
+    if settings.keys().isdisjoint(PICTURES):
+        return {"resize": None, "background": None}
     used = {"resize": settings.get("resize", RESIZE), "background": settings.get("background", BACKGROUND)}
     return used | _size_of_start(settings, given, multiple)
 
@@ -264,14 +267,20 @@ def _size_of_start(settings: Mapping[str, Any], given: Mapping[str, Any], multip
     return {name: max(multiple, int(side) // multiple * multiple) for name, side in sides.items() if name not in given}
 
 
-def row_id(row: PromptRow, columns: Columns = (), picture: str = "") -> str:
-    """A readable and unique name: the prompt's and a picture's first words, and a hash of all that the row says."""
-    words = "-".join(filter(None, (_words(row.prompt), _words(picture))))
-    return f"{words or 'image'}-{_digest([row.given(), columns] if columns else row.given())[:10]}"
+def row_id(row: PromptRow, columns: Columns = (), picture: str = "", asked: Mapping[str, Any] | None = None) -> str:
+    """A readable and unique name: the prompt's and a picture's first words, and a hash of all that the row says.
+
+    Args:
+        asked: what the row gives, where that is known already.
+    """
+    words, said = "-".join(filter(None, (_words(row.prompt), _words(picture)))), row.given() if asked is None else asked
+    return f"{words or 'image'}-{_digest([said, columns] if columns else said)[:10]}"
 
 
 def _words(text: str) -> str:
     """The first words in the letters of their script, without accents where there is a letter without: é becomes e."""
+    if not text:
+        return ""
     if text.isascii():
         return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].rstrip("-")
     letters = (unicodedata.normalize("NFKD", char) for char in unicodedata.normalize("NFC", text.casefold()))

@@ -22,9 +22,12 @@ def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterator[Pla
     if isinstance(placed, BadRow):
         yield placed
         return
-    named = {name: getattr(placed.row, name) or getattr(options, name) for name in NAMES}
+    named = {name: path for name in NAMES if (path := getattr(placed.row, name) or getattr(options, name))}
+    if not named:
+        yield placed
+        return
     try:
-        sets = {name: found for name, path in named.items() if path and (found := pictures_of(path)) is not None}
+        sets = {name: found for name, path in named.items() if (found := pictures_of(path)) is not None}
     except ValueError as error:
         yield BadRow(placed.where, str(error))
         return

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from diffaccel.batch.settings import parse_colour
@@ -92,6 +91,8 @@ def _shallow(image: Image.Image) -> Image.Image:
     """The picture with 8 bits a channel; 16 bits and floating point are scaled, not clipped. Raises `ValueError`."""
     if image.mode not in _DEEP:
         return image
+    import numpy as np
+
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
