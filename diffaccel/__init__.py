@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .attach.report import Report as Report
     from .methods import *  # noqa: F403
     from .networks import UnsupportedModelError as UnsupportedModelError
-    from .reuse.forecast import Newton, Taylor as Taylor
+    from .reuse.forecast import Newton as Newton
+    from .reuse.forecast import Taylor as Taylor
     from .reuse.schedule import Always as Always
     from .reuse.schedule import BackLoaded as BackLoaded
     from .reuse.schedule import FrontLoaded as FrontLoaded

@@ -106,9 +106,14 @@ def kl(channels: int = 4, levels: int = 4, **more: Any) -> Any:
 def vision() -> dict[str, Any]:
     """An encoder of pictures and what prepares them for it."""
     config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
         projection_dim=TEXT,
-    )  # fmt: skip
+    )
     size = {"shortest_edge": 224}
     processor = CLIPImageProcessorPil(size=size, crop_size={"height": 224, "width": 224})
     return {"image_encoder": seeded(lambda: CLIPVisionModelWithProjection(config)), "feature_extractor": processor}

@@ -22,9 +22,15 @@ def flux(name: str, **config: Any) -> Any:
     parts = {"vae": kl(shift_factor=0.0)}
     if "ControlNet" in name:
         network = transformer("FluxTransformer2DModel", **{**FLUX, **config})
-        parts["controlnet"] = seeded(lambda: diffusers.FluxControlNetModel.from_transformer(
-            network, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
-        ))  # fmt: skip
+        parts["controlnet"] = seeded(
+            lambda: diffusers.FluxControlNetModel.from_transformer(
+                network,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+            )
+        )
         parts["transformer"] = network
     return image(name, "FluxTransformer2DModel", {**FLUX, **config}, **parts)
 
@@ -76,13 +82,22 @@ def half_mask() -> torch.Tensor:
 
 def sana(name: str, **config: Any) -> Any:
     scheduler = diffusers.SCMScheduler() if "Sprint" in name else flow()
-    vae = seeded(lambda: diffusers.AutoencoderDC(
-        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "ResBlock"),
-        decoder_block_types=("ResBlock", "ResBlock"), encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), downsample_block_type="conv",
-        upsample_block_type="interpolate",
-    ))  # fmt: skip
+    vae = seeded(
+        lambda: diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "ResBlock"),
+            decoder_block_types=("ResBlock", "ResBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+        )
+    )
     return image(name, "SanaTransformer2DModel", config, scheduler=scheduler, vae=vae)
 
 
@@ -92,7 +107,15 @@ def sana_inputs(d: Draw, **more: Any) -> dict[str, Any]:
 
 def sprint_inputs(d: Draw, **more: Any) -> dict[str, Any]:
     prompts = d.prompts("prompt_embeds", mask="prompt_attention_mask")
-    return {**prompts, "height": 32, "width": 32, "use_resolution_binning": False, "intermediate_timesteps": None, **LATENT, **more}
+    return {
+        **prompts,
+        "height": 32,
+        "width": 32,
+        "use_resolution_binning": False,
+        "intermediate_timesteps": None,
+        **LATENT,
+        **more,
+    }
 
 
 def pixart(name: str, **parts: Any) -> Any:
@@ -114,10 +137,17 @@ def hunyuan_inputs(d: Draw) -> dict[str, Any]:
 
 
 def qwen_vae() -> Any:
-    return seeded(lambda: diffusers.AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    ))  # fmt: skip
+    return seeded(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        )
+    )
 
 
 def qwen(name: str) -> Any:
@@ -138,33 +168,62 @@ def zimage(name: str) -> Any:
 
 
 def prx() -> Any:
-    network = seeded(lambda: diffusers.PRXTransformer2DModel(
-        in_channels=4, patch_size=2, context_in_dim=16, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=4,
-        axes_dim=[4, 4],
-    ))  # fmt: skip
+    network = seeded(
+        lambda: diffusers.PRXTransformer2DModel(
+            in_channels=4,
+            patch_size=2,
+            context_in_dim=16,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=4,
+            axes_dim=[4, 4],
+        )
+    )
     return made("PRXPipeline", transformer=network, scheduler=flow(), vae=kl())
 
 
 def ovis() -> Any:
-    network = seeded(lambda: diffusers.OvisImageTransformer2DModel(
-        in_channels=16, out_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(2, 2, 4),
-    ))  # fmt: skip
+    network = seeded(
+        lambda: diffusers.OvisImageTransformer2DModel(
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(2, 2, 4),
+        )
+    )
     return made("OvisImagePipeline", transformer=network, scheduler=flow(), vae=kl())
 
 
 def bria() -> Any:
-    network = seeded(lambda: diffusers.BriaTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, axes_dims_rope=[2, 2, 4],
-    ))  # fmt: skip
+    network = seeded(
+        lambda: diffusers.BriaTransformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=[2, 2, 4],
+        )
+    )
     return made("BriaPipeline", transformer=network, scheduler=flow(), vae=kl())
 
 
 def flux2(name: str) -> Any:
-    vae = seeded(lambda: diffusers.AutoencoderKLFlux2(
-        block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=32,
-    ))  # fmt: skip
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLFlux2(
+            block_out_channels=(4,) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=32,
+        )
+    )
     return image(name, "Flux2Transformer2DModel", {"in_channels": 16}, vae=vae)
 
 
@@ -175,12 +234,25 @@ def dit() -> Any:
 
 STOPS = [
     Stop("DiTPipeline", dit, lambda d: {"class_labels": [3], "output_type": "np"}, "B", slow=False),
-    Stop("PixArtAlphaPipeline", lambda: pixart("PixArtAlphaPipeline"),
-         lambda d: attended(d, use_resolution_binning=False), "b", slow=False),  # fmt: skip
-    Stop("PixArtSigmaPipeline", lambda: pixart("PixArtSigmaPipeline"),
-         lambda d: attended(d, use_resolution_binning=False), "b"),  # fmt: skip
-    Stop("PixArtSigmaPAGPipeline", lambda: pixart("PixArtSigmaPAGPipeline", pag_applied_layers=["blocks.1"]),
-         lambda d: attended(d, use_resolution_binning=False), "x"),  # fmt: skip
+    Stop(
+        "PixArtAlphaPipeline",
+        lambda: pixart("PixArtAlphaPipeline"),
+        lambda d: attended(d, use_resolution_binning=False),
+        "b",
+        slow=False,
+    ),
+    Stop(
+        "PixArtSigmaPipeline",
+        lambda: pixart("PixArtSigmaPipeline"),
+        lambda d: attended(d, use_resolution_binning=False),
+        "b",
+    ),
+    Stop(
+        "PixArtSigmaPAGPipeline",
+        lambda: pixart("PixArtSigmaPAGPipeline", pag_applied_layers=["blocks.1"]),
+        lambda d: attended(d, use_resolution_binning=False),
+        "x",
+    ),
     Stop("SanaPipeline", lambda: sana("SanaPipeline"), sana_inputs, "b"),
     Stop("SanaPAGPipeline", lambda: sana("SanaPAGPipeline"), sana_inputs, "x"),
     Stop("SanaSprintPipeline", lambda: sana("SanaSprintPipeline", guidance_embeds=True), sprint_inputs),
@@ -192,50 +264,121 @@ STOPS = [
         ("b", "x"),
         calls=skipping,
     ),
-    Stop("StableDiffusion3Img2ImgPipeline", lambda: sd3("StableDiffusion3Img2ImgPipeline"),
-         lambda d: {**sd3_inputs(d), "image": d.normal(1, 4, 8, 8), **HALF}, "b", 4),  # fmt: skip
-    Stop("StableDiffusion3InpaintPipeline", lambda: sd3("StableDiffusion3InpaintPipeline", 16, vae=kl(16, shift_factor=0.0)),
-         lambda d: sd3_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), "b", 4),  # fmt: skip
-    Stop("StableDiffusion3PAGPipeline", lambda: sd3("StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
-         sd3_inputs, "x"),  # fmt: skip
+    Stop(
+        "StableDiffusion3Img2ImgPipeline",
+        lambda: sd3("StableDiffusion3Img2ImgPipeline"),
+        lambda d: {**sd3_inputs(d), "image": d.normal(1, 4, 8, 8), **HALF},
+        "b",
+        4,
+    ),
+    Stop(
+        "StableDiffusion3InpaintPipeline",
+        lambda: sd3("StableDiffusion3InpaintPipeline", 16, vae=kl(16, shift_factor=0.0)),
+        lambda d: sd3_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
+        "b",
+        4,
+    ),
+    Stop(
+        "StableDiffusion3PAGPipeline",
+        lambda: sd3("StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
+        sd3_inputs,
+        "x",
+    ),
     Stop("FluxPipeline", lambda: flux("FluxPipeline"), flux_inputs, slow=False),
     Stop("FluxPipeline, true guidance", lambda: flux("FluxPipeline"), lambda d: flux_inputs(d, True), "pn"),
-    Stop("FluxImg2ImgPipeline", lambda: flux("FluxImg2ImgPipeline"),
-         lambda d: flux_inputs(d, **picture(d, **HALF)), steps=4),  # fmt: skip
-    Stop("FluxInpaintPipeline", lambda: flux("FluxInpaintPipeline"),
-         lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), steps=4),  # fmt: skip
-    Stop("FluxKontextPipeline, true guidance", lambda: flux("FluxKontextPipeline"),
-         lambda d: flux_inputs(d, True, image=d.picture(1, 3, 64, 64), max_area=64 * 64, _auto_resize=False), "pn",
-         slow=False),  # fmt: skip
-    Stop("FluxFillPipeline", lambda: flux("FluxFillPipeline", in_channels=16 + 16 + 256, out_channels=16),
-         lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), strength=1.0))),  # fmt: skip
-    Stop("FluxControlPipeline", lambda: flux("FluxControlPipeline", in_channels=32),
-         lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64))),  # fmt: skip
-    Stop("FluxControlNetPipeline", lambda: flux("FluxControlNetPipeline"),
-         lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64))),  # fmt: skip
+    Stop(
+        "FluxImg2ImgPipeline",
+        lambda: flux("FluxImg2ImgPipeline"),
+        lambda d: flux_inputs(d, **picture(d, **HALF)),
+        steps=4,
+    ),
+    Stop(
+        "FluxInpaintPipeline",
+        lambda: flux("FluxInpaintPipeline"),
+        lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
+        steps=4,
+    ),
+    Stop(
+        "FluxKontextPipeline, true guidance",
+        lambda: flux("FluxKontextPipeline"),
+        lambda d: flux_inputs(d, True, image=d.picture(1, 3, 64, 64), max_area=64 * 64, _auto_resize=False),
+        "pn",
+        slow=False,
+    ),
+    Stop(
+        "FluxFillPipeline",
+        lambda: flux("FluxFillPipeline", in_channels=16 + 16 + 256, out_channels=16),
+        lambda d: flux_inputs(d, **picture(d, mask_image=half_mask(), strength=1.0)),
+    ),
+    Stop(
+        "FluxControlPipeline",
+        lambda: flux("FluxControlPipeline", in_channels=32),
+        lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64)),
+    ),
+    Stop(
+        "FluxControlNetPipeline",
+        lambda: flux("FluxControlNetPipeline"),
+        lambda d: flux_inputs(d, control_image=d.picture(1, 3, 64, 64)),
+    ),
     Stop("Flux2Pipeline", lambda: flux2("Flux2Pipeline"), lambda d: {**d.prompts("prompt_embeds"), **SIZE}),
     Stop("Flux2KleinPipeline", lambda: flux2("Flux2KleinPipeline"), lambda d: {**d.prompts(), **SIZE}, "pn"),
     Stop("ChromaPipeline", lambda: image("ChromaPipeline", "ChromaTransformer2DModel", FLUX), chroma, "pn"),
-    Stop("ChromaImg2ImgPipeline", lambda: image("ChromaImg2ImgPipeline", "ChromaTransformer2DModel", FLUX, vae=kl(shift_factor=0.0)),
-         lambda d: chroma(d, **picture(d, **HALF)), "pn", 4),  # fmt: skip
+    Stop(
+        "ChromaImg2ImgPipeline",
+        lambda: image("ChromaImg2ImgPipeline", "ChromaTransformer2DModel", FLUX, vae=kl(shift_factor=0.0)),
+        lambda d: chroma(d, **picture(d, **HALF)),
+        "pn",
+        4,
+    ),
     Stop("QwenImagePipeline", lambda: qwen("QwenImagePipeline"), qwen_inputs, "pn"),
-    Stop("QwenImageImg2ImgPipeline", lambda: qwen("QwenImageImg2ImgPipeline"),
-         lambda d: qwen_inputs(d, **picture(d, **HALF)), "pn", 4),  # fmt: skip
-    Stop("QwenImageInpaintPipeline", lambda: qwen("QwenImageInpaintPipeline"),
-         lambda d: qwen_inputs(d, **picture(d, mask_image=half_mask(), **HALF)), "pn", 4),  # fmt: skip
+    Stop(
+        "QwenImageImg2ImgPipeline",
+        lambda: qwen("QwenImageImg2ImgPipeline"),
+        lambda d: qwen_inputs(d, **picture(d, **HALF)),
+        "pn",
+        4,
+    ),
+    Stop(
+        "QwenImageInpaintPipeline",
+        lambda: qwen("QwenImageInpaintPipeline"),
+        lambda d: qwen_inputs(d, **picture(d, mask_image=half_mask(), **HALF)),
+        "pn",
+        4,
+    ),
     Stop("AuraFlowPipeline", lambda: image("AuraFlowPipeline", "AuraFlowTransformer2DModel"), attended, "b"),
-    Stop("CogView3PlusPipeline", lambda: image("CogView3PlusPipeline", "CogView3PlusTransformer2DModel", scheduler=diffusers.CogVideoXDDIMScheduler()),
-         lambda d: {**d.prompts(), **SIZE}, "b"),  # fmt: skip
-    Stop("CogView4Pipeline", lambda: image("CogView4Pipeline", "CogView4Transformer2DModel"),
-         lambda d: {**d.prompts(), **SIZE}, "pn"),  # fmt: skip
+    Stop(
+        "CogView3PlusPipeline",
+        lambda: image(
+            "CogView3PlusPipeline", "CogView3PlusTransformer2DModel", scheduler=diffusers.CogVideoXDDIMScheduler()
+        ),
+        lambda d: {**d.prompts(), **SIZE},
+        "b",
+    ),
+    Stop(
+        "CogView4Pipeline",
+        lambda: image("CogView4Pipeline", "CogView4Transformer2DModel"),
+        lambda d: {**d.prompts(), **SIZE},
+        "pn",
+    ),
     Stop("HunyuanDiTPipeline", lambda: hunyuan("HunyuanDiTPipeline"), hunyuan_inputs, "b"),
-    Stop("HunyuanDiTPAGPipeline", lambda: hunyuan("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]),
-         hunyuan_inputs, "x"),  # fmt: skip
-    Stop("LuminaPipeline", lambda: image("LuminaPipeline", "LuminaNextDiT2DModel", {"learn_sigma": True}), attended, "B"),
+    Stop(
+        "HunyuanDiTPAGPipeline",
+        lambda: hunyuan("HunyuanDiTPAGPipeline", pag_applied_layers=["blocks.1"]),
+        hunyuan_inputs,
+        "x",
+    ),
+    Stop(
+        "LuminaPipeline", lambda: image("LuminaPipeline", "LuminaNextDiT2DModel", {"learn_sigma": True}), attended, "B"
+    ),
     Stop("Lumina2Pipeline", lambda: image("Lumina2Pipeline", "Lumina2Transformer2DModel"), attended, "pn", slow=False),
     Stop("ZImagePipeline", lambda: zimage("ZImagePipeline"), listed, "B"),
-    Stop("ZImageImg2ImgPipeline", lambda: zimage("ZImageImg2ImgPipeline"),
-         lambda d: listed(d, **picture(d, **HALF)), "B", 4),  # fmt: skip
+    Stop(
+        "ZImageImg2ImgPipeline",
+        lambda: zimage("ZImageImg2ImgPipeline"),
+        lambda d: listed(d, **picture(d, **HALF)),
+        "B",
+        4,
+    ),
     Stop("PRXPipeline", prx, lambda d: masked(d, mask="prompt_attention_mask", use_resolution_binning=False), "b"),
     Stop("OvisImagePipeline", ovis, lambda d: {**d.prompts(), **SIZE, "negative_prompt": None}, "pn"),
     Stop("BriaPipeline", bria, lambda d: {**d.prompts(), **SIZE}, "b"),

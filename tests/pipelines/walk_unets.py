@@ -96,31 +96,55 @@ def svd() -> Any:
         )
     )
     scheduler = diffusers.EulerDiscreteScheduler(
-        prediction_type="v_prediction", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0,
-        timestep_type="continuous", timestep_spacing="leading", steps_offset=1,
-    )  # fmt: skip
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
     return made("StableVideoDiffusionPipeline", vae=vae, unet=svd_unet(), scheduler=scheduler, **vision())
 
 
 def deepfloyd(name: str, channels: int = 3) -> Any:
-    unet = sd_unet(**SMALL, in_channels=channels, out_channels=6, encoder_hid_dim=TEXT,
-                   **({"class_embed_type": "timestep"} if channels == 6 else {}))  # fmt: skip
+    unet = sd_unet(
+        **SMALL,
+        in_channels=channels,
+        out_channels=6,
+        encoder_hid_dim=TEXT,
+        **({"class_embed_type": "timestep"} if channels == 6 else {}),
+    )
     scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
-    return made(name, unet=unet, scheduler=scheduler, image_noising_scheduler=diffusers.DDPMScheduler(),
-                requires_safety_checker=False)  # fmt: skip
+    return made(
+        name,
+        unet=unet,
+        scheduler=scheduler,
+        image_noising_scheduler=diffusers.DDPMScheduler(),
+        requires_safety_checker=False,
+    )
 
 
 def kandinsky(name: str) -> Any:
     unet = sd_unet(
-        **SMALL, out_channels=8, encoder_hid_dim=TEXT, encoder_hid_dim_type="image_proj",
-        addition_embed_type="image", class_embed_type=None,
-    )  # fmt: skip
+        **SMALL,
+        out_channels=8,
+        encoder_hid_dim=TEXT,
+        encoder_hid_dim_type="image_proj",
+        addition_embed_type="image",
+        class_embed_type=None,
+    )
     movq = seeded(
         lambda: diffusers.VQModel(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2, latent_channels=4, num_vq_embeddings=8,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4,) * 4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=4,
+            num_vq_embeddings=8,
         )
-    )  # fmt: skip
+    )
     return made(name, unet=unet, scheduler=diffusers.DDPMScheduler(variance_type="learned_range"), movq=movq)
 
 
@@ -196,8 +220,12 @@ STOPS = [
         lambda d: sd_inputs(d, image=control(d)),
         "x",
     ),
-    Stop("StableDiffusionLDM3DPipeline", lambda: sd("StableDiffusionLDM3DPipeline", vae=kl(in_channels=6, out_channels=6)),
-         lambda d: sd_inputs(d, output_type="np"), "b"),
+    Stop(
+        "StableDiffusionLDM3DPipeline",
+        lambda: sd("StableDiffusionLDM3DPipeline", vae=kl(in_channels=6, out_channels=6)),
+        lambda d: sd_inputs(d, output_type="np"),
+        "b",
+    ),
     Stop(
         "StableDiffusionInstructPix2PixPipeline",
         lambda: sd("StableDiffusionInstructPix2PixPipeline", unet=sd_unet(**SMALL, in_channels=8)),
@@ -250,10 +278,15 @@ STOPS = [
     Stop(
         "LatentConsistencyModelImg2ImgPipeline",
         lambda: lcm("LatentConsistencyModelImg2ImgPipeline"),
-        lambda d: {**d.prompts("prompt_embeds"), "output_type": "latent", "image": d.normal(1, 4, 8, 8),
-                   "strength": 0.9, "original_inference_steps": 100},
+        lambda d: {
+            **d.prompts("prompt_embeds"),
+            "output_type": "latent",
+            "image": d.normal(1, 4, 8, 8),
+            "strength": 0.9,
+            "original_inference_steps": 100,
+        },
         steps=5,
-    ),  # fmt: skip
+    ),
     Stop("AnimateDiffPipeline", lambda: animated("AnimateDiffPipeline"), video_inputs, "b", slow=False),
     Stop(
         "AnimateDiffVideoToVideoPipeline",
@@ -262,23 +295,51 @@ STOPS = [
         "b",
         4,
     ),
-    Stop("AnimateDiffPAGPipeline", lambda: animated("AnimateDiffPAGPipeline", pag_applied_layers=["mid", r"down_blocks\.0"]), video_inputs, "x"),
+    Stop(
+        "AnimateDiffPAGPipeline",
+        lambda: animated("AnimateDiffPAGPipeline", pag_applied_layers=["mid", r"down_blocks\.0"]),
+        video_inputs,
+        "x",
+    ),
     Stop(
         "StableVideoDiffusionPipeline",
         svd,
         lambda d: {**SIZE, "image": PIL.Image.new("RGB", (64, 64), "red"), "num_frames": 2},
         "b",
     ),
-    Stop("TextToVideoSDPipeline", lambda: made("TextToVideoSDPipeline", unet=unet3d(), scheduler=ddim(), vae=kl()),
-         video_inputs, "b"),  # fmt: skip
-    Stop("DDPMPipeline", lambda: made("DDPMPipeline", unet=ddpm_unet(), scheduler=diffusers.DDPMScheduler()),
-         lambda d: {"output_type": "np"}),  # fmt: skip
-    Stop("DDIMPipeline", lambda: made("DDIMPipeline", unet=ddpm_unet(), scheduler=ddim()), lambda d: {"output_type": "np"}),
-    Stop("LDMPipeline", lambda: made("LDMPipeline", unet=ddpm_unet(), scheduler=ddim(), vqvae=kl()),
-         lambda d: {"output_type": "np"}),  # fmt: skip
-    Stop("IFPipeline", lambda: deepfloyd("IFPipeline"), lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt"}, "b"),
-    Stop("IFSuperResolutionPipeline", lambda: deepfloyd("IFSuperResolutionPipeline", 6),
-         lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt", "image": d.picture(1, 3, 4, 4).float()}, "b"),
+    Stop(
+        "TextToVideoSDPipeline",
+        lambda: made("TextToVideoSDPipeline", unet=unet3d(), scheduler=ddim(), vae=kl()),
+        video_inputs,
+        "b",
+    ),
+    Stop(
+        "DDPMPipeline",
+        lambda: made("DDPMPipeline", unet=ddpm_unet(), scheduler=diffusers.DDPMScheduler()),
+        lambda d: {"output_type": "np"},
+    ),
+    Stop(
+        "DDIMPipeline",
+        lambda: made("DDIMPipeline", unet=ddpm_unet(), scheduler=ddim()),
+        lambda d: {"output_type": "np"},
+    ),
+    Stop(
+        "LDMPipeline",
+        lambda: made("LDMPipeline", unet=ddpm_unet(), scheduler=ddim(), vqvae=kl()),
+        lambda d: {"output_type": "np"},
+    ),
+    Stop(
+        "IFPipeline",
+        lambda: deepfloyd("IFPipeline"),
+        lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt"},
+        "b",
+    ),
+    Stop(
+        "IFSuperResolutionPipeline",
+        lambda: deepfloyd("IFSuperResolutionPipeline", 6),
+        lambda d: {**d.prompts(), "height": 8, "width": 8, "output_type": "pt", "image": d.picture(1, 3, 4, 4).float()},
+        "b",
+    ),
     Stop("KandinskyV22Pipeline", lambda: kandinsky("KandinskyV22Pipeline"), embedded, "b"),
     Stop(
         "KandinskyV22Img2ImgPipeline",

@@ -43,7 +43,7 @@ def dit_inputs(seed: int, rows: int = 2) -> dict[str, Any]:
 
 
 def replayed(model: Any, plan: list[tuple[str, bool]]) -> Iterator[None]:
-    """Outputs of attentions and feed-forward networks are stored, or replayed, per call as planned: (context, reuse)."""
+    """Outputs of attentions and feed-forward networks are stored or replayed, call by call: (context, reuse)."""
     kept: dict[Any, Any] = {}
     now: list[tuple[str, bool]] = []
     model.register_forward_pre_hook(lambda *_: now.__setitem__(slice(None), [plan.pop(0)]))
@@ -254,7 +254,9 @@ def test_two_denoisers_have_their_own_settings() -> None:
         assert handle.report().replayed == 4
     assert torch.equal(one, both)
     assert not torch.equal(one, plain)
-    with accelerate(pipe, {"transformer": [TGate(gate=2, self_interval=1)], "transformer_2": [TGate(gate=3, self_interval=1)]}):
+    with accelerate(
+        pipe, {"transformer": [TGate(gate=2, self_interval=1)], "transformer_2": [TGate(gate=3, self_interval=1)]}
+    ):
         walk.made_by(pipe, stop, torch.float32)
     with accelerate(pipe, TGate(gate=3, self_interval=1)), pytest.raises(ValueError, match="gate must be <= 2"):
         walk.made_by(pipe, stop, torch.float32)
@@ -372,7 +374,9 @@ def test_frames_of_a_video_share_a_row() -> None:
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     shapes: list[tuple[int, ...]] = []
-    pipe.unet.register_forward_pre_hook(lambda m, a, k: shapes.append(tuple(k["encoder_hidden_states"].shape)), with_kwargs=True)
+    pipe.unet.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(tuple(k["encoder_hidden_states"].shape)), with_kwargs=True
+    )
     draw = Draw(torch.float32)
     inner = lambda m, a, k: shapes.append(tuple(k["encoder_hidden_states"].shape))  # noqa: E731
     with accelerate(pipe, ResidualGuidance()):
