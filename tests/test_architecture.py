@@ -215,7 +215,7 @@ class NewMethod(Method):
         return [Part(Replay(Branch(("mid_block",))), Uniform(self.interval))]
 '''
 USE = """
-import diffaccel, torch
+import diffaccel.methods, torch
 from diffusers import UNet2DModel
 assert diffaccel.__file__.startswith({folder!r})
 unet = UNet2DModel(8, 1, 1, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, norm_num_groups=4,

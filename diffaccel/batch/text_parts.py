@@ -12,7 +12,7 @@ import torch
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.text_rules import parts_of, text_problem
-from diffaccel.batch.weights import Part
+from diffaccel.batch.weights import TextPart
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,7 +51,7 @@ class PartedText:
         with torch.inference_mode():
             return self._encoded(texts, encoders, bool(job.negative_prompt))
 
-    def _encoded(self, texts: dict[str, tuple[Part, ...]], encoders: list[Any], negative: bool) -> Embeddings:
+    def _encoded(self, texts: dict[str, tuple[TextPart, ...]], encoders: list[Any], negative: bool) -> Embeddings:
         columns = [
             encoder.pad_conditioning_tensors_to_same_length([_encode(encoder, parts) for parts in texts.values()])
             for encoder in encoders
@@ -94,7 +94,7 @@ class PartedText:
         return self._encoders
 
 
-def _needs(parts: tuple[Part, ...], encoder: Any) -> bool:
+def _needs(parts: tuple[TextPart, ...], encoder: Any) -> bool:
     """Whether a prompt has parts or weights, or is too long for one piece."""
     if len(parts) > 1 or any(weight != 1 for _, weight in parts[0]):
         return True
@@ -102,7 +102,7 @@ def _needs(parts: tuple[Part, ...], encoder: Any) -> bool:
     return len(encoder.get_tokens(text)) + 2 > int(encoder.conditioning_provider.max_token_count)
 
 
-def _encode(encoder: Any, parts: tuple[Part, ...]) -> torch.Tensor:
+def _encode(encoder: Any, parts: tuple[TextPart, ...]) -> torch.Tensor:
     """Embeddings of all parts behind one another, of shape `(1, tokens, width)`."""
     from compel.prompt_parser import Conjunction, FlattenedPrompt
 

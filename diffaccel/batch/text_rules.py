@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from diffaccel.batch.weights import Part, weighted_parts
+from diffaccel.batch.weights import TextPart, weighted_parts
 
 if TYPE_CHECKING:
     from diffaccel.batch.jobs import Job
@@ -35,6 +35,6 @@ def has_compel() -> bool:
     return find_spec("compel") is not None
 
 
-def parts_of(job: "Job", text: str) -> tuple[Part, ...]:
+def parts_of(job: "Job", text: str) -> tuple[TextPart, ...]:
     """The parts and weights of a text, where the job asks for them; else the text itself."""
     return weighted_parts(text) if job.prompt_weights else (((text, 1.0),),)

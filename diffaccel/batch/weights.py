@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 EMPHASIS = 1.1
-Part = tuple[tuple[str, float], ...]
+TextPart = tuple[tuple[str, float], ...]
 _TOKEN = re.compile(r"\\.|:\s*\d*\.?\d+\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _MEANT = re.compile(r"(?<!\\)\([^()\[\]]+:\s*\d*\.?\d+\s*\)|\bBREAK\b")
 _CHANGING = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
@@ -16,7 +16,7 @@ def look_meant(text: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def weighted_parts(text: str) -> tuple[Part, ...]:
+def weighted_parts(text: str) -> tuple[TextPart, ...]:
     """The parts between `BREAK`s, each as pieces of text with their weights.
 
     Raises `ValueError` for brackets that are not closed, and for `[a:b:0.5]` and `[a|b]`, which change a prompt in the
@@ -27,7 +27,7 @@ def weighted_parts(text: str) -> tuple[Part, ...]:
     return tuple(_part(part) for part in re.split(r"\s*\bBREAK\b\s*", text))
 
 
-def _part(text: str) -> Part:
+def _part(text: str) -> TextPart:
     pieces: list[tuple[str, float]] = []
     opened: list[tuple[str, int]] = []
     for token in _TOKEN.findall(text):
@@ -47,7 +47,7 @@ def _part(text: str) -> Part:
     return _joined(pieces)
 
 
-def _joined(pieces: list[tuple[str, float]]) -> Part:
+def _joined(pieces: list[tuple[str, float]]) -> TextPart:
     """Neighbours of one weight as one piece."""
     joined: list[tuple[str, float]] = []
     for text, weight in pieces:

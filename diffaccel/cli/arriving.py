@@ -31,7 +31,7 @@ def own_input() -> TextIO:
     return os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
 
 
-class Course:
+class RunCourse:
     """The input as far as it has come, and what is made of it.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.arriving import Course, arrives, own_input
+from diffaccel.cli.arriving import RunCourse, arrives, own_input
 from diffaccel.cli.options import Request, with_options
 from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked, told_once
 from diffaccel.cli.signals import interruptible
@@ -89,7 +89,7 @@ def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWo
 
     with OutputFolder(request.output) as folder, _progress(request, None) as bar:
         share = partial(_share, request, prepared.source)
-        course = Course(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
+        course = RunCourse(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
         with _finished(request, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
             summary, calls = render_arriving(course.parts(), folder, partial(_show, bar, course.places))
     summary.joules = meter.joules

@@ -18,7 +18,7 @@ from diffaccel.models.source import ModelError, ModelSource, check_header, expan
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 _PLACE = Path(__file__).parent / "configurations"
 _DENOISER = "model.diffusion_model."
 _HINT = "give --config and a folder in diffusers' format of the model that it was made from"
@@ -38,7 +38,7 @@ def configurations() -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in _PLACE.iterdir() if folder.is_dir()))
 
 
-def read_shapes(file: Path) -> Shapes:
+def read_shapes(file: Path) -> TensorShapes:
     """Shapes of all tensors by their names, from the header alone. Raises `ModelError` where it is damaged."""
     check_header(file)
     try:
@@ -62,7 +62,7 @@ def configuration(file: Path, config: str | None) -> Path:
     return folder
 
 
-def _kind(file: Path, shapes: Shapes) -> str:
+def _kind(file: Path, shapes: TensorShapes) -> str:
     """Name of the supplied configuration that a file needs."""
     if any(name.endswith("double_blocks.0.img_attn.norm.key_norm.scale") for name in shapes):
         raise ModelError(f"{file} is of the shape of FLUX, whose text encoders are kept apart from it: {_HINT}, whole")
@@ -87,7 +87,7 @@ def _kind(file: Path, shapes: Shapes) -> str:
     raise ModelError(f"{file} is of no kind whose configuration is known (it has {first[:80]}): {_HINT}")
 
 
-def _kind_of_sd3(file: Path, shapes: Shapes) -> str:
+def _kind_of_sd3(file: Path, shapes: TensorShapes) -> str:
     if any("t5xxl" in name for name in shapes):
         raise ModelError(f"{file} holds a T5, whose tokenizer is not supplied: {_HINT}, with its tokenizers")
     if any("joint_blocks.37." in name for name in shapes):
@@ -116,7 +116,7 @@ def networks(source: ModelSource) -> list[str]:
     return [name for name in kinds if (source.folder / name / "config.json").is_file() and name != "safety_checker"]
 
 
-def _holds(shapes: Shapes, component: str) -> bool:
+def _holds(shapes: TensorShapes, component: str) -> bool:
     return any(name.startswith(_PARTS.get(component, ())) for name in shapes)
 
 

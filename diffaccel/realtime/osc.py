@@ -15,7 +15,7 @@ from diffaccel.realtime.connection import words
 logger = logging.getLogger(__name__)
 
 ROOT = "/diffaccel"
-Change = Callable[[str | None, Mapping[str, Any]], int]
+AskForChange = Callable[[str | None, Mapping[str, Any]], int]
 
 
 class OscServer:
@@ -34,7 +34,7 @@ class OscServer:
         MediaError: where python-osc is missing (extra ``osc``), or the port is taken.
     """
 
-    def __init__(self, change: Change, *, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, change: AskForChange, *, port: int, host: str = "127.0.0.1") -> None:
         need("pythonosc", extra="osc", purpose="Open Sound Control")
         from pythonosc.dispatcher import Dispatcher
         from pythonosc.osc_server import ThreadingOSCUDPServer

@@ -162,7 +162,7 @@ class Recording(FrameSink):
             self._writer.finish()
 
 
-class Network(FrameSink):
+class NetworkSink(FrameSink):
     """An RTMP, RTSP, SRT, UDP or TCP address, see `NetworkWriter`."""
 
     def __init__(self, address: str) -> None:
@@ -269,7 +269,7 @@ def open_sink(sink: str, *, overwrite: bool = False, token: str | None = None) -
     if is_file(sink):
         return Recording(Path(sink), overwrite=overwrite)
     if is_address(sink):
-        return Network(sink)
+        return NetworkSink(sink)
     kind, _, port = sink.partition(":")
     if kind == "virtual-camera":
         return VirtualCamera(port or None)

@@ -19,7 +19,7 @@ Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplerName:
     """A class of diffusers, and what makes it the sampler of this name.
 
     Attributes:
@@ -39,26 +39,26 @@ class Sampler:
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _MULTISTEP = "DPMSolverMultistepScheduler"
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-SCHEDULERS: Mapping[str, Sampler] = MappingProxyType(
+SCHEDULERS: Mapping[str, SamplerName] = MappingProxyType(
     {
-        "ddim": Sampler("DDIMScheduler", "DDIM"),
-        "ddpm": Sampler("DDPMScheduler", "DDPM"),
-        "deis": Sampler("DEISMultistepScheduler", "DEIS"),
-        "dpm++": Sampler(_MULTISTEP, "DPM++ 2M", {}, _MULTISTEP, _FLOW),
-        "dpm++ 2m": Sampler(_MULTISTEP, "DPM++ 2M", {}, _MULTISTEP, _FLOW),
-        "dpm++ 2m sde": Sampler(_MULTISTEP, "DPM++ 2M SDE", _SDE, _MULTISTEP, _FLOW | _SDE),
-        "dpm++ 3m sde": Sampler(_MULTISTEP, "DPM++ 3M SDE", _SDE | {"solver_order": 3}),
-        "dpm++ sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", needs="torchsde"),
-        "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2"),
-        "dpm2-a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
-        "euler": Sampler("EulerDiscreteScheduler", "Euler", {}, "FlowMatchEulerDiscreteScheduler"),
-        "euler-a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-        "heun": Sampler("HeunDiscreteScheduler", "Heun", {}, "FlowMatchHeunDiscreteScheduler"),
-        "lcm": Sampler("LCMScheduler", "LCM", {}, "FlowMatchLCMScheduler"),
-        "lms": Sampler("LMSDiscreteScheduler", "LMS", needs="scipy"),
-        "pndm": Sampler("PNDMScheduler", "PLMS"),
-        "tcd": Sampler("TCDScheduler", "TCD"),
-        "unipc": Sampler("UniPCMultistepScheduler", "UniPC", {}, "UniPCMultistepScheduler", _FLOW),
+        "ddim": SamplerName("DDIMScheduler", "DDIM"),
+        "ddpm": SamplerName("DDPMScheduler", "DDPM"),
+        "deis": SamplerName("DEISMultistepScheduler", "DEIS"),
+        "dpm++": SamplerName(_MULTISTEP, "DPM++ 2M", {}, _MULTISTEP, _FLOW),
+        "dpm++ 2m": SamplerName(_MULTISTEP, "DPM++ 2M", {}, _MULTISTEP, _FLOW),
+        "dpm++ 2m sde": SamplerName(_MULTISTEP, "DPM++ 2M SDE", _SDE, _MULTISTEP, _FLOW | _SDE),
+        "dpm++ 3m sde": SamplerName(_MULTISTEP, "DPM++ 3M SDE", _SDE | {"solver_order": 3}),
+        "dpm++ sde": SamplerName("DPMSolverSDEScheduler", "DPM++ SDE", needs="torchsde"),
+        "dpm2": SamplerName("KDPM2DiscreteScheduler", "DPM2"),
+        "dpm2-a": SamplerName("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
+        "euler": SamplerName("EulerDiscreteScheduler", "Euler", {}, "FlowMatchEulerDiscreteScheduler"),
+        "euler-a": SamplerName("EulerAncestralDiscreteScheduler", "Euler a"),
+        "heun": SamplerName("HeunDiscreteScheduler", "Heun", {}, "FlowMatchHeunDiscreteScheduler"),
+        "lcm": SamplerName("LCMScheduler", "LCM", {}, "FlowMatchLCMScheduler"),
+        "lms": SamplerName("LMSDiscreteScheduler", "LMS", needs="scipy"),
+        "pndm": SamplerName("PNDMScheduler", "PLMS"),
+        "tcd": SamplerName("TCDScheduler", "TCD"),
+        "unipc": SamplerName("UniPCMultistepScheduler", "UniPC", {}, "UniPCMultistepScheduler", _FLOW),
     }
 )
 SPACINGS: Mapping[str, Options] = MappingProxyType(
@@ -185,7 +185,7 @@ def _accepted(scheduler: str) -> set[str]:
     return names - spacings if name != scheduler else names
 
 
-def _class(sampler: Sampler, flow: bool) -> str:
+def _class(sampler: SamplerName, flow: bool) -> str:
     """The class of diffusers, with a mark where it has a mode for flow matching, which knows no other spacing."""
     if not (flow and sampler.flow):
         return sampler.scheduler
@@ -219,7 +219,7 @@ def sampler_named(name: str, like: Any) -> Any:
     return _flow_version(sampler, config, options) if is_flow(config) else _built(sampler, like, options)
 
 
-def _built(sampler: Sampler, like: Any, options: Options) -> Any:
+def _built(sampler: SamplerName, like: Any, options: Options) -> Any:
     import diffusers
 
     known = _accepted(sampler.scheduler)
@@ -227,7 +227,7 @@ def _built(sampler: Sampler, like: Any, options: Options) -> Any:
     return getattr(diffusers, sampler.scheduler).from_config(like.config, **options)
 
 
-def _flow_version(sampler: Sampler, config: Options, options: Options) -> Any:
+def _flow_version(sampler: SamplerName, config: Options, options: Options) -> Any:
     """The version for flow matching, with the model's shift of the noise levels under the name that its class knows."""
     import diffusers
 

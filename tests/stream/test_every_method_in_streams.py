@@ -25,6 +25,7 @@ from diffaccel import (
     Calibration,
     DeepCache,
     DeltaCache,
+    EasyCache,
     EncoderPropagation,
     FeatureInheritance,
     FrontLoaded,
@@ -328,6 +329,7 @@ REFUSED = [
     ("pixart", DeltaCache(2, gate=5), "frame", "gate must be in 1..4"),
     ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3), 6)), "frame", "is for 6 network calls"),
     *(("sd", TGate(gate=2), key, "TGate changes what the network is called with") for key in KEYS),
+    *(("sd", EasyCache(), key, "EasyCache changes what the network is called with") for key in KEYS),
     *(("sd", ResidualGuidance(), key, "ResidualGuidance changes what the network") for key in KEYS),
     *(("sd", lambda pipe: Profile(recipe(pipe)), key, "Profile changes what the network") for key in KEYS),
     *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
@@ -340,7 +342,9 @@ def test_d_what_cannot_work_is_refused_at_once(name: str, method: Any, key: str,
         stream(name, method, key)
 
 
-@pytest.mark.parametrize("method", [DeepCache(2), FeatureInheritance(), EncoderPropagation(Always())], ids=str)
+@pytest.mark.parametrize(
+    "method", [DeepCache(2), FeatureInheritance("block", depth=0), EncoderPropagation(Always())], ids=str
+)
 def test_d_a_network_without_the_part_is_refused(method: Method) -> None:
     with pytest.raises(UnsupportedModelError, match="PixArtTransformer2DModel"):
         stream("pixart", method)
