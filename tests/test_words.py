@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from diffaccel.batch.settings import PictureSettings
 from diffaccel.cli.video import summary
-from diffaccel.config.words import counted
+from diffaccel.config.words import counted, what_is_wrong
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,21 @@ def test_what_became_of_a_video_of_one_frame() -> None:
         "a.mp4: 1 frame, 1.0 per second, 1 picture shown again for the next frame, 1 picture not finite, 2 damaged "
         "pieces of the input left out"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 0}, "must be at least 1"),
+        ({"steps": "many"}, "must be a whole number"),
+        ({"guidance_scale": float("nan")}, "must be a finite number"),
+        ({"width": 33}, "must be a multiple of 8"),
+        ({"strength": 0}, "must be more than 0"),
+        ({"negative_prompt": 3}, "must be text"),
+        ({"negative_prompt": "a\0"}, "holds a NUL character"),
+    ],
+)
+def test_checks_of_settings_speak_plainly(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PictureSettings.model_validate(values)
+    assert what_is_wrong(caught.value.errors()[0]) == words

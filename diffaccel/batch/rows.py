@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffaccel.batch.settings import PromptRow
-from diffaccel.config.words import did_you_mean
+from diffaccel.config.words import did_you_mean, what_is_wrong
 
 SETTINGS = ("size", *PromptRow.model_fields)
 _PLAIN = frozenset(SETTINGS)
@@ -117,6 +117,6 @@ def _explain(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"]) or "row"
     if problem["type"] == "extra_forbidden":
         return no_such_setting(field)
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = what_is_wrong(problem)
     shown = repr(problem["input"])
     return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")

@@ -100,5 +100,6 @@ class Pipelines:
         from diffaccel.models import load_controlnet
 
         if name not in self._controlnets:
-            self._controlnets[name] = load_controlnet(name, dtype=self._pipe.dtype, device=self._pipe._execution_device)
+            place = {"dtype": self._pipe.dtype, "device": self._pipe._execution_device}
+            self._controlnets[name] = load_controlnet(name, **place, like=self._pipe.components.get("unet"))
         return self._controlnets[name]

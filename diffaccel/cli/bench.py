@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.subject import Subject, command_line, with_subject
+from diffaccel.cli.help import Grouped
+from diffaccel.cli.subject import RUN_OPTIONS, Subject, command_line, with_subject
 
 if TYPE_CHECKING:
     from diffaccel.measure.bench import Benchmark
@@ -39,7 +40,21 @@ TRANSFORMER_METHODS = (
 CALIBRATED_ALPHAS = (0.15, 0.3)
 
 
-@click.command("bench", short_help="Measure methods: speed, quality, memory, energy; writes a report.")
+@click.command(
+    "bench",
+    cls=Grouped,
+    groups={
+        "What to measure on": RUN_OPTIONS,
+        "What to compare": ("--methods", "--profile", "--fewer-steps", "--peers", "--rounds"),
+        "What to write": ("--output", "--trace", "--quiet", "--help"),
+    },
+    examples={
+        "What to measure on": "diffaccel bench --model path/to/model --prompts prompts.txt --steps 20",
+        "What to compare": "diffaccel bench --methods deepcache:interval=3 --fewer-steps 10 --no-peers",
+        "What to write": "diffaccel bench -o report --trace",
+    },
+    short_help="Measure methods: speed, quality, memory, energy; writes a report.",
+)
 @with_subject
 @click.option(
     "--methods", "specs", multiple=True, metavar="SPEC", help="METHOD or METHOD+METHOD.  [default: one of each kind]"

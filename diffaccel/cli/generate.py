@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.arriving import RunCourse, arrives, own_input
+from diffaccel.cli.help import Grouped
 from diffaccel.cli.options import Request, with_options
 from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked, told_once
 from diffaccel.cli.signals import interruptible
@@ -31,7 +32,45 @@ SHOWN_ROWS = 20
 IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted, which has seconds to end
 
 
-@click.command("generate", short_help="Render prompts into a folder of pictures.")
+_GROUPS = {
+    "What to paint": (
+        *("--model", "--config", "--vae", "--lora", "--lora-partial", "--embedding", "--controlnet"),
+        *("--steps", "--guidance-scale", "--negative-prompt", "--seed", "--size", "--scheduler", "--num-images"),
+    ),
+    "From pictures": (
+        *("--init-image", "--strength", "--mask-image", "--control-image", "--control-scale", "--resize"),
+        *("--background", "--from"),
+    ),
+    "Prompts and tables": (
+        *("--long-prompts", "--prompt-weights", "--dynamic-prompts", "--wildcards", "--keep-columns", "--limit"),
+    ),
+    "Faster": (
+        *("--cache", "--guidance", "--profile", "--compare", "--batch-size", "--compile", "--dtype", "--device"),
+        "--device-map",
+    ),
+    "The folder": (
+        *("--output", "--image-format", "--tar", "--parquet", "--overwrite", "--retry-failed", "--allow-flagged"),
+        *("--fail-fast", "--dry-run", "--format", "--quiet", "--help"),
+    ),
+    "More processes and machines": ("--shard", "--processes", "--engine", "--address"),
+}
+_EXAMPLES = {
+    "What to paint": "diffaccel generate 'a red heart' --model sd15.safetensors --lora style=0.7 --steps 20",
+    "From pictures": "diffaccel generate 'a red heart' --init-image photo.jpg --strength 0.6",
+    "Prompts and tables": "diffaccel generate prompts.csv --keep-columns --limit 10",
+    "Faster": "diffaccel generate prompts.csv --cache deepcache:interval=3 --compare",
+    "The folder": "diffaccel generate prompts.csv -o out --dry-run",
+    "More processes and machines": "diffaccel generate prompts.csv --shard 2/8",
+}
+
+
+@click.command(
+    "generate",
+    cls=Grouped,
+    groups=_GROUPS,
+    examples=_EXAMPLES,
+    short_help="Render prompts into a folder of pictures.",
+)
 @with_options
 def generate(request: Request) -> None:
     """Render PROMPTS into a folder of pictures with a contact sheet.

@@ -12,7 +12,7 @@ import click
 
 from diffaccel.cli.options import Request
 from diffaccel.cli.row_input import rows_of
-from diffaccel.config.words import counted, one_line
+from diffaccel.config.words import counted, one_line, what_is_wrong
 
 if TYPE_CHECKING:
     from diffaccel.batch.fit import Finder
@@ -304,6 +304,6 @@ def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":
         problem = error.errors()[0]
         field = str(problem["loc"][0]) if problem["loc"] else "size"
         name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
-        message = str(problem["msg"]).removeprefix("Value error, ")
+        message = what_is_wrong(problem)
         got = f" (got {problem['input']!r})" if problem["loc"] else ""
         raise click.UsageError(f"{name}: {message}{got}") from error

@@ -14,6 +14,11 @@ from diffaccel.cli.planning import checked_settings
 
 DEFAULT_MODEL = "emoji-sd"
 DEFAULT_PROMPTS = 12
+RUN_OPTIONS = (
+    *("--model", "--prompts", "--steps", "--guidance-scale", "--scheduler", "--size", "--seed", "--dtype"),
+    "--device",
+)
+"""The shared options that say what runs, for the help's groups."""
 _CALL_NAMES = {
     "steps": "num_inference_steps",
     "guidance_scale": "guidance_scale",

@@ -1,15 +1,34 @@
 """`diffaccel tune`: a budget in, the best schedule for it out."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from diffaccel.cli.subject import Subject, with_subject
+from diffaccel.cli.help import Grouped
+from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
+
+if TYPE_CHECKING:
+    from diffaccel.tune import Budget
 
 DEFAULT_PROMPTS = 24
 
 
-@click.command("tune", short_help="Find the cheapest schedule for a quality, or the best for a cost.")
+@click.command(
+    "tune",
+    cls=Grouped,
+    groups={
+        "What to tune": RUN_OPTIONS,
+        "The budget, one of": ("--min-psnr", "--min-ssim", "--max-time", "--max-macs", "--best-effort"),
+        "The search": ("--runs", "--output", "--quiet", "--help"),
+    },
+    examples={
+        "What to tune": "diffaccel tune --model path/to/model --prompts prompts.txt --steps 20 --min-psnr 30",
+        "The budget, one of": "diffaccel tune --max-macs 0.4",
+        "The search": "diffaccel tune --min-psnr 30 --runs 80 -o profile.json",
+    },
+    short_help="Find the cheapest schedule for a quality, or the best for a cost.",
+)
 @with_subject
 @click.option("--min-psnr", type=float, help="Least PSNR to the plain pipeline's pictures, dB; the cheapest is sought.")
 @click.option("--min-ssim", type=float, help="Least SSIM to them.")
@@ -43,7 +62,7 @@ def tune(
     if output.is_dir():
         raise click.UsageError(f"--output: {output} is a folder; name a file in it, as {output / 'profile.json'}")
     check_writable(output.parent)
-    budget = Budget(min_psnr, min_ssim, max_macs, max_time)
+    budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     tuned = search(subject.load(), prompts, budget, seed=subject.seed, runs=runs, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence
@@ -58,13 +77,29 @@ def tune(
     click.echo(f"different seeds (floor): PSNR {tuned.floor.psnr:.1f} dB, SSIM {tuned.floor.ssim:.3f}")
     if tuned.cheaper:
         click.echo(
-            f"{budget} is held at a lower cost by a fixed setting: {tuned.cheaper.name}, "
+            f"{_typed(budget)} is held at a lower cost by a fixed setting: {tuned.cheaper.name}, "
             f"{tuned.cheaper.score.macs:.1%}, {tuned.cheaper.score.psnr:.1f} dB: use that"
         )
     if not evidence.met and not best_effort:
-        click.echo(f"{budget} cannot be met: the above is the closest found; --best-effort writes it", err=True)
+        click.echo(f"{_typed(budget)} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         tuned.recipe.save(output)
     click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s")
+
+
+def _budget(kind: "type[Budget]", **limits: float | None) -> "Budget":
+    """The budget. Raises `click.UsageError` that names the options as they are typed."""
+    try:
+        return kind(**limits)
+    except ValueError as error:
+        message = str(error)
+        for name in limits:
+            message = message.replace(name, "--" + name.replace("_", "-"))
+        raise click.UsageError(message) from error
+
+
+def _typed(budget: "Budget") -> str:
+    """A budget as it is typed: "--min-psnr 30"."""
+    return f"--{budget.name.replace('_', '-')} {budget.limit:g}"

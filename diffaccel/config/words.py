@@ -1,7 +1,8 @@
 """Words for messages: about a name that is not known, about numbers, and of strangers on a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 LIKENESS = 0.77
 """Of a slip to the name that was meant: "emoji-ds" is one of emoji-sd, "emoji-xl" another model."""
@@ -24,6 +25,35 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: where it is not the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+_LIMITS = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "finite_number": "must be a finite number",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must not be empty",
+    "missing": "is missing",
+}
+_KINDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "list": "a list"}
+
+
+def what_is_wrong(problem: Mapping[str, Any]) -> str:
+    """One of a pydantic error's problems as a sentence about a value: "must be at least 1".
+
+    What is not of a kind that has words here keeps those that it came with, our own checks' among them.
+    """
+    kind, context = str(problem["type"]), problem.get("ctx") or {}
+    if kind in _LIMITS:
+        shown = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
+        return _LIMITS[kind].format_map(shown)
+    name = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
+    if name in _KINDS:
+        return f"must be {_KINDS[name]}"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def one_line(text: object) -> str:

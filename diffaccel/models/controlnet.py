@@ -58,12 +58,12 @@ def find_controlnet(name: str) -> Path:
 
 
 def load_controlnet(
-    model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device", like: Path | None = None
+    model: str | os.PathLike[str], *, dtype: "torch.dtype", device: "torch.device", like: Any = None
 ) -> Any:
     """Load a ControlNet from a bundled name, a local folder, a single file or a Hub id.
 
     Args:
-        like: folder of the UNet that it is for, after which one in a single file is built.
+        like: the UNet that it is for, or its folder, after which one in a single file is built.
 
     Raises:
         ModelError: nothing there is a ControlNet, or its weights are not safetensors.

@@ -33,13 +33,14 @@ def load_vae_file(file: Path, like: Path | None, dtype: Any) -> Any:
     return _from_file(kind, file, str(like), dtype)
 
 
-def load_controlnet_file(file: Path, like: Path | None, dtype: Any) -> Any:
+def load_controlnet_file(file: Path, like: Any, dtype: Any) -> Any:
     """Load a ControlNet for a UNet.
 
     Args:
-        like: folder of the UNet, of which a ControlNet is a half.
+        like: the UNet, of which a ControlNet is a half, or its folder.
     """
-    kind = _class_beside(file, like, "a ControlNet in a single file")
+    beside = like is None or isinstance(like, Path)
+    kind = _class_beside(file, like, "a ControlNet in a single file") if beside else type(like).__name__
     with quiet_loading(), tempfile.TemporaryDirectory() as place:
         import diffusers
         from accelerate import init_empty_weights
@@ -47,7 +48,8 @@ def load_controlnet_file(file: Path, like: Path | None, dtype: Any) -> Any:
         if kind != "UNet2DConditionModel":
             raise ModelError(f"{file}: single files are read for ControlNets of a UNet, and this model has a {kind}")
         with init_empty_weights():
-            unet = diffusers.UNet2DConditionModel.from_config(diffusers.UNet2DConditionModel.load_config(str(like)))
+            config = diffusers.UNet2DConditionModel.load_config(str(like)) if beside else like.config
+            unet = diffusers.UNet2DConditionModel.from_config(config)
             diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_config(place)
         return _from_file("ControlNetModel", file, place, dtype)
 

@@ -19,6 +19,8 @@ from reliability.batch import ENVIRONMENT
 from safetensors.torch import save_file
 from tiny_pipeline import build_lora
 
+from diffaccel.models.quiet import quiet_loading
+
 Options = argparse.Namespace
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -45,7 +47,8 @@ def rows(path: Path, *values: dict[str, object]) -> Path:
 def saved(build: Callable[[], Any], folder: Path) -> Path:
     """A tiny pipeline on disk, written once."""
     if not folder.exists():
-        build().save_pretrained(folder)
+        with quiet_loading():
+            build().save_pretrained(folder)
     return folder
 
 
@@ -85,8 +88,9 @@ def whole_run(model: str, place: Path, _options: Options) -> str:
 
 def one_file(_model: str, place: Path, _options: Options) -> str:
     """A checkpoint, an autoencoder and a ControlNet in one file each; what must be given is said."""
-    pipe = single()
-    pipe.save_pretrained(place / "folder")
+    with quiet_loading():
+        pipe = single()
+        pipe.save_pretrained(place / "folder")
     path = original_checkpoints.write(pipe, place / "x.safetensors")
     expected = done(place / "folder", place / "as-folder", "a cat", "--seed", 1)
     found = done(path, place / "as-file", "a cat", "--seed", 1, "--config", place / "folder")

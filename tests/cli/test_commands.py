@@ -118,15 +118,15 @@ def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--guidance-scale", "nan", "--guidance-scale: Input should be a finite number (got nan)"),
-        ("--guidance-scale", "inf", "--guidance-scale: Input should be a finite number (got inf)"),
-        ("--guidance-scale", "-1", "--guidance-scale: Input should be greater than or equal to 0"),
-        ("--size", "0", "--size: Input should be greater than or equal to 8"),
-        ("--size", "33", "--size: Input should be a multiple of 8"),
+        ("--guidance-scale", "nan", "--guidance-scale: must be a finite number (got nan)"),
+        ("--guidance-scale", "inf", "--guidance-scale: must be a finite number (got inf)"),
+        ("--guidance-scale", "-1", "--guidance-scale: must be at least 0"),
+        ("--size", "0", "--size: must be at least 8"),
+        ("--size", "33", "--size: must be a multiple of 8"),
         ("--size", "wide", "--size: size 'wide' is neither"),
-        ("--seed", str(2**64), "--seed: Input should be less than"),
+        ("--seed", str(2**64), "--seed: must be less than"),
         ("--seed", "-1", "'--seed'"),
-        ("--steps", "1000000", "--steps: Input should be less than or equal to 1000"),
+        ("--steps", "1000000", "--steps: must be at most 1000"),
         ("--scheduler", "magic", "--scheduler: unknown scheduler 'magic'"),
     ],
 )

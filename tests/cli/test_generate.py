@@ -105,7 +105,7 @@ def test_from_takes_a_profile_and_says_what_is_wrong(generate, tmp_path: Path) -
     assert again("--profile", str(tmp_path / "profile.json")).exit_code == 0
     assert read_job(tmp_path / "again" / path.name).cache == "deepcache:interval=2"
     result = again("--steps", "0")
-    assert (result.exit_code, "--steps: Input should be greater" in result.stderr) == (2, True)
+    assert (result.exit_code, "--steps: must be at least" in result.stderr) == (2, True)
     path.write_bytes(encode(Image.new("RGB", (8, 8)), replace(read_job(path), id="../../x")))
     result = again()
     assert (result.exit_code, "cannot be used: custom_id" in result.stderr) == (2, True)
@@ -366,16 +366,16 @@ def test_quiet_prints_nothing(generate) -> None:
     ("arguments", "message"),
     [
         ([], "no prompts; try: diffaccel generate 'a red heart'"),
-        ([" "], "command line: prompt: String should have at least 1 character"),
+        ([" "], "command line: prompt: must not be empty"),
         (["nowhere.txt"], "no such prompt file: nowhere.txt"),
         (["p", "--model", "emoji-xl"], "unknown model 'emoji-xl'; bundled: "),
         (["p", "--model", "someone/something"], "cannot reach the Hub for 'someone/something'"),
         (["p", "--lora", "nowhere"], "no LoRA at 'nowhere'"),
-        (["p", "--steps", 0], "--steps: Input should be greater than or equal to 1 (got 0)"),
+        (["p", "--steps", 0], "--steps: must be at least 1 (got 0)"),
         (["p", "--steps", "many"], "'many' is not a valid integer"),
-        (["p", "--guidance-scale", "nan"], "--guidance-scale: Input should be a finite number"),
+        (["p", "--guidance-scale", "nan"], "--guidance-scale: must be a finite number"),
         (["p", "--seed", -2], "--seed: "),
-        (["p", "--size", 33], "--size: Input should be a multiple of 8"),
+        (["p", "--size", 33], "--size: must be a multiple of 8"),
         (["p", "--init-image", "nowhere.png"], "--init-image: cannot read nowhere.png: No such file or directory"),
         (["p", "--init-image", "."], "--init-image: no pictures in .; they end in .png, "),
         (["p", "--init-image", __file__], "test_generate.py: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture"),

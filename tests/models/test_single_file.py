@@ -147,6 +147,8 @@ def test_a_controlnet_in_a_file(spelling: str, tmp_path: Path) -> None:
         name: tuple(tensor.shape) for name, tensor in net.state_dict().items()
     }
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    again = models.load_controlnet(tmp_path / "net.safetensors", like=pipe.unet, **options)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -1,0 +1,46 @@
+"""Help in groups: the options of a command under headings, each with an example of its use."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options in groups.
+
+    Args:
+        groups: names of options as they are typed, by a heading; those that none names follow under "More options".
+        examples: a command line by a heading.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: Mapping[str, Sequence[str]],
+        examples: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = dict(groups)
+        self.examples = dict(examples or {})
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups one after another."""
+        options = [option for option in self.get_params(ctx) if isinstance(option, click.Option)]
+        left = {max(option.opts, key=len): option for option in options}
+        for title, names in self.groups.items():
+            self._write(title, [left.pop(name) for name in names if name in left], ctx, formatter)
+        self._write("More options", list(left.values()), ctx, formatter)
+
+    def _write(
+        self, title: str, options: Sequence[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        records = [record for option in options if (record := option.get_help_record(ctx)) is not None]
+        if not records:
+            return
+        with formatter.section(title):
+            if title in self.examples:
+                formatter.write_text(self.examples[title])
+                formatter.write_paragraph()
+            formatter.write_dl(records)

@@ -1,0 +1,34 @@
+"""Help is in groups, every option in one of them, each group with an example that parses."""
+
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from diffaccel.cli import main
+from diffaccel.cli.help import Grouped
+
+
+@pytest.mark.parametrize("name", ["generate", "bench", "tune"])
+def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
+    command = main.commands[name]
+    assert isinstance(command, Grouped)
+    text = CliRunner().invoke(main, [name, "--help"], terminal_width=120).output
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert "More options" not in text
+    assert all(f"\n{title}:\n" in text for title in command.groups)
+    named = [each for names in command.groups.values() for each in names]
+    assert len(named) == len(set(named))
+    assert {"--help", *(max(option.opts, key=len) for option in options)} == set(named)
+    assert list(command.groups) == list(command.examples)
+    for example in command.examples.values():
+        program, own, *rest = shlex.split(example)
+        assert (program, own) == ("diffaccel", name)
+        command.make_parser(click.Context(command)).parse_args(rest)
+
+
+def test_errors_name_options_as_they_are_typed() -> None:
+    result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "--max-macs", "0.5"])
+    assert result.exit_code == 2
+    assert "exactly one of --min-psnr, --min-ssim, --max-macs, --max-time; got --min-psnr, --max-macs" in result.stderr
