@@ -1,7 +1,7 @@
 """Measure control against its bars, print the figures, write them into figures.json, and draw the grid of the docs.
 
     python scripts/evaluate_control.py                              # emoji-control, plain and with the LCM-LoRA
-    python scripts/evaluate_control.py --dit --copied runs/dit-copied/model
+    python scripts/evaluate_control.py --dit --model runs/dit-control/model --copied runs/dit-copied/model
 
 Edge agreement is `diffaccel.measure.edge_agreement` of the picture's edges and the lines, on drawings that no training
 has seen: of the Noto set, one in six of the things that the base model draws in the style of Fluent.
@@ -174,10 +174,10 @@ def evaluate_controlnet(args: argparse.Namespace) -> dict[str, float]:
 
 
 def evaluate_relactrl(args: argparse.Namespace) -> dict[str, float]:
-    """emoji-dit-control: the grid, the figures, and copied blocks trained alike beside it."""
+    """RelaCtrl on emoji-dit: the grid, the figures, and copied blocks trained alike beside it."""
     pipe: Any = diffaccel.models.load(args.base, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    net = RelaCtrlAdapter.from_pretrained(args.model or diffaccel.models.path("emoji-dit-control")).eval()
+    net = RelaCtrlAdapter.from_pretrained(args.model).eval()
     grid(args, TransformerPainter(pipe, net), args.grid.with_stem("control-dit"))
     figures = evaluate(args, TransformerPainter(pipe, net))
     if args.copied:
@@ -194,18 +194,22 @@ def main() -> None:
     """Evaluate, print, write; exit 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--dit", action="store_true", help="emoji-dit-control instead of emoji-control")
+    parser.add_argument(
+        "--dit", action="store_true", help="RelaCtrl on emoji-dit, of --model, instead of emoji-control"
+    )
     parser.add_argument("--model", help="a folder instead of the bundled model; then only prints")
     parser.add_argument("--base", default="emoji-dit", help="with --dit: the pipeline under control")
     parser.add_argument("--copied", type=Path, help="with --dit: copied blocks of train_control.py to compare with")
     parser.add_argument("--grid", type=Path, default=Path("runs/sheets/control.png"), help="where grids go")
     parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
+    if args.dit and not args.model:
+        parser.error("--dit needs --model: the folder that train_control.py saved")
     figures = evaluate_relactrl(args) if args.dit else evaluate_controlnet(args)
     figures.update(drawings=float(len(HeldOut(args.data).captions)), seeds=float(args.seeds))
     print(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2), flush=True)
     if not args.model:
-        write_figures("emoji-dit-control" if args.dit else "emoji-control", figures)
+        write_figures("emoji-control", figures)
     missed = []
     for key, (bar, sign) in (RELACTRL_BARS if args.dit else BARS).items():
         if key in figures:

@@ -7,7 +7,7 @@
     python scripts/train_control.py --base emoji-dit --kind copied --run runs/dit-copied
 
 Only the control network learns. With --few-steps, a share of the steps is under emoji-sd with its LCM-LoRA, whose clean
-latents are compared with the drawing's, so that pictures of a few steps get as sharp. Run again to resume.
+latents are compared with the drawing's; the bundled weights were trained without. Run again to resume.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ USE = {
     "lora": "--lora",
     "autoencoder": "--vae",
     "controlnet": "--controlnet",
-    "adapter": "in Python",
     "classifier": "in bench",
 }
 WIDEST = 120  # characters

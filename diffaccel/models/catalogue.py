@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffaccel.config.words import did_you_mean
 
-Kind = Literal["pipeline", "lora", "autoencoder", "controlnet", "adapter", "classifier"]
+Kind = Literal["pipeline", "lora", "autoencoder", "controlnet", "classifier"]
 Defaults = Mapping[str, Any]
 
 _FOLDER = Path(__file__).parent
