@@ -31,19 +31,19 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def pareto(points: Sequence[Point]) -> str:
-    """The plot; the plain pipeline, which has no finite PSNR to itself, is left to the axis."""
+    """The plot; the plain pipeline, which has no finite PSNR to itself, is at its upper edge."""
     shown = [point for point in points if point.kind != "plain"]
     if not shown:
         return ""
     scale = _Scale(shown)
-    leading = [point for point in front(points) if point.kind != "plain"]
+    leading = front(points)
     line = " ".join(f"{scale.x(p.speedup):.1f},{scale.y(p.psnr):.1f}" for p in leading)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}">'
         "<title>Likeness to the plain pipeline against speed</title>",
         *scale.axes(),
         f'<polyline class="front" fill="none" points="{line}"/>',
-        *(_mark(point, scale.x(point.speedup), scale.y(point.psnr)) for point in shown),
+        *(_mark(point, scale.x(point.speedup), scale.y(point.psnr)) for point in points),
         *_labels(leading, scale),
         "</svg>",
     ]
@@ -65,7 +65,7 @@ class _Scale:
 
     def y(self, psnr: float) -> float:
         """Place down."""
-        return TOP + (self.high - min(psnr, TALLEST)) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (self.high - min(psnr, self.high)) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> list[str]:
         """Grid lines with their figures, and what they count."""
@@ -91,7 +91,8 @@ class _Scale:
 
 def _mark(point: Point, x: float, y: float) -> str:
     """A circle for ours, a square for fewer steps, a diamond for others; the pointer shows its figures."""
-    title = f"<title>{escape(point.name)}: {point.speedup:.2f}x, {point.psnr:.1f} dB</title>"
+    likeness = "the reference" if point.kind == "plain" else f"{point.psnr:.1f} dB"
+    title = f"<title>{escape(point.name)}: {point.speedup:.2f}x, {likeness}</title>"
     if point.kind == "diffaccel":
         return f'<circle class="diffaccel" cx="{x:.1f}" cy="{y:.1f}" r="6">{title}</circle>'
     turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if point.kind == "peer" else ""

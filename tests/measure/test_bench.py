@@ -124,6 +124,7 @@ def test_what_is_slower_than_plain_is_not_on_the_front(result: Benchmark) -> Non
     faster = replace(slower, name="faster", speedup=1.05)
     made = replace(result, rows=(result.rows[0], slower, faster))
     assert [point.name for point in front(points(made))] == ["plain", "faster"]
+    assert "0.95x" in pareto(points(made))
 
 
 def test_another_seed_is_the_floor(result: Benchmark, tiny_pipe: Any) -> None:
