@@ -40,7 +40,8 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
     common = _common([record.settings for record in shown if not record.error])
     page = _template().render(
         title=_title(records),
-        common=" · ".join(_label(key, value) for key, value in common.items()),
+        common=" · ".join(_label(key, value) for key, value in common.items() if len(str(value)) <= LONG),
+        common_folded=[_label(key, value) for key, value in common.items() if len(str(value)) > LONG],
         cards=[_card(folder, record, common, record.id in stale) for record in shown],
         MARKS=MARKS,
         column=420 if any(record.compare for record in shown) else 200,
