@@ -61,7 +61,7 @@ def test_every_kind_of_model_is_described(monkeypatch: pytest.MonkeyPatch) -> No
     output = invoke("models")
     assert all(len(line) <= 120 for line in output.splitlines())
     for name, words in {
-        "emoji-lcm-lora": "--lora    LCM-LoRA for emoji-sd",
+        "emoji-lcm-lora": " LCM-LoRA for emoji-sd",
         "emoji-vae-small": "drawings come back at a PSNR of ",
         "emoji-clip": "of drawings recognised at the first guess",
     }.items():
