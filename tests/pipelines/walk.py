@@ -35,7 +35,6 @@ from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.reuse.schedule import Uniform
 
 STOPS = {stop.name: stop for stop in (*walk_unets.STOPS, *walk_pictures.STOPS, *walk_videos.STOPS)}
-diffusers.utils.logging.set_verbosity_error()
 DTYPES = (torch.float32, torch.bfloat16)
 PAGE = HERE.parents[1] / "docs" / "pipelines-walk.md"
 EXACT, REFUSED, FULL = "exact", "refused", "in full"
@@ -242,5 +241,6 @@ def main(names: list[str], tell: Callable[[str], Any]) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     main(sys.argv[1:], lambda text: print(text, flush=True))
