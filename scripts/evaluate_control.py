@@ -124,7 +124,7 @@ def evaluate(args: argparse.Namespace, painter: Painter) -> dict[str, float]:
     """Agreement and prompt accuracy with and without control, on edges, on scribbles and with other prompts."""
     shown, judge, result = HeldOut(args.data), Judge(Emojis(args.data).captions), {}
     prompts, lines = shown.captions, shown.edges
-    for scale, word in ((1.0, ""), (0.0, "_without")):
+    for scale, word in ((1.0, ""), (0.7, "_at_scale_0.7"), (0.0, "_without")):
         pictures = torch.cat([draw(painter, prompts, lines, scale, seed) for seed in range(args.seeds)])
         result[f"edge_agreement{word}"] = agreement(pictures, lines.repeat(args.seeds, 1, 1, 1))
         result[f"controlled_top1{word}"] = judge.accuracy(pictures, prompts * args.seeds).top1
