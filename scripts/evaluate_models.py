@@ -216,7 +216,7 @@ def main() -> None:
         "--sheets", type=Path, default=Path("runs/sheets"), help="where contact sheets of the pictures go"
     )
     parser.add_argument("--seeds", type=int, default=4)
-    jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "sd-small", "lcm", "dit")
+    jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "lcm", "dit")
     parser.add_argument("--only", nargs="*", choices=jobs)
     parser.add_argument("--untimed", action="store_true", help="keep the seconds measured before")
     args = parser.parse_args()
@@ -234,10 +234,6 @@ def main() -> None:
         "small-autoencoder": ("emoji-vae-small", lambda: evaluate_small_autoencoder(args)),
         "clip": ("emoji-clip", lambda: evaluate_clip(args, judge)),
         "sd": ("emoji-sd", lambda: evaluate_text_to_image(args, judge, load("emoji-sd"), "sd", 20, 2.0)),
-        "sd-small": (
-            "emoji-sd-small",
-            lambda: evaluate_text_to_image(args, judge, load("emoji-sd-small"), "sd-small", 20, 2.0),
-        ),
         "lcm": ("emoji-lcm-lora", lambda: evaluate_text_to_image(args, judge, lcm(), "lcm", 4, 1.0)),
         "dit": ("emoji-dit", lambda: evaluate_text_to_image(args, judge, load("emoji-dit"), "dit", 20, 2.0)),
     }

@@ -183,6 +183,7 @@ class Run:
     def _average(self) -> None:
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         for mean, p in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(p, 1 - decay)
+            if p.requires_grad:
+                mean.lerp_(p, 1 - decay)
         for mean, p in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             mean.copy_(p)

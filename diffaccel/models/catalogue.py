@@ -53,12 +53,6 @@ _ROWS = (
         ),
     ),
     Bundled(
-        "emoji-sd-small",
-        "pipeline",
-        "emoji-sd with half the channels, distilled from it: for the calls that are easy",
-        _defaults(steps=20, guidance_scale=2.0, scheduler="dpm++", cache="none", width=128, height=128),
-    ),
-    Bundled(
         "emoji-lcm-lora",
         "lora",
         "LCM-LoRA for emoji-sd: pictures in 1 to 4 steps",
