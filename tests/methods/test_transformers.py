@@ -50,7 +50,7 @@ def run_inputs(name: str, rows: int = ROWS, seed: int = 3) -> list[dict[str, Any
     for i in range(CALLS):
         moved = [x * (1 + i * v) + i * v * x.roll(1, -1) for x, v in zip(inputs[sample], speed, strict=True)]
         value = torch.stack(moved) if isinstance(inputs[sample], torch.Tensor) else moved
-        times = torch.tensor([900.0 - 10 * i, 600.0 - 60 * i, 300.0][:rows])
+        times = torch.tensor([900.0 - 10 * i, 600.0 - 60 * i, 300.0 - i][:rows])
         calls.append({**inputs, sample: value, tiny.timestep: times})
     return calls
 

@@ -292,7 +292,7 @@ def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance:
     ours = run(engine, movie)
     reference = reference_on(name, case, key, guidance=guidance)
     close(ours, run(reference.engine, movie))
-    assert reference.replayed > 0
+    assert case.rule.front or reference.replayed > 0  # what blocks decide by their change may all compute
     if case.rule.front == 0 or engine.report().replayed_rows:
         plain = run(stream(name, guidance=guidance), movie)
         assert (ours - plain).abs().max() > 1e-5
@@ -300,19 +300,18 @@ def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance:
 
 @pytest.mark.parametrize(("case", "name", "key"), TABLE)
 def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: str, movie: torch.Tensor) -> None:
-    """Frames that enter alternately with two prompts are those of the reference, which keeps memory by prompt."""
-    prompts = ("a cat", "a red heart")
-    engine = stream(name, case.reuse, key)
-    reference = reference_on(name, case, key)
-    pictures: dict[Any, list[torch.Tensor]] = {}
-    for one in (engine, reference.engine):
-        out = pictures.setdefault(one, [])
-        for i, frame in enumerate(movie[:6]):
-            one.update(prompt=prompts[i // 2 % 2], at="new")
-            out += [output.image for output in one.push(frame)]
-        out += [output.image for output in one.flush()]
-    close(torch.stack(pictures[engine]), torch.stack(pictures[reference.engine]))
-    engine.close()
+    """Frames of one prompt come out the same, whatever prompt the frames between them have."""
+
+    def beside(other: str) -> torch.Tensor:
+        with stream(name, case.reuse, key) as engine:
+            out = {}
+            for i, frame in enumerate(movie[:6]):
+                engine.update(prompt=("a cat", other)[i // 2 % 2], at="new")
+                out |= {output.frame_id: output.image for output in engine.push(frame)}
+            out |= {output.frame_id: output.image for output in engine.flush()}
+        return torch.stack([out[i] for i in (0, 1, 4, 5)])
+
+    close(beside("a red heart"), beside("a dog on a hill"))
 
 
 MADE_OF_RUNS = "computes at places in a run of known length"
