@@ -175,10 +175,19 @@ class StreamEngine:
             return self._state.take_ready()
 
     def stream(self, frames: Iterable[Picture | None]) -> Iterator[StreamOutput]:
-        """Push every frame of ``frames`` (None: text-to-image), yield what is finished, and flush at the end."""
-        for frame in frames:
-            yield from self.push(frame)
-        yield from self.flush()
+        """Push every frame of ``frames`` (None: text-to-image), yield what is finished, and flush at the end.
+
+        Where the caller leaves early, frames in flight are dropped, so that they do not come out of the next stream.
+        """
+        try:
+            for frame in frames:
+                yield from self.push(frame)
+            yield from self.flush()
+        except GeneratorExit:
+            with self._lock:
+                self._state.drop()
+                self._state.take_ready()
+            raise
 
     def _check_open(self) -> None:
         if self._closed:

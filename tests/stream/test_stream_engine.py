@@ -434,3 +434,12 @@ def test_sequential_mode_finishes_a_buffer_that_a_skip_lets_enter(engine: Build,
     assert stream.push(frames[2]) == []
     assert [(o.frame_id, o.skipped) for o in stream.push(frames[2])] == [(2, False), (3, True)]
     assert stream.frames_in_flight == 0
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_to_the_next(engine: Any, frames: Any) -> None:
+    stream = engine()
+    for output in stream.stream(frames[:4]):
+        assert output.frame_id == 0
+        break
+    assert stream.frames_in_flight == 0
+    assert [output.frame_id for output in stream.stream(frames[:2])] == [3, 4]
