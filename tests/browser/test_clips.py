@@ -12,6 +12,8 @@ import videos
 
 from diffaccel.media.video_reader import VideoReader
 
+pytestmark = pytest.mark.slow
+
 SHOWN = """(data) => new Promise((done, fail) => {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
   const video = Object.assign(document.createElement("video"), { muted: true, loop: true });

@@ -17,6 +17,8 @@ from PIL import Image
 from diffaccel.realtime.server import LiveServer
 from diffaccel.realtime.settings import Controls
 
+pytestmark = pytest.mark.slow
+
 OpenPage = Callable[..., Any]
 TWO_CAMERAS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=device-count=2")
 

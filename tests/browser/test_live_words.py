@@ -19,6 +19,8 @@ from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
 from diffaccel.stream.report import StreamOutput
 
+pytestmark = pytest.mark.slow
+
 OpenPage = Callable[..., Any]
 screens = pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS.keys())
 

@@ -18,7 +18,10 @@ from diffaccel.media.repaint import repaint
 from diffaccel.media.video_reader import VideoReader
 from diffaccel.stream.engine import StreamEngine
 
-pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to compare with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to compare with"),
+]
 
 COLOURS = np.array(
     [(230, 40, 40), (40, 200, 60), (50, 70, 220), (250, 250, 250), (128, 128, 128), (20, 20, 20),
