@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 def markdown(page: Page, figures: dict[str, Any]) -> str:
     """The page."""
     home = importlib.import_module(f"diffaccel.pipelines.{page.name}")
-    kind = next(k for k in vars(home).values() if k in vars(diffaccel.pipelines).values() and inspect.isclass(k))
+    kind = next(k for name, k in vars(home).items() if name in diffaccel.pipelines.__all__ and inspect.isclass(k))
     stock = ", ".join(f"`{s.__name__}`" for s in kind.stock)
     summary = (home.__doc__ or "").splitlines()[0]
     stream = page.name == "stream_diffusion"
