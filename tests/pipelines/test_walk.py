@@ -6,6 +6,7 @@ import pytest
 import torch
 import walk
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
 QUICK = [name for name, stop in walk.STOPS.items() if not stop.slow]
 SLOW = [name for name, stop in walk.STOPS.items() if stop.slow]
 
