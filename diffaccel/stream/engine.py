@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState, seen_in
-
-logger = logging.getLogger(__name__)
 
 
 class StreamEngine:
@@ -175,10 +172,7 @@ class StreamEngine:
             return self._state.take_ready()
 
     def stream(self, frames: Iterable[Picture | None]) -> Iterator[StreamOutput]:
-        """Push every frame of ``frames`` (None: text-to-image), yield what is finished, and flush at the end.
-
-        Where the caller leaves early, frames in flight are dropped, so that they do not come out of the next stream.
-        """
+        """Push every frame (None: text-to-image), yield what is finished, flush; leaving early drops what is in flight."""
         try:
             for frame in frames:
                 yield from self.push(frame)
@@ -186,7 +180,6 @@ class StreamEngine:
         except GeneratorExit:
             with self._lock:
                 self._state.drop()
-                self._state.take_ready()
             raise
 
     def _check_open(self) -> None:

@@ -181,10 +181,10 @@ class StreamState:
             slot.adopt(settings)
 
     def drop(self, frames: int | None = None) -> None:
-        """Count ``frames`` as dropped; None drops every frame that is waiting or in flight."""
+        """Count ``frames`` as dropped; None drops every frame that waits, flies or is ready."""
         if frames is None:
             frames = self.in_flight
-            self.pending, self.batch.slots, self._withheld = [], [], []
+            self.pending, self.batch.slots, self._withheld, self._ready = [], [], [], []
         self.counts.frames_dropped += frames
 
     @property
