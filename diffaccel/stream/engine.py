@@ -172,7 +172,7 @@ class StreamEngine:
             return self._state.take_ready()
 
     def stream(self, frames: Iterable[Picture | None]) -> Iterator[StreamOutput]:
-        """Push every frame (None: text-to-image), yield what is finished, flush; leaving early drops what is in flight."""
+        """Push all frames (None: text-to-image), yield what is finished, flush; leaving early drops what flies."""
         try:
             for frame in frames:
                 yield from self.push(frame)
