@@ -13,7 +13,8 @@ from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.session import Session
-from diffaccel.runtime.tally import CallKind, Shapes, Tally
+from diffaccel.runtime.tally import Tally
+from diffaccel.runtime.trace import CallKind, CallTrace, Shapes
 
 
 class UncountableError(RuntimeError):
@@ -34,6 +35,10 @@ class CostModel:
         self.model = model
         self.plan = plan
         self._known: dict[CallKind, int] = {}
+
+    def of(self, call: CallTrace) -> tuple[int, int]:
+        """Multiply-accumulates of one call that `macs` has counted: as it was, and in full."""
+        return sum(self._known[kind] for kind in call.kinds), self._known[self._in_full(call.shapes)]
 
     def macs(self, tally: Tally) -> tuple[int, int]:
         """Multiply-accumulates of all calls in `tally`: as they were, and had the pipeline's all been computed.

@@ -1,12 +1,18 @@
-"""What acceleration did: calls computed and replayed, multiply-accumulates done and saved."""
+"""What acceleration did: calls computed and replayed, multiply-accumulates done and saved, each call in a drawing."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
+from diffaccel.attach.call_rows import CallRow, call_rows
 from diffaccel.attach.cost import CostModel, UncountableError
+from diffaccel.attach.drawing import WORDS, Drawing, draw
 from diffaccel.attach.seat import Seat
 from diffaccel.config.words import counted
 
@@ -36,6 +42,7 @@ class Report:
     full: dict[str, int]
     cache_bytes: int
     _count: Callable[[], tuple[int, int]] = field(repr=False, compare=False)
+    _list: Callable[[], list[CallRow]] = field(repr=False, compare=False)
 
     @cached_property
     def _counted(self) -> tuple[int, int]:
@@ -74,6 +81,47 @@ class Report:
     def ceiling(self) -> float:
         """Speed-up of the denoisers if time followed multiply-accumulates."""
         return self.macs_plain / self.macs if self.macs else 1.0
+
+    @cached_property
+    def calls(self) -> tuple[CallRow, ...]:
+        """The last 4,096 calls of each network: state, cost and what was measured to decide."""
+        rows = self._list()
+        return tuple(rows)
+
+    @property
+    def last_run(self) -> tuple[CallRow, ...]:
+        """Those of the last run; of calls outside of runs, all."""
+        last = self.calls[-1].run if self.calls else None
+        return tuple(row for row in self.calls if row.run == last)
+
+    def plot(self) -> Drawing:
+        """The last run, call by call: computed or reused, cost, and what was measured beside the limit that decided.
+
+        Notebooks show it; `plot().save("calls.svg")` writes it.
+
+        Raises:
+            ValueError: if no network call was made yet.
+        """
+        if not self.calls:
+            raise ValueError("there is nothing to draw: no network call was made since accelerate(); run the pipeline")
+        return draw(self.last_run)
+
+    def to_html(self) -> str:
+        """A page that needs nothing else: the totals, the drawing of the last run, and its figures in a table."""
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        template = (files("diffaccel.attach") / "report.html").read_text(encoding="utf-8")
+        rows = self.last_run
+        return environment.from_string(template).render(
+            summary=str(self),
+            drawing=self.plot().svg if rows else "",
+            rows=rows,
+            words=WORDS,
+            quantities=list(dict.fromkeys(item.name for row in rows for item in row.measured)),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the page."""
+        Path(path).write_text(self.to_html(), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""
@@ -123,6 +171,7 @@ def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
         full=dict(full),
         cache_bytes=sum(seat.nbytes() for seat in seats),
         _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
+        _list=lambda: call_rows(costs, seats, tallies),
     )
 
 

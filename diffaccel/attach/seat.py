@@ -210,7 +210,7 @@ class Seat:
         inner: RunNetwork = lambda call: self.session.run(call, memory, network, leading)  # noqa: E731
         for wrapper in self.wrappers if call.forced is None and not alone else ():
             inner = partial(_around, wrapper, memory, inner)
-        with self.session.tally.outer(call.inputs):
+        with self.session.tally.outer(call):
             return inner(call)
 
 

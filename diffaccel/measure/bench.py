@@ -64,6 +64,7 @@ class Benchmark:
         pictures: for each candidate its pictures, (n, 3, height, width) in [0, 1].
         truth: the prompt of each picture.
         floor: likeness of the plain pipeline's pictures to its own at other seeds, which share the prompts alone.
+        calls: for each candidate of ours what its network calls computed and measured, as SVG.
     """
 
     rows: tuple[BenchRow, ...]
@@ -71,6 +72,7 @@ class Benchmark:
     pictures: dict[str, torch.Tensor]
     truth: tuple[str, ...]
     floor: Quality
+    calls: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,7 +84,8 @@ class _Trial:
     macs: int
     peak_bytes: int | None
     cache_bytes: int | None
-    joules: float | None = field(default=None)
+    joules: float | None = None
+    calls: str = ""
 
 
 def bench(
@@ -133,7 +136,9 @@ def bench(
     progress("painting with other seeds")
     floor = compare(other_seeds(workload).pictures(pipe), trials[names[0]].pictures)
     rows = tuple(_row(trial, trials[names[0]], timings, workload, referee) for trial in trials.values())
-    return Benchmark(rows, failures, {name: t.pictures for name, t in trials.items()}, workload.truth, floor)
+    pictures = {name: trial.pictures for name, trial in trials.items()}
+    calls = {name: trial.calls for name, trial in trials.items() if trial.calls}
+    return Benchmark(rows, failures, pictures, workload.truth, floor, calls)
 
 
 def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Any]:
@@ -148,8 +153,10 @@ def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
         handle = stack.enter_context(candidate.attach(pipe))
         pictures = workload.pictures(pipe, **candidate.changes)
         peak, energy = peak_memory(one), joules(one)
-        cache = _cache_bytes(pipe, handle, one) if isinstance(handle, Handle) else None
-        return _Trial(candidate, pictures, count_macs(one), peak, cache, energy)
+        own = isinstance(handle, Handle)
+        cache = _cache_bytes(pipe, handle, one) if own else None
+        calls = handle.report().plot().svg if own else ""
+        return _Trial(candidate, pictures, count_macs(one), peak, cache, energy, calls)
 
 
 def _cache_bytes(pipe: Any, handle: Handle, run: Callable[[], Any]) -> int:

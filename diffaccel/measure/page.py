@@ -109,6 +109,7 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
         amplification=AMPLIFICATION,
         verdict=_verdict(benchmark.rows),
         floor=benchmark.floor,
+        calls=benchmark.calls,
         pictures=len(benchmark.truth),
     )
 

@@ -78,6 +78,11 @@ class _Change(Schedule):
     warmup: int
     max_consecutive: int | None
 
+    @property
+    def limit(self) -> float:
+        """The threshold."""
+        return self.threshold
+
     def should_compute(self, call: CallInfo) -> bool:
         """True for the first calls of a run."""
         return call.index < self.warmup

@@ -9,11 +9,13 @@ from diffaccel.config.checks import number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.runtime.act import Part
-from diffaccel.runtime.call import Call
+from diffaccel.runtime.call import Call, Measured
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.lanes import Lane, scatter
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+
+EXPECTED = "expected relative error of the output"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class _Skips(Wrapper):
             row.expected += (row.rate if row.rate is not None else float("inf")) * move
             enough = self.method.max_consecutive is not None and row.skipped >= self.method.max_consecutive
             skips.append(row.expected < self.method.threshold and not enough)
+        expected = tuple(row.expected for row in rows if row is not None)
+        call.measured.append(Measured(EXPECTED, expected, self.method.threshold))
         return skips
 
     def _remember(self, known: dict[Lane, _Row], lanes: list[Lane], x: torch.Tensor, v: torch.Tensor) -> None:

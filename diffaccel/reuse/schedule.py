@@ -59,6 +59,11 @@ class Schedule(Config, ABC):
         """Whether a row computes, given the relative change of its front residual and its reused calls in a row."""
         return True
 
+    @property
+    def limit(self) -> float | None:
+        """The change above which it computes, where it goes by one; for reports."""
+        return None
+
     def validate(self, total: int | None) -> None:
         """Raise ValueError if this schedule does not fit a run of `total` network calls (None: unknown)."""
 
@@ -266,6 +271,11 @@ class Threshold(Schedule):
         number("threshold", self.threshold, 0.0)
         if self.max_reuse is not None:
             whole("max_reuse", self.max_reuse, 0)
+
+    @property
+    def limit(self) -> float:
+        """The threshold."""
+        return self.threshold
 
     def should_compute(self, call: CallInfo) -> bool:
         """True when the input has moved far enough, or is not finite, or enough calls were reused in a row."""

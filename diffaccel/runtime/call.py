@@ -1,7 +1,7 @@
 """One network call, as a customer hands it to a session: inputs, and whose rows they are."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffaccel.networks.inputs import Inputs
@@ -10,6 +10,21 @@ from diffaccel.runtime.lanes import Lanes, select
 
 Forced = bool | tuple[bool, ...] | None
 """What computes, whatever the schedules say: all, nothing, or each part as told; None lets the schedules decide."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a method measured to decide about a call.
+
+    Attributes:
+        name: of the quantity, in the field's words, such as "relative change of the input".
+        values: one for each group of rows or each row that was decided about, in no particular order.
+        limit: what a value above it made compute; None where there is no fixed one.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    limit: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +44,8 @@ class Call:
         run: the run of a pipeline that the call belongs to, if any.
         view: which of several such calls beside each other in one step; both calls of guidance share it.
         partners: for each row the lane of the negative row beside it that a method has dropped; empty if none was.
+        measured: what methods measure to decide about it, which they add here for the report; calls of some of its rows
+            share the list.
     """
 
     inputs: Inputs
@@ -41,6 +58,7 @@ class Call:
     run: Any = None
     view: Hashable = None
     partners: Lanes = ()
+    measured: list[Measured] = field(default_factory=list)
 
     @property
     def count(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ import torch
 from diffaccel.reuse.residual import relative_change
 from diffaccel.reuse.schedule import CallInfo
 from diffaccel.runtime.act import Lifetime, Part
-from diffaccel.runtime.call import Call
+from diffaccel.runtime.call import Call, Measured
 from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes
 
 Decision = tuple[bool, ...]
 """For each part whether it computes."""
 PROMPTS_KEPT = 4
+INPUT_CHANGE, FRONT_CHANGE = "relative change of the input", "relative change of the front residual"
 
 
 @dataclass
@@ -136,7 +136,12 @@ class Memory:
         if call.forced is not None and self._parts[index].lifetime == "run":
             return call.forced
         step, total = call.place(0)
-        change = partial(relative_change, call.inputs.sample, record.reference)
+
+        def change() -> float:
+            found = relative_change(call.inputs.sample, record.reference)
+            call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
+            return found
+
         return schedule.should_compute(CallInfo(record.calls if step is None else step, total, change, age))
 
     def steps_of(self, index: int, call: Call) -> list[int]:
@@ -158,6 +163,7 @@ class Memory:
         lanes = call.lanes[self._parts[index].lifetime]
 
         def rule(changes: list[float]) -> list[bool]:
+            call.measured.append(Measured(FRONT_CHANGE, tuple(changes), schedule.limit))
             pairs = zip(changes, lanes, strict=True)
             return [schedule.row_computes(change, ages.get(lane, 0)) for change, lane in pairs]
 

@@ -3,30 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import PartState, map_tensors
-
-Shapes = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class CallKind:
-    """Calls that cost the same.
-
-    Attributes:
-        shapes: of sample and conditioning.
-        computes: the decision for every part.
-        variants: for every part that reuses, which way of its act is in force; 0 for the others.
-    """
-
-    shapes: Shapes
-    computes: tuple[bool, ...]
-    variants: tuple[int, ...]
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.trace import CallKind, Shapes, Tracer
 
 
 class Tally:
@@ -37,6 +21,7 @@ class Tally:
         calls: calls that the network made.
         examples: one set of inputs per shape, without storage, to measure costs with.
         full: calls that computed in full because nothing told what they could share, by the reason.
+        tracer: the last calls, one by one.
     """
 
     def __init__(self) -> None:
@@ -44,23 +29,25 @@ class Tally:
         self.calls: Counter[CallKind] = Counter()
         self.examples: dict[Shapes, Mapping[str, Any]] = {}
         self.full: Counter[str] = Counter()
+        self.tracer = Tracer()
         self._current: list[CallKind] = []
 
     def copy(self) -> "Tally":
         """A tally that later calls do not change."""
         copy = Tally()
         copy.asked, copy.calls, copy.examples = self.asked.copy(), self.calls.copy(), dict(self.examples)
-        copy.full = self.full.copy()
+        copy.full, copy.tracer = self.full.copy(), self.tracer.copy()
         return copy
 
     @contextmanager
-    def outer(self, inputs: Inputs) -> Iterator[None]:
+    def outer(self, call: Call) -> Iterator[None]:
         """Count a call that the pipeline makes; calls of the network within belong to it."""
-        shapes = self._shapes(inputs)
+        shapes = self._shapes(call.inputs)
         self._current.clear()
         yield
         computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
         self.asked[shapes, computed] += 1
+        self.tracer.note(call, shapes, self._current)
 
     def inner(self, inputs: Inputs, states: Sequence[PartState]) -> None:
         """Count a call of the network, which `states` says what it computed."""
