@@ -87,7 +87,11 @@ call = {"prompt": "a burger", "image": sketch, "strength": 0.7, "num_inference_s
 ImageDraw.Draw(mask).rectangle((34, 34, 94, 94), fill=255)
 inputs = [sketch, mask.convert("RGB")]
 call = {
-    "prompt": "a grinning face", "image": sketch, "mask_image": mask, "num_inference_steps": 30, "guidance_scale": 2.0
+    "prompt": "a grinning face",
+    "image": sketch,
+    "mask_image": mask,
+    "num_inference_steps": 30,
+    "guidance_scale": 2.0,
 }
 """,
         {
@@ -103,8 +107,11 @@ call = {
         "fast_transformer",
         loaded("fast_transformer", "emoji-dit")
         + """call = {
-    "prompt": ["a red heart", "a burger", "a rainbow"], "num_inference_steps": 20, "guidance_scale": 2.0,
-    "use_resolution_binning": False, "clean_caption": False,
+    "prompt": ["a red heart", "a burger", "a rainbow"],
+    "num_inference_steps": 20,
+    "guidance_scale": 2.0,
+    "use_resolution_binning": False,
+    "clean_caption": False,
 }
 """,
         {
