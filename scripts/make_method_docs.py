@@ -14,6 +14,7 @@ from typing import Any
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
 import diffaccel
+from diffaccel.config import ordered_fields
 from diffaccel.methods import Calibration, KindSteps, Method
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.layout import Layout
@@ -32,17 +33,28 @@ def write() -> None:
 def filled(page: str) -> str:
     """The page with its tables as they should be."""
     tables = {"parameters": parameters, "figures": figures, "streams": streams}
-    return TABLE.sub(lambda m: m[1] + tables[m[3]](getattr(diffaccel, m[2])) + m[4], page)
+    return TABLE.sub(lambda m: m[1] + tables[m[3]](named(m[2])) + m[4], page)
+
+
+def named(name: str) -> type:
+    """The class of that name."""
+    return Method if name == "Method" else getattr(diffaccel, name)
 
 
 def parameters(config: type) -> str:
     """A row for each field of a configuration, in the order in which text takes them without their names."""
     about = described(config)
     lines = ["| parameter | default | meaning |", "|---|---|---|"]
-    for field in fields(config):
+    for field in own_fields(config):
         default = "required" if field.default is MISSING else f"`{field.default!r}`"
         lines.append(f"| `{field.name}` | {default} | {about[field.name]} |")
     return "\n".join(lines) + "\n"
+
+
+def own_fields(config: type) -> list[Any]:
+    """Fields that a table shows: of a method, those that it does not have as every method has them."""
+    shared = {f.name: f for f in fields(Method)} if config is not Method and issubclass(config, Method) else {}
+    return [f for f in ordered_fields(config) if f.name not in shared or f.default != shared[f.name].default]
 
 
 def described(config: type) -> dict[str, str]:
@@ -101,7 +113,9 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
     reason = methods[0].no_stream
     if reason is not None:
         return (f"no: it {reason.partition(':')[0]}",) * 2  # type: ignore[return-value]
-    parts = next(found for method in methods for layout in layouts if (found := _parts(method, layout)))
+    parts: list[Any] = next(
+        found for method in methods for layout in layouts if (found := _parts(method, layout)) is not None
+    )
     if not any(part.schedule.counts_run for part in parts):
         return "yes", "yes"
     takes = "schedule" in {field.name for field in fields(cls)}
@@ -109,11 +123,11 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
     return (f"with `schedule=uniform(3)` or `threshold(0.15)`: {ends}" if takes else f"no: {ends}"), "yes"
 
 
-def _parts(method: Method, layout: Layout) -> list[Any]:
+def _parts(method: Method, layout: Layout) -> list[Any] | None:
     try:
         return method.parts(layout)
     except (UnsupportedModelError, ValueError):
-        return []
+        return None
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
     "FeatureInheritance": lambda model: FeatureInheritance(interval=2, depth=1),
     "IntervalCache": lambda model: IntervalCache(interval=2, total=CALLS),
     "Profile": tuned,
-    "TGate": lambda model: TGate(gate=1),
+    "TGate": lambda model: TGate(gate=1, warmup=1),
     "TextKVCache": lambda model: TextKVCache(),
 }
 ELSEWHERE = {"ResidualGuidance"}

@@ -43,7 +43,7 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     twice = len({id(method) for method in methods}) < len(methods)
     check(not twice, "the same method was given twice to accelerate(): give it once")
     layout = layout_of(model)
-    owned = [(method, part) for method in methods for part in method.parts(layout)]
+    owned = [(method, part) for method in methods for part in method.bounded_parts(layout)]
     require_disjoint(owned)
     parts = tuple(part for _, part in owned)
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
@@ -54,7 +54,7 @@ def companion_plan(companion: torch.nn.Module, denoiser: torch.nn.Module, method
     layout, first = layout_of(companion), 0
     owned, follows = [], []
     for method in methods:
-        for part, followed in method.companion_parts(layout):
+        for part, followed in method.bounded_companion_parts(layout):
             owned.append((method, part if followed is None else replace(part, schedule=Once())))
             follows.append(None if followed is None else first + followed)
         first += len(method.parts(layout_of(denoiser)))

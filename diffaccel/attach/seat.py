@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from diffaccel.runtime.lanes import Lane
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run, Runs
 from diffaccel.runtime.session import RunNetwork, Session
-from diffaccel.runtime.wrapper import Wrapper
+from diffaccel.runtime.wrapper import Wrapper, within
 
 
 class RootHook(Hook):
@@ -176,8 +175,9 @@ class Seat:
         own.in_full = "the pipeline reads what attentions compute" if is_read(self.model) else ""
         total = run.total(self.name, self.several)
         for part in self.session.parts:
-            part.schedule.validate(total)
+            part.validate(total)
         for wrapper in self.wrappers:
+            wrapper.window.validate(total)
             wrapper.start_run(run, total)
         run.networks[self] = own
         return own
@@ -208,14 +208,9 @@ class Seat:
     ) -> Any:
         """Run a call within its wrappers, or `alone`."""
         inner: RunNetwork = lambda call: self.session.run(call, memory, network, leading)  # noqa: E731
-        for wrapper in self.wrappers if call.forced is None and not alone else ():
-            inner = partial(_around, wrapper, memory, inner)
+        wrappers = self.wrappers if call.forced is None and not alone else ()
         with self.session.tally.outer(call):
-            return inner(call)
-
-
-def _around(wrapper: Wrapper, memory: Memory, inner: RunNetwork, call: Call) -> Any:
-    return wrapper.around(call, memory, inner)
+            return within(wrappers, memory, inner)(call)
 
 
 def _rows(inputs: Inputs) -> int:

@@ -7,7 +7,7 @@ line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -78,7 +78,7 @@ class Config:
             hint = did_you_mean(name, cls.names())
             raise ValueError(f"unknown {cls.__name__.lower()} {name!r}{hint}: choose from {', '.join(cls.names())}")
         known = Config._known[name.lower()]
-        valid = [field.name for field in fields(known)]  # type: ignore[arg-type]
+        valid = [field.name for field in ordered_fields(known)]
         if unknown := sorted(set(kwargs) - set(valid)):
             hint = did_you_mean(unknown[0], valid)
             raise ValueError(f"{name} has no field {unknown[0]!r}{hint}: its fields are {', '.join(valid) or 'none'}")
@@ -115,6 +115,11 @@ class StoredConfig(Config):
             return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path} is not {cls._origin}: {error}") from error
+
+
+def ordered_fields(config: type[Config]) -> list[Field[Any]]:
+    """Fields of a configuration, in the order in which text takes them; those that text must name come last."""
+    return sorted(fields(config), key=lambda field: field.kw_only)  # type: ignore[arg-type]
 
 
 def _is_concrete(cls: type[Config]) -> bool:

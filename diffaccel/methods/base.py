@@ -1,16 +1,45 @@
 """What every method is: a frozen configuration that turns a network's layout into parts."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 from diffaccel.config import Config
+from diffaccel.config.checks import whole
 from diffaccel.networks.layout import Layout
+from diffaccel.reuse.window import Window
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.wrapper import Wrapper
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(Config, ABC):
-    """A way to save work between network calls. Subclasses are frozen dataclasses."""
+    """A way to save work between network calls. Subclasses are frozen dataclasses, and take what every method takes.
+
+    Args:
+        warmup: the first calls of a run compute everything; the very first does in any case.
+        cooldown: so do the last calls of a run, whose number of calls must be known.
+    """
+
+    warmup: int = 0
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        whole("warmup", self.warmup, 0)
+        whole("cooldown", self.cooldown, 0)
+
+    @property
+    def window(self) -> Window:
+        """The calls of a run in which it may reuse."""
+        return Window(self.warmup, self.cooldown)
+
+    def bounded_parts(self, layout: Layout) -> list[Part]:
+        """`parts`, within the window; what customers ask for."""
+        return [replace(part, window=self.window) for part in self.parts(layout)]
+
+    def bounded_companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
+        """`companion_parts`, within the window."""
+        return [(replace(part, window=self.window), index) for part, index in self.companion_parts(layout)]
 
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:

@@ -29,7 +29,6 @@ class BlockCache(Method):
         front: first blocks, which always run and are measured; at most the length of the first list of blocks.
         back: last blocks, which always run.
         threshold: relative change up to which a row reuses; 0.05 to 0.2 is usual, 0 reuses only what did not change.
-        warmup: the first calls of a run compute all rows, >= 1.
         max_consecutive: at most this many reused calls of a row between two computed ones; None sets no limit.
         forecast: carries the stored residual forward, such as `Taylor(1)`; None adds it unchanged.
         per_row: whether each row decides for itself where the network keeps rows apart. False measures all rows
@@ -40,16 +39,15 @@ class BlockCache(Method):
     front: int = 1
     back: int = 0
     threshold: float = 0.08
-    warmup: int = 1
     max_consecutive: int | None = None
     forecast: Forecast | None = None
     per_row: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("front", self.front, 1)
         whole("back", self.back, 0)
         number("threshold", self.threshold, 0.0)
-        whole("warmup", self.warmup, 1)
         if self.max_consecutive is not None:
             whole("max_consecutive", self.max_consecutive, 0)
         kind("forecast", self.forecast, Forecast)
@@ -65,7 +63,7 @@ class BlockCache(Method):
         whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)
         middle = Ranges((blocks[self.front : len(blocks) - self.back],), each=layout.long_skips)
         act = AddResidual(middle, blocks[: self.front], rows_apart=self.per_row and layout.rows_apart)
-        return [Part(act, _Change(self.threshold, self.warmup, self.max_consecutive), self.forecast)]
+        return [Part(act, _Change(self.threshold, self.max_consecutive), self.forecast)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class _Change(Schedule):
     decides_rows: ClassVar[bool] = True
 
     threshold: float
-    warmup: int
     max_consecutive: int | None
 
     @property
@@ -83,9 +80,9 @@ class _Change(Schedule):
         """The threshold."""
         return self.threshold
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the first calls of a run."""
-        return call.index < self.warmup
+    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
+        """Never: rows decide in the middle of the call."""
+        return False
 
     def row_computes(self, change: float, age: int) -> bool:
         """True where the change is large, or not a number."""

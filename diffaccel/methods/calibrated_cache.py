@@ -73,6 +73,7 @@ class CalibratedCache(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.calibration, Path):
             object.__setattr__(self, "calibration", str(self.calibration))
         fits = isinstance(self.calibration, str | Calibration)

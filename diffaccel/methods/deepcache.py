@@ -34,6 +34,7 @@ class DeepCache(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("interval", self.interval, 1)
         whole("branch", self.branch, 0)
         kind("schedule", self.schedule, Schedule)

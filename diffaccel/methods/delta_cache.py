@@ -36,6 +36,7 @@ class DeltaCache(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("interval", self.interval, 1)
         for name, value in (("blocks", self.blocks), ("gate", self.gate)):
             if value is not None:

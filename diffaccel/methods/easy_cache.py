@@ -1,6 +1,6 @@
 """EasyCache (arXiv 2507.02860): how much the output changes follows from how much the input did, in any network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,14 +35,20 @@ class EasyCache(Method):
     """
 
     threshold: float = 0.05
-    warmup: int = 2
+    warmup: int = field(default=2, kw_only=True)
     max_consecutive: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         number("threshold", self.threshold, 0.0)
         whole("warmup", self.warmup, 2)
         if self.max_consecutive is not None:
             whole("max_consecutive", self.max_consecutive, 0)
+
+    @property
+    def no_stream(self) -> str | None:
+        """It can: each row of a call decides for itself, whoever's it is."""
+        return None
 
     def parts(self, layout: Layout) -> list[Part]:  # noqa: ARG002
         """None: the network is run whole, or not at all."""
@@ -58,6 +64,7 @@ class _Row:
     """What is kept of one row: input and output ``(1, ...)`` of the last computed call, and the last input of all.
 
     Attributes:
+        calls: how many it has made.
         rate: how far the output moves for a move of the input.
         expected: relative change of the output that has added up since the last computed call.
         skipped: calls since then.
@@ -66,7 +73,8 @@ class _Row:
     x: torch.Tensor
     v: torch.Tensor
     latest: torch.Tensor
-    rate: float | None = None
+    calls: int = 1
+    rate: float = float("inf")
     expected: float = 0.0
     skipped: int = 0
 
@@ -77,16 +85,15 @@ class _Skips(Wrapper):
     order = 9
 
     def __init__(self, method: EasyCache) -> None:
-        self.method = method
+        self.method, self.window = method, method.window
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call, of some rows or none."""
-        known: dict[Lane, _Row] = memory.notes.setdefault(self, {})
+        known: dict[Lane, _Row] = memory.rows.setdefault(self, {})
         lanes, x = call.lanes["run"], call.inputs.sample
         if not isinstance(x, torch.Tensor):
             raise UnsupportedModelError(f"EasyCache needs a network that takes one tensor, not a {type(x).__name__}")
-        rows = [known.get(lane) for lane in lanes]
-        skips = self._decide(call, x, rows)
+        skips = self._decide(call, x, [known.get(lane) for lane in lanes])
         due = [row for row, skip in enumerate(skips) if not skip]
         kept = [row for row, skip in enumerate(skips) if skip]
         outputs = []
@@ -97,45 +104,50 @@ class _Skips(Wrapper):
             memory.notes[self, "form"] = output
             outputs.append((output, due))
         if kept:
-            moved = torch.cat([self._moved(known[lanes[row]], x[row : row + 1]) for row in kept])
+            moved = torch.cat([_moved(known[lanes[row]], x[row : row + 1]) for row in kept])
             outputs.append((map_output(lambda _: moved, memory.notes[self, "form"]), kept))
         return outputs[0][0] if len(outputs) == 1 else scatter(outputs)
 
     def _decide(self, call: Call, x: torch.Tensor, rows: list[_Row | None]) -> list[bool]:
         """Which rows skip; adds to what is expected of them."""
-        if call.step is None or call.step < self.method.warmup or any(row is None for row in rows):
-            return [False] * len(rows)
-        moves = torch.stack(
-            [_mean(x[i] - row.latest[0]) / _mean(row.v) for i, row in enumerate(rows) if row is not None]
-        )
-        skips = []
-        for index, (row, move) in enumerate(zip(rows, moves.tolist(), strict=True)):
-            assert row is not None
-            row.latest = x[index : index + 1]
-            row.expected += (row.rate if row.rate is not None else float("inf")) * move
+        known = [(place, row) for place, row in enumerate(rows) if row is not None and self._may(call, place, row)]
+        skips = [False] * len(rows)
+        if not known:
+            return skips
+        moves = torch.stack([_mean(x[place] - row.latest[0]) / _mean(row.v) for place, row in known])
+        for (place, row), move in zip(known, moves.tolist(), strict=True):
+            row.latest = x[place : place + 1].clone()  # callers write into what they gave
+            row.expected += row.rate * move
             enough = self.method.max_consecutive is not None and row.skipped >= self.method.max_consecutive
-            skips.append(row.expected < self.method.threshold and not enough)
-        expected = tuple(row.expected for row in rows if row is not None)
+            skips[place] = row.expected < self.method.threshold and not enough
+        expected = tuple(row.expected for _, row in known)
         call.measured.append(Measured(EXPECTED, expected, self.method.threshold))
         return skips
+
+    def _may(self, call: Call, place: int, row: _Row) -> bool:
+        """Whether a row may skip at its place in its run; in a stream without end its own calls are counted."""
+        step, total = call.place(place)
+        return not self.window.computes(row.calls + row.skipped if step is None else step, total)
 
     def _remember(self, known: dict[Lane, _Row], lanes: list[Lane], x: torch.Tensor, v: torch.Tensor) -> None:
         """Keep what rows computed, and the rate at which their outputs move."""
         v = v.detach()
         for index, lane in enumerate(lanes):
-            own, output = x[index : index + 1], v[index : index + 1]
-            before, rate = known.get(lane), None
+            own, output = x[index : index + 1].clone(), v[index : index + 1].clone()
+            before = known.get(lane)
+            known[lane] = _Row(own, output, own)
             if before is not None:
-                rate = float(_mean(output - before.v) / _mean(own - before.x))
-            known[lane] = _Row(own, output, own, rate)
+                known[lane].calls = before.calls + before.skipped + 1
+                known[lane].rate = float(_mean(output - before.v) / _mean(own - before.x))
 
-    def _moved(self, row: _Row, x: torch.Tensor) -> torch.Tensor:
-        """v = x + (v - x)_last; channels beyond the input's, such as a learned variance, and of other inputs stay."""
-        row.skipped += 1
-        channels = min(x.shape[1], row.v.shape[1])
-        moved = row.v.clone()
-        moved[:, :channels] += x[:, :channels] - row.x[:, :channels]
-        return moved
+
+def _moved(row: _Row, x: torch.Tensor) -> torch.Tensor:
+    """v = x + (v - x)_last; channels beyond the input's, such as a learned variance, and of other inputs stay."""
+    row.skipped += 1
+    channels = min(x.shape[1], row.v.shape[1])
+    moved = row.v.clone()
+    moved[:, :channels] += x[:, :channels] - row.x[:, :channels]
+    return moved
 
 
 def _require_alike(x: torch.Tensor, v: torch.Tensor) -> None:

@@ -34,6 +34,7 @@ class EncoderPropagation(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind("schedule", self.schedule, Schedule)
         kind("forecast", self.forecast, Forecast)
 

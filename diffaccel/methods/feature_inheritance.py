@@ -39,6 +39,7 @@ class FeatureInheritance(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("level", self.level, LEVELS)
         whole("depth", self.depth, 0)
         whole("interval", self.interval, 1)

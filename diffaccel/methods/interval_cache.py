@@ -34,6 +34,7 @@ class IntervalCache(Method):
     forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("interval", self.interval, 1)
         if self.total is not None:
             whole("total", self.total, 1)

@@ -13,6 +13,7 @@ from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint
 from diffaccel.reuse.forecast import Blend
 from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.window import Window
 from diffaccel.runtime.act import Act, Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
@@ -37,6 +38,7 @@ class Profile(Method):
     recipe: str | Recipe
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.recipe, Path):
             object.__setattr__(self, "recipe", str(self.recipe))
         fits = isinstance(self.recipe, Recipe) or (isinstance(self.recipe, str) and self.recipe != "")
@@ -68,7 +70,7 @@ class Profile(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Checks the sampler, and stands in for the network where its output is reused."""
-        return _Outputs(self.loaded)
+        return _Outputs(self.loaded, self.window)
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ class _Outputs(Wrapper):
 
     order = 9
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, window: Window) -> None:
+        self.recipe, self.window = recipe, window
         self.weights = recipe.at(OUTPUT)
         self.blend = Blend(self.weights)
 
@@ -129,7 +131,8 @@ class _Outputs(Wrapper):
         if not self.weights or call.step is None:
             return network(call)
         stored: _Stored = memory.notes.setdefault((self, call.lanes["run"]), _Stored())
-        if call.step in self.weights and stored.history is not None:
+        may_reuse = stored.history is not None and not self.window.computes(call.step, call.total)
+        if may_reuse and call.step in self.weights:
             with record_function("diffaccel: replay output"):
                 predicted = self.blend.predict(stored.history, call.step)
             return map_output(lambda _: predicted, stored.latest)

@@ -48,6 +48,7 @@ class ResidualGuidance(Method):
     held: str = "estimate"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("negative", self.negative, NEGATIVES)
         number("delta", self.delta, 0.0)
         if self.renew is not None:
@@ -91,7 +92,7 @@ class _VirtualNegative(Wrapper):
     reads_roles: ClassVar[bool] = True
 
     def __init__(self, method: ResidualGuidance) -> None:
-        self.method = method
+        self.method, self.window = method, method.window
 
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse runs whose noise levels or start are not known."""
@@ -123,6 +124,8 @@ class _VirtualNegative(Wrapper):
                 "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
             )
             return network(call)
+        if self.method.negative == "self" and self.window.computes(call.step, call.total):
+            return network(call)
         held = memory.notes.get((self, call.view))
         if held is None:
             held = memory.notes[self, call.view] = _Held(NoiseLevels(call.run.host.scheduler))
@@ -136,7 +139,7 @@ class _VirtualNegative(Wrapper):
         if self.method.negative == "self":
             return False
         renewed = self.method.renew is not None and call.step is not None and call.step % self.method.renew == 0
-        return held.negative is None or renewed
+        return held.negative is None or renewed or self.window.computes(call.step, call.total)
 
     def _stacked(self, call: Call, held: _Held, network: Inner) -> Any:
         """A call that has both halves."""

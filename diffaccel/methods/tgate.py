@@ -1,6 +1,6 @@
 """T-GATE (arXiv 2404.02747): cross-attention settles early, so from a gate step on it is replayed, without guidance."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.window import Window
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
@@ -31,31 +32,31 @@ class TGate(Method):
         gate: network call from which cross-attention is replayed, >= 1; at the end of the run it never is.
         self_interval: self-attention before the gate computes where the call is a multiple of this.
         fidelity_interval: the same from the gate on.
-        warmup: the first calls of a run compute all self-attention.
+        warmup: the first calls of a run compute everything, also where the gate comes before their end.
     """
 
     gate: int = 10
     self_interval: int = 5
     fidelity_interval: int = 1
-    warmup: int = 2
+    warmup: int = field(default=2, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole("gate", self.gate, 1)
         whole("self_interval", self.self_interval, 1)
         whole("fidelity_interval", self.fidelity_interval, 1)
-        whole("warmup", self.warmup, 0)
 
     def parts(self, layout: Layout) -> list[Part]:
         """Two parts: cross-attention and self-attention."""
         if not layout.cross_attention:
             raise UnsupportedModelError(f"TGate needs cross-attention to a prompt; {layout.model} has none")
-        own = _SelfAttention(self.gate, self.self_interval, self.fidelity_interval, self.warmup)
+        own = _SelfAttention(self.gate, self.self_interval, self.fidelity_interval)
         cross = Part(Replay(Branch(layout.cross_attention)), _BeforeGate(self.gate), merge=mean_of_pair)
         return [cross, Part(Replay(Branch(layout.self_attention)), own)] if layout.self_attention else [cross]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows from the gate on."""
-        return _Gate(self.gate)
+        return _Gate(self.gate, self.window)
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,16 @@ class _BeforeGate(Schedule):
 
 @dataclass(frozen=True)
 class _SelfAttention(Schedule):
-    """Self-attention computes at intervals, after a warm-up."""
+    """Self-attention computes at intervals."""
 
     gate: int
     interval: int
     fidelity_interval: int
-    warmup: int
 
     def should_compute(self, call: CallInfo) -> bool:
-        """True in the warm-up, and at the interval of the phase."""
+        """True at the interval of the phase."""
         interval = self.interval if call.index < self.gate else self.fidelity_interval
-        return call.index < self.warmup or call.index % interval == 0
+        return call.index % interval == 0
 
 
 class _Gate(Wrapper):
@@ -94,8 +94,8 @@ class _Gate(Wrapper):
     order = 1
     reads_roles: ClassVar[bool] = True
 
-    def __init__(self, gate: int) -> None:
-        self.gate = gate
+    def __init__(self, gate: int, window: Window) -> None:
+        self.gate, self.window = gate, window
 
     def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
         """Refuse a gate beyond the end of the run."""
@@ -106,6 +106,7 @@ class _Gate(Wrapper):
         """One network call."""
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate
+        after = after and not self.window.computes(call.step, call.total)
         if positive and negative:
             return network(call) if not after else map_output(_twice, network(call.positive()))
         if negative and not after:

@@ -136,9 +136,13 @@ class LaneMemory:
     def nbytes(self) -> int:
         """Bytes of the storage that is held."""
         blocks = {id(block): block for block, _ in self._places.values()}
-        leaves = [leaf for block in blocks.values() for leaf in tree_leaves(block.entries)]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        return stored_nbytes([block.entries for block in blocks.values()])
+
+
+def stored_nbytes(tree: Any) -> int:
+    """Bytes of the storages of all tensors in `tree`, each storage once."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _piece(block: Block | None, stretch: list[int], unknown: list[Lane]) -> Iterator[Block]:

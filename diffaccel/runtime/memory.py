@@ -12,7 +12,7 @@ from diffaccel.reuse.residual import relative_change
 from diffaccel.reuse.schedule import CallInfo
 from diffaccel.runtime.act import Lifetime, Part
 from diffaccel.runtime.call import Call, Measured
-from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes
+from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes, stored_nbytes
 
 Decision = tuple[bool, ...]
 """For each part whether it computes."""
@@ -64,18 +64,21 @@ class Memory:
     Attributes:
         parts: one memory per part.
         notes: what methods that wrap whole calls remember, by method and context.
+        rows: what they remember of single rows, by method and lane; an object whose tensors are attributes.
         decided: decisions for the coming call of the network, made early because a ControlNet asked.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = tuple(parts)
         self.notes: dict[Hashable, Any] = {}
+        self.rows: dict[Hashable, dict[Lane, Any]] = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self.parts = [PartMemory() for _ in self._parts]
         self.notes.clear()
+        self.rows.clear()
         self.decided: dict[Hashable, Decision] = {}
 
     def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
@@ -83,15 +86,22 @@ class Memory:
         for part, memory in zip(self._parts, self.parts, strict=True):
             wanted = lanes[part.lifetime]
             memory.keep([*wanted, *_latest(memory.lanes.lanes)] if part.lifetime == "prompt" else wanted)
+        for rows in self.rows.values():
+            for lane in rows.keys() - set(lanes["run"]):
+                del rows[lane]
 
     def drop(self, lanes: Sequence[Lane]) -> None:
         """Forget features of some lanes."""
         for memory in self.parts:
             memory.lanes.drop(lanes)
+        for rows in self.rows.values():
+            for lane in lanes:
+                rows.pop(lane, None)
 
     def nbytes(self) -> int:
         """Bytes of the storage that features take."""
-        return sum(memory.lanes.nbytes() for memory in self.parts)
+        of_rows = [list(vars(row).values()) for rows in self.rows.values() for row in rows.values()]
+        return sum(memory.lanes.nbytes() for memory in self.parts) + stored_nbytes(of_rows)
 
     def decide(self, call: Call) -> dict[Hashable, Decision]:
         """For each group of the call what computes; what was decided early for a ControlNet stays so."""
@@ -136,13 +146,15 @@ class Memory:
         if call.forced is not None and self._parts[index].lifetime == "run":
             return call.forced
         step, total = call.place(0)
+        step = record.calls if step is None else step
 
         def change() -> float:
             found = relative_change(call.inputs.sample, record.reference)
             call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
             return found
 
-        return schedule.should_compute(CallInfo(record.calls if step is None else step, total, change, age))
+        in_any_case = self._parts[index].window.computes(step, total)
+        return in_any_case or schedule.should_compute(CallInfo(step, total, change, age))
 
     def steps_of(self, index: int, call: Call) -> list[int]:
         """Index of a call for a part, for each row: that of its run, or the count of its group."""

@@ -1,11 +1,13 @@
 """A wrapper changes the inputs of whole network calls, and their outputs in turn: guidance without negative rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from diffaccel.reuse.window import EVERYWHERE, Window
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
 
@@ -22,10 +24,12 @@ class Wrapper(ABC):
     Attributes:
         order: wrappers of higher order are further out.
         reads_roles: whether it has to know which rows see the negative prompt.
+        window: the calls of a run in which it may change anything; in others it only takes note.
     """
 
     order: ClassVar[int] = 0
     reads_roles: ClassVar[bool] = False
+    window: Window = EVERYWHERE
 
     def start_run(self, run: "Run", total: int | None) -> None:  # noqa: B027
         """Raise ValueError if the run that starts cannot be wrapped.
@@ -38,6 +42,17 @@ class Wrapper(ABC):
     @abstractmethod
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """The output of one network call, made by calling `network` as often as needed, on other calls if needed."""
+
+
+def within(wrappers: Sequence[Wrapper], memory: Memory, network: Inner) -> Inner:
+    """`network` with wrappers around it, the last one outermost."""
+    for wrapper in wrappers:
+        network = partial(_around, wrapper, memory, network)
+    return network
+
+
+def _around(wrapper: Wrapper, memory: Memory, network: Inner, call: Call) -> Any:
+    return wrapper.around(call, memory, network)
 
 
 def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class Denoiser:
         cache, model = as_slot_cache(config.cache), getattr(network.model, "_orig_mod", network.model)
         self._cache = cache
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
-        self._machine = Machine(model, self._parts)
+        wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
+        self._machine = Machine(model, self._parts, wrappers=wrappers)
         self._control = ControlNets(network.pipe, None if cache is None else cache.method)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
         self._doubtful: tuple[torch.Tensor, Lanes] | None = None
@@ -65,10 +66,12 @@ class Denoiser:
 
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
-        call = self._call(tick)
+        call, before = self._call(tick), self.work.rows
         self._forget_what_is_spoilt()
         prediction: torch.Tensor = self._machine.run(call, self._run)
-        if self._parts:
+        skipped = call.count - (self.work.rows - before)  # rows that the network did not see
+        self.work = replace(self.work, rows=self.work.rows + skipped, replayed=self.work.replayed + skipped)
+        if self._cache is not None:
             finite = prediction.isfinite().flatten(1).all(1)  # read with the next tick, whose frames wait for this one
             self._doubtful = finite, call.lanes["run"]
         self._machine.memory.keep(call.lanes)

@@ -17,6 +17,7 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.session import RunNetwork, Session
 from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled
+from diffaccel.runtime.wrapper import Wrapper, within
 
 
 class Machine:
@@ -26,12 +27,20 @@ class Machine:
         model: the network.
         parts: what is reused, beside the keys and values of prompts, which every stream projects once.
         follows: for each part the denoiser's part whose decision it shares, for a ControlNet.
+        wrappers: what stands between the engine and the network.
 
     Raises:
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, model: torch.nn.Module, parts: Sequence[Part] = (), follows: Sequence[int | None] = ()) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        parts: Sequence[Part] = (),
+        follows: Sequence[int | None] = (),
+        wrappers: Sequence[Wrapper] = (),
+    ) -> None:
+        self._wrappers = tuple(wrappers)
         text = prompt_parts(model)
         self.session = Session(model, [*parts, *text], follows=[*(follows or [None] * len(parts)), *[None] * len(text)])
         self.memory = Memory(self.session.parts)
@@ -42,8 +51,9 @@ class Machine:
     def run(self, call: Call, network: RunNetwork, led_by: Memory | None = None) -> Any:
         """One call; where it raises, everything is forgotten."""
         try:
+            inner: RunNetwork = lambda call: self.session.run(call, self.memory, network, led_by)  # noqa: E731
             with self._hooks.using():
-                return self.session.run(call, self.memory, network, led_by)
+                return within(self._wrappers, self.memory, inner)(call)
         except BaseException:
             self.memory.clear()
             raise

@@ -24,7 +24,9 @@ from diffaccel.config.checks import check, number, one_of
 from diffaccel.methods.base import Method
 from diffaccel.networks import layout_of
 from diffaccel.runtime.act import Part
+from diffaccel.runtime.host import Host
 from diffaccel.runtime.lanes import Lane
+from diffaccel.runtime.wrapper import Wrapper
 from diffaccel.stream.batch import Slot
 
 Key = Literal["stage", "frame"]
@@ -74,18 +76,37 @@ class SlotCache(Config):
         Raises:
             UnsupportedModelError, ValueError: where the method does not fit the network, or a stream.
         """
-        parts = self.method.parts(layout_of(model))
+        parts = self.method.bounded_parts(layout_of(model))
         for part in parts:
             if self.key == "stage":
-                name = type(part.schedule).__name__.removeprefix("_")
+                name = "cooldown" if part.window.counts_run else type(part.schedule).__name__.removeprefix("_")
                 check(
-                    not part.schedule.counts_run,
+                    not part.counts_run,
                     f"{type(self.method).__name__} computes at places in a run of known length ({name}), and a stream "
                     "never ends: give it schedule=Uniform(3) or Threshold(0.15) where it takes one, or key='frame', "
                     "where a frame's stages are its run",
                 )
-            part.schedule.validate(None if self.key == "stage" else stages)
+            part.validate(None if self.key == "stage" else stages)
         return parts
+
+    def wrappers(self, model: torch.nn.Module, stages: int) -> list[Wrapper]:
+        """What stands between the stream and a network, whose layout is not asked for where nothing does.
+
+        Raises:
+            ValueError: where it does not fit a stream.
+        """
+        if type(self.method).wrapper is Method.wrapper:
+            return []
+        wrapper = self.method.wrapper(layout_of(model), Host())
+        if wrapper is None:
+            return []
+        check(
+            self.key == "frame" or not wrapper.window.counts_run,
+            f"cooldown={wrapper.window.cooldown} needs a run of known length, and a stream never ends: leave it out, "
+            "or use key='frame', where a frame's stages are its run",
+        )
+        wrapper.window.validate(None if self.key == "stage" else stages)
+        return [wrapper]
 
     def lane(self, slot: Slot, negative: bool, k: int) -> Lane:
         """The lane of a slot's k-th frame. What it is told is part of the name: other settings find nothing stored."""

@@ -21,7 +21,7 @@ class Rule:
         modules: names of the modules that are replayed; of blocks in their order where `form` is "residual".
         computes: from the count of the call (ticks by stage, stages by frame) to whether it computes.
         form: "output" replays outputs, "input" the first half of the channels that a module is given, "residual" what
-            each block added.
+            each block added; "network" moves the whole prediction with the input, as EasyCache does.
         order: of the Taylor expansion.
         front: blocks that always run and are measured, with `threshold` to their relative change.
         skipped: from the count of the call to the places of the blocks that are skipped, where they change.
@@ -42,6 +42,12 @@ class Kept:
 
     histories: dict[str, list[tuple[int, list[Any]]]] = field(default_factory=dict)
     front: torch.Tensor | None = None
+    calls: int = 0
+    latest: torch.Tensor | None = None
+    x: torch.Tensor | None = None
+    v: torch.Tensor | None = None
+    rate: float | None = None
+    expected: float = 0.0
 
 
 class RowByRow:
@@ -59,7 +65,7 @@ class RowByRow:
         self.ticks = 0
         self.replayed = 0
         names = rule.modules(self.network.model)
-        assert names
+        assert names or rule.form == "network"
         for place, name in enumerate(names):
             module = self.network.model.get_submodule(name)
             if rule.form == "input":
@@ -79,15 +85,32 @@ class RowByRow:
         outputs = []
         for i, (key, (slot, _, _)) in enumerate(zip(keys, rows, strict=True)):
             self.count = self.ticks if self.key == "stage" else slot.stage
-            known = filled if self.key == "stage" else key in self.lanes
+            whole = self.rule.form == "network"
+            known = filled if self.key == "stage" and not whole else key in self.lanes
             if not known:
                 self.lanes[key] = Kept()
             self.own, self.stages = self.lanes[key], len(slot.settings.stages)
             self.compute = not known or self.rule.computes(self.count)
             inputs = {name: value[i : i + 1] for name, value in tick.inputs.items()}
-            outputs.append(self.network.predict(tick.latents[i : i + 1], tick.timesteps[i : i + 1], inputs))
+            x, t = tick.latents[i : i + 1], tick.timesteps[i : i + 1]
+            outputs.append(self._moved(x, t, inputs) if whole else self.network.predict(x, t, inputs))
             self.replayed += not self.compute
         return torch.cat(outputs)
+
+    def _moved(self, x: torch.Tensor, t: torch.Tensor, inputs: Any) -> torch.Tensor:
+        """The prediction, or the last one moved with the input while little has changed since."""
+        own, self.compute = self.own, True
+        if own.calls >= 2 and own.rate is not None:
+            own.expected += own.rate * float((x - own.latest).abs().mean()) / float(own.v.abs().mean())
+            self.compute = not own.expected < self.rule.threshold
+        own.calls, own.latest = own.calls + 1, x.clone()
+        if not self.compute:
+            return own.v + (x - own.x)
+        v = self.network.predict(x, t, inputs)
+        if own.v is not None:
+            own.rate = float((v - own.v).abs().mean()) / float((x - own.x).abs().mean())
+        own.x, own.v, own.expected = x.clone(), v.clone(), 0.0
+        return v
 
     def _history(self, name: str) -> list[tuple[int, list[Any]]]:
         return self.own.histories.setdefault(name, [])

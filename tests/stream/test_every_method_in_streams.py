@@ -218,9 +218,18 @@ TRANSFORMER_CASES = [
         ("frame",),
     ),
 ]
+WHOLE_CASES = [
+    Case(
+        "easycache",
+        EasyCache(threshold=0.0),
+        EasyCache(threshold=4.0),
+        Rule(lambda model: [], lambda count: False, "network", threshold=4.0),
+        ("sd", "pixart"),
+    ),
+]
 TABLE = [
     pytest.param(case, name, key, id=f"{case.name}-{name}-{key}")
-    for case in UNET_CASES + TRANSFORMER_CASES
+    for case in UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES
     for name in case.on
     for key in case.keys
 ]
@@ -328,7 +337,6 @@ REFUSED = [
     ("pixart", DeltaCache(2, gate=5), "frame", "gate must be in 1..4"),
     ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3), 6)), "frame", "is for 6 network calls"),
     *(("sd", TGate(gate=2), key, "TGate changes what the network is called with") for key in KEYS),
-    *(("sd", EasyCache(), key, "EasyCache changes what the network is called with") for key in KEYS),
     *(("sd", ResidualGuidance(), key, "ResidualGuidance changes what the network") for key in KEYS),
     *(("sd", lambda pipe: Profile(recipe(pipe)), key, "Profile changes what the network") for key in KEYS),
     *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
@@ -351,7 +359,9 @@ def test_d_a_network_without_the_part_is_refused(method: Method) -> None:
 
 def test_every_method_is_in_the_table() -> None:
     """One that is public works somewhere, or is refused everywhere."""
-    tried = [case.reuse for case in UNET_CASES + TRANSFORMER_CASES] + [method for _, method, _, _ in REFUSED]
+    tried = [case.reuse for case in UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES] + [
+        method for _, method, _, _ in REFUSED
+    ]
     pipes = {True: pipeline("pixart"), False: pipeline("sd")}
     seen = set()
     for method in tried:
