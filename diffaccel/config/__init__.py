@@ -119,7 +119,7 @@ class StoredConfig(Config):
 
 def ordered_fields(config: type[Config]) -> list[Field[Any]]:
     """Fields of a configuration, in the order in which text takes them; those that text must name come last."""
-    return sorted(fields(config), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+    return sorted(fields(config), key=lambda field: field.kw_only is True)  # type: ignore[arg-type]
 
 
 def _is_concrete(cls: type[Config]) -> bool:
