@@ -177,7 +177,7 @@ class Seat:
         for part in self.session.parts:
             part.validate(total)
         for wrapper in self.wrappers:
-            wrapper.window.validate(total)
+            wrapper.ends.validate(total)
             wrapper.start_run(run, total)
         run.networks[self] = own
         return own

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from diffaccel.config import Config
 from diffaccel.config.checks import whole
 from diffaccel.networks.layout import Layout
-from diffaccel.reuse.window import Window
+from diffaccel.reuse.ends import Ends
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.wrapper import Wrapper
@@ -29,17 +29,17 @@ class Method(Config, ABC):
         whole("cooldown", self.cooldown, 0)
 
     @property
-    def window(self) -> Window:
+    def ends(self) -> Ends:
         """The calls of a run in which it may reuse."""
-        return Window(self.warmup, self.cooldown)
+        return Ends(self.warmup, self.cooldown)
 
     def bounded_parts(self, layout: Layout) -> list[Part]:
-        """`parts`, within the window; what customers ask for."""
-        return [replace(part, window=self.window) for part in self.parts(layout)]
+        """`parts`, within the ends; what customers ask for."""
+        return [replace(part, ends=self.ends) for part in self.parts(layout)]
 
     def bounded_companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
-        """`companion_parts`, within the window."""
-        return [(replace(part, window=self.window), index) for part, index in self.companion_parts(layout)]
+        """`companion_parts`, within the ends."""
+        return [(replace(part, ends=self.ends), index) for part, index in self.companion_parts(layout)]
 
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:

@@ -85,7 +85,7 @@ class _Skips(Wrapper):
     order = 9
 
     def __init__(self, method: EasyCache) -> None:
-        self.method, self.window = method, method.window
+        self.method, self.ends = method, method.ends
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call, of some rows or none."""
@@ -127,7 +127,7 @@ class _Skips(Wrapper):
     def _may(self, call: Call, place: int, row: _Row) -> bool:
         """Whether a row may skip at its place in its run; in a stream without end its own calls are counted."""
         step, total = call.place(place)
-        return not self.window.computes(row.calls + row.skipped if step is None else step, total)
+        return not self.ends.computes(row.calls + row.skipped if step is None else step, total)
 
     def _remember(self, known: dict[Lane, _Row], lanes: list[Lane], x: torch.Tensor, v: torch.Tensor) -> None:
         """Keep what rows computed, and the rate at which their outputs move."""

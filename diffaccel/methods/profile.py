@@ -10,10 +10,10 @@ from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
 from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint_of, joined
+from diffaccel.reuse.ends import Ends
 from diffaccel.reuse.forecast import Blend
 from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import CallInfo, Schedule
-from diffaccel.reuse.window import Window
 from diffaccel.runtime.act import Act, Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
@@ -70,7 +70,7 @@ class Profile(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Checks the sampler, and stands in for the network where its output is reused."""
-        return _Outputs(self.loaded, self.window)
+        return _Outputs(self.loaded, self.ends)
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class _Outputs(Wrapper):
 
     order = 9
 
-    def __init__(self, recipe: Recipe, window: Window) -> None:
-        self.recipe, self.window = recipe, window
+    def __init__(self, recipe: Recipe, ends: Ends) -> None:
+        self.recipe, self.ends = recipe, ends
         self.weights = recipe.at(OUTPUT)
         self.blend = Blend(self.weights)
 
@@ -131,7 +131,7 @@ class _Outputs(Wrapper):
         if not self.weights or call.step is None:
             return network(call)
         stored: _Stored = memory.notes.setdefault((self, call.lanes["run"]), _Stored())
-        may_reuse = stored.history is not None and not self.window.computes(call.step, call.total)
+        may_reuse = stored.history is not None and not self.ends.computes(call.step, call.total)
         if may_reuse and call.step in self.weights:
             with record_function("diffaccel: replay output"):
                 predicted = self.blend.predict(stored.history, call.step)

@@ -92,7 +92,7 @@ class _VirtualNegative(Wrapper):
     reads_roles: ClassVar[bool] = True
 
     def __init__(self, method: ResidualGuidance) -> None:
-        self.method, self.window = method, method.window
+        self.method, self.ends = method, method.ends
 
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse runs whose noise levels or start are not known."""
@@ -124,7 +124,7 @@ class _VirtualNegative(Wrapper):
                 "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
             )
             return network(call)
-        if self.method.negative == "self" and self.window.computes(call.step, call.total):
+        if self.method.negative == "self" and self.ends.computes(call.step, call.total):
             return network(call)
         held = memory.notes.get((self, call.view))
         if held is None:
@@ -139,7 +139,7 @@ class _VirtualNegative(Wrapper):
         if self.method.negative == "self":
             return False
         renewed = self.method.renew is not None and call.step is not None and call.step % self.method.renew == 0
-        return held.negative is None or renewed or self.window.computes(call.step, call.total)
+        return held.negative is None or renewed or self.ends.computes(call.step, call.total)
 
     def _stacked(self, call: Call, held: _Held, network: Inner) -> Any:
         """A call that has both halves."""

@@ -9,8 +9,8 @@ from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.branch import Branch
+from diffaccel.reuse.ends import Ends
 from diffaccel.reuse.schedule import CallInfo, Schedule
-from diffaccel.reuse.window import Window
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
@@ -56,7 +56,7 @@ class TGate(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows from the gate on."""
-        return _Gate(self.gate, self.window)
+        return _Gate(self.gate, self.ends)
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class _Gate(Wrapper):
     order = 1
     reads_roles: ClassVar[bool] = True
 
-    def __init__(self, gate: int, window: Window) -> None:
-        self.gate, self.window = gate, window
+    def __init__(self, gate: int, ends: Ends) -> None:
+        self.gate, self.ends = gate, ends
 
     def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
         """Refuse a gate beyond the end of the run."""
@@ -106,7 +106,7 @@ class _Gate(Wrapper):
         """One network call."""
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate
-        after = after and not self.window.computes(call.step, call.total)
+        after = after and not self.ends.computes(call.step, call.total)
         if positive and negative:
             return network(call) if not after else map_output(_twice, network(call.positive()))
         if negative and not after:

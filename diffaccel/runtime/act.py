@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.utils._pytree import tree_map
 
+from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
-from diffaccel.reuse.window import EVERYWHERE, Window
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
 
 Lifetime = Literal["run", "prompt", "frame"]
@@ -84,7 +84,7 @@ class Part:
         lifetime: what its memory lasts as long as.
         merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a
             function of positive and negative rows; None leaves the positive ones as they are.
-        window: the calls of a run in which it may reuse at all.
+        ends: the calls of a run in which it may reuse at all.
     """
 
     act: Act
@@ -92,17 +92,17 @@ class Part:
     forecast: Forecast | None = None
     lifetime: Lifetime = "run"
     merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-    window: Window = EVERYWHERE
+    ends: Ends = NO_ENDS
 
     @property
     def counts_run(self) -> bool:
         """Whether it needs a run that ends, which an endless stream is not."""
-        return self.schedule.counts_run or self.window.counts_run
+        return self.schedule.counts_run or self.ends.counts_run
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if it does not fit a run of `total` network calls (None: unknown)."""
         self.schedule.validate(total)
-        self.window.validate(total)
+        self.ends.validate(total)
 
 
 class PartState:

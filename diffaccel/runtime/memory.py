@@ -153,7 +153,7 @@ class Memory:
             call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
             return found
 
-        in_any_case = self._parts[index].window.computes(step, total)
+        in_any_case = self._parts[index].ends.computes(step, total)
         return in_any_case or schedule.should_compute(CallInfo(step, total, change, age))
 
     def steps_of(self, index: int, call: Call) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from diffaccel.reuse.window import EVERYWHERE, Window
+from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
 
@@ -24,12 +24,12 @@ class Wrapper(ABC):
     Attributes:
         order: wrappers of higher order are further out.
         reads_roles: whether it has to know which rows see the negative prompt.
-        window: the calls of a run in which it may change anything; in others it only takes note.
+        ends: the calls of a run in which it may change anything; in others it only takes note.
     """
 
     order: ClassVar[int] = 0
     reads_roles: ClassVar[bool] = False
-    window: Window = EVERYWHERE
+    ends: Ends = NO_ENDS
 
     def start_run(self, run: "Run", total: int | None) -> None:  # noqa: B027
         """Raise ValueError if the run that starts cannot be wrapped.

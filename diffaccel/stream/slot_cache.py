@@ -79,7 +79,7 @@ class SlotCache(Config):
         parts = self.method.bounded_parts(layout_of(model))
         for part in parts:
             if self.key == "stage":
-                name = "cooldown" if part.window.counts_run else type(part.schedule).__name__.removeprefix("_")
+                name = "cooldown" if part.ends.counts_run else type(part.schedule).__name__.removeprefix("_")
                 check(
                     not part.counts_run,
                     f"{type(self.method).__name__} computes at places in a run of known length ({name}), and a stream "
@@ -101,11 +101,11 @@ class SlotCache(Config):
         if wrapper is None:
             return []
         check(
-            self.key == "frame" or not wrapper.window.counts_run,
-            f"cooldown={wrapper.window.cooldown} needs a run of known length, and a stream never ends: leave it out, "
+            self.key == "frame" or not wrapper.ends.counts_run,
+            f"cooldown={wrapper.ends.cooldown} needs a run of known length, and a stream never ends: leave it out, "
             "or use key='frame', where a frame's stages are its run",
         )
-        wrapper.window.validate(None if self.key == "stage" else stages)
+        wrapper.ends.validate(None if self.key == "stage" else stages)
         return [wrapper]
 
     def lane(self, slot: Slot, negative: bool, k: int) -> Lane:

@@ -6,7 +6,7 @@ from diffaccel.config.checks import check
 
 
 @dataclass(frozen=True)
-class Window:
+class Ends:
     """Calls at the ends of a run that compute, whatever a schedule says.
 
     Attributes:
@@ -37,4 +37,4 @@ class Window:
         )
 
 
-EVERYWHERE = Window()
+NO_ENDS = Ends()
