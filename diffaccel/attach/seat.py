@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import RESET_ATTRIBUTE, ContextName, Hook, RunningCall
-from diffaccel.networks.attention import is_read
+from diffaccel.networks.attention import is_read, with_processor
 from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.runtime.attachment import Attachment
 from diffaccel.runtime.call import Call, Forced
@@ -69,6 +69,7 @@ class Seat:
         self.model, self.name, self.session, self.runs = model, name, session, runs
         self.wrappers, self.leader, self.several = tuple(wrappers), leader, several
         self._signature = Signature(model)
+        self._processed = with_processor(model)
         self._forced: Forced = None
         self._context: str | None = None
         self._steered = Memory(session.parts)  # features of calls that somebody else decides about
@@ -172,7 +173,7 @@ class Seat:
     def _start(self, run: Run) -> NetworkRun:
         """What a run remembers of this network; refuses what does not fit it before anything computes."""
         own = NetworkRun(Memory(self.session.parts), first=run.step)
-        own.in_full = "the pipeline reads what attentions compute" if is_read(self.model) else ""
+        own.in_full = "the pipeline reads what attentions compute" if is_read(self._processed) else ""
         total = run.total(self.name, self.several)
         for part in self.session.parts:
             part.validate(total)

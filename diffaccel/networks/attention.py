@@ -1,5 +1,7 @@
 """Attentions of a network, found by diffusers' `Attention` class."""
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -26,8 +28,13 @@ def _is_cross(module: torch.nn.Module) -> bool:
     return bool(getattr(module, "is_cross_attention", False))
 
 
-def is_read(model: torch.nn.Module) -> bool:
+def with_processor(model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+    """The modules that leave their work to a processor, which pipelines may replace."""
+    return tuple(module for module in model.modules() if "processor" in module.__dict__)
+
+
+def is_read(modules: Iterable[torch.nn.Module]) -> bool:
     """Whether a pipeline reads what attentions computed, by processors of its own, as self-attention guidance does."""
-    processors = (type(module.__dict__.get("processor")) for module in model.modules())
-    kinds = {kind for kind in processors if kind.__module__.startswith("diffusers.pipelines.")}
+    kinds = {type(module.processor) for module in modules}
+    kinds = {kind for kind in kinds if kind.__module__.startswith("diffusers.pipelines.")}
     return any(not kind.__name__.startswith("CrossFrame") for kind in kinds)  # these only compute something else

@@ -126,7 +126,9 @@ class Contexts:
         if step != self.step:
             self.step = step
             self._count.clear()
-        key = (name, self._prompts.of(tree_leaves(inputs.conditioning)), options_of(inputs), fingerprint(inputs.sample))
+        prompt = inputs.conditioning
+        leaves = [prompt] if isinstance(prompt, torch.Tensor) else tree_leaves(prompt)
+        key = (name, self._prompts.of(leaves), options_of(inputs), fingerprint(inputs.sample))
         ordinal = self._count[key]
         if not peek:
             self._count[key] += 1

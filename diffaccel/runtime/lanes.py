@@ -190,7 +190,7 @@ def take_rows(tree: Any, wanted: Sequence[int], count: int) -> Any:
             return leaf[wanted[0] * each : (wanted[-1] + 1) * each]
         return torch.cat([leaf[i * each : (i + 1) * each] for i in wanted])
 
-    return tree_map(take, tree)
+    return take(tree) if isinstance(tree, torch.Tensor) else tree_map(take, tree)
 
 
 def cat_rows(parts: Sequence[Any]) -> Any:
@@ -207,6 +207,8 @@ def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _zipped(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], trees: Sequence[Any]) -> Any:
     """A tree whose tensors are made of those in the same places of some trees."""
+    if isinstance(trees[0], torch.Tensor):
+        return function(trees)
     flat, form = tree_flatten(trees[0])
     columns = zip(flat, *(tree_leaves(tree) for tree in trees[1:]), strict=True)
     return tree_unflatten([function(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns], form)

@@ -154,13 +154,17 @@ def stamp_of(modules: list[torch.nn.Module]) -> Stamp | None:
     None where that cannot be told, because inference tensors do not count what is written to them.
     """
     found: list[Any] = []
-    for module in modules:
-        for part in module.modules():
-            scaling = part.__dict__.get("scaling")
-            if isinstance(scaling, dict):  # an adapter of peft
-                active = tuple(getattr(part, "active_adapters", ()))
-                found.append((*scaling.items(), active, part.disable_adapters, part.merged))
-        for weight in module.parameters():
+    left = list(modules)
+    while left:  # asked before every call of every module, where Module.parameters() would take most of the time
+        module = left.pop()
+        own = module.__dict__
+        left += filter(None, own["_modules"].values())
+        if isinstance(own.get("scaling"), dict):  # an adapter of peft
+            active = tuple(getattr(module, "active_adapters", ()))
+            found.append((*own["scaling"].items(), active, module.disable_adapters, module.merged))
+        for weight in own["_parameters"].values():
+            if weight is None:
+                continue
             if weight.is_inference():
                 return None
             found.append((weight.data_ptr(), weight.dtype, weight._version))

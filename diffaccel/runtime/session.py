@@ -8,6 +8,7 @@ commits what was stored once the network has returned.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class Session:
         writable = self._writes(call.inputs)
         for index, state in enumerate(self.states):
             self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
-        with record_function(self._label()):
+        with record_function(self._label()) if torch.autograd._profiler_enabled() else nullcontext():
             output = network(call)
         self.tally.inner(call.inputs, self.states)
         for index, state in enumerate(self.states):
