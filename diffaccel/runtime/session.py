@@ -127,7 +127,8 @@ class Session:
         writable = self._writes(call.inputs)
         for index, state in enumerate(self.states):
             self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
-        with record_function(self._label()) if torch.autograd._profiler_enabled() else nullcontext():
+        profiled = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        with record_function(self._label()) if profiled else nullcontext():
             output = network(call)
         self.tally.inner(call.inputs, self.states)
         for index, state in enumerate(self.states):
