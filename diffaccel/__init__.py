@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .sampling.guidance import OneTimeNegative as OneTimeNegative
     from .sampling.guidance import SelfNegative as SelfNegative
     from .stream.engine import StreamEngine as StreamEngine
+    from .stream.host import HostFull as HostFull
+    from .stream.host import HostReport as HostReport
+    from .stream.host import StreamHost as StreamHost
     from .stream.report import StreamOutput as StreamOutput
     from .stream.report import StreamReport as StreamReport
     from .stream.similarity import SimilarityFilter as SimilarityFilter
@@ -45,6 +48,8 @@ _HOME: dict[str, str] = {
     "FrontLoaded": ".reuse.schedule",
     "FullGuidance": ".sampling.guidance",
     "Handle": ".attach.handle",
+    "HostFull": ".stream.host",
+    "HostReport": ".stream.host",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
@@ -57,6 +62,7 @@ _HOME: dict[str, str] = {
     "Steps": ".reuse.schedule",
     "StreamClosed": ".stream.worker",
     "StreamEngine": ".stream.engine",
+    "StreamHost": ".stream.host",
     "StreamOutput": ".stream.report",
     "StreamReport": ".stream.report",
     "StreamWorker": ".stream.worker",

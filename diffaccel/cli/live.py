@@ -22,7 +22,6 @@ from diffaccel.cli.streaming import (
 )
 
 if TYPE_CHECKING:
-    from diffaccel.realtime.hub import Hub
     from diffaccel.realtime.server import LiveServer, ServerOptions
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
@@ -67,6 +66,16 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its key."),
     click.option(
         "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="People at a time."
+    ),
+    click.option(
+        "--max-rows", type=click.IntRange(1, 4096), help="Steps of all people's frames together.  [default: 32 or more]"
+    ),
+    click.option(
+        "--processes",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Processes that paint, each with a model on a device of its own.",
     ),
     click.option(
         "--osc", type=click.IntRange(0, 65535), metavar="PORT", help="Let Open Sound Control move the controls, too."
@@ -166,11 +175,16 @@ def _serve(given: dict[str, Any]) -> None:
     listening = listen(given["host"], given["port"], another="--port 0, any that is free")
     with listening as listener:  # a taken port is told before the model is loaded
         settings = _load_settings(given)
+        from diffaccel.realtime.hub import spare_a_core
+        from diffaccel.realtime.opening import open_hub
         from diffaccel.realtime.server import LiveServer
 
         options = _options(given)
-        hub, about = _hub(settings, given["max_sessions"])
-        with hub, suppress(KeyboardInterrupt):
+        spare_a_core()
+        opened = open_hub(
+            settings, limit=given["max_sessions"], max_rows=given["max_rows"], processes=given["processes"]
+        )
+        with opened as (hub, about), suppress(KeyboardInterrupt):
             server = LiveServer(hub, options, about, listener)
             click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:")
             click.echo(f"\n  {server.url}\n")
@@ -194,41 +208,10 @@ def _osc(server: "LiveServer", port: int | None) -> Iterator[None]:
         yield
 
 
-def _hub(settings: "LiveSettings", limit: int) -> "tuple[Hub, dict[str, Any]]":
-    """The network, warmed up, and what the page is told about it."""
-    from dataclasses import replace
-
-    from diffaccel.realtime.hub import EngineStream, Hub, spare_a_core
-    from diffaccel.realtime.settings import controls_for, load_pipeline, picture_size, sizes
-
-    spare_a_core()
-    pipe = load_pipeline(settings)
-    width, height = picture_size(pipe, settings)
-    with _open(pipe, settings) as engine:
-        engine.warmup()
-    hub = Hub(
-        lambda controls: EngineStream(pipe, replace(settings, controls=controls)),
-        controls=controls_for(pipe, settings.controls).model_copy(update={"picture_size": f"{width}x{height}"}),
-        limit=limit,
-    )
-    about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
-    return hub, about | {"fit": settings.fit}
-
-
-def _open(pipe: Any, settings: "LiveSettings") -> "StreamEngine":
-    """A stream. Raises `MediaError` for settings that the model cannot follow."""
-    from diffaccel.media.errors import MediaError
-    from diffaccel.realtime.settings import open_engine
-
-    try:
-        return open_engine(pipe, settings)
-    except ValueError as error:
-        raise MediaError(str(error)) from error
-
-
 def _run_without_browser(given: dict[str, Any]) -> None:
     settings = _load_settings(given)
     from diffaccel.realtime.local import run
+    from diffaccel.realtime.opening import open_warm
     from diffaccel.realtime.settings import load_pipeline
 
     shape: list[tuple[int, int]] = []
@@ -236,7 +219,7 @@ def _run_without_browser(given: dict[str, Any]) -> None:
     def open_stream() -> "StreamEngine":
         pipe = load_pipeline(settings)
         tell_cut_off(pipe, settings.controls)
-        return _open(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
+        return open_warm(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
 
     report = run(
         open_stream,

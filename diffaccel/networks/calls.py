@@ -202,6 +202,7 @@ class ZImage(Network):
     """ZImageTransformer2DModel: takes lists, a reversed time, and predicts the negative velocity."""
 
     patch = 2
+    ragged = ("cap_feats",)
 
     def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
         """Evenly from 1 towards 0."""

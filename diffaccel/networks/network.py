@@ -21,10 +21,12 @@ class Network(ABC):
 
     Attributes:
         controlnets: the pipeline's ControlNets.
+        ragged: names of conditionings whose rows may have other lengths each.
     """
 
     component: ClassVar[str] = "transformer"
     patch: ClassVar[int] = 1
+    ragged: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any, height: int, width: int) -> None:
         self.pipe, self.height, self.width = pipe, height, width

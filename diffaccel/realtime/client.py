@@ -24,7 +24,7 @@ DRAIN_AFTER = 0.25
 
 
 class Stream(Protocol):
-    """What paints one session's frames; used on the network's thread only."""
+    """What paints one session's frames; used on the session's thread only."""
 
     @property
     def frames_in_flight(self) -> int:
@@ -75,7 +75,7 @@ class Client:
     """What the hub keeps for one client.
 
     The box holds the latest frame only. `offer`, `ask` and `ready` are called under the hub's lock; `work` and `close`
-    on the network's thread.
+    on the session's thread.
     """
 
     def __init__(self, controls: Controls, post: Post, metrics: Metrics) -> None:

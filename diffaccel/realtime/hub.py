@@ -1,11 +1,12 @@
-"""One thread, one network, many people: sessions take turns, a frame each."""
+"""One network, many people: a thread for each session, and calls that the sessions share."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Self
@@ -19,6 +20,7 @@ from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.remarks import remark
 from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
 from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.host import HostFull, StreamHost
 from diffaccel.stream.report import StreamOutput
 
 logger = logging.getLogger(__name__)
@@ -40,11 +42,21 @@ class HubFull(RuntimeError):
 
 
 class EngineStream:
-    """A `StreamEngine` as sessions use it, on a pipeline that they share; another size is another engine."""
+    """A `StreamEngine` as sessions use it, on a pipeline that they share; another size is another engine.
 
-    def __init__(self, pipe: Any, settings: LiveSettings) -> None:
-        self._pipe, self._settings = pipe, settings
-        self._engine: StreamEngine = open_engine(pipe, settings)
+    Args:
+        pipe: the pipeline.
+        settings: to begin with.
+        host: of the pipeline, so that streams share calls; None has each make its own.
+
+    Raises:
+        ValueError: for settings that the model cannot follow, or that the host has no room for.
+    """
+
+    def __init__(self, pipe: Any, settings: LiveSettings, host: StreamHost | None = None) -> None:
+        self._pipe, self._settings, self._host = pipe, settings, host
+        with _in_words():
+            self._engine: StreamEngine = open_engine(pipe, settings, host=host)
         self._size = settings.controls.picture_size
         self._arguments = stream_arguments(pipe, settings.controls)
         self._withheld = 0
@@ -75,14 +87,16 @@ class EngineStream:
         """Change what is different; frames in flight follow from their next stage on, but not into another size."""
         arguments = stream_arguments(self._pipe, controls)
         if controls.picture_size != self._size:
-            new = open_engine(self._pipe, replace(self._settings, controls=controls))
+            with _in_words():
+                new = open_engine(self._pipe, replace(self._settings, controls=controls), host=self._host)
             self._withheld = self.not_finite
             self._engine.close()
             self._engine, self._size = new, controls.picture_size
         else:
             changes = {name: value for name, value in arguments.items() if value != self._arguments[name]}
-            if changes:
-                self._engine.update(**changes)
+            with _in_words():
+                if changes:
+                    self._engine.update(**changes)
         self._arguments = arguments
 
     def remark(self, controls: Controls) -> str:
@@ -93,27 +107,43 @@ class EngineStream:
         return remark(self._pipe, prompts)
 
 
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Say to a person that there is no room."""
+    try:
+        yield
+    except HostFull as error:
+        raise ValueError(
+            "Others use too much of the network for that: take fewer steps or another guidance, or wait until someone "
+            "leaves; whoever runs this can allow more with --max-rows."
+        ) from error
+
+
 class Hub:
-    """Runs the streams of all sessions on one thread, in turn, so that nobody waits longer than the others.
+    """Runs the streams of all sessions, each on a thread of its own, so that those of one `StreamHost` share calls.
 
     Args:
-        open_stream: builds a session's stream; called on the hub's thread.
+        open_stream: builds a session's stream; called on the session's thread.
         controls: the controls that a session begins with.
         limit: most sessions at a time.
+        metrics: what is counted; None for new ones.
     """
 
     def __init__(
-        self, open_stream: Callable[[Controls], Stream], *, controls: Controls | None = None, limit: int = 4
+        self,
+        open_stream: Callable[[Controls], Stream],
+        *,
+        controls: Controls | None = None,
+        limit: int = 4,
+        metrics: Metrics | None = None,
     ) -> None:
         self.open_stream, self.limit = open_stream, limit
         self.controls = controls or Controls()
-        self.metrics = Metrics()
-        self._sessions: list[Client] = []
-        self._leaving: list[Client] = []
-        self._changed = threading.Condition()
+        self.metrics = Metrics() if metrics is None else metrics
+        self._lock = threading.RLock()
+        self._sessions: dict[Client, threading.Condition] = {}
+        self._threads: set[threading.Thread] = set()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="diffaccel-network", daemon=True)
-        self._thread.start()
 
     @property
     def count(self) -> int:
@@ -122,16 +152,16 @@ class Hub:
 
     @property
     def alive(self) -> bool:
-        """Whether the network's thread runs."""
-        return self._thread.is_alive()
+        """Whether sessions are served."""
+        return not self._closing
 
     def join(self, post: Post) -> Client:
-        """A new session; ``post`` gets its messages, on the hub's thread or the caller's, and must not wait.
+        """A new session; ``post`` gets its messages, on the session's thread or the caller's, and must not wait.
 
         Raises:
             HubFull: where the limit is reached; the message says so to a person.
         """
-        with self._changed:
+        with self._lock:
             if len(self._sessions) >= self.limit:
                 people = "1 person paints" if self.limit == 1 else f"{self.limit} people paint"
                 self.metrics.refused.labels("full").inc()
@@ -140,24 +170,27 @@ class Hub:
                     "whoever runs this can allow more with --max-sessions."
                 )
             session = Client(self.controls, post, self.metrics)
-            self._sessions.append(session)
+            changed = self._sessions[session] = threading.Condition(self._lock)
             self.metrics.sessions.set(len(self._sessions))
+            work = session, changed
+            thread = threading.Thread(target=self._serve, args=work, name="diffaccel-session", daemon=True)
+            self._threads.add(thread)
+            thread.start()
         return session
 
     def leave(self, session: Client) -> None:
         """End a session. Leaving twice is harmless."""
-        with self._changed:
-            if session in self._sessions:
-                self._sessions.remove(session)
-                self._leaving.append(session)
-                self.metrics.sessions.set(len(self._sessions))
-                self._changed.notify_all()
+        with self._lock:
+            changed = self._sessions.pop(session, None)
+            self.metrics.sessions.set(len(self._sessions))
+            if changed is not None:
+                changed.notify()
 
     def offer(self, session: Client, frame: protocol.FrameMessage) -> None:
         """Hand over a frame without waiting; one of this session that still waits is replaced."""
-        with self._changed:
+        with self._lock:
             session.offer(frame)
-            self._changed.notify_all()
+            self._wake(session)
 
     def change(self, session: Client, values: dict[str, Any]) -> None:
         """Change some controls of a session.
@@ -165,16 +198,23 @@ class Hub:
         Raises:
             pydantic.ValidationError: for unknown names and values out of range; nothing has changed then.
         """
-        with self._changed:
+        with self._lock:
             session.ask(type(self.controls).model_validate({**session.asked.model_dump(), **values}))
-            self._changed.notify_all()
+            self._wake(session)
+
+    def _wake(self, session: Client) -> None:
+        if session in self._sessions:
+            self._sessions[session].notify()
 
     def close(self) -> None:
-        """End all sessions and the thread; waits for the frame that is being painted. Closing twice is harmless."""
-        with self._changed:
+        """End all sessions; waits for the frames that are being painted. Closing twice is harmless."""
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
-        self._thread.join()
+            threads = list(self._threads)
+            for changed in self._sessions.values():
+                changed.notify()
+        for thread in threads:
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -182,37 +222,23 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> None:
-        while (session := self._next()) is not None:
-            with self._changed:
+    def _serve(self, session: Client, changed: threading.Condition) -> None:
+        """Paint a session's frames until it leaves."""
+        while self._is_wanted(session, changed):
+            with self._lock:
                 work = session.take()
             session.work(*work, self.open_stream)
-        for session in (*self._sessions, *self._leaving):
-            session.close()
+        session.drop()
+        session.close()
+        with self._lock:
+            self._threads.discard(threading.current_thread())
 
-    def _next(self) -> Client | None:
-        """The next session with something to do, which goes to the end of the line; None at the end."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._leaving or self._ready(), self._patience())
-                if self._closing:
-                    return None
-                gone, self._leaving = self._leaving, []
-                session = self._ready()
-                if session is not None:
-                    self._sessions.remove(session)
-                    self._sessions.append(session)
-            for left in gone:
-                left.drop()
-                left.close()
-            if session is not None:
-                return session
-
-    def _ready(self) -> Client | None:
-        now = monotonic()
-        return next((s for s in self._sessions if s.ready(now)), None)
-
-    def _patience(self) -> float | None:
-        """Seconds until a session's frames in flight have to be finished."""
-        now = monotonic()
-        return min((due for s in self._sessions if (due := s.due(now)) is not None), default=None)
+    def _is_wanted(self, session: Client, changed: threading.Condition) -> bool:
+        """Wait until there is something to do; False at the end."""
+        with self._lock:
+            while not self._closing and session in self._sessions:
+                now = monotonic()
+                if session.ready(now):
+                    return True
+                changed.wait(session.due(now))
+        return False

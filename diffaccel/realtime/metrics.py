@@ -11,10 +11,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 Outcome = Literal["shown", "skipped", "dropped", "not_finite", "failed", "rejected"]
 _BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class Metrics:
     """What `/metrics` tells, in a registry of its own."""
+
+    def called(self, kind: str, rows: int) -> None:
+        """Count a call of the network or the autoencoder."""
+        self.rows.labels(kind).observe(rows)
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -24,6 +29,10 @@ class Metrics:
         )  # fmt: skip
         self.received = Counter("diffaccel_frames_received", "Frames that arrived", registry=self.registry)
         self.refused = Counter("diffaccel_refused", "Connections refused", ["reason"], registry=self.registry)
+        self.rows = Histogram(
+            "diffaccel_rows_per_call", "Rows of a call that sessions share", ["kind"], buckets=_ROWS,
+            registry=self.registry,
+        )  # fmt: skip
         self.network = Histogram(
             "diffaccel_network_seconds", "Time of a frame in the network", buckets=_BUCKETS, registry=self.registry
         )

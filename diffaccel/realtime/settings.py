@@ -15,6 +15,7 @@ from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.host import StreamHost
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
@@ -116,19 +117,26 @@ def sizes(width: int, height: int) -> list[str]:
 
 
 def open_engine(
-    pipe: Any, settings: LiveSettings, *, output_type: OutputType = "pil", frame_buffer: int = 1
+    pipe: Any,
+    settings: LiveSettings,
+    *,
+    output_type: OutputType = "pil",
+    frame_buffer: int = 1,
+    host: StreamHost | None = None,
 ) -> StreamEngine:
     """A new stream on a pipeline of `load_pipeline`; any number of them share its weights.
 
-    A larger ``frame_buffer`` is faster and gives the same pictures later.
+    A larger ``frame_buffer`` is faster and gives the same pictures later. Streams of one ``host`` share calls.
 
     Raises:
         ValueError: for settings that this model cannot follow; the message names the valid ones.
+        HostFull: where the host has no room.
     """
     width, height = picture_size(pipe, settings)
     arguments = stream_arguments(pipe, settings.controls)
     arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
-    return StreamEngine(pipe, width=width, height=height, output_type=output_type, fit=settings.fit, **arguments)
+    arguments |= {"width": width, "height": height, "output_type": output_type, "fit": settings.fit}
+    return StreamEngine(pipe, host=host, **arguments)
 
 
 def controls_for(pipe: Any, controls: Controls) -> Controls:

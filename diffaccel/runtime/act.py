@@ -159,7 +159,8 @@ class PartState:
         slots = self.part.act.slots
         if compute and (self.part.forecast is None or not kept.is_before(own, step)):
             return [Block(own, [None] * slots)]
-        return [block if block.entries else Block(block.lanes, [None] * slots) for block in kept.take(own)]
+        found = kept.take(own)  # copied, so that a call that fails has changed nothing
+        return [Block(block.lanes, list(block.entries) if block.entries else [None] * slots) for block in found]
 
     def commit(self, kept: LaneMemory) -> None:
         """Store what was computed, once the network has returned."""

@@ -39,9 +39,17 @@ class ActHook(Hook):
         for place in self.places:
             if place.reuses():
                 return place.recall(args, kwargs)
+        args, kwargs = self.enter(args, kwargs)
+        return self.leave(args, kwargs, self.original(*args, **kwargs))
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The module's inputs, as it shall see them."""
         for place in self.places:
             args, kwargs = place.enter(args, kwargs)
-        output = self.original(*args, **kwargs)
+        return args, kwargs
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The module's output, as those after it shall see it."""
         for place in reversed(self.places):  # as functions that wrap each other would
             output = place.leave(args, kwargs, output)
         return output

@@ -27,6 +27,10 @@ class Measured:
     limit: float | None = None
 
 
+class Disturbed(RuntimeError):
+    """Other rows broke a run of the network that they shared: nothing is known of one's own, which must go again."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One network call.

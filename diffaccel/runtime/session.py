@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from diffaccel.networks import layout_of
 from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import Part, PartState, Place
-from diffaccel.runtime.call import Call
+from diffaccel.runtime.call import Call, Disturbed
 from diffaccel.runtime.lanes import scatter
 from diffaccel.runtime.memory import Decision, Memory
 from diffaccel.runtime.tally import Tally
@@ -124,12 +124,7 @@ class Session:
 
     def _once(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
         """One run of the network."""
-        writable = self._writes(call.inputs)
-        for index, state in enumerate(self.states):
-            self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
-        profiled = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-        with record_function(self._label()) if profiled else nullcontext():
-            output = network(call)
+        output = self._undisturbed(call, memory, network, decision)
         self.tally.inner(call.inputs, self.states)
         for index, state in enumerate(self.states):
             lanes, kept = call.lanes[state.part.lifetime], memory.parts[index]
@@ -137,6 +132,19 @@ class Session:
             late = set(state.late)
             kept.aged(tuple(lane for row, lane in enumerate(lanes) if row not in late), computed=state.compute)
         return output
+
+    def _undisturbed(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
+        """The network's output; where other rows broke a call that they shared, everything is prepared once more."""
+        writable = self._writes(call.inputs)
+        profiled = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        while True:
+            for index, state in enumerate(self.states):
+                self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
+            try:
+                with record_function(self._label()) if profiled else nullcontext():
+                    return network(call)
+            except Disturbed:
+                continue
 
     def _prepare(
         self, index: int, state: PartState, call: Call, memory: Memory, *, compute: bool, writable: bool

@@ -26,8 +26,11 @@ def is_compiled(model: object) -> bool:
     return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
+Hooks = Mapping[torch.nn.Module, Hook]
+
+
 class _Current(threading.local):
-    hooks: Mapping[torch.nn.Module, Hook] = {}
+    hooks: Hooks = {}  # noqa: RUF012 - never written to
 
 
 _current = _Current()
@@ -47,6 +50,21 @@ class _StreamHook(Hook):
         return hook.new_forward(module, *args, **kwargs)
 
 
+def hooks_in_force() -> Hooks:
+    """The hooks that this thread's calls obey now."""
+    return _current.hooks
+
+
+@contextmanager
+def obeying(hooks: Hooks) -> Iterator[None]:
+    """Within, this thread's calls obey these hooks and no others."""
+    before, _current.hooks = _current.hooks, hooks
+    try:
+        yield
+    finally:
+        _current.hooks = before
+
+
 class SharedHooks:
     """What one engine does on some modules, within `using` alone.
 
@@ -57,7 +75,7 @@ class SharedHooks:
         RuntimeError: where `accelerate` has hooked one of them.
     """
 
-    def __init__(self, hooks: Mapping[torch.nn.Module, Hook]) -> None:
+    def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
         _acquire(hooks)
         self.close = finalize(self, _release, tuple(hooks))
@@ -65,12 +83,8 @@ class SharedHooks:
     @contextmanager
     def using(self) -> Iterator[None]:
         """Within, this thread's calls obey these hooks, and those of a block around this one."""
-        before = _current.hooks
-        _current.hooks = {**before, **self.hooks}
-        try:
+        with obeying({**_current.hooks, **self.hooks}):
             yield
-        finally:
-            _current.hooks = before
 
 
 def _acquire(modules: Iterable[torch.nn.Module]) -> None:

@@ -137,6 +137,13 @@ class StreamConfig:
             raise ValueError(f"timestep_indices must lie in 0 to {self.num_inference_steps - 1}, not {indices}")
         return indices
 
+    @property
+    def most_rows(self) -> int:
+        """The most rows that a tick sends through the network: of all stages in a stream batch, of one otherwise."""
+        stages, source = len(self.indices) if self.stream_batch else 1, self.guidance.negative_source
+        negatives = {"predicted": stages, "first": 1}.get(source, 0)
+        return (stages + negatives) * self.frame_buffer
+
     def updated(self, changes: Mapping[str, Any]) -> StreamConfig:
         """This configuration with ``changes``; ``scale`` and ``delta`` change values of the guidance.
 

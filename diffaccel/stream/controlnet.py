@@ -29,6 +29,7 @@ from diffaccel.runtime.session import RunNetwork
 from diffaccel.runtime.shared_hooks import is_compiled
 from diffaccel.stream.batch import ControlImages, Memo
 from diffaccel.stream.machine import Machine
+from diffaccel.stream.work import Rows, Work, WorkRunner
 
 
 class ControlNets:
@@ -37,13 +38,14 @@ class ControlNets:
     Args:
         pipe: the pipeline, with or without ControlNets.
         method: what the denoiser reuses, and so need not be fed; None for nothing.
+        calls: runs them, perhaps on rows of other streams at the same time.
     """
 
-    def __init__(self, pipe: Any, method: Method | None) -> None:
+    def __init__(self, pipe: Any, method: Method | None, calls: WorkRunner) -> None:
         nets = controlnets_of(pipe)
         whole = getattr(pipe, "controlnet", None)
         hooked = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
-        self._pipe = pipe
+        self._pipe, self._calls = pipe, calls
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
         self._several = hasattr(getattr(whole, "_orig_mod", whole), "nets")
@@ -71,21 +73,18 @@ class ControlNets:
         if scales is None:
             return {}
         images = self._images(rows)
-        added = {name: inputs[name] for name in ADDED if name in inputs}
         own = replace(call, inputs=Inputs({"sample": latents}, ("sample", None, None)))
-
-        def together(_: Call) -> Any:
-            return self._pipe.controlnet(
-                latents.to(self._dtype),
-                timesteps,
-                encoder_hidden_states=inputs["encoder_hidden_states"],
-                controlnet_cond=images if self._several else images[0],
-                conditioning_scale=scales if self._several else scales[0],
-                added_cond_kwargs=added or None,
-                return_dict=False,
-            )
-
-        network: RunNetwork = together
+        given = {
+            "sample": latents.to(self._dtype),
+            "timesteps": timesteps,
+            "prompt": inputs["encoder_hidden_states"],
+            "images": images,
+            "scales": scales,
+            "added": {name: inputs[name] for name in ADDED if name in inputs},
+        }
+        network: RunNetwork = lambda _: self._calls.run(  # noqa: E731
+            Work("controlnet", id(self._pipe.controlnet), self._together, given, len(latents))
+        )
         for machine in self._machines:
             network = machine.around(own, network, led_by)
         down, middle = network(own)
@@ -93,6 +92,18 @@ class ControlNets:
             "down_block_additional_residuals": [x.to(latents.dtype) for x in down],
             "mid_block_additional_residual": middle.to(latents.dtype),
         }
+
+    def _together(self, rows: Rows) -> Any:
+        """Residuals of all rows, behind each block on the way down and behind the middle."""
+        return self._pipe.controlnet(
+            rows["sample"],
+            rows["timesteps"],
+            encoder_hidden_states=rows["prompt"],
+            controlnet_cond=rows["images"] if self._several else rows["images"][0],
+            conditioning_scale=rows["scales"] if self._several else rows["scales"][0],
+            added_cond_kwargs=rows["added"] or None,
+            return_dict=False,
+        )
 
     def _images(self, rows: Sequence[Any]) -> list[torch.Tensor]:
         """For each ControlNet the control images of all rows, ``(rows, 3, H, W)``."""

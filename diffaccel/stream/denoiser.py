@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import Network
 from diffaccel.runtime.call import Call
@@ -16,6 +17,7 @@ from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.slot_cache import Scenes, as_slot_cache
+from diffaccel.stream.work import Rows, Work, WorkRunner
 
 Row = tuple[Slot, bool, int]
 """A row of a call: its slot, whether it sees the negative prompt, and which frame of the slot it is."""
@@ -37,6 +39,7 @@ class Denoiser:
     Args:
         network: what is called.
         config: whose cache is used.
+        calls: runs the network, perhaps on rows of other streams at the same time.
 
     Attributes:
         work: what was done.
@@ -46,8 +49,8 @@ class Denoiser:
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: StreamConfig) -> None:
-        self.network = network
+    def __init__(self, network: Network, config: StreamConfig, calls: WorkRunner) -> None:
+        self.network, self.calls = network, calls
         self._config = config
         self.work = NetworkWork()
         cache, model = as_slot_cache(config.cache), getattr(network.model, "_orig_mod", network.model)
@@ -55,7 +58,7 @@ class Denoiser:
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
         self._machine = Machine(model, self._parts, wrappers=wrappers)
-        self._control = ControlNets(network.pipe, None if cache is None else cache.method)
+        self._control = ControlNets(network.pipe, None if cache is None else cache.method, calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
         self._doubtful: tuple[torch.Tensor, Lanes] | None = None
 
@@ -66,6 +69,7 @@ class Denoiser:
 
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
+        self.calls.begin()
         call, before = self._call(tick), self.work.rows
         self._forget_what_is_spoilt()
         prediction: torch.Tensor = self._machine.run(call, self._run)
@@ -106,12 +110,24 @@ class Denoiser:
         latents, timesteps, rows = values.pop(LATENTS), values.pop(TIMESTEPS), values.pop(ROWS)
         latents = latents.to(self.network.dtype)
         added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
-        prediction = self.network.predict(latents, timesteps, {**values, **added})
+        prediction: torch.Tensor = self.calls.run(self._work(latents, timesteps, {**values, **added}))
         states, done = self._machine.session.states[: len(self._parts)], self.work
         kept = len(rows) - len({row for state in states for row in state.late})  # late rows come in a call of their own
         replayed = 0 if all(state.compute for state in states) else kept
         self.work = NetworkWork(done.calls + 1, done.rows + kept, done.replayed + replayed)
         return prediction
+
+    def _work(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> Work:
+        """The call of the network; it does the same for every stream on pictures of this size."""
+        network = self.network
+
+        def predict(rows: Rows) -> torch.Tensor:
+            others = {name: value for name, value in rows.items() if name not in (LATENTS, TIMESTEPS)}
+            return network.predict(rows[LATENTS], rows[TIMESTEPS], others)
+
+        alike = (type(network), id(network.model), network.height, network.width)
+        rows = {LATENTS: latents, TIMESTEPS: timesteps, **inputs}
+        return Work("network", alike, predict, rows, len(latents), network.ragged)
 
     def configured(self, config: StreamConfig) -> Denoiser:
         """The denoiser for a new configuration: this one, or another one where the cache changed; counts go on.
@@ -121,7 +137,8 @@ class Denoiser:
         """
         if config.cache == self._config.cache and len(config.indices) == len(self._config.indices):
             return self
-        other = Denoiser(self.network, config)
+        with self.calls.quiet():
+            other = Denoiser(self.network, config, self.calls)
         other.work = self.work
         return other
 
@@ -132,8 +149,9 @@ class Denoiser:
 
     def close(self) -> None:
         """Take all hooks off the network."""
-        self._machine.close()
-        self._control.close()
+        with self.calls.quiet():
+            self._machine.close()
+            self._control.close()
 
 
 def _prompt(slot: Slot, negative: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -14,20 +14,24 @@ from diffaccel.networks.calls import network_for
 from diffaccel.networks.conditioning import Interpolation
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import Sampler
-from diffaccel.stream.batch import Slot
 from diffaccel.stream.config import Prompt, StreamConfig
 from diffaccel.stream.control import Control, Given
 from diffaccel.stream.course import At, Course, SettingsBuilder, check_way
 from diffaccel.stream.denoiser import Denoiser
-from diffaccel.stream.images import Codec, Fit, OutputType, Picture, finish
+from diffaccel.stream.images import Codec, Fit, OutputType, Picture
 from diffaccel.stream.intake import Intake, latent_shape
+from diffaccel.stream.moving import MovingFrames
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
-from diffaccel.stream.state import Frame, StreamState, seen_in
+from diffaccel.stream.state import Frame, StreamState
+from diffaccel.stream.work import WorkRunner
+
+if TYPE_CHECKING:
+    from diffaccel.stream.host import StreamHost
 
 
-class StreamEngine:
+class StreamEngine(MovingFrames):
     """Stream batch over N stages with residual guidance, a similarity filter and slot caches.
 
     A frame pushed at tick j is finished at tick ``j + N - 1``; until then `push` returns nothing for it. Several
@@ -64,6 +68,7 @@ class StreamEngine:
             "edges", "canny" (needs OpenCV), "identity", or a function that takes the fitted picture ``(3, H, W)`` in
             [0, 1], on the pipeline's device, and returns a picture. Several ControlNets may have one each.
         controlnet_scale: how strongly ControlNets act; one number, or one for each.
+        host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
         TypeError: for a pipeline that cannot stream, and arguments of a wrong type.
@@ -98,17 +103,20 @@ class StreamEngine:
         embedded_guidance_scale: float | None = None,
         control: Control | Sequence[Control] | None = None,
         controlnet_scale: float | Sequence[float] = 1.0,
+        host: StreamHost | None = None,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae") and v is not None}
+        given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}
         self.pipe = pipe
+        self._runner = WorkRunner() if host is None else host.runner(pipe)
         self.config = StreamConfig(**given)
         self._network = network_for(pipe, height, width)
-        self._codec = Codec(pipe.vae if vae is None else vae)
+        self._codec = Codec(pipe.vae if vae is None else vae, self._runner)
         shape = latent_shape(self.config, self._network, self._codec)
         self._intake = Intake(self._network, self._codec, shape)
         self._builder = SettingsBuilder(self._network, shape)
         self._course = Course(self._builder.build(self.config))
-        self._denoiser = Denoiser(self._network, self.config)
+        with self._runner.room(self.config.most_rows), self._runner.quiet():
+            self._denoiser = Denoiser(self._network, self.config, self._runner)
         self._lock = threading.RLock()
         self._closed = False
         self._state = StreamState(self.config, self._network.device)
@@ -186,71 +194,6 @@ class StreamEngine:
         if self._closed:
             raise RuntimeError("this StreamEngine is closed: build a new one")
 
-    def _push(self, frame: Frame) -> None:
-        state = self._state
-        seen = frame.seen
-        if seen is not None and state.skips(seen):
-            try:
-                if state.busy:
-                    self._advance()
-            finally:
-                state.repeat(frame)
-            return
-        state.pending.append(frame)
-        if len(state.pending) >= self.config.frame_buffer:
-            self._advance()
-
-    def _advance(self) -> None:
-        """One tick; in sequential mode as many as finish what is in flight."""
-        self._tick()
-        if not self.config.stream_batch:
-            self._drain()
-
-    def _drain(self) -> None:
-        while self._state.busy:
-            self._tick()
-
-    def _tick(self) -> None:
-        """Let the frames that wait enter, and move all frames on."""
-        state = self._state
-        group, state.pending = state.pending, []
-        try:
-            entering = self._enter(group) if group else None
-            with state.clock.stage("denoise"):
-                finished = state.batch.tick(self._denoiser.predict, entering)
-        except BaseException:
-            state.counts.frames_dropped += len(group)
-            state.clock.finish(waited=True)
-            raise
-        self._deliver(finished)
-
-    def _enter(self, group: list[Frame]) -> Slot:
-        """The slot of frames that enter together, noised to the first stage; missing frames repeat the last one."""
-        if self._course.advance(len(group), self.config.blend):
-            self._state.adopt(self._course.settings)
-        padded = group + group[-1:] * (self.config.frame_buffer - len(group))
-        slot = self._intake.slot(group, padded, self._course.settings, self._state, self.config)
-        self._denoiser.enter(slot, seen_in(padded))
-        return slot
-
-    def _deliver(self, finished: list[Slot]) -> None:
-        """Decode what is finished, withhold what overtook an older frame, and drop what is not finite."""
-        state = self._state
-        images: list[Any] = []
-        try:
-            if finished:
-                latents = torch.cat([s.latents[: len(s.frame_ids)] for s in finished])
-                with state.clock.stage("decode"):
-                    decoded = latents if self.config.output_type == "latent" else self._codec.decode(latents)
-                with state.clock.stage("post"):
-                    images = finish(decoded, self.config.output_type)
-        except BaseException:
-            state.counts.frames_dropped += sum(len(s.frame_ids) for s in finished)
-            raise
-        finally:
-            timings = state.clock.finish(waited=bool(finished))
-        state.release(finished, images, timings)
-
     def update(
         self, *, at: At = "all", transition: int = 0, lora_scale: Mapping[str, float] | None = None, **changes: Any
     ) -> None:
@@ -275,10 +218,11 @@ class StreamEngine:
             config = self.config.updated(changes)
             target = self._builder.build(config)
             self._state.check_guidance(target.guidance, at)
-            denoiser = self._denoiser.configured(config)
-            if lora_scale:
-                self._scale_lora(lora_scale)
-                target = self._builder.build(config)
+            with self._runner.room(config.most_rows):
+                denoiser = self._denoiser.configured(config)
+                if lora_scale:
+                    self._scale_lora(lora_scale)
+                    target = self._builder.build(config)
             if denoiser is not self._denoiser:
                 self._denoiser.close()
                 self._denoiser = denoiser
@@ -288,7 +232,8 @@ class StreamEngine:
                 self._state.adopt(self._course.settings)
 
     def _scale_lora(self, scales: Mapping[str, float]) -> None:
-        self.pipe.set_adapters(list(scales), list(scales.values()))
+        with self._runner.quiet():
+            self.pipe.set_adapters(list(scales), list(scales.values()))
         self._builder.forget()
         self._denoiser.forget()
 
@@ -296,7 +241,8 @@ class StreamEngine:
         """Forget every frame: in flight, counted, cached. Settings stay; the next frame is number 0."""
         with self._lock:
             self._check_open()
-            denoiser = Denoiser(self._network, self.config)
+            with self._runner.quiet():
+                denoiser = Denoiser(self._network, self.config, self._runner)
             self._denoiser.close()
             self._denoiser = denoiser
             self._course.arrive()
@@ -340,6 +286,7 @@ class StreamEngine:
                 self._closed = True
                 self._state.drop()
                 self._denoiser.close()
+                self._runner.leave()
 
     def __enter__(self) -> Self:
         return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from diffaccel.stream.work import Work, WorkRunner
 
 Fit = Literal["crop", "pad", "stretch"]
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -91,11 +94,16 @@ class Codec:
 
     Encoding takes the mode of the posterior: sampling it would make a still picture flicker. The VAE gets its input
     with channels last, in which its convolutions are up to twice as fast; its weights stay as they are.
+
+    Args:
+        vae: the autoencoder.
+        calls: runs it, perhaps on pictures of other streams at the same time; None runs it alone.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, calls: WorkRunner | None = None) -> None:
         config = vae.config
         self.vae = vae
+        self._calls = WorkRunner() if calls is None else calls
         self.dtype = vae.dtype
         blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         if blocks is None or not hasattr(vae, "decode"):
@@ -113,6 +121,19 @@ class Codec:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents ``(frames, C, h, w)`` in float32 of ``(frames, 3, H, W)``."""
+        return self._run("encode", self._encode, pixels)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
+        return self._run("decode", self._decode, latents)
+
+    def _run(self, kind: str, function: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
+        work = Work(kind, id(self.vae), lambda rows: function(rows["frames"]), {"frames": frames}, len(frames))
+        result: torch.Tensor = self._calls.run(work)
+        return result
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         encoded = self.vae.encode(pixels.to(self.dtype, memory_format=torch.channels_last))
         for name in ("latents", "latent"):
             if hasattr(encoded, name):
@@ -123,9 +144,7 @@ class Codec:
         result: torch.Tensor = (latents.float() - self.offset) * self.scale
         return result
 
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         unscaled = (latents / self.scale + self.offset).to(self.dtype, memory_format=torch.channels_last)
         result: torch.Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return result.float()

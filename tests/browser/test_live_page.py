@@ -13,8 +13,10 @@ from live_client import Client, StubStream, serving, until
 from page_scripts import AVERAGE, PICTURES
 
 from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline, sizes
+from diffaccel.stream.host import StreamHost
 
 OpenPage = Callable[..., Any]
 
@@ -25,8 +27,10 @@ def live() -> Iterator[LiveServer]:
     start = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4, picture_size="128x128")
     pipe = load_pipeline(LiveSettings(device="cpu"))
     about = {"model": "emoji-sd", "width": 128, "height": 128, "sizes": sizes(128, 128)}
+    metrics = Metrics()
     with (
-        Hub(lambda c: EngineStream(pipe, LiveSettings(controls=c)), controls=start) as hub,
+        StreamHost(pipe, on_call=metrics.called) as host,
+        Hub(lambda c: EngineStream(pipe, LiveSettings(controls=c), host), controls=start, metrics=metrics) as hub,
         LiveServer(hub, ServerOptions(port=0), about) as server,
     ):
         yield server
@@ -96,6 +100,25 @@ def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -
     keep(page, "live-camera")
     page.click(".examples >> text=a strawberry")
     page.wait_for_function(f"(old) => Math.abs(({AVERAGE})()[1] - old) > 8", arg=float(first[1]))
+
+
+def test_four_pages_at_once_share_calls(live: LiveServer, open_page: OpenPage) -> None:
+    """Each with a picture of its own."""
+    prompts = ("a red heart", "a green apple", "a blue star", "a sunflower")
+    pages = [open_page(live.url) for _ in prompts]
+    for page, prompt in zip(pages, prompts, strict=True):
+        page.fill("#control-prompt", prompt)
+        page.keyboard.press("Enter")
+    for page in pages:
+        settled(page)
+        settled(page)
+        assert page.locator("#message").is_hidden()
+    rows = live.hub.metrics.rows.labels("network")
+    assert rows._sum.get() / sum(bucket.get() for bucket in rows._buckets) > 2.5  # of two rows each
+    red, green, blue, _ = (average(page) for page in pages)
+    assert red[0] > red[1] + 10
+    assert green[1] > green[2] + 5
+    assert blue[2] > blue[0]
 
 
 def test_another_size_is_painted_without_a_restart(live: LiveServer, open_page: OpenPage) -> None:

@@ -1,0 +1,101 @@
+"""From settings to a hub that is ready: the pipeline loaded and warm, its streams in one host, here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffaccel.media.errors import MediaError
+from diffaccel.realtime.controls import Controls
+from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.metrics import Metrics
+from diffaccel.realtime.settings import LiveSettings, controls_for, load_pipeline, open_engine, picture_size, sizes
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.host import StreamHost
+from diffaccel.stream.shared_calls import OnCall
+
+LEAST_ROWS, ROWS_EACH = 32, 4
+"""What sessions may have together: two steps of full guidance each, and where they are few, more."""
+
+
+def most_rows(limit: int) -> int:
+    """Rows that a host for so many sessions has room for."""
+    return max(LEAST_ROWS, ROWS_EACH * limit)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A pipeline that paints for sessions.
+
+    Attributes:
+        pipe: the pipeline, warmed up.
+        host: its streams.
+        settings: of new streams.
+        about: what a page is told.
+        controls: that a session begins with.
+    """
+
+    pipe: Any
+    host: StreamHost
+    settings: LiveSettings
+    about: dict[str, Any]
+    controls: Controls
+
+    @classmethod
+    def open(cls, settings: LiveSettings, max_rows: int, on_call: OnCall) -> Studio:
+        """Load and warm up. Raises `MediaError` for settings that the model cannot follow."""
+        pipe = load_pipeline(settings)
+        width, height = picture_size(pipe, settings)
+        with open_warm(pipe, settings) as engine:
+            engine.warmup()
+        about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
+        begin = controls_for(pipe, settings.controls).model_copy(update={"picture_size": f"{width}x{height}"})
+        host = StreamHost(pipe, max_rows, on_call=on_call)
+        return cls(pipe, host, settings, about | {"fit": settings.fit}, begin)
+
+    def stream(self, controls: Controls) -> EngineStream:
+        """A session's stream. Raises ValueError where it cannot be had."""
+        return EngineStream(self.pipe, replace(self.settings, controls=controls), self.host)
+
+
+def open_warm(pipe: Any, settings: LiveSettings) -> StreamEngine:
+    """A stream of its own. Raises `MediaError` for settings that the model cannot follow."""
+    try:
+        return open_engine(pipe, settings)
+    except ValueError as error:
+        raise MediaError(str(error)) from error
+
+
+@contextmanager
+def open_hub(
+    settings: LiveSettings, *, limit: int, max_rows: int | None = None, processes: int = 1
+) -> Iterator[tuple[Hub, dict[str, Any]]]:
+    """A hub whose sessions share calls, and what a page is told about it.
+
+    Args:
+        settings: of the model, and to begin with.
+        limit: most sessions at a time.
+        max_rows: rows that the sessions of one process may have together; None for `most_rows`.
+        processes: how many processes paint, each with a pipeline, on a device of its own where there are several.
+
+    Raises:
+        MediaError: for settings that the model cannot follow.
+        ModelError: where something cannot be loaded.
+    """
+    metrics = Metrics()
+    rows = most_rows(limit) if max_rows is None else max_rows
+    if processes == 1:
+        studio = Studio.open(settings, rows, metrics.called)
+        with studio.host, Hub(studio.stream, controls=studio.controls, limit=limit, metrics=metrics) as hub:
+            yield hub, studio.about
+        return
+    from diffaccel.realtime.workers import Workers
+
+    with (
+        Workers(settings, processes, rows, metrics.called) as workers,
+        Hub(workers.stream, controls=workers.controls, limit=limit, metrics=metrics) as hub,
+    ):
+        yield hub, workers.about

@@ -1,0 +1,160 @@
+"""StreamHost: many streams on one network and one autoencoder, whose frames share calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from diffaccel.config.checks import number, whole
+from diffaccel.config.words import counted
+from diffaccel.stream.engine import StreamEngine
+from diffaccel.stream.shared_calls import OnCall, SharedCalls, SharedRunner
+
+
+class HostFull(ValueError):
+    """There is no room for a stream, or for what it asks for now."""
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """Account of a host since it was built.
+
+    Attributes:
+        streams: open now.
+        rows, max_rows: the most rows that their ticks have together, and how many are allowed.
+        calls: calls by kind: "network", "controlnet", "encode", "decode".
+        rows_per_call, streams_per_call: means, by kind.
+    """
+
+    streams: int
+    rows: int
+    max_rows: int
+    calls: Mapping[str, int]
+    rows_per_call: Mapping[str, float]
+    streams_per_call: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        means = ", ".join(f"{kind} {mean:.1f}" for kind, mean in self.rows_per_call.items())
+        return f"{counted(self.streams, 'stream')}, {self.rows} of {self.max_rows} rows; rows per call: {means or '-'}"
+
+
+class StreamHost:
+    """Streams that share calls of one network and one autoencoder.
+
+    Streams of equal latent shape run their ticks together, whatever their stages, prompts, guidance, seeds, ControlNet
+    scales and caches are; streams of other shapes take turns with them, and who is due first goes first. What a stream
+    shows is what it would show alone, to rounding: streams come, go, fail and change without the others' noticing.
+    Each stream is used from a thread of its own, or several from one, which then have nothing to share.
+
+    Args:
+        pipe: as `StreamEngine` takes it. Its weights are not changed.
+        max_rows: the most rows that the ticks of all streams may have together, and so the most of a call: a stream has
+            a row for each stage, times its frame buffer, twice with full guidance, one more with one-time guidance.
+        wait: seconds that a call waits for the next of those streams that shared the last one.
+        vae: an autoencoder to use instead of the pipeline's.
+        on_call: told of every call, on the thread that makes it: "network", "controlnet", "encode" or "decode", and its
+            rows.
+
+    Raises:
+        TypeError: for a pipeline that cannot stream.
+        ValueError: for values out of range.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        max_rows: int = 16,
+        wait: float = 0.004,
+        *,
+        vae: Any = None,
+        on_call: OnCall = lambda _kind, _rows: None,
+    ) -> None:
+        whole("max_rows", max_rows, 1)
+        number("wait", wait, 0.0, 1.0)
+        self.pipe, self.max_rows, self._vae = pipe, max_rows, vae
+        self._shared = SharedCalls(max_rows, wait, on_call)
+        self._rows: WeakKeyDictionary[SharedRunner, int] = WeakKeyDictionary()
+        self._engines: WeakKeyDictionary[StreamEngine, None] = WeakKeyDictionary()
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def open(self, **settings: Any) -> StreamEngine:
+        """A new stream, with the settings of `StreamEngine`.
+
+        Raises:
+            HostFull: where it would have more rows than are left.
+            RuntimeError: after `close`.
+            TypeError, ValueError: as `StreamEngine`.
+        """
+        engine = StreamEngine(self.pipe, **{"vae": self._vae, **settings}, host=self)
+        with self._lock:
+            self._engines[engine] = None
+        return engine
+
+    def runner(self, pipe: Any) -> SharedRunner:
+        """How a new stream's calls are run; for `StreamEngine`.
+
+        Raises:
+            RuntimeError: after `close`.
+            ValueError: for another pipeline than the host's.
+        """
+        if self._closed:
+            raise RuntimeError("this StreamHost is closed: build a new one")
+        if pipe is not self.pipe:
+            raise ValueError("this stream's pipeline is not the host's: open it with host.open(...)")
+        return SharedRunner(self._shared, self._reserve)
+
+    def _reserve(self, runner: SharedRunner, rows: int | None) -> int | None:
+        with self._lock:
+            before = self._rows.get(runner)
+            if rows is None:
+                self._rows.pop(runner, None)
+            else:
+                self._require_room(rows, [n for other, n in self._rows.items() if other is not runner])
+                self._rows[runner] = rows
+            return before
+
+    def _require_room(self, rows: int, others: Sequence[int]) -> None:
+        taken, streams = sum(others), len(others)
+        if taken + rows > self.max_rows:
+            raise HostFull(
+                f"a tick of this stream has {counted(rows, 'row')}, and {counted(streams, 'other stream')} of this "
+                f"host take{'s' if streams == 1 else ''} {taken} of max_rows={self.max_rows}: use fewer stages, a "
+                "smaller frame_buffer or cheaper guidance, close a stream, or build the host with more"
+            )
+
+    def report(self) -> HostReport:
+        """Account of the calls so far."""
+        counts = self._shared.counts
+        with self._lock:
+            streams, rows = len(self._rows), sum(self._rows.values())
+        calls = dict(counts.calls)
+        return HostReport(
+            streams=streams,
+            rows=rows,
+            max_rows=self.max_rows,
+            calls=calls,
+            rows_per_call={kind: counts.rows[kind] / n for kind, n in calls.items()},
+            streams_per_call={kind: counts.streams[kind] / n for kind, n in calls.items()},
+        )
+
+    def close(self) -> None:
+        """Close every stream; waits for the call that is running. Closing twice is harmless."""
+        self._closed = True
+        with self._lock:
+            engines = list(self._engines)
+        for engine in engines:
+            engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,295 @@
+"""StreamHost: what a stream shows does not depend on who else is there."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import stream_pipelines
+import torch
+from test_every_method_in_streams import TABLE, Case, close, pipeline
+from test_stream_controlnet import controlled
+
+from diffaccel import (
+    DeepCache,
+    FeatureInheritance,
+    FullGuidance,
+    HostFull,
+    NoGuidance,
+    OneTimeNegative,
+    SelfNegative,
+    SlotCache,
+    StreamEngine,
+    StreamHost,
+    Taylor,
+)
+from diffaccel.methods.base import Method
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+
+SETTINGS: dict[str, Any] = {
+    "prompt": "a cat",
+    "negative_prompt": "blurry",
+    "timestep_indices": (5, 15, 30, 45),
+    "height": 32,
+    "width": 32,
+    "seed": 2,
+    "output_type": "latent",
+}
+ROOMY = 64
+
+
+@pytest.fixture(scope="module")
+def movies() -> list[torch.Tensor]:
+    """Films of six frames, each of a square that moves its own way over a still background."""
+    films = []
+    for k in range(4):
+        frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(k)).mul(0.3).repeat(6, 1, 1, 1)
+        for i in range(6):
+            frames[i, :, 4 + 2 * k : 14 + 2 * k, (k + 1) * i % 20 : (k + 1) * i % 20 + 10] = 0.9
+        films.append(frames)
+    return films
+
+
+def painted(engine: StreamEngine, frames: torch.Tensor) -> torch.Tensor:
+    with engine:
+        return torch.stack([output.image for output in engine.stream(frames)])
+
+
+def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What functions return that run at the same time, each on a thread of its own; raises what one of them raises."""
+    results: list[Any] = [None] * len(works)
+    barrier = threading.Barrier(len(works))
+
+    def run(k: int) -> None:
+        barrier.wait()
+        try:
+            results[k] = works[k]()
+        except BaseException as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def in_company(
+    pipe: Any, settings: Sequence[dict[str, Any]], films: Sequence[torch.Tensor], wait: float
+) -> tuple[list[Any], StreamHost]:
+    """The films, painted by streams of one host."""
+    with StreamHost(pipe, ROOMY, wait=wait) as host:
+        engines = [host.open(**SETTINGS | own) for own in settings]
+        return together([lambda e=e, f=f: painted(e, f) for e, f in zip(engines, films, strict=True)]), host
+
+
+def hold(pipe: Any, settings: Sequence[dict[str, Any]], films: Sequence[torch.Tensor], wait: float = 0.3) -> StreamHost:
+    """Streams in one host show what each shows alone."""
+    shown, host = in_company(pipe, settings, films, wait)
+    for own, film, ours in zip(settings, films, shown, strict=True):
+        close(ours, painted(StreamEngine(pipe, **SETTINGS | own), film))
+    return host
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "name", "key"), TABLE)
+def test_every_method_beside_streams_without_it(case: Case, name: str, key: str, movies: list[torch.Tensor]) -> None:
+    pipe = pipeline(name)
+    method = case.reuse if isinstance(case.reuse, Method) else case.reuse(pipe)
+    cached = SlotCache(method, key)  # type: ignore[arg-type]
+    settings: list[dict[str, Any]] = [
+        {"cache": cached, "guidance": FullGuidance(1.5)},
+        {"prompt": "a red dog", "guidance": SelfNegative(1.3), "seed": 5},
+        {"cache": cached, "prompt": "a star", "timestep_indices": (5, 15, 30, 45)},
+    ]
+    host = hold(pipe, settings, movies[:3], wait=0.01)
+    assert host.report().streams_per_call["network"] > 1
+
+
+def test_frames_of_any_stage_prompt_guidance_seed_and_cache_share_a_call(movies: list[torch.Tensor]) -> None:
+    settings: list[dict[str, Any]] = [
+        {"cache": DeepCache(2, forecast=Taylor(1)), "guidance": OneTimeNegative(1.5)},
+        {"cache": FeatureInheritance("layer", 0, 2), "timestep_indices": (10, 40), "prompt": {"a dog": 1, "a cat": 2}},
+        {"timestep_indices": (20,), "guidance": FullGuidance(2.0), "frame_buffer": 2},
+        {"cache": SlotCache(DeepCache(2), "frame"), "seed": 9, "guidance": SelfNegative(1.2, 0.8)},
+    ]
+    host = hold(pipeline("sd"), settings, movies)
+    report = host.report()
+    assert report.streams_per_call["network"] > 1.5  # the cache by frame makes a second call in each tick
+    assert set(report.calls) == {"network", "encode"}
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sana", "z_image", "flux", "sd3"])
+def test_every_family_shares_calls(name: str, movies: list[torch.Tensor]) -> None:
+    settings = [{"prompt": "a cat"}, {"prompt": "a red heart and a blue star", "seed": 4, "output_type": "pt"}]
+    assert hold(pipeline(name), settings, movies[:2]).report().streams_per_call["network"] > 1.3
+
+
+# What goes wrong in one stream is nobody else's business.
+
+
+def beside(host: StreamHost, other: Callable[[StreamEngine], Any], film: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """What a stream shows beside another one that does something, each on its own thread."""
+    engine, company = host.open(**SETTINGS | settings), host.open(**SETTINGS | {"prompt": "a red dog", "seed": 7})
+    shown, _ = together([lambda: painted(engine, film), lambda: other(company)])
+    return shown
+
+
+CACHED = {"cache": SlotCache(DeepCache(3, forecast=Taylor(1)))}
+
+
+def goes_early(engine: StreamEngine) -> None:
+    for _ in range(3):
+        engine.push(torch.rand(3, 32, 32))
+    engine.close()
+
+
+def changes(engine: StreamEngine) -> None:
+    for k in range(4):
+        engine.push(torch.rand(3, 32, 32))
+        engine.update(prompt=f"a star {k}", cache=DeepCache(2 + k % 2), seed=k, guidance=FullGuidance(1.0 + k))
+    engine.close()
+
+
+def pushes_nothing(engine: StreamEngine) -> None:
+    time.sleep(0.05)
+    engine.close()
+
+
+def pushes_rubbish(engine: StreamEngine) -> None:
+    for _ in range(4):
+        with pytest.raises(ValueError, match="shape"):
+            engine.push(torch.rand(4, 32, 32))
+
+
+@pytest.mark.parametrize("other", [goes_early, changes, pushes_nothing, pushes_rubbish], ids=lambda f: f.__name__)
+def test_others_change_nothing(other: Callable[[StreamEngine], Any], movies: list[torch.Tensor]) -> None:
+    pipe = pipeline("sd")
+    with StreamHost(pipe, ROOMY, wait=0.01) as host:
+        ours = beside(host, other, movies[0], **CACHED)
+    close(ours, painted(StreamEngine(pipe, **SETTINGS | CACHED), movies[0]))
+
+
+def test_a_stream_that_fails_fails_alone(movies: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows break shared calls in the middle, when half of the modules have run and stored."""
+    pipe, wrong = pipeline("sd"), 13.0
+    layer = pipe.unet.up_blocks[-1]
+    whole = layer.forward
+
+    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if bool((latents[0][:, 0, 0, 0] == wrong).any()):
+            raise RuntimeError("a bad day")
+        return whole(hidden_states, *args, **kwargs)
+
+    latents: list[torch.Tensor] = []
+    convolve = pipe.unet.conv_in.forward
+
+    def note(sample: torch.Tensor) -> torch.Tensor:
+        latents[:] = [sample]
+        return convolve(sample)
+
+    def fails(engine: StreamEngine) -> None:
+        bad = torch.full((4, 4, 4), wrong) / engine._course.settings.stages.entry_scale
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="a bad day"):
+                engine.push(latents=bad)
+        assert engine.report().frames_dropped == 3
+
+    expected = painted(StreamEngine(pipe, **SETTINGS | CACHED), movies[0])
+    monkeypatch.setattr(layer, "forward", forward)
+    monkeypatch.setattr(pipe.unet.conv_in, "forward", note)
+    with StreamHost(pipe, ROOMY, wait=0.01) as host:
+        close(beside(host, fails, movies[0], **CACHED), expected)
+
+
+def test_nan_stays_in_its_stream(movies: list[torch.Tensor]) -> None:
+    pipe = pipeline("sd")
+
+    def spoilt(engine: StreamEngine) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine._intake._codec, "encode", lambda pixels: torch.full((len(pixels), 4, 4, 4), torch.nan))
+            for _ in range(4):
+                engine.push(torch.rand(3, 32, 32))
+        assert engine.report().frames_not_finite > 0
+
+    with StreamHost(pipe, ROOMY, wait=0.01) as host:
+        ours = beside(host, spoilt, movies[0], **CACHED)
+    close(ours, painted(StreamEngine(pipe, **SETTINGS | CACHED), movies[0]))
+
+
+def test_streams_of_other_sizes_take_turns(movies: list[torch.Tensor]) -> None:
+    """Two of one size and one of another, all as fast as they can, are served alike."""
+    with StreamHost(pipeline("sd"), ROOMY, wait=0.01) as host:
+        engines = [host.open(**SETTINGS | {"width": width}) for width in (32, 32, 64)]
+        end = time.monotonic() + 1.0
+
+        def push(engine: StreamEngine) -> int:
+            count = 0
+            while time.monotonic() < end:
+                engine.push(torch.zeros(3, 32, engine.config.width))
+                count += 1
+            return count
+
+        served = together([lambda e=e: push(e) for e in engines])
+    assert max(served) / min(served) <= 1.5, served  # 1.2 over a longer time: scripts/check_reliability.py live
+    assert min(served) >= 2
+
+
+def test_room_is_refused_and_given_back() -> None:
+    with StreamHost(pipeline("sd"), max_rows=10) as host:
+        four = host.open(**SETTINGS)
+        eight = host.open(**SETTINGS | {"guidance": OneTimeNegative(1.2)})  # 4 + 1
+        with pytest.raises(HostFull, match="this stream has 4 rows, and 2 other streams of this host take 9 of max_ro"):
+            host.open(**SETTINGS)
+        with pytest.raises(HostFull, match="8 rows"):
+            four.update(guidance=FullGuidance(2.0))
+        assert four.config.guidance == NoGuidance()
+        four.update(timestep_indices=(20, 40))
+        assert host.report().rows == 7
+        with pytest.raises(TypeError, match="wrong"):
+            host.open(**SETTINGS | {"timestep_indices": (5,), "wrong": 1})
+        eight.close()
+        assert (host.report().streams, host.report().rows) == (1, 2)
+        host.open(**SETTINGS | {"timestep_indices": (5, 6, 7, 8, 9, 10, 11, 12)})
+
+
+def test_a_closed_host_and_another_pipeline_are_refused() -> None:
+    host = StreamHost(pipeline("sd"))
+    engine = host.open(**SETTINGS)
+    with pytest.raises(ValueError, match="pipeline is not the host's"):
+        StreamEngine(stream_pipelines.sd(), **SETTINGS, host=host)
+    host.close()
+    host.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.push(torch.zeros(3, 32, 32))
+    with pytest.raises(RuntimeError, match="StreamHost is closed"):
+        host.open(**SETTINGS)
+    for bad in ({"max_rows": 0}, {"wait": -1.0}, {"wait": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            StreamHost(pipeline("sd"), **bad)  # type: ignore[arg-type]
+
+
+def test_a_stream_alone_waits_for_nobody(movies: list[torch.Tensor]) -> None:
+    with StreamHost(pipeline("sd"), wait=1.0) as host:
+        engine = host.open(**SETTINGS)
+        gone = host.open(**SETTINGS | {"prompt": "a dog"})
+        together([lambda: engine.push(movies[0][0]), lambda: gone.push(movies[0][0])])
+        gone.close()
+        begin = time.monotonic()
+        for frame in movies[0][:2]:
+            engine.push(frame)
+        assert time.monotonic() - begin < 1.0
+
+
+def test_control_scales_of_streams_share_a_call(movies: list[torch.Tensor]) -> None:
+    pipe = controlled()
+    settings = [{"controlnet_scale": 0.7}, {"controlnet_scale": 0.0}, {"controlnet_scale": 1.2, "cache": DeepCache(2)}]
+    host = hold(pipe, [own | {"control": "edges"} for own in settings], movies[:3])
+    assert host.report().streams_per_call["network"] > 2
