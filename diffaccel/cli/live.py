@@ -80,6 +80,11 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--osc", type=click.IntRange(0, 65535), metavar="PORT", help="Let Open Sound Control move the controls, too."
     ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(0.1, 240),
+        help="Hold this rate: paint more cheaply where frames would come late.",
+    ),
     click.option("--no-browser", is_flag=True, help="Do not open the page."),
     click.option("--source", metavar="SOURCE", help="camera, screen, a video file, rtmp://...: run without a browser."),
     click.option(
@@ -230,5 +235,6 @@ def _run_without_browser(given: dict[str, Any]) -> None:
         on_source=lambda width, height: shape.append((width, height)),
         announce=lambda where: click.echo(f"Pictures go to {where}"),
         stuck=give_up,
+        fps=given["fps"],
     )
     click.echo(str(report.stream))

@@ -68,6 +68,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
         width=width,
         height=height,
         fit=given["fit"] or "crop",
+        fps=given.get("fps"),
         controls=checked,
     )
 

@@ -78,7 +78,7 @@ class Client:
     on the session's thread.
     """
 
-    def __init__(self, controls: Controls, post: Post, metrics: Metrics) -> None:
+    def __init__(self, controls: Controls, post: Post, metrics: Metrics, fps: float | None = None) -> None:
         self.id = secrets.token_urlsafe(6)
         self.tally, self.post = Served(metrics), post
         self.controls = self._asked = controls
@@ -89,6 +89,8 @@ class Client:
         self._last = self._free_at = monotonic()
         self._remarked = ""
         self._ticks: deque[float] = deque([0.0], maxlen=LONGEST_INTERVAL)
+        self._period = 0.0 if fps is None else 1 / fps
+        self._paint_at = self._last
 
     def offer(self, frame: protocol.FrameMessage) -> None:
         """Put a frame into the box; one that was there is dropped."""
@@ -115,15 +117,23 @@ class Client:
 
     def ready(self, now: float) -> bool:
         """Whether there is something to do."""
-        return self._box is not None or self._asked is not self.controls or self.due(now) == 0.0
+        waits = self._box is not None and now >= self._paint_at
+        return waits or self._asked is not self.controls or self.due(now) == 0.0
 
     def due(self, now: float) -> float | None:
         """Seconds until the frames in flight have to be finished; None where there are none."""
         return max(0.0, self._last + DRAIN_AFTER - now) if self._inside else None
 
+    def wakes(self, now: float) -> float | None:
+        """Seconds until there is something to do without anybody's doing; None where there is not."""
+        times = [self.due(now), None if self._box is None else max(0.0, self._paint_at - now)]
+        return min((time for time in times if time is not None), default=None)
+
     def take(self) -> tuple[Controls, Arrived | None]:
         """Empty the box."""
         arrived, self._box = self._box, None
+        if arrived is not None:  # a frame that came late may be followed by one that comes a period early
+            self._paint_at = max(self._paint_at, monotonic() - self._period) + self._period
         return self._asked, arrived
 
     def work(self, controls: Controls, arrived: Arrived | None, open_stream: Callable[[Controls], Stream]) -> None:
@@ -144,8 +154,8 @@ class Client:
         self.post(protocol.Taken(arrived.frame.id, 1000 * max(0.0, self._free_at - monotonic())))
 
     def _expected(self) -> float:
-        """Seconds that the coming tick will take: ticks that compute and ticks that reuse come round with the cache."""
-        return self._ticks[-min(self.controls.cache, len(self._ticks))]
+        """Seconds until the next frame is taken: ticks that compute and ticks that reuse come round with the cache."""
+        return max(self._ticks[-min(self.controls.cache, len(self._ticks))], self._paint_at - monotonic())
 
     def _follow(self, controls: Controls, open_stream: Callable[[Controls], Stream]) -> None:
         if self._stream is not None and controls is self.controls:

@@ -127,6 +127,7 @@ class Hub:
         controls: the controls that a session begins with.
         limit: most sessions at a time.
         metrics: what is counted; None for new ones.
+        fps: most pictures of a session a second; None for as many as can be.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class Hub:
         controls: Controls | None = None,
         limit: int = 4,
         metrics: Metrics | None = None,
+        fps: float | None = None,
     ) -> None:
-        self.open_stream, self.limit = open_stream, limit
+        self.open_stream, self.limit, self._fps = open_stream, limit, fps
         self.controls = controls or Controls()
         self.metrics = Metrics() if metrics is None else metrics
         self._lock = threading.RLock()
@@ -169,7 +171,7 @@ class Hub:
                     f"{people} here already, which is the limit. Wait until someone leaves; "
                     "whoever runs this can allow more with --max-sessions."
                 )
-            session = Client(self.controls, post, self.metrics)
+            session = Client(self.controls, post, self.metrics, self._fps)
             changed = self._sessions[session] = threading.Condition(self._lock)
             self.metrics.sessions.set(len(self._sessions))
             work = session, changed
@@ -240,5 +242,5 @@ class Hub:
                 now = monotonic()
                 if session.ready(now):
                     return True
-                changed.wait(session.due(now))
+                changed.wait(session.wakes(now))
         return False

@@ -64,6 +64,7 @@ def run(
     announce: Callable[[str], None] = lambda _: None,
     on_frame: Callable[[int | None], None] = lambda _: None,
     stuck: Stuck = interrupt,
+    fps: float | None = None,
 ) -> LiveReport | VideoReport:
     """Paint what a source shows into a sink, until it ends or the user ends it.
 
@@ -85,6 +86,7 @@ def run(
         on_frame: called after each picture, with the number of frames expected in all (None: unknown).
         stuck: called, on another thread, with words about a sink that hangs inside its library, which nothing but the
             end of the process may get it out of. The default logs them and interrupts the main thread.
+        fps: most frames a second that are taken from a live source; None for all that the network has time for.
 
     Raises:
         MediaError: where source or sink cannot be used; the message says what to do.
@@ -104,7 +106,7 @@ def run(
         stopped_by_signals() as stop,
     ):
         announce(shown.where)
-        return Show(frames, shown, worker, stop, watchdog).run(duration, on_frame)
+        return Show(frames, shown, worker, stop, watchdog, fps).run(duration, on_frame)
 
 
 def _built(open_engine: OpenEngine, source: FrameSource, on_source: Callable[[int, int], None]) -> StreamEngine:
@@ -127,7 +129,9 @@ class Show:
         worker: StreamWorker,
         stop: threading.Event,
         watchdog: Watchdog,
+        fps: float | None = None,
     ) -> None:
+        self._period = 0.0 if fps is None else 1 / fps
         self._source, self._sink, self._worker, self._stop, self._watchdog = source, sink, worker, stop, watchdog
         self._heard = time.perf_counter()
         self._times: deque[tuple[int, Fraction | float]] = deque()
@@ -167,12 +171,15 @@ class Show:
 
     def _feed(self) -> None:
         """Put every frame into the worker, which keeps the latest; close it where the source ends."""
-        number = self._worker.engine.next_frame_id
+        number, due = self._worker.engine.next_frame_id, 0.0
         try:
             for frame in self._source:
                 if self._stop.is_set():
                     return
-                self._heard = time.perf_counter()
+                now = self._heard = time.perf_counter()
+                if now < due:
+                    continue
+                due = max(due, now - self._period) + self._period
                 self._times.append((number, frame.time))
                 self._worker.put(frame.pixels)
                 number += 1

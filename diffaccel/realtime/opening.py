@@ -87,15 +87,16 @@ def open_hub(
     """
     metrics = Metrics()
     rows = most_rows(limit) if max_rows is None else max_rows
+    common: dict[str, Any] = {"limit": limit, "metrics": metrics, "fps": settings.fps}
     if processes == 1:
         studio = Studio.open(settings, rows, metrics.called)
-        with studio.host, Hub(studio.stream, controls=studio.controls, limit=limit, metrics=metrics) as hub:
+        with studio.host, Hub(studio.stream, controls=studio.controls, **common) as hub:
             yield hub, studio.about
         return
     from diffaccel.realtime.workers import Workers
 
     with (
         Workers(settings, processes, rows, metrics.called) as workers,
-        Hub(workers.stream, controls=workers.controls, limit=limit, metrics=metrics) as hub,
+        Hub(workers.stream, controls=workers.controls, **common) as hub,
     ):
         yield hub, workers.about

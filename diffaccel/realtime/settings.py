@@ -29,6 +29,8 @@ CACHE_BRANCH = 3
 SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
 MOST_PIXELS = 4
 """Pictures may grow to so many times the pixels that the server was started with: its memory is shared."""
+IN_ENGINE = 0.9
+"""What a frame's time in the engine may take of its time in all: JPEG and the way to the page need the rest."""
 MOTION = 0.15
 """Relative change of the latents after which deep layers compute: over 40 dB from the uncached stream at any motion."""
 
@@ -45,6 +47,7 @@ class LiveSettings:
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
         width, height: of the pictures, in pixels; None for the model's size.
         fit: how an input of another shape gets into that size.
+        fps: frames a second to hold, by painting more cheaply where they would come late; None for as many as can be.
         controls: what can change later.
     """
 
@@ -58,6 +61,7 @@ class LiveSettings:
     width: int | None = None
     height: int | None = None
     fit: Fit = "crop"
+    fps: float | None = None
     controls: Controls = field(default_factory=Controls)
 
 
@@ -136,7 +140,8 @@ def open_engine(
     arguments = stream_arguments(pipe, settings.controls)
     arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
     arguments |= {"width": width, "height": height, "output_type": output_type, "fit": settings.fit}
-    return StreamEngine(pipe, host=host, **arguments)
+    deadline = None if settings.fps is None else IN_ENGINE / settings.fps
+    return StreamEngine(pipe, host=host, deadline=deadline, **arguments)
 
 
 def controls_for(pipe: Any, controls: Controls) -> Controls:

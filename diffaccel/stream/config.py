@@ -8,6 +8,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
+from diffaccel.config.checks import number
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import Interpolation
@@ -83,6 +84,7 @@ class StreamConfig:
     embedded_guidance_scale: float | None = None
     control: Control | Sequence[Control] | None = None
     controlnet_scale: float | Sequence[float] = 1.0
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))
@@ -106,6 +108,8 @@ class StreamConfig:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be a 64-bit integer, not {self.seed!r}")
+        if self.deadline is not None:
+            number("deadline", self.deadline, 1e-4, 3600.0)
 
     def _check_types(self) -> None:
         for name, kind in (("guidance", Guidance), ("similarity", SimilarityFilter), ("sampler", Sampler)):

@@ -38,14 +38,14 @@ class ControlNets:
     Args:
         pipe: the pipeline, with or without ControlNets.
         method: what the denoiser reuses, and so need not be fed; None for nothing.
-        calls: runs them, perhaps on rows of other streams at the same time.
+        calls: runs them, perhaps on rows of other streams at the same time; None runs them alone.
     """
 
-    def __init__(self, pipe: Any, method: Method | None, calls: WorkRunner) -> None:
+    def __init__(self, pipe: Any, method: Method | None, calls: WorkRunner | None = None) -> None:
         nets = controlnets_of(pipe)
         whole = getattr(pipe, "controlnet", None)
         hooked = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
-        self._pipe, self._calls = pipe, calls
+        self._pipe, self._calls = pipe, WorkRunner() if calls is None else calls
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
         self._several = hasattr(getattr(whole, "_orig_mod", whole), "nets")

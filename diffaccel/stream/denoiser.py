@@ -39,7 +39,7 @@ class Denoiser:
     Args:
         network: what is called.
         config: whose cache is used.
-        calls: runs the network, perhaps on rows of other streams at the same time.
+        calls: runs the network, perhaps on rows of other streams at the same time; None runs it alone.
 
     Attributes:
         work: what was done.
@@ -49,8 +49,9 @@ class Denoiser:
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: StreamConfig, calls: WorkRunner) -> None:
-        self.network, self.calls = network, calls
+    def __init__(self, network: Network, config: StreamConfig, calls: WorkRunner | None = None) -> None:
+        self.network = network
+        self.calls = WorkRunner() if calls is None else calls
         self._config = config
         self.work = NetworkWork()
         cache, model = as_slot_cache(config.cache), getattr(network.model, "_orig_mod", network.model)
@@ -58,7 +59,7 @@ class Denoiser:
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
         self._machine = Machine(model, self._parts, wrappers=wrappers)
-        self._control = ControlNets(network.pipe, None if cache is None else cache.method, calls)
+        self._control = ControlNets(network.pipe, None if cache is None else cache.method, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
         self._doubtful: tuple[torch.Tensor, Lanes] | None = None
 

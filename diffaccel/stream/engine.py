@@ -20,7 +20,9 @@ from diffaccel.stream.course import At, Course, SettingsBuilder, check_way
 from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, Fit, OutputType, Picture
 from diffaccel.stream.intake import Intake, latent_shape
+from diffaccel.stream.ladder import ladder
 from diffaccel.stream.moving import MovingFrames
+from diffaccel.stream.pace import Pace
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
@@ -68,6 +70,8 @@ class StreamEngine(MovingFrames):
             "edges", "canny" (needs OpenCV), "identity", or a function that takes the fitted picture ``(3, H, W)`` in
             [0, 1], on the pipeline's device, and returns a picture. Several ControlNets may have one each.
         controlnet_scale: how strongly ControlNets act; one number, or one for each.
+        deadline: seconds that a frame may take, as in ``1 / 24``: where frames run late, deep layers are computed more
+            rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
@@ -103,6 +107,7 @@ class StreamEngine(MovingFrames):
         embedded_guidance_scale: float | None = None,
         control: Control | Sequence[Control] | None = None,
         controlnet_scale: float | Sequence[float] = 1.0,
+        deadline: float | None = None,
         host: StreamHost | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}
@@ -117,6 +122,8 @@ class StreamEngine(MovingFrames):
         self._course = Course(self._builder.build(self.config))
         with self._runner.room(self.config.most_rows), self._runner.quiet():
             self._denoiser = Denoiser(self._network, self.config, self._runner)
+        self._pace = self._paced(self.config)
+        self._runner.deadline = deadline
         self._lock = threading.RLock()
         self._closed = False
         self._state = StreamState(self.config, self._network.device)
@@ -216,20 +223,31 @@ class StreamEngine(MovingFrames):
             self._check_open()
             check_way(at, transition)
             config = self.config.updated(changes)
-            target = self._builder.build(config)
+            pace = self._paced(config)
+            standing = config if pace is None else pace.rung.of(config)
+            target = self._builder.build(standing)
             self._state.check_guidance(target.guidance, at)
             with self._runner.room(config.most_rows):
-                denoiser = self._denoiser.configured(config)
+                denoiser = self._denoiser.configured(standing)
                 if lora_scale:
                     self._scale_lora(lora_scale)
-                    target = self._builder.build(config)
-            if denoiser is not self._denoiser:
-                self._denoiser.close()
-                self._denoiser = denoiser
+                    target = self._builder.build(standing)
+            self._replace(denoiser)
             self._state.reconfigure(self.config, config)
-            self.config = config
+            self.config, self._pace, self._runner.deadline = config, pace, config.deadline
             if self._course.turn(target, transition, at):
                 self._state.adopt(self._course.settings)
+
+    def _paced(self, config: StreamConfig) -> Pace | None:
+        """How a deadline is held: as before where nothing of it changes."""
+        if config.deadline is None:
+            return None
+        model = getattr(self._network.model, "_orig_mod", self._network.model)
+        before: Pace | None = getattr(self, "_pace", None)
+        if before is None:
+            return Pace(ladder(model, config), config.deadline)
+        same = (config.deadline, len(config.indices)) == (self.config.deadline, len(self.config.indices))
+        return before if same else before.turn(ladder(model, config), config.deadline)
 
     def _scale_lora(self, scales: Mapping[str, float]) -> None:
         with self._runner.quiet():
@@ -242,9 +260,8 @@ class StreamEngine(MovingFrames):
         with self._lock:
             self._check_open()
             with self._runner.quiet():
-                denoiser = Denoiser(self._network, self.config, self._runner)
-            self._denoiser.close()
-            self._denoiser = denoiser
+                denoiser = Denoiser(self._network, self._standing(self.config), self._runner)
+            self._replace(denoiser)
             self._course.arrive()
             self._state = StreamState(self.config, self._network.device)
 
@@ -271,7 +288,8 @@ class StreamEngine(MovingFrames):
     def report(self) -> StreamReport:
         """Account of frames and times since the engine was built or reset."""
         with self._lock:
-            return self._state.report(self._denoiser.work, self.latency, self._course.settings.stages.sampler)
+            pace = None if self._pace is None else self._pace.report()
+            return self._state.report(self._denoiser.work, self.latency, self._course.settings.stages.sampler, pace)
 
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""

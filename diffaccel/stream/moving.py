@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 
 from diffaccel.stream.batch import Slot
 from diffaccel.stream.config import StreamConfig
-from diffaccel.stream.course import Course
+from diffaccel.stream.course import Course, SettingsBuilder
 from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, finish
 from diffaccel.stream.intake import Intake
+from diffaccel.stream.pace import Pace
 from diffaccel.stream.state import Frame, StreamState, seen_in
 
 
@@ -24,6 +26,8 @@ class MovingFrames:
     _course: Course
     _denoiser: Denoiser
     _state: StreamState
+    _builder: SettingsBuilder
+    _pace: Pace | None
 
     def _push(self, frame: Frame) -> None:
         state = self._state
@@ -41,9 +45,32 @@ class MovingFrames:
 
     def _advance(self) -> None:
         """One tick; in sequential mode as many as finish what is in flight."""
+        sums, begin = self._state.clock.sums, time.perf_counter()
+        before = sums["denoise"]
         self._tick()
         if not self.config.stream_batch:
             self._drain()
+        if self._pace is not None:
+            frames, seconds = self.config.frame_buffer, time.perf_counter() - begin
+            if self._pace.note(seconds / frames, (sums["denoise"] - before) / 1000 / frames):
+                self._stand(self.config)
+
+    def _standing(self, config: StreamConfig) -> StreamConfig:
+        """Settings as they are in force: where they would run late, cheaper ones."""
+        return config if self._pace is None else self._pace.rung.of(config)
+
+    def _stand(self, config: StreamConfig) -> None:
+        """Go on under cheaper or dearer settings."""
+        standing = self._standing(config)
+        target = self._builder.build(standing)
+        self._replace(self._denoiser.configured(standing))
+        if self._course.turn(target, 0, "all"):
+            self._state.adopt(self._course.settings)
+
+    def _replace(self, denoiser: Denoiser) -> None:
+        if denoiser is not self._denoiser:
+            self._denoiser.close()
+            self._denoiser = denoiser
 
     def _drain(self) -> None:
         while self._state.busy:

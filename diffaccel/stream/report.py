@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffaccel.config.words import counted
+from diffaccel.stream.pace import PaceReport
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class StreamReport:
         network_calls, network_rows: calls of the network, and rows in them.
         computed_rows, replayed_rows: rows that computed every block, and rows that reused features.
         sampler: name of the sampler.
+        pace: what was done to hold the deadline; None without one.
     """
 
     frames_in: int
@@ -68,6 +70,7 @@ class StreamReport:
     computed_rows: int
     replayed_rows: int
     sampler: str
+    pace: PaceReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, for JSON."""
@@ -81,4 +84,5 @@ class StreamReport:
         )
         times = ", ".join(f"{name} {value['median']:.1f}" for name, value in self.tick_ms.items())
         latency = f"latency {counted(self.latency_frames, 'frame')}"
-        return f"{frames}; {self.sampler}, {latency}; median ms: {times or 'no tick yet'}"
+        held = "" if self.pace is None else f"; {self.pace}"
+        return f"{frames}; {self.sampler}, {latency}; median ms: {times or 'no tick yet'}{held}"

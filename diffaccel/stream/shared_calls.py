@@ -233,7 +233,6 @@ class SharedRunner(WorkRunner):
         reserve: asked for room for so many rows, None to give it back; gives what it was before.
 
     Attributes:
-        deadline: seconds within which a work should be done, None for no hurry.
         alone: whether the next work runs by itself, because the last one failed.
         served: when a call with a work of this stream ended.
     """
@@ -244,7 +243,6 @@ class SharedRunner(WorkRunner):
         reserve: Callable[[SharedRunner, int | None], int | None],
     ) -> None:
         self._shared, self._reserve = shared, reserve
-        self.deadline: float | None = None
         self.alone = False
         self.served = 0.0
         self._calls: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.batch import FrameSettings, Slot, StreamBatch
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.denoiser import NetworkWork
+from diffaccel.stream.pace import PaceReport
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
 from diffaccel.stream.similarity import SimilarityState
 from diffaccel.stream.stopwatch import Clock
@@ -198,7 +199,7 @@ class StreamState:
         slots = [*self.batch.slots, *(slot for slot, _ in self._withheld)]
         return len(self.pending) + sum(len(s.frame_ids) for s in slots)
 
-    def report(self, work: NetworkWork, latency: int, sampler: Sampler) -> StreamReport:
+    def report(self, work: NetworkWork, latency: int, sampler: Sampler, pace: PaceReport | None) -> StreamReport:
         """Account of this stream."""
         summary = self.clock.summary()
         latency_ms = summary.pop("latency", {})
@@ -214,4 +215,5 @@ class StreamState:
             computed_rows=work.rows - work.replayed,
             replayed_rows=work.replayed,
             sampler=type(sampler).__name__,
+            pace=pace,
         )

@@ -7,7 +7,7 @@ the host has to wait for in any case, has arrived.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import fmean, median, quantiles
@@ -24,12 +24,17 @@ class Clock:
     Args:
         device: where the network runs.
         window: ticks that are remembered.
+
+    Attributes:
+        sums: milliseconds of all ticks, by stage.
+        ticks: how many there were.
     """
 
     def __init__(self, device: torch.device, window: int = 1000) -> None:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any, Any]] = []
         self._history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in (*STAGES, "total", "latency")}
+        self.sums: defaultdict[str, float] = defaultdict(float)
         self.ticks = 0
 
     def _now(self) -> Any:
@@ -64,6 +69,7 @@ class Clock:
         timings["total"] = sum(timings.values())
         for name, value in timings.items():
             self._history[name].append(value)
+            self.sums[name] += value
         self.ticks += 1
         return timings
 

@@ -98,7 +98,13 @@ def parted(output: Any, works: Sequence[Work]) -> list[Any]:
 
 
 class WorkRunner:
-    """Runs the works of one stream: at once, and alone."""
+    """Runs the works of one stream: at once, and alone.
+
+    Attributes:
+        deadline: seconds within which a frame should be done; None for no hurry.
+    """
+
+    deadline: float | None = None
 
     def begin(self) -> None:
         """A tick's works follow."""

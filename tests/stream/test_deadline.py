@@ -1,0 +1,161 @@
+"""Deadlines: a machine that gets slower and faster, in figures; and an engine that costs less when it is late."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from diffaccel import StreamEngine, StreamHost
+from diffaccel.stream.ladder import Rung, ladder
+from diffaccel.stream.pace import Pace
+
+DEADLINE = 0.04
+TRUE = (1.0, 0.7, 0.55, 0.5, 0.4, 0.3, 0.25, 0.12)
+"""What the network takes on each rung; half of it is guessed wrong."""
+RUNGS = [Rung(f"rung {k}", 2, share * (1.3 if k % 2 else 0.8) if k else 1.0) for k, share in enumerate(TRUE)]
+AROUND = 0.006
+
+
+class Machine:
+    """Frames on a machine whose network takes ``full`` seconds at full cost, with noise and a slower tick now and then.
+
+    Attributes:
+        stood: rung of each frame.
+        took: seconds of each.
+    """
+
+    def __init__(self, rungs: Sequence[Rung] = RUNGS, seed: int = 0) -> None:
+        self.pace = Pace(rungs, DEADLINE)
+        self._random = torch.Generator().manual_seed(seed)
+        self.stood: list[int] = []
+        self.took: list[float] = []
+
+    def run(self, frames: int, full: float) -> list[int]:
+        """The rungs of so many frames."""
+        for k in range(frames):
+            noise = 1 + 0.1 * float(torch.randn(1, generator=self._random).clamp(-2, 2))
+            rung = RUNGS.index(self.pace.rung)
+            cycle = 1.5 if rung and k % 4 == 0 else 1.0 if rung == 0 else 0.8333  # those that compute, and the others
+            network = full * TRUE[rung] * noise * cycle
+            self.pace.note(AROUND + network, network)
+            self.stood.append(rung)
+            self.took.append(AROUND + network)
+        return self.stood[-frames:]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_with_time_to_spare_nothing_changes() -> None:
+    machine = Machine()
+    assert set(machine.run(2000, 0.025)) == {0}
+    assert machine.pace.report().setting == "rung 0"
+
+
+@pytest.mark.parametrize("full", [0.045, 0.06, 0.1, 0.15])
+def test_late_frames_lower_cost_until_they_are_in_time(full: float) -> None:
+    machine = Machine()
+    machine.run(300, full)
+    stood = machine.run(2000, full)
+    assert mean(machine.took[-2000:]) <= DEADLINE
+    assert mean(machine.took[-2000:]) >= 0.5 * DEADLINE  # no cheaper than it has to be
+    assert sum(a != b for a, b in itertools.pairwise(stood)) <= 6
+    assert machine.pace.report().lowered >= 1
+
+
+def test_what_cannot_be_in_time_is_as_cheap_as_can_be() -> None:
+    machine = Machine()
+    machine.run(60, 1.0)
+    assert set(machine.run(200, 1.0)) == {len(TRUE) - 1}
+
+
+def test_cost_is_raised_again_when_there_is_time() -> None:
+    machine = Machine()
+    machine.run(400, 0.1)
+    assert machine.stood[-1] >= 4
+    machine.run(3000, 0.02)
+    assert machine.stood[-1] == 0
+    assert machine.pace.report().raised >= 1
+
+
+@pytest.mark.parametrize("full", [f / 1000 for f in range(28, 80, 4)])
+def test_it_never_goes_to_and_fro(full: float) -> None:
+    """Also where a rung is a little too dear and the next a little too cheap."""
+    machine = Machine(seed=int(1000 * full))
+    machine.run(500, full)
+    stood = machine.run(6000, full)
+    assert sum(a != b for a, b in itertools.pairwise(stood)) <= 8
+
+
+def test_a_load_that_comes_and_goes_is_followed() -> None:
+    machine = Machine()
+    for _ in range(3):
+        machine.run(600, 0.09)
+        assert mean(machine.took[-300:]) <= DEADLINE
+        machine.run(2500, 0.02)
+        assert machine.stood[-1] <= 1
+
+
+def test_the_ladder_of_a_unet(sd: Any, engine: Callable[..., StreamEngine]) -> None:
+    config = engine(timestep_indices=(10, 20, 30, 40)).config
+    rungs = ladder(sd.unet, config)
+    assert [rungs[0].text, rungs[1].text, rungs[-1].text] == [
+        "as set",
+        "interval 2, branch 3",
+        "interval 6, branch 0, 1 of 4 stages",
+    ]
+    assert all(b.share < a.share for a, b in itertools.pairwise(rungs))
+    assert rungs[-3].of(config).indices == (10, 20, 30)
+    assert rungs[-1].of(config).indices == (10,)
+    assert rungs[0].of(config) == config
+
+
+def test_a_deadline_that_is_held_changes_nothing(engine: Callable[..., StreamEngine], frames: torch.Tensor) -> None:
+    with engine() as plain, engine(deadline=60.0) as held:
+        expected = [output.image for output in plain.stream(frames)]
+        assert all(torch.equal(o.image, e) for o, e in zip(held.stream(frames), expected, strict=True))
+        pace = held.report().pace
+    assert pace is not None
+    assert (pace.setting, pace.late) == ("as set", 0)
+    assert "as set for 60000.0 ms a frame (0 of" in str(pace)
+
+
+def test_a_deadline_that_cannot_be_held(engine: Callable[..., StreamEngine], frames: torch.Tensor) -> None:
+    with engine(deadline=1e-4) as late:
+        outputs = [output for _ in range(4) for output in late.stream(0.9 * frames[0] + 0.02 * frames)]  # one scene
+        pace = late.report().pace
+        assert pace is not None
+        assert pace.setting == "interval 6, branch 0, 1 of 3 stages"
+        assert pace.lowered >= 1
+        assert late.latency == 0
+        assert late.config.cache is None
+        assert late.config.indices == (10, 25, 40)
+        assert late.report().replayed_rows > 0
+        assert late.report().to_dict()["pace"]["deadline_ms"] == pytest.approx(0.1)
+        late.update(prompt="a red heart", strength=0.5)  # settings change, and it stays as cheap
+        late.push(frames[0])
+        assert late.latency == 0
+        late.update(deadline=None)
+        assert late.report().pace is None
+        assert late.latency == 2
+        late.push(frames[0])
+    assert len(outputs) == 36
+    assert all(output.image.isfinite().all() for output in outputs)
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, float("nan"), float("inf")])
+def test_deadlines_that_are_none(deadline: float, engine: Callable[..., StreamEngine]) -> None:
+    with pytest.raises(ValueError, match="deadline"):
+        engine(deadline=deadline)
+
+
+def test_a_stream_of_a_host_has_a_deadline(sd: Any, frames: torch.Tensor) -> None:
+    settings: dict[str, Any] = {"prompt": "a cat", "timestep_indices": (10, 40), "height": 32, "width": 32}
+    with StreamHost(sd) as host:
+        one = host.open(**settings, deadline=1e-4, output_type="latent")
+        for _ in range(4):
+            list(one.stream(frames))
+        assert one.report().pace.setting.endswith("1 of 2 stages")  # type: ignore[union-attr]
