@@ -43,6 +43,7 @@ def test_what_became_of_a_video_of_one_frame() -> None:
         ({"width": 33}, "must be a multiple of 8"),
         ({"strength": 0}, "must be more than 0"),
         ({"negative_prompt": 3}, "must be text"),
+        ({"colour": 3}, "is no setting"),
         ({"negative_prompt": "a\0"}, "holds a NUL character"),
     ],
 )

@@ -18,7 +18,7 @@ from diffaccel.cli.streaming import (
     fitted,
     live_settings,
     parse_size,
-    tell_cut_off,
+    tell_unread,
 )
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _run_without_browser(given: dict[str, Any]) -> None:
 
     def open_stream() -> "StreamEngine":
         pipe = load_pipeline(settings)
-        tell_cut_off(pipe, settings.controls)
+        tell_unread(pipe, settings.controls)
         return open_warm(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
 
     report = run(

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.config.words import what_is_wrong
+
 if TYPE_CHECKING:
     from diffaccel.realtime.controls import Controls
     from diffaccel.realtime.settings import LiveSettings
@@ -86,7 +88,7 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
     except ValidationError as error:
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{option}: {problem['msg']} (got {problem['input']!r})") from error
+        raise click.UsageError(f"{option}: {what_is_wrong(problem)} (got {problem['input']!r})") from error
 
 
 def fitted(pipe: Any, settings: "LiveSettings", shape: tuple[int, int], *, quiet: bool = False) -> "LiveSettings":
@@ -102,10 +104,10 @@ def fitted(pipe: Any, settings: "LiveSettings", shape: tuple[int, int], *, quiet
     return replace(settings, width=width, height=height)
 
 
-def tell_cut_off(pipe: Any, checked: "Controls") -> None:
-    """Say what of the prompts the model does not read."""
-    from diffaccel.realtime.remarks import remark
+def tell_unread(pipe: Any, checked: "Controls") -> None:
+    """Say what of the prompts is not read: by the model, or under the guidance at hand."""
+    from diffaccel.realtime.remarks import remark, unread_negative
 
     words = remark(pipe, {"--prompt": checked.prompt, "--negative-prompt": checked.negative_prompt})
-    if words:
-        click.echo(f"Note: {words}", err=True)
+    for note in filter(None, (words, unread_negative(checked))):
+        click.echo(f"Note: {note}", err=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.streaming import FIT, FIT_OPTION, fitted, live_settings, parse_size, tell_cut_off, with_controlnet
+from diffaccel.cli.streaming import FIT, FIT_OPTION, fitted, live_settings, parse_size, tell_unread, with_controlnet
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _open(settings: "LiveSettings", source: Path, batch_size: int, *, quiet: boo
     from diffaccel.realtime.settings import load_pipeline, open_engine
 
     pipe = load_pipeline(settings)
-    tell_cut_off(pipe, settings.controls)
+    tell_unread(pipe, settings.controls)
     if settings.width is None:
         with VideoReader(source, audio=False) as reader:
             settings = fitted(pipe, settings, (reader.width, reader.height), quiet=quiet)

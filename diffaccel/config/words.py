@@ -36,7 +36,9 @@ _LIMITS = {
     "finite_number": "must be a finite number",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
+    "literal_error": "must be {expected}",
     "missing": "is missing",
+    "extra_forbidden": "is no setting",
 }
 _KINDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "list": "a list"}
 

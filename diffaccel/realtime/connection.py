@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
+from diffaccel.config.words import what_is_wrong
 from diffaccel.realtime import protocol
 from diffaccel.realtime.channels import Channel
 from diffaccel.realtime.client import Client, Message, Notice
@@ -132,4 +133,4 @@ class Connection:
 def words(error: ValidationError) -> str:
     """A validation error in one sentence."""
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return f"{'.'.join(str(part) for part in first['loc'])}: {what_is_wrong(first)}"

@@ -1,9 +1,11 @@
-"""What a model does not do with a prompt, in words: tokens beyond those that its text encoder reads."""
+"""What is not done with a prompt, in words: tokens that no text encoder reads, a negative prompt without effect."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
+
+from diffaccel.realtime.controls import Controls
 
 UNLIMITED = 100_000
 """Tokenizers without a limit name a huge number."""
@@ -44,3 +46,13 @@ def remark(pipe: Any, prompts: dict[str, str]) -> str:
     """What is left out of prompts, by their titles, in a sentence; empty where nothing is."""
     lost = {title: end for title, text in prompts.items() if text and (end := cut_off(pipe, text))}
     return " ".join(f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items())
+
+
+def unread_negative(controls: Controls) -> str:
+    """That the guidance reads no negative prompt, in a sentence; empty where it does, or there is none."""
+    if not controls.negative_prompt or controls.guidance in ("one-time", "full"):
+        return ""
+    return (
+        f"--negative-prompt changes nothing with --guidance {controls.guidance}: choose --guidance one-time or "
+        "--guidance full."
+    )

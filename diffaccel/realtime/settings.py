@@ -159,15 +159,15 @@ def controls_for(pipe: Any, controls: Controls) -> Controls:
 def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
     """The controls as `StreamEngine` takes them, at construction and in `update`."""
     controls = controls_for(pipe, controls)
-    follows = isinstance(controls, ControlNetControls)
+    follows, guidance = isinstance(controls, ControlNetControls), _guidance(controls)
     return {
         **(controls.model_dump(include={"control", "controlnet_scale"}) if follows else {}),
         "prompt": _blended(controls),
-        "negative_prompt": controls.negative_prompt,
+        "negative_prompt": controls.negative_prompt if guidance.reads_negative_prompt else "",
         "strength": controls.strength,
         "num_steps": controls.steps,
         "seed": controls.seed,
-        "guidance": _guidance(controls),
+        "guidance": guidance,
         "cache": _cache(pipe, controls.cache),
         "similarity": SimilarityFilter(controls.similarity_threshold) if controls.similarity else None,
     }

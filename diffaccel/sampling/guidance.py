@@ -75,6 +75,11 @@ class Guidance(Config, ABC):
     def negative_source(self) -> NegativeSource:
         """Where the negative clean estimate comes from."""
 
+    @property
+    def reads_negative_prompt(self) -> bool:
+        """Whether a negative prompt changes anything."""
+        return self.negative_source in ("predicted", "first")
+
     @abstractmethod
     def combine(
         self, clean: torch.Tensor, negative: torch.Tensor | None, latents: torch.Tensor, alpha: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from diffaccel.stream.config import Prompt, StreamConfig, weighted
 from diffaccel.stream.control import functions_for, scales_for
 from diffaccel.stream.stages import Stages, build_stages
 
+logger = logging.getLogger(__name__)
 At = Literal["all", "new"]
 
 
@@ -31,6 +33,7 @@ class SettingsBuilder:
         self.network, self.latent_shape = network, latent_shape
         self._prompts: dict[object, Conditioning] = {}
         self._stages: tuple[object, Stages] | None = None
+        self._unread: object = None  # what was said last of a negative prompt without effect
 
     def forget(self) -> None:
         """Encode prompts anew from now on, because the text encoder or its adapters changed."""
@@ -43,11 +46,24 @@ class SettingsBuilder:
         nets = len(self.network.controlnets)
         functions_for(config.control, nets)
         scales = scales_for(config.controlnet_scale, nets)
-        asks = config.guidance.negative_source in ("predicted", "first")
+        asks = config.guidance.reads_negative_prompt
+        if config.negative_prompt and not asks:
+            self._tell_unread(config)
         positive = self._encode(config.prompt, config, negative=False)
         negative = self._encode(config.negative_prompt, config, negative=True) if asks else None
         self._trim()
         return FrameSettings(stages, positive, negative, config.guidance, scales)
+
+    def _tell_unread(self, config: StreamConfig) -> None:
+        """Say once that a negative prompt changes nothing."""
+        unread = weighted(config.negative_prompt), type(config.guidance).__name__
+        if unread != self._unread:
+            logger.warning(
+                "the negative prompt %r changes nothing: %s does not read it; OneTimeNegative and FullGuidance do",
+                config.negative_prompt,
+                unread[1],
+            )
+        self._unread = unread
 
     def _build_stages(self, config: StreamConfig) -> Stages:
         scheduler = self.network.pipe.scheduler

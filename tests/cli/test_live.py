@@ -44,8 +44,8 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
         (["--size", "big"], "not a size in pixels"),
         (["--size", "0"], "8 to 8192 pixels"),
         (["--size", "64x99999"], "8 to 8192 pixels"),
-        (["--strength", "nan"], "--strength: Input should be a finite number"),
-        (["--guidance-scale", "inf"], "--guidance-scale: Input should be a finite number"),
+        (["--strength", "nan"], "--strength: must be a finite number"),
+        (["--guidance-scale", "inf"], "--guidance-scale: must be a finite number"),
         (["--sink", "window"], "--sink needs --source"),
         (["--device", "abacus"], "abacus"),
     ],
@@ -78,8 +78,8 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = {
-            ("--strength", "7"): "--strength: Input should be less than or equal to 1 (got 7.0)",
-            ("--steps", "0"): "--steps: Input should be greater than or equal to 1 (got 0)",
+            ("--strength", "7"): "--strength: must be at most 1 (got 7.0)",
+            ("--steps", "0"): "--steps: must be at least 1 (got 0)",
             ("--port", port): f"cannot listen on 127.0.0.1 port {port}",
             ("--model", "emoji-ds"): "unknown model 'emoji-ds' (did you mean emoji-sd?)",
             ("--lora", "nowhere"): "no LoRA at 'nowhere'",

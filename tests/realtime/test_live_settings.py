@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.hub import EngineStream
-from diffaccel.realtime.remarks import cut_off
+from diffaccel.realtime.remarks import cut_off, unread_negative
 from diffaccel.realtime.settings import (
     MOTION,
     Controls,
@@ -138,6 +138,13 @@ def test_what_no_text_encoder_reads_of_a_prompt_is_named(pipe: Any) -> None:
     told = stream.remark(Controls(prompt="a cat", negative_prompt=words, guidance="full"))
     assert told.startswith("Negative prompt is too long for this model, which does not read “")
     stream.close()
+
+
+def test_a_negative_prompt_that_the_guidance_does_not_read_is_named() -> None:
+    unread = Controls(negative_prompt="blurry", guidance="self")
+    assert "--negative-prompt changes nothing with --guidance self" in unread_negative(unread)
+    assert unread_negative(Controls(negative_prompt="blurry", guidance="full")) == ""
+    assert unread_negative(Controls(guidance="none")) == ""
 
 
 def test_the_longest_of_several_encoders_counts() -> None:

@@ -376,3 +376,15 @@ def test_lora_loaded_between_two_engines(engine: Build, frames: torch.Tensor) ->
     assert not any(hooks_of(module) for module in pipe.unet.modules())
     pipe.unet.disable_adapters()
     assert (run(engine(pipe), frames)[8] - styled[8]).abs().max() > 1e-2
+
+
+def test_a_negative_prompt_without_effect_is_said_once(engine: Build, caplog: pytest.LogCaptureFixture) -> None:
+    stream = engine(negative_prompt="blurry", guidance=NoGuidance())
+    stream.update(seed=3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the negative prompt 'blurry' changes nothing: NoGuidance does not read it; OneTimeNegative and FullGuidance do"
+    ]
+    stream.update(guidance=OneTimeNegative(1.5))
+    stream.update(guidance=SelfNegative(1.5))
+    assert len(caplog.records) == 2
+    stream.close()
