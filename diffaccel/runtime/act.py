@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_map
 from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
-from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
+from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, take_rows
 
-Lifetime = Literal["run", "prompt", "frame"]
-"""What the memory of a part lasts as long as: a run of a pipeline or a stream, a prompt, a frame's control image."""
+Lifetime = Literal["run", "prompt", "frame", "video"]
+"""What the memory of a part lasts as long as: a run of a pipeline or a stream, a prompt, a frame's control image, a
+video that is made chunk by chunk."""
 
 
 class Act(ABC):
@@ -131,7 +132,15 @@ class PartState:
         self.late: tuple[int, ...] = ()
 
     def prepare(
-        self, own: Lanes, kept: LaneMemory, *, compute: bool, steps: Sequence[int], total: int | None, writable: bool
+        self,
+        own: Lanes,
+        kept: LaneMemory,
+        *,
+        compute: bool,
+        steps: Sequence[int],
+        total: int | None,
+        writable: bool,
+        spans: Sequence[Span] = (),  # noqa: ARG002
     ) -> None:
         """Prepare for a call.
 
@@ -142,6 +151,7 @@ class PartState:
             steps: for each row the index of the call in its run; blocks are cut where it differs.
             total: how many calls there are.
             writable: whether the network writes into outputs in place.
+            spans: for each row the frames of a video that it shows, if any.
         """
         self.blocks, self.steps = [], []
         for start, end in stretches(steps):
@@ -208,6 +218,10 @@ class Place:
     def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
         """The output, without running the module."""
         raise RuntimeError("this act stores no outputs")
+
+    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What runs where the module runs: its forward, or something in its stead."""
+        return forward
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """The module's output, as those after it shall see it."""

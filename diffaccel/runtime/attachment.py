@@ -40,7 +40,10 @@ class ActHook(Hook):
             if place.reuses():
                 return place.recall(args, kwargs)
         args, kwargs = self.enter(args, kwargs)
-        return self.leave(args, kwargs, self.original(*args, **kwargs))
+        forward = self.original
+        for place in self.places:
+            forward = place.around(forward)
+        return self.leave(args, kwargs, forward(*args, **kwargs))
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The module's inputs, as it shall see them."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import Lifetime
-from diffaccel.runtime.lanes import Lanes, select
+from diffaccel.runtime.lanes import Lanes, Span, select
 
 Forced = bool | tuple[bool, ...] | None
 """What computes, whatever the schedules say: all, nothing, or each part as told; None lets the schedules decide."""
@@ -50,6 +50,7 @@ class Call:
         partners: for each row the lane of the negative row beside it that a method has dropped; empty if none was.
         measured: what methods measure to decide about it, which they add here for the report; calls of some of its rows
             share the list.
+        spans: for each row the frames of a video that it shows; empty where a row is no part of one.
     """
 
     inputs: Inputs
@@ -63,6 +64,7 @@ class Call:
     view: Hashable = None
     partners: Lanes = ()
     measured: list[Measured] = field(default_factory=list)
+    spans: tuple[Span, ...] = ()
 
     @property
     def count(self) -> int:
@@ -84,6 +86,7 @@ class Call:
             places=tuple(self.places[row] for row in rows) if self.places else (),
             roles=tuple(self.roles[row] for row in rows) if self.roles else (),
             partners=tuple(self.partners[row] for row in rows) if self.partners else (),
+            spans=tuple(self.spans[row] for row in rows) if self.spans else (),
         )
 
     def rows_of(self, role: str) -> list[int]:

@@ -29,6 +29,20 @@ class Lane(NamedTuple):
 Lanes = tuple[Lane, ...]
 
 
+class Span(NamedTuple):
+    """Frames of a video that one row shows.
+
+    Attributes:
+        first: number of the first one, counted from the start of the video.
+        frames: how many.
+        commits: whether later calls shall see them as they are in this one.
+    """
+
+    first: int
+    frames: int
+    commits: bool = False
+
+
 @dataclass(eq=False)
 class Block:
     """What some lanes stored together.

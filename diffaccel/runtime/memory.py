@@ -81,6 +81,13 @@ class Memory:
         self.rows.clear()
         self.decided: dict[Hashable, Decision] = {}
 
+    def forget_runs(self) -> None:
+        """Forget what a call that raised may have spoilt: all but videos, which are written when it has returned."""
+        kept = self.parts
+        self.clear()
+        pairs = zip(self._parts, kept, self.parts, strict=True)
+        self.parts = [old if part.lifetime == "video" else new for part, old, new in pairs]
+
     def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
         """Forget all but what some rows may read again; of prompts the last few stay."""
         for part, memory in zip(self._parts, self.parts, strict=True):

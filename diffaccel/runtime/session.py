@@ -154,7 +154,8 @@ class Session:
         own, steps = call.lanes[part.lifetime], memory.steps_of(index, call)
         if part.merge is not None and call.partners:
             kept.merge(own, call.partners, part.merge)
-        state.prepare(own, kept, compute=compute, steps=steps, total=call.place(0)[1], writable=writable)
+        total = call.place(0)[1]
+        state.prepare(own, kept, compute=compute, steps=steps, total=total, writable=writable, spans=call.spans)
         if not state.compute:
             state.measures = memory.row_rule(index, call)
             state.compute = state.measures is not None  # until the front blocks have been measured

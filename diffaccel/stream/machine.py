@@ -49,13 +49,13 @@ class Machine:
         self.close = self._hooks.close
 
     def run(self, call: Call, network: RunNetwork, led_by: Memory | None = None) -> Any:
-        """One call; where it raises, everything is forgotten."""
+        """One call; where it raises, everything is forgotten but videos, which it has not written to."""
         try:
             inner: RunNetwork = lambda call: self.session.run(call, self.memory, network, led_by)  # noqa: E731
             with self._hooks.using():
                 return within(self._wrappers, self.memory, inner)(call)
         except BaseException:
-            self.memory.clear()
+            self.memory.forget_runs()
             raise
 
     def around(self, call: Call, network: RunNetwork, led_by: Memory) -> RunNetwork:

@@ -1,0 +1,175 @@
+"""Video networks that chunks of frames are driven through: how each encodes a prompt, and is called on rows of frames.
+
+The contract is `Network`, with latents ``(rows, C, frames, h, w)`` and one timestep a row. Networks of pictures with
+temporal layers are called with one frame a row, so that nothing but attention joins frames: no norm, no modulation.
+"""
+
+# ruff: noqa: ARG002 - subclasses share one signature and need different parts of it
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from diffaccel.networks.calls import UNet
+from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.network import ADDED, Network
+
+
+def folded(latents: torch.Tensor) -> torch.Tensor:
+    """One frame a row: ``(rows, C, frames, h, w)`` as ``(rows * frames, C, 1, h, w)``."""
+    return latents.transpose(1, 2).flatten(0, 1)[:, :, None]
+
+
+def unfolded(prediction: torch.Tensor, rows: int) -> torch.Tensor:
+    """The inverse of `folded`."""
+    return prediction[:, :, 0].reshape(rows, -1, prediction.shape[1], *prediction.shape[3:]).transpose(1, 2)
+
+
+def _by_frame(value: torch.Tensor, frames: int) -> torch.Tensor:
+    """What rows are told, for each of their frames."""
+    return value.repeat_interleave(frames, 0)
+
+
+class MotionUNet(UNet):
+    """UNetMotionModel: AnimateDiff on Stable Diffusion 1.x and SDXL."""
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the UNet on single frames."""
+        rows, frames = latents.shape[0], latents.shape[2]
+        told = {name: _by_frame(_whole(value), frames) for name, value in inputs.items()}
+        prediction: torch.Tensor = self.model(
+            folded(latents),
+            _by_frame(timesteps, frames),
+            encoder_hidden_states=told["encoder_hidden_states"],
+            timestep_cond=told.get("timestep_cond"),
+            added_cond_kwargs={name: told[name] for name in ADDED if name in told} or None,
+            return_dict=False,
+        )[0]
+        return unfolded(prediction, rows)
+
+
+class LatteNetwork(Network):
+    """LatteTransformer3DModel; a learned variance is dropped."""
+
+    patch = 2
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Text embeddings, as many as the prompt has tokens."""
+        embeds, _ = self.pipe.encode_prompt(text, False, device=self.device, clean_caption=False)
+        return Conditioning({"encoder_hidden_states": embeds})
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer on single frames."""
+        rows, frames = latents.shape[0], latents.shape[2]
+        embeds, bias = padded(inputs["encoder_hidden_states"])
+        out: torch.Tensor = self.model(
+            folded(latents),
+            timestep=_by_frame(timesteps, frames),
+            encoder_hidden_states=_by_frame(embeds, frames),
+            encoder_attention_mask=None if bias is None else _by_frame(bias, frames),
+            return_dict=False,
+        )[0]
+        return unfolded(out[:, : latents.shape[1]], rows)
+
+
+class Wan(Network):
+    """WanTransformer3DModel: Wan 2.1, and 2.2 with one transformer."""
+
+    patch = 2
+
+    def _check(self) -> None:
+        if getattr(self.pipe, "transformer_2", None) is not None:
+            raise ValueError(
+                f"this {type(self.pipe).__name__} has two transformers, one for high noise and one for low, with "
+                "keys and values of their own: use a model with one"
+            )
+        if self.model.config.get("image_dim") is not None:
+            raise ValueError("image-to-video transformers need an image beside the frames: use a text-to-video one")
+
+    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+        """Text embeddings, padded to one length."""
+        embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=self.device)
+        return Conditioning({"encoder_hidden_states": embeds})
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Call the transformer; with one timestep for each token where the model is trained so."""
+        if getattr(self.pipe.config, "expand_timesteps", False):
+            tokens = latents.shape[2] * (latents.shape[3] // 2) * (latents.shape[4] // 2)
+            timesteps = timesteps[:, None].expand(-1, tokens)
+        out: torch.Tensor = self.model(
+            hidden_states=latents,
+            timestep=timesteps,
+            encoder_hidden_states=_whole(inputs["encoder_hidden_states"]),
+            return_dict=False,
+            **self._more(len(latents)),
+        )[0]
+        return out
+
+    def _more(self, rows: int) -> dict[str, Any]:
+        return {}
+
+
+class SkyReels(Wan):
+    """SkyReelsV2Transformer3DModel, at 24 frames a second."""
+
+    def _more(self, rows: int) -> dict[str, Any]:
+        return {"fps": [1] * rows} if self.model.config.inject_sample_info else {}  # how its pipelines say 24 a second
+
+
+_VIDEO: dict[str, type[Network]] = {
+    "LatteTransformer3DModel": LatteNetwork,
+    "SkyReelsV2Transformer3DModel": SkyReels,
+    "UNetMotionModel": MotionUNet,
+    "WanTransformer3DModel": Wan,
+}
+
+
+def video_network_for(pipe: Any, height: int, width: int) -> Network:
+    """The family of a video pipeline's denoiser.
+
+    Raises:
+        TypeError: where no supported denoiser is found, or it was compiled as a whole.
+    """
+    for name in ("unet", "transformer"):
+        model = getattr(pipe, name, None)
+        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+            raise TypeError(
+                f"the {name} was compiled as a whole, and its attentions cannot be reached: leave it uncompiled"
+            )
+        family = _VIDEO.get(type(model).__name__)
+        if family is not None and hasattr(pipe, "encode_prompt"):
+            return family(pipe, height, width)
+    raise TypeError(
+        f"{type(pipe).__name__} cannot make videos chunk by chunk: VideoEngine needs a text-to-video pipeline around "
+        f"one of {', '.join(_VIDEO)}"
+    )
+
+
+def padded(embeds: torch.Tensor | list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Embeddings of unequal length as one tensor ``(rows, tokens, features)``, and what hides the padding.
+
+    The bias ``(rows, 1, tokens)`` is None where nothing was padded.
+    """
+    if isinstance(embeds, torch.Tensor):
+        return embeds, None
+    whole = torch.nn.utils.rnn.pad_sequence(embeds, batch_first=True)
+    lengths = torch.tensor([len(each) for each in embeds], device=whole.device)
+    hidden = torch.arange(whole.shape[1], device=whole.device)[None] >= lengths[:, None]
+    return whole, hidden[:, None] * torch.tensor(-10000.0, dtype=whole.dtype, device=whole.device)
+
+
+def _whole(embeds: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    """Embeddings of all rows.
+
+    Raises:
+        ValueError: where they are of unequal length.
+    """
+    if isinstance(embeds, torch.Tensor):
+        return embeds
+    lengths = sorted({len(each) for each in embeds})
+    raise ValueError(
+        f"prompts of {' and '.join(map(str, lengths))} tokens cannot go through this network together: give a prompt "
+        "and a negative prompt of the same length"
+    )
