@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .reuse.schedule import Steps as Steps
     from .reuse.schedule import Threshold as Threshold
     from .reuse.schedule import Uniform as Uniform
+    from .runtime.causal_context import CausalContext as CausalContext
     from .sampling.guidance import FullGuidance as FullGuidance
     from .sampling.guidance import NoGuidance as NoGuidance
     from .sampling.guidance import OneTimeNegative as OneTimeNegative
@@ -39,12 +40,17 @@ if TYPE_CHECKING:
     from .stream.slot_cache import SlotCache as SlotCache
     from .stream.worker import StreamClosed as StreamClosed
     from .stream.worker import StreamWorker as StreamWorker
+    from .video.engine import VideoEngine as VideoEngine
+    from .video.report import ChunkReport as ChunkReport
+    from .video.report import VideoChunk as VideoChunk
 
 __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
     "Always": ".reuse.schedule",
     "BackLoaded": ".reuse.schedule",
+    "CausalContext": ".runtime.causal_context",
+    "ChunkReport": ".video.report",
     "FrontLoaded": ".reuse.schedule",
     "FullGuidance": ".sampling.guidance",
     "Handle": ".attach.handle",
@@ -70,6 +76,8 @@ _HOME: dict[str, str] = {
     "Threshold": ".reuse.schedule",
     "Uniform": ".reuse.schedule",
     "UnsupportedModelError": ".networks",
+    "VideoChunk": ".video.report",
+    "VideoEngine": ".video.engine",
     "accelerate": ".attach.handle",
     "calibrate": ".attach.calibrate",
 }

@@ -27,6 +27,7 @@ FLOORS = (
     {"__main__", "cli"},
     {"batch", "realtime", "tune"},
     {"measure", "media", "pipelines"},
+    {"video"},
     {"attach", "stream"},
     {"methods"},
     {"runtime"},

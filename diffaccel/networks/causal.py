@@ -139,6 +139,8 @@ class CausalLayout:
         positions: names of the modules where frames learn their positions.
         entry: how they do.
         length: how many positions there are.
+        tokens: how many tokens of a frame an attention joins with those of others, from its name and the height and
+            width of latents.
         table: for positions that are added, those of a module as ``(length, channels)``.
     """
 
@@ -148,6 +150,7 @@ class CausalLayout:
     positions: tuple[str, ...]
     entry: Entry
     length: int
+    tokens: Callable[[str, int, int], int]
     table: Callable[[Any], torch.Tensor] | None = None
 
     @property
@@ -164,8 +167,25 @@ def _motion(model: Any) -> CausalLayout:
     if not tables:
         raise UnsupportedModelError("this UNetMotionModel has no motion modules with positions")
     length = min(int(model.get_submodule(name).pe.shape[1]) for name in tables)
-    table: Callable[[Any], torch.Tensor] = lambda module: module.pe[0]  # noqa: E731
-    return CausalLayout(type(model).__name__, attention, TemporalAttention(), tables, "output", length, table)
+    deepest = len(model.down_blocks) - 1
+
+    def tokens(name: str, height: int, width: int) -> int:
+        kind, _, rest = name.partition(".")
+        number = int(rest.partition(".")[0]) if kind != "mid_block" else deepest
+        level = deepest - number if kind == "up_blocks" else number
+        side: int = 2**level
+        return -(-height // side) * -(-width // side)
+
+    return CausalLayout(
+        type(model).__name__,
+        attention,
+        TemporalAttention(),
+        tables,
+        "output",
+        length,
+        tokens,
+        lambda module: module.pe[0],
+    )
 
 
 def _latte(model: Any) -> CausalLayout:
@@ -174,7 +194,14 @@ def _latte(model: Any) -> CausalLayout:
     table: torch.Tensor = model.temp_pos_embed[0]
     attention = tuple(f"{name}.attn1" for name in blocks)
     return CausalLayout(
-        type(model).__name__, attention, TemporalAttention(), tuple(blocks[:1]), "input", len(table), lambda _: table
+        type(model).__name__,
+        attention,
+        TemporalAttention(),
+        tuple(blocks[:1]),
+        "input",
+        len(table),
+        _patches(model.config.patch_size),
+        lambda _: table,
     )
 
 
@@ -188,7 +215,13 @@ def _wan(model: Any) -> CausalLayout:
         )
     attention = tuple(f"blocks.{i}.attn1" for i in range(len(model.blocks)))
     length = int(model.rope.max_seq_len)
-    return CausalLayout(type(model).__name__, attention, RotaryAttention(), ("rope",), "rotary", length)
+    tokens = _patches(model.config.patch_size[1])
+    return CausalLayout(type(model).__name__, attention, RotaryAttention(), ("rope",), "rotary", length, tokens)
+
+
+def _patches(side: int) -> Callable[[str, int, int], int]:
+    """Tokens of a frame of latents in square patches, in every block."""
+    return lambda _, height, width: (height // side) * (width // side)
 
 
 _CAUSAL: dict[str, Callable[[Any], CausalLayout]] = {

@@ -17,7 +17,7 @@ import torch
 from diffaccel.networks.causal import CausalLayout, rotated
 from diffaccel.runtime.act import Act, Part, PartState, Place, detached
 from diffaccel.runtime.causal_context import CausalContext
-from diffaccel.runtime.kept_frames import Visible, Window, write_frames
+from diffaccel.runtime.kept_frames import KeyValueWindow, Visible, write_frames
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span
 
 HELD_TOGETHER = 2  # calls whose windows are held at once: those of guidance in two calls
@@ -90,7 +90,7 @@ class ExtendState(PartState):
         self.numbers = self.all_numbers = torch.zeros(1, 0, dtype=torch.long)
         self.pending: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.rotary: Rotary | None = None
-        self._windows: OrderedDict[Lanes, tuple[Hashable, dict[int, Window]]] = OrderedDict()
+        self._windows: OrderedDict[Lanes, tuple[Hashable, dict[int, KeyValueWindow]]] = OrderedDict()
 
     @property
     def commits(self) -> bool:
@@ -151,14 +151,14 @@ class ExtendState(PartState):
             )
         self.all_numbers, self.numbers = whole, whole[:, past:]
 
-    def window(self, slot: int, key: torch.Tensor) -> Window:
+    def window(self, slot: int, key: torch.Tensor) -> KeyValueWindow:
         """Keys and values that an attention's queries meet, with room behind them for those of this call."""
         held = self._windows[self.own][1]
         if slot in held:
             return held[slot]
         blocks = [self.kept.own_block(lane) for lane in self.own]
         rings = [None if block is None else block.entries[slot] for block in blocks]
-        window = Window.gathered(rings, self.visible, self.past, key)
+        window = KeyValueWindow.gathered(rings, self.visible, self.past, key)
         if self.rotary is not None and self.past:
             window.turn_past(self.rotary)
         if not self.context.offload:

@@ -55,7 +55,7 @@ class Visible:
 
 
 @dataclass
-class Window:
+class KeyValueWindow:
     """Keys and values that queries meet, each ``(rows * places, heads, (past + frames) * tokens, head_dim)``.
 
     Those of earlier frames come first and stay; those of the call's own frames are written behind them in each call.
@@ -66,7 +66,9 @@ class Window:
     past: int
 
     @classmethod
-    def gathered(cls, rings: Sequence[Ring | None], visible: Sequence[Visible], past: int, key: torch.Tensor) -> Window:
+    def gathered(
+        cls, rings: Sequence[Ring | None], visible: Sequence[Visible], past: int, key: torch.Tensor
+    ) -> KeyValueWindow:
         """From the rings of each row.
 
         Args:

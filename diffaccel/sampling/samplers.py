@@ -58,6 +58,13 @@ class Sampler(ABC):
         """``(c_out, c_skip)`` of the consistency boundary condition: ``clean <- c_out clean + c_skip x``."""
         return 1.0, 0.0
 
+    def correction(self, before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
+        """Weight of what the clean estimate changed by since the level before, in the step from ``start`` to ``end``.
+
+        First-order samplers have none.
+        """
+        return 0.0
+
     def terminal(self, grid: Any) -> NoiseLevel:
         """The level behind the last stage; by default clean."""
         return NoiseLevel(1.0, 0.0, 0.0)
@@ -132,6 +139,25 @@ class Euler(Sampler):
 
 
 @dataclass(frozen=True)
+class DPMSolver(Euler):
+    """DPM-Solver++ of second order, multistep (arXiv 2211.01095, Algorithm 2): DDIM with a look at the step before.
+
+    Not only the first step is of first order but, as in diffusers, the last one, which ends at clean latents.
+    """
+
+    @property
+    def scheduler(self) -> str:
+        """DPMSolverMultistepScheduler."""
+        return "DPMSolverMultistepScheduler"
+
+    def correction(self, before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
+        """``alpha_t (1 - e^-h) / (2 r)`` with ``r = h_before / h``, where h are steps of ``log(alpha / sigma)``."""
+        lambdas = [math.log(level.alpha / level.sigma) for level in (before, start, end)]
+        h_before, h = lambdas[1] - lambdas[0], lambdas[2] - lambdas[1]
+        return end.alpha * -math.expm1(-h) * h / (2 * h_before)
+
+
+@dataclass(frozen=True)
 class DDIM(Euler):
     """DDIM (arXiv 2010.02502, eta = 0) on its own grid and with its own last step."""
 
@@ -199,6 +225,15 @@ def sampler_for(scheduler: Any) -> Sampler:
         f"{name} cannot step row by row: pass sampler=, or set pipe.scheduler to one of "
         + ", ".join(sorted(_BY_SCHEDULER))
     )
+
+
+def multistep_sampler_for(scheduler: Any) -> Sampler:
+    """As `sampler_for`, but multistep variance-preserving schedulers are replaced by `DPMSolver`, not by LCM.
+
+    For streams whose frames all begin at the first stage, and weights that need several steps.
+    """
+    sampler = sampler_for(scheduler)
+    return DPMSolver() if isinstance(sampler, LCM) and type(scheduler).__name__ != "LCMScheduler" else sampler
 
 
 LayOut = Callable[[Any, int], None]

@@ -242,10 +242,20 @@ class StreamBatch:
         clean = rows.clean(latents, prediction[len(asked) * self.frames :])
         clean = self._guide(slots, clean, negatives, latents, rows.alpha)
         denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
-        following = rows.advance(denoised, noise)
+        following = self._corrected(slots, rows.advance(denoised, noise), denoised)
         for slot, x, d, n in zip(slots, *map(self._split, (following, denoised, noise)), strict=True):
             slot.latents, slot.estimate = x, Estimate(slot.settings.stages.levels[slot.stage], d, n)
             slot.stage += 1
+
+    def _corrected(self, slots: Sequence[Slot], following: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """The next latents, by what multistep samplers learn from the estimate of the stage before."""
+        for index, slot in enumerate(slots):
+            before = slot.estimate
+            weight = slot.settings.stages.correction(slot.stage, None if before is None else before.level)
+            if before is not None and weight:
+                own = slice(index * self.frames, (index + 1) * self.frames)
+                following[own] += weight * (denoised[own] - before.clean)
+        return following
 
     def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(rows[i : i + self.frames] for i in range(0, len(rows), self.frames))

@@ -168,7 +168,7 @@ class StreamConfig:
             values = {"timestep_indices": None, "num_steps": len(self.indices), "strength": self._strength(), **values}
         inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
         if inner:
-            values["guidance"] = _with_values(values.get("guidance", self.guidance), inner)
+            values["guidance"] = with_values(values.get("guidance", self.guidance), inner)
         return replace(self, **values)
 
     def _strength(self) -> float:
@@ -177,7 +177,8 @@ class StreamConfig:
         return 1 - self.indices[0] / self.num_inference_steps
 
 
-def _with_values(guidance: Guidance, values: Mapping[str, float]) -> Guidance:
+def with_values(guidance: Guidance, values: Mapping[str, float]) -> Guidance:
+    """A guidance with some values changed. Raises TypeError for values that it does not have."""
     known = {f.name for f in fields(guidance)}
     for name in values:
         if name not in known:

@@ -75,6 +75,15 @@ class Stages:
             return self.transition(self.levels[stage], self.levels[stage + 1])
         return Weights(self.terminal.alpha, self.terminal.sigma, 0.0)
 
+    def correction(self, stage: int, before: NoiseLevel | None) -> float:
+        """Weight, in the step that follows ``stage``, of what the clean estimate changed by since the stage before.
+
+        Nothing where the step ends behind the last stage, or the estimate ``before`` is not of the stage before.
+        """
+        if stage == 0 or stage + 1 >= len(self) or before != self.levels[stage - 1]:
+            return 0.0
+        return self.sampler.correction(*self.levels[stage - 1 : stage + 2])
+
     def first_below(self, timestep: float) -> int | None:
         """The first stage that is less noisy than ``timestep``, or None."""
         return next((i for i, t in enumerate(self.timesteps) if t < timestep), None)
@@ -207,7 +216,8 @@ def build_stages(
 def _entry_scale(grid: Any, level: NoiseLevel) -> float:
     """What a text-to-image frame's noise is multiplied by: how diffusers starts on this grid (``init_noise_sigma``)."""
     variance_exploding = hasattr(grid, "sigmas") and hasattr(grid, "alphas_cumprod")
-    starts_at_sigma = variance_exploding and grid.config.timestep_spacing in ("linspace", "trailing")
+    scaled = float(getattr(grid, "init_noise_sigma", 1.0)) != 1.0
+    starts_at_sigma = variance_exploding and scaled and grid.config.timestep_spacing in ("linspace", "trailing")
     return level.sigma if starts_at_sigma else 1.0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderTiny,
     LatteTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     UNetMotionModel,
@@ -77,11 +78,25 @@ class Family:
     baked: bool
     expand: bool = False
 
-    def pipe(self, model: Any) -> Any:
+    def pipe(self, model: Any, **parts: Any) -> Any:
+        config = SimpleNamespace(expand_timesteps=self.expand)
         vae = SimpleNamespace(config=SimpleNamespace(latent_channels=4))
-        return SimpleNamespace(
-            **{self.component: model}, vae=vae, config=SimpleNamespace(expand_timesteps=self.expand), encode_prompt=None
-        )
+        return SimpleNamespace(**{self.component: model, "vae": vae, "config": config, "encode_prompt": None, **parts})
+
+
+def embedded(text: str) -> torch.Tensor:
+    """Embeddings of a text, (1, tokens, features)."""
+    return torch.randn(1, TOKENS, TEXT, generator=torch.Generator().manual_seed(sum(text.encode())))
+
+
+def video_pipe(family: Family, scheduler: Any) -> Any:
+    """All that an engine reads of a pipeline."""
+    vae = seeded(lambda: AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4,
+        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4))  # fmt: skip
+    return family.pipe(
+        family.build(), vae=vae, scheduler=scheduler, encode_prompt=lambda text, *_, **__: (embedded(text), None),
+        _execution_device="cpu",
+    )  # fmt: skip
 
 
 FAMILIES = {

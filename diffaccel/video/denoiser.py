@@ -1,0 +1,174 @@
+"""The network of one video: called on chunks, with what it keeps of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from diffaccel.networks.causal import causal_layout_of
+from diffaccel.networks.conditioning import Conditioning, Keywords, stack
+from diffaccel.networks.inputs import Inputs
+from diffaccel.networks.network import Network
+from diffaccel.reuse.schedule import Always
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.call import Call
+from diffaccel.runtime.extend_act import ExtendKeyValues, ExtendState
+from diffaccel.runtime.lanes import Lane, Span
+from diffaccel.stream.batch import Tick
+from diffaccel.stream.denoiser import LATENTS, TIMESTEPS, NetworkWork
+from diffaccel.stream.machine import Machine
+from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.video.config import VideoConfig
+
+CLEAN = "clean"
+"""The stage of contexts that all stages share."""
+
+
+class VideoDenoiser:
+    """Runs network calls.
+
+    Args:
+        network: what is called.
+        config: of the video.
+
+    Attributes:
+        work: calls of chunks.
+        writes: calls that only keep what later chunks see.
+
+    Raises:
+        UnsupportedModelError, ValueError: where the context or the cache does not fit the network.
+        RuntimeError: where the network is accelerated already.
+    """
+
+    def __init__(self, network: Network, config: VideoConfig) -> None:
+        self.network, self.config = network, config
+        self.layout = causal_layout_of(network.model)
+        config.context.check_fit(self.layout, config.chunk)
+        steps = config.num_steps
+        self._cache = None if config.cache is None else SlotCache(config.cache, "frame")
+        self._parts = [] if self._cache is None else self._cache.parts(network.model, steps)
+        act = ExtendKeyValues(self.layout, config.context)
+        self._machine = Machine(network.model, [*self._parts, Part(act, Always(), lifetime="video")])
+        self._state: ExtendState = self._machine.session.states[len(self._parts)]  # type: ignore[assignment]
+        self.work, self.writes = NetworkWork(), 0
+
+    @property
+    def _context(self) -> Any:
+        return self._machine.memory.parts[len(self._parts)].lanes
+
+    @torch.no_grad()
+    def predict(self, tick: Tick) -> torch.Tensor:
+        """Prediction for the rows of a tick, ``(chunks * frames, C, h, w)``."""
+        frames, batch = tick.frames, self.config.stream_batch
+        told: Keywords = {name: value[::frames] for name, value in tick.inputs.items()}
+        last = self.config.context.commit == "last-step"
+        spans = tuple(
+            Span(slot.frame_ids[0], frames, batch or (last and slot.stage == len(slot.settings.stages) - 1))
+            for slot, _ in tick.groups
+        )
+        places = tuple((slot.stage, len(slot.settings.stages)) for slot, _ in tick.groups)
+        features = tuple(
+            Lane(("chunk", row), 0) if self._cache is None else self._cache.lane(slot, negative, 0)
+            for row, (slot, negative) in enumerate(tick.groups)
+        )
+        told_by = [
+            slot.settings.negative_prompt if negative else slot.settings.positive for slot, negative in tick.groups
+        ]
+        own = tuple(Lane(("video", slot.stage if batch else CLEAN), negative) for slot, negative in tick.groups)
+        latents = tick.latents.unflatten(0, (-1, frames)).transpose(1, 2)  # type: ignore[no-untyped-call]
+        call = self._call(latents, tick.timesteps[::frames], told, told_by, features, own, spans, places)
+        prediction: torch.Tensor = self._machine.run(call, self._run)
+        self._machine.memory.keep({**call.lanes, "video": tuple(self._context.lanes)})
+        return prediction.transpose(1, 2).flatten(0, 1)
+
+    @torch.no_grad()
+    def write(
+        self,
+        first: int,
+        latents: torch.Tensor,
+        prompts: Sequence[tuple[bool, Conditioning]],
+        timestep: float = 0.0,
+        stage: Hashable = CLEAN,
+    ) -> None:
+        """Let later chunks see frames.
+
+        Args:
+            first: number of the first one.
+            latents: ``(frames, C, h, w)``, with the noise of the timestep.
+            prompts: for each row whether it is the negative one, and what it is told.
+            timestep: 0 for clean frames.
+            stage: whose chunks will see them.
+        """
+        rows, frames = len(prompts), len(latents)
+        told = stack([prompt for _, prompt in prompts], 1)
+        features = tuple(Lane(("write", row), 0) for row in range(rows))
+        own = tuple(Lane(("video", stage), negative) for negative, _ in prompts)
+        whole_number = timestep == int(timestep)
+        t = torch.full((rows,), timestep, dtype=torch.long if whole_number else torch.float32, device=latents.device)
+        whole = latents.transpose(0, 1)[None].expand(rows, -1, -1, -1, -1)  # (rows, C, frames, h, w)
+        spans = (Span(first, frames, True),) * rows
+        call = self._call(whole, t, told, [prompt for _, prompt in prompts], features, own, spans)
+        self._machine.run(call, self._run)
+        for memory in self._machine.memory.parts:
+            memory.lanes.drop(features)
+        self.writes += 1
+
+    def _call(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        told: Keywords,
+        prompts: Sequence[Conditioning],
+        features: tuple[Lane, ...],
+        own: tuple[Lane, ...],
+        spans: tuple[Span, ...],
+        places: tuple[tuple[int, int], ...] = (),
+    ) -> Call:
+        """A call on rows of chunks, ``(rows, C, frames, h, w)``; one that keeps anything computes in full."""
+        frames = latents.shape[2]
+        shared = tuple(Lane((prompt, frames), 0) for prompt in prompts)  # keys and values of a prompt, for each frame
+        values = {**told, LATENTS: latents, TIMESTEPS: timesteps}
+        return Call(
+            Inputs(values, (LATENTS, TIMESTEPS, None)),
+            {"run": features, "prompt": shared, "frame": shared, "video": own},
+            places=places,
+            forced=True if any(span.commits for span in spans) else None,
+            spans=spans,
+        )
+
+    def _run(self, call: Call) -> torch.Tensor:
+        values = dict(call.inputs.values)
+        latents, timesteps = values.pop(LATENTS), values.pop(TIMESTEPS)
+        prediction = self.network.predict(latents.to(self.network.dtype), timesteps, values)
+        if call.places:
+            done, states = self.work, self._machine.session.states[: len(self._parts)]
+            replayed = 0 if all(state.compute for state in states) else call.count
+            self.work = NetworkWork(done.calls + 1, done.rows + call.count, done.replayed + replayed)
+        return prediction
+
+    def forget(self) -> None:
+        """Let later chunks see nothing of what was kept."""
+        self._machine.memory.parts[len(self._parts)].keep(())
+        self._state.forget_windows()
+
+    def forget_features(self) -> None:
+        """Reuse nothing that was stored within a chunk."""
+        self._machine.memory.forget_runs()
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes that kept keys and values take, with the windows that are gathered from them."""
+        return int(self._context.nbytes()) + self._state.window_bytes()
+
+    @property
+    def held(self) -> int:
+        """Frames whose keys and values are kept."""
+        blocks = [self._context.own_block(lane) for lane in self._context.lanes]
+        return max((len(block.entries[-1].frames) for block in blocks), default=0)
+
+    def close(self) -> None:
+        """Take all hooks off the network."""
+        self.forget()
+        self._machine.close()

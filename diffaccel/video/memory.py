@@ -1,0 +1,54 @@
+"""How much memory a context takes, known before anything runs."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from diffaccel.networks.causal import CausalLayout
+from diffaccel.networks.network import Network
+from diffaccel.video.config import VideoConfig
+
+
+def context_bytes(
+    network: Network, layout: CausalLayout, config: VideoConfig, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Bytes of kept keys and values, and of the windows gathered from them.
+
+    Args:
+        network: what keeps them.
+        layout: where its frames meet.
+        config: of the video; without a window, those of one chunk.
+        size: height and width of latents.
+    """
+    context = config.context
+    rows = 1 + (config.guidance.negative_source in ("predicted", "first"))
+    stages = config.num_steps if config.stream_batch else 1
+    frame = sum(
+        2 * layout.tokens(name, *size) * int(network.model.get_submodule(name).inner_dim) for name in layout.attention
+    )
+    frames = (context.window or 0) + context.sink + config.chunk
+    kept = frame * frames * rows * stages * network.dtype.itemsize
+    largest = max(
+        layout.tokens(name, *size) * int(network.model.get_submodule(name).inner_dim) for name in layout.attention
+    )
+    return kept, 2 * largest * frames * rows * stages * network.dtype.itemsize if context.offload else kept
+
+
+def require_memory(network: Network, layout: CausalLayout, config: VideoConfig, size: tuple[int, int]) -> None:
+    """Raise `MemoryError` where the context of a video will not fit."""
+    kept, windows = context_bytes(network, layout, config, size)
+    machine = int(psutil.virtual_memory().available)
+    on_device = windows if config.context.offload else kept + windows
+    free = machine if network.device.type != "cuda" else int(torch.cuda.mem_get_info(network.device)[0])
+    for where, needed, there in (
+        (f"on {network.device}", on_device, free),
+        ("in the machine's memory", kept if config.context.offload else 0, machine),
+    ):
+        if needed > there:
+            offload = "" if config.context.offload or network.device.type == "cpu" else ", or offload=True"
+            raise MemoryError(
+                f"keys and values of a window of {config.context.window} and a chunk of {config.chunk} take "
+                f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are free {where}: give a smaller window"
+                f"{offload}"
+            )
