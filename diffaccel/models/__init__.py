@@ -18,6 +18,7 @@ from diffaccel.models.loader import (
     find_vae,
     load,
     load_vae,
+    multiplies_bfloat16,
 )
 from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
 from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
@@ -47,6 +48,7 @@ __all__ = [
     "load_lora",
     "load_vae",
     "located",
+    "multiplies_bfloat16",
     "names",
     "parse_embeddings",
     "parse_loras",

@@ -190,6 +190,13 @@ def choose_device(device: "str | torch.device | None" = None) -> "torch.device":
     return chosen
 
 
+def multiplies_bfloat16(device: "torch.device") -> bool:
+    """Whether a device multiplies matrices faster in bfloat16 than in float32: CPUs with AMX do, several times so."""
+    import torch
+
+    return device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
 def choose_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":
     """The dtype asked for, else float32 on the CPU and float16 elsewhere."""
     import torch

@@ -1,6 +1,8 @@
 """The pipeline of a run: loaded with another autoencoder, spread over devices, compiled, as the command line asks."""
 
 import json
+import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
 Forward = Callable[..., Any]
 _TORN_LIBRARY = re.compile(r"ImportError: (\S+\.so): ")
@@ -117,8 +122,29 @@ def _compile(pipe: "DiffusionPipeline") -> None:
     import torch
 
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    _keep_on_disk()
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     denoiser.forward = _rebuilding(torch.compile(denoiser.forward))
+
+
+def _keep_on_disk() -> None:
+    """Keep what is compiled in the user's cache, not in a folder of temporary files: the next start finds it there.
+
+    ``TORCHINDUCTOR_CACHE_DIR`` and ``XDG_CACHE_HOME`` overrule the place.
+    """
+    import torch._functorch.config
+    import torch._inductor.config
+
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "diffaccel" / "compiled"
+    if CACHE_VARIABLE not in os.environ:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("what is compiled is not kept for the next start: %s", error)
+            return
+        os.environ[CACHE_VARIABLE] = str(place)
+    torch._inductor.config.fx_graph_cache = True
+    torch._functorch.config.enable_autograd_cache = True
 
 
 def _rebuilding(compiled: Forward) -> Forward:

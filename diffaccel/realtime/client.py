@@ -76,6 +76,9 @@ class Client:
 
     The box holds the latest frame only. `offer`, `ask` and `ready` are called under the hub's lock; `work` and `close`
     on the session's thread.
+
+    Attributes:
+        pace: what is painted more cheaply to hold the rate, in words.
     """
 
     def __init__(self, controls: Controls, post: Post, metrics: Metrics, fps: float | None = None) -> None:
@@ -84,6 +87,7 @@ class Client:
         self.controls = self._asked = controls
         self._box: Arrived | None = None
         self._stream: Stream | None = None
+        self.pace = ""
         self._count = self._not_finite = 0
         self._inside: dict[int, Arrived] = {}
         self._last = self._free_at = monotonic()
@@ -206,6 +210,7 @@ class Client:
 
         A skipped frame comes out at once, before older ones in flight.
         """
+        self.pace = getattr(stream, "pace", "")
         for arrived in self._inside.values():
             arrived.busy_ms += network_ms
         for output in outputs:

@@ -126,7 +126,8 @@ class Connection:
         """How it goes, now and then."""
         while True:
             await asyncio.sleep(STATS_EVERY)
-            values = {**self.session.tally.to_dict(), "sessions": self._hub.count, "limit": self._hub.limit}
+            here = {"sessions": self._hub.count, "limit": self._hub.limit, "pace": self.session.pace}
+            values = {**self.session.tally.to_dict(), **here}
             self._accept(Notice("stats", values))
 
 

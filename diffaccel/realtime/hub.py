@@ -83,6 +83,12 @@ class EngineStream:
         """Pictures that were withheld so far."""
         return self._withheld + self._engine.report().frames_not_finite
 
+    @property
+    def pace(self) -> str:
+        """What is painted more cheaply to hold the rate, in words; empty where nothing is."""
+        pace = self._engine.pace
+        return pace.setting if pace is not None and pace.rung else ""
+
     def configure(self, controls: Controls) -> None:
         """Change what is different; frames in flight follow from their next stage on, but not into another size."""
         arguments = stream_arguments(self._pipe, controls)

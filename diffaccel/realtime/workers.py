@@ -37,7 +37,7 @@ class Answer:
     Attributes:
         value: what was returned.
         error: what was raised instead.
-        frames_in_flight, not_finite: of the session's stream.
+        frames_in_flight, not_finite, pace: of the session's stream.
         rows: of all streams of the process.
         calls: kind and rows of calls since its last answer.
     """
@@ -46,6 +46,7 @@ class Answer:
     error: Exception | None = None
     frames_in_flight: int = 0
     not_finite: int = 0
+    pace: str = ""
     rows: int = 0
     calls: Sequence[tuple[str, int]] = ()
 
@@ -175,6 +176,7 @@ class RemoteStream:
     def __init__(self, workers: Workers, controls: Controls) -> None:
         self._workers, self._controls = workers, controls
         self.frames_in_flight = self.not_finite = self._withheld = 0
+        self.pace = ""
         self._worker: Worker | None = None
         self._open()
 
@@ -200,6 +202,7 @@ class RemoteStream:
         except (EOFError, OSError):
             self._lose()
         self.frames_in_flight, self.not_finite = answer.frames_in_flight, self._withheld + answer.not_finite
+        self.pace = answer.pace
         self._worker.rows = answer.rows
         for kind, rows in answer.calls:
             self._workers.on_call(kind, rows)
@@ -279,8 +282,9 @@ def _serve(pipe: Connection, studio: Studio, calls: list[tuple[str, int]]) -> No
             except Exception as caught:
                 error = _portable(caught)
             told = [calls.pop() for _ in range(len(calls))]
-            flying, withheld = (stream.frames_in_flight, stream.not_finite) if stream is not None else (0, 0)
-            pipe.send(Answer(value, error, flying, withheld, studio.host.report().rows, told))
+            account = (stream.frames_in_flight, stream.not_finite, stream.pace) if stream is not None else (0, 0, "")
+            flying, withheld, pace = account
+            pipe.send(Answer(value, error, flying, withheld, pace, studio.host.report().rows, told))
     except (EOFError, OSError):
         pass
     finally:

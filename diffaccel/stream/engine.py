@@ -22,7 +22,7 @@ from diffaccel.stream.images import Codec, Fit, OutputType, Picture
 from diffaccel.stream.intake import Intake, latent_shape
 from diffaccel.stream.ladder import ladder
 from diffaccel.stream.moving import MovingFrames
-from diffaccel.stream.pace import Pace
+from diffaccel.stream.pace import Pace, PaceReport
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
@@ -142,6 +142,11 @@ class StreamEngine(MovingFrames):
     def frames_in_flight(self) -> int:
         """Frames that were accepted and have not come out."""
         return self._state.in_flight
+
+    @property
+    def pace(self) -> PaceReport | None:
+        """What is done to hold the deadline; None without one."""
+        return None if self._pace is None else self._pace.report()
 
     def push(
         self,
@@ -288,8 +293,8 @@ class StreamEngine(MovingFrames):
     def report(self) -> StreamReport:
         """Account of frames and times since the engine was built or reset."""
         with self._lock:
-            pace = None if self._pace is None else self._pace.report()
-            return self._state.report(self._denoiser.work, self.latency, self._course.settings.stages.sampler, pace)
+            sampler = self._course.settings.stages.sampler
+            return self._state.report(self._denoiser.work, self.latency, sampler, self.pace)
 
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""

@@ -206,7 +206,9 @@ function tick() {
   $("skipped").textContent = stats.skipped;
   $("dropped").textContent = stats.dropped;
   $("failed").textContent = stats.failed + stats.not_finite + stats.rejected;
-  $("people").textContent = stats.sessions > 1 ? `${stats.sessions} of ${stats.limit} people here` : "";
+  const people = stats.sessions > 1 ? `${stats.sessions} of ${stats.limit} people here` : "";
+  const pace = stats.pace ? `holds its rate: ${stats.pace}` : "";
+  $("people").textContent = [people, pace].filter(Boolean).join(" · ");
 }
 
 // The server
