@@ -155,7 +155,9 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
         raise click.UsageError(NO_CONTROLNET)
     if given["device"]:
         models.choose_device(given["device"])
-    return live_settings(given, START)
+    from diffaccel.realtime.settings import quickest
+
+    return quickest(live_settings(given, START))
 
 
 def _options(given: dict[str, Any]) -> "ServerOptions":

@@ -49,91 +49,31 @@ class ServerOptions:
     key: Path | None = None
 
 
-class LiveServer:
-    """Serves a hub; `run` until it is told to stop, or with ``with`` on a thread of its own.
+class LiveApp:
+    """A hub behind the routes of a live server.
 
     Args:
         hub: the network and its sessions.
         options: how it is reached.
         about: what the page is told about the model: ``model``, ``width`` and ``height``.
-        listener: what `address.listen` returned for the options; None to call it now.
-
-    Raises:
-        MediaError: where the port is taken or not allowed.
     """
 
-    def __init__(
-        self, hub: Hub, options: ServerOptions, about: Mapping[str, Any], listener: socket.socket | None = None
-    ) -> None:
+    stopping = False
+
+    def __init__(self, hub: Hub, options: ServerOptions, about: Mapping[str, Any]) -> None:
         self.hub, self.options, self.about = hub, options, dict(about)
         self.connections: dict[str, Connection] = {}
         self.channels = Channels()
-        self._socket = listener or address.listen(options.host, options.port, another="--port 0, any that is free")
-        self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(self._config())
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="live")
 
-    @property
-    def url(self) -> str:
-        """The page's address, with its token."""
-        scheme = "https" if self.options.certificate else "http"
-        return address.url(self.options.host, self.port, "/", token=self.options.token, scheme=scheme)
-
-    def _config(self) -> uvicorn.Config:
-        options = self.options
-        guarded = Guard(
+    def guarded(self) -> Guard:
+        """The routes, for those who may come in."""
+        return Guard(
             build_app(self),
-            token=options.token,
-            host=options.host,
-            names=options.allow_hosts,
+            token=self.options.token,
+            host=self.options.host,
+            names=self.options.allow_hosts,
             refused=lambda reason: self.hub.metrics.refused.labels(reason).inc(),
         )
-        return uvicorn.Config(
-            guarded,
-            ws="websockets-sansio",
-            ws_max_size=protocol.LARGEST_MESSAGE,
-            ws_per_message_deflate=False,
-            ws_ping_interval=2,
-            ws_ping_timeout=6,
-            lifespan="off",
-            log_level="error",
-            server_header=False,
-            timeout_graceful_shutdown=1,
-            ssl_certfile=options.certificate,
-            ssl_keyfile=options.key,
-        )
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to stop."""
-        return self._server.should_exit
-
-    def run(self, *, browser: bool = False) -> None:
-        """Serve until Ctrl-C or SIGTERM.
-
-        Args:
-            browser: open the page once it can be reached.
-
-        Raises:
-            KeyboardInterrupt: after Ctrl-C, when everything is closed.
-        """
-        if browser:
-            threading.Timer(0.3, webbrowser.open, [self.url]).start()
-        try:
-            self._server.run([self._socket])
-        finally:
-            self._socket.close()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        while not self._server.started and self._thread.is_alive():
-            self._thread.join(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
 
     async def talk(self, websocket: WebSocket) -> None:
         """One client, from its arrival to its end."""
@@ -185,7 +125,85 @@ class LiveServer:
         return StreamingResponse(channel.frames(lambda: self.stopping), media_type=MEDIA_TYPE)
 
 
-def build_app(server: LiveServer) -> FastAPI:
+class LiveServer(LiveApp):
+    """Serves a hub; `run` until it is told to stop, or with ``with`` on a thread of its own.
+
+    Args:
+        hub: the network and its sessions.
+        options: how it is reached.
+        about: what the page is told about the model: ``model``, ``width`` and ``height``.
+        listener: what `address.listen` returned for the options; None to call it now.
+
+    Raises:
+        MediaError: where the port is taken or not allowed.
+    """
+
+    def __init__(
+        self, hub: Hub, options: ServerOptions, about: Mapping[str, Any], listener: socket.socket | None = None
+    ) -> None:
+        super().__init__(hub, options, about)
+        self._socket = listener or address.listen(options.host, options.port, another="--port 0, any that is free")
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(self._config())
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True, name="live")
+
+    @property
+    def url(self) -> str:
+        """The page's address, with its token."""
+        scheme = "https" if self.options.certificate else "http"
+        return address.url(self.options.host, self.port, "/", token=self.options.token, scheme=scheme)
+
+    def _config(self) -> uvicorn.Config:
+        options = self.options
+        return uvicorn.Config(
+            self.guarded(),
+            ws="websockets-sansio",
+            ws_max_size=protocol.LARGEST_MESSAGE,
+            ws_per_message_deflate=False,
+            ws_ping_interval=2,
+            ws_ping_timeout=6,
+            lifespan="off",
+            log_level="error",
+            server_header=False,
+            timeout_graceful_shutdown=1,
+            ssl_certfile=options.certificate,
+            ssl_keyfile=options.key,
+        )
+
+    @property
+    def stopping(self) -> bool:  # type: ignore[override]
+        """Whether it was told to stop."""
+        return self._server.should_exit
+
+    def run(self, *, browser: bool = False) -> None:
+        """Serve until Ctrl-C or SIGTERM.
+
+        Args:
+            browser: open the page once it can be reached.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, when everything is closed.
+        """
+        if browser:
+            threading.Timer(0.3, webbrowser.open, [self.url]).start()
+        try:
+            self._server.run([self._socket])
+        finally:
+            self._socket.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+def build_app(server: LiveApp) -> FastAPI:
     """The routes."""
     app = FastAPI(openapi_url=None)
     hub = server.hub

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffaccel import models
@@ -63,6 +63,14 @@ class LiveSettings:
     fit: Fit = "crop"
     fps: float | None = None
     controls: Controls = field(default_factory=Controls)
+
+
+def quickest(settings: LiveSettings) -> LiveSettings:
+    """The settings in the type that this machine is quickest in, where none is asked for."""
+    device = models.choose_device(settings.device)
+    if settings.dtype is None and models.multiplies_bfloat16(device):
+        return replace(settings, dtype="bfloat16")
+    return settings
 
 
 def load_pipeline(settings: LiveSettings) -> Any:

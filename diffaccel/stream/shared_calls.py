@@ -25,6 +25,7 @@ from diffaccel.stream.work import Work, WorkRunner, joined, parted
 
 UNHURRIED = 1.0
 """Seconds within which a stream without a deadline is served before others that came later and are in a hurry."""
+BROKEN = "another stream's rows broke the call"
 OnCall = Callable[[str, int], None]
 
 
@@ -105,6 +106,7 @@ class SharedCalls:
         meets = work.kind == "network" and turn == 1
         brought = Brought(share, work, group, meets, hooks_in_force(), now, due)
         with self._changed:
+            share.thread = threading.get_ident()
             self._waiting.append(brought)
             self._changed.notify_all()
             try:
@@ -132,9 +134,11 @@ class SharedCalls:
             finally:
                 self._changed.acquire()
                 self._running = False
-                self._changed.notify_all()
                 for each in chosen:
                     each.share.served = perf_counter()
+                    if not each.done:  # this thread was interrupted
+                        each.finish(error=Disturbed(BROKEN))
+                self._changed.notify_all()
 
     def _choose(self) -> list[Brought]:
         """The works of the next call; none where one runs, or none is ready."""
@@ -161,11 +165,14 @@ class SharedCalls:
         """When works need not wait for others any more."""
         newest = max(each.came for each in group)
         here = group if group[0].meets else self._waiting
-        missing = self._company.get(group[0].group, frozenset()) - {each.share for each in here}
+        threads = {each.share.thread for each in here}  # a thread that waits here brings nothing else
+        company = self._company.get(group[0].group, frozenset())
+        missing = [share for share in company if share.thread not in threads]
         if not missing:
             return newest
         patience = min(each.came + each.share.patience for each in group)
-        return min(patience, max(newest, *(share.served for share in missing)) + self.wait)
+        seen = max(newest, *(share.served for share in missing))  # somebody came, or went
+        return min(patience, seen + self.wait)
 
     def _patience(self) -> float | None:
         """Seconds until the next works are ready; None where something else has to happen first."""
@@ -179,13 +186,13 @@ class SharedCalls:
         self.counts.calls[kind] += 1
         self.counts.rows[kind] += rows
         self.counts.streams[kind] += len(chosen)
-        self._on_call(kind, rows)
         try:
+            self._on_call(kind, rows)
             results = _run([each.work for each in chosen], [each.hooks for each in chosen])
         except BaseException as error:
             for each in chosen:
                 each.share.alone = True
-                each.finish(error=error if len(chosen) == 1 else Disturbed("another stream's rows broke the call"))
+                each.finish(error=error if len(chosen) == 1 else Disturbed(BROKEN))
             if not isinstance(error, Exception):  # this thread was interrupted
                 raise
         else:
@@ -235,6 +242,7 @@ class SharedRunner(WorkRunner):
     Attributes:
         alone: whether the next work runs by itself, because the last one failed.
         served: when a call with a work of this stream ended.
+        thread: which brought its last work.
     """
 
     def __init__(
@@ -244,7 +252,7 @@ class SharedRunner(WorkRunner):
     ) -> None:
         self._shared, self._reserve = shared, reserve
         self.alone = False
-        self.served = 0.0
+        self.served, self.thread = 0.0, 0
         self._calls: Counter[str] = Counter()
 
     def begin(self) -> None:

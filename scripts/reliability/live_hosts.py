@@ -2,6 +2,8 @@
 
 import argparse
 import random
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,8 +11,11 @@ from pathlib import Path
 from realtime.live_client import Client, jpeg, until
 from reliability.live_clients import Camera, milliseconds, settings_for
 
+from diffaccel.realtime.controls import Controls
+from diffaccel.realtime.hub import spare_a_core
 from diffaccel.realtime.opening import open_hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
+from diffaccel.realtime.settings import LiveSettings
 
 
 class Hostile:
@@ -87,4 +92,40 @@ def check_hosts(model: str, _place: Path, options: argparse.Namespace) -> str:
     return said
 
 
-CHECKS_OF_HOSTS = {"sixteen in one host": check_hosts}
+RATE = 24.0
+BURN = "while True: pass"
+
+
+def check_rate(_model: str, _place: Path, options: argparse.Namespace) -> str:
+    """The bundled model holds 24 pictures a second, while another process takes half of the machine for a while."""
+    third = max(4, 20 * options.scale)
+    controls = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4, similarity=False)
+    settings = LiveSettings(device="cpu", fps=RATE, controls=controls)
+    spare_a_core()
+    rates, paces = [], []
+    with (
+        open_hub(settings, limit=2) as (hub, about),
+        LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
+    ):
+        camera = Camera(server, 30)
+        time.sleep(third)  # to find its pace
+        client = next(iter(server.connections.values())).session
+        for busy in (False, True, False):
+            other = subprocess.Popen([sys.executable, "-c", BURN]) if busy else None
+            if other is not None:
+                time.sleep(third)  # to find it again
+            before, begin = client.tally.outcomes["shown"], time.monotonic()
+            time.sleep(third)
+            rates.append((client.tally.outcomes["shown"] - before) / (time.monotonic() - begin))
+            paces.append(client.pace or "as set")
+            if other is not None:
+                other.kill()
+                other.wait()
+        camera.stop()
+    said = ", ".join(f"{rate:.1f} ({pace})" for rate, pace in zip(rates, paces, strict=True))
+    said = f"{said} pictures a second: alone, beside a busy process, and alone again"
+    assert all(abs(rate - RATE) <= 0.05 * RATE for rate in rates), said
+    return said
+
+
+CHECKS_OF_HOSTS = {"sixteen in one host": check_hosts, "a rate that is held": check_rate}

@@ -1,14 +1,18 @@
 """Sessions of `diffaccel live` share calls; with several processes they are placed by load and survive a death."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from live_client import Client, get, jpeg, until
+from live_client import Client, StubStream, get, jpeg, until
 
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.local import Show
 from diffaccel.realtime.opening import most_rows, open_hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls, LiveSettings
@@ -57,6 +61,57 @@ def test_steps_that_there_is_no_room_for_are_refused_in_words(pipe: Any, tiny_sd
 
 def test_a_host_has_room_for_two_steps_of_everyone() -> None:
     assert (most_rows(1), most_rows(4), most_rows(100)) == (32, 32, 400)
+
+
+class Cheaper(StubStream):
+    """A stream that costs less than it was set to."""
+
+    pace = "interval 4, branch 0"
+
+
+def test_a_rate_is_not_exceeded_and_pages_are_told_what_holds_it() -> None:
+    about = {"model": "stub", "width": 8, "height": 8}
+    with (
+        Hub(Cheaper, fps=20) as hub,
+        LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
+        Client(server) as client,
+    ):
+        client.frame()
+        client.picture()
+        begin = time.monotonic()
+        for _ in range(15):
+            client.frame()
+            client.picture()
+        assert time.monotonic() - begin >= 14 / 20 - 0.01
+        assert until(lambda: client.wait("stats")["pace"] == "interval 4, branch 0")
+
+
+def test_fewer_frames_are_taken_from_a_source_than_it_shows() -> None:
+    class Worker:
+        """Takes note of what is put."""
+
+        engine = SimpleNamespace(next_frame_id=0)
+
+        def __init__(self) -> None:
+            self.taken: list[int] = []
+
+        def put(self, pixels: int) -> None:
+            self.taken.append(pixels)
+
+        def close(self, *, flush: bool) -> None:
+            assert flush
+
+    def source() -> Iterator[Any]:
+        for k in range(30):
+            time.sleep(0.01)
+            yield SimpleNamespace(pixels=k, time=k)
+
+    worker = Worker()
+    Show(source(), None, worker, threading.Event(), None, fps=20)._feed()  # type: ignore[arg-type]
+    assert worker.taken[0] == 0
+    assert 5 <= len(worker.taken) <= 20  # a frame in five, or more on a busy machine, whose naps are longer
+    Show(source(), None, worker, threading.Event(), None)._feed()  # type: ignore[arg-type]
+    assert worker.taken[-30:] == list(range(30))
 
 
 @pytest.fixture(scope="module")

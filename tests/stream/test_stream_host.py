@@ -288,6 +288,32 @@ def test_a_stream_alone_waits_for_nobody(movies: list[torch.Tensor]) -> None:
         assert time.monotonic() - begin < 1.0
 
 
+def test_streams_used_from_one_thread_do_not_wait_for_each_other(movies: list[torch.Tensor]) -> None:
+    with StreamHost(pipeline("sd"), wait=1.0) as host:
+        engines = [host.open(**SETTINGS | {"timestep_indices": (10, 40), "seed": k}) for k in range(3)]
+        begin = time.monotonic()
+        shown = [[out.image for frame in movies[0] for out in engine.push(frame)] for engine in engines]
+        for frame in movies[0]:
+            for engine in engines:
+                engine.push(frame)
+        assert time.monotonic() - begin < 20
+        assert [len(images) for images in shown] == [5, 5, 5]
+
+
+def test_whoever_is_told_of_calls_and_raises_stops_nobody(movies: list[torch.Tensor]) -> None:
+    def tell(_kind: str, _rows: int) -> None:
+        raise RuntimeError("no disk left")
+
+    with StreamHost(pipeline("sd"), on_call=tell) as host:
+        engines = [host.open(**SETTINGS), host.open(**SETTINGS)]
+
+        def push(engine: StreamEngine) -> None:
+            with pytest.raises(RuntimeError, match="no disk left"):
+                engine.push(movies[0][0])
+
+        together([lambda e=e: push(e) for e in engines])
+
+
 def test_control_scales_of_streams_share_a_call(movies: list[torch.Tensor]) -> None:
     pipe = controlled()
     settings = [{"controlnet_scale": 0.7}, {"controlnet_scale": 0.0}, {"controlnet_scale": 1.2, "cache": DeepCache(2)}]
