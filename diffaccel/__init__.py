@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .stream.slot_cache import SlotCache as SlotCache
     from .stream.worker import StreamClosed as StreamClosed
     from .stream.worker import StreamWorker as StreamWorker
+    from .tune.router_training import train_routers as train_routers
     from .video.engine import VideoEngine as VideoEngine
     from .video.report import ChunkReport as ChunkReport
     from .video.report import VideoChunk as VideoChunk
@@ -80,6 +81,7 @@ _HOME: dict[str, str] = {
     "VideoEngine": ".video.engine",
     "accelerate": ".attach.handle",
     "calibrate": ".attach.calibrate",
+    "train_routers": ".tune.router_training",
 }
 
 

@@ -126,6 +126,9 @@ def task_class(pipeline: str, task: str, *, controlnet: bool = False) -> Any:
     return next((kind for kind in mappings[task].values() if kind.__name__ == name), None)
 
 
+GUIDANCE_SCALES = ("guidance_scale", "guidance_scale_2", "image_guidance_scale", "pag_scale", "true_cfg_scale")
+
+
 class RunningCall(NamedTuple):
     """A pipeline's call that is under way.
 
@@ -147,6 +150,13 @@ class RunningCall(NamedTuple):
         """What the call says in a variable of guidance with a negative prompt; None where it has none."""
         values = [self.frame.f_locals.get(name) for name in ("do_classifier_free_guidance", "do_true_cfg")]
         return next((value for value in values if isinstance(value, bool)), None)
+
+    @property
+    def guidance_scales(self) -> tuple[tuple[str, float], ...]:
+        """The scales of guidance that the call was given, or that the pipeline's guider has, by name."""
+        guider = vars(getattr(self.pipe, "guider", None) or object)
+        values = {name: self.frame.f_locals.get(name, guider.get(name)) for name in GUIDANCE_SCALES}
+        return tuple((name, float(value)) for name, value in values.items() if isinstance(value, int | float))
 
 
 def running_call() -> RunningCall | None:

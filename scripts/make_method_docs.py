@@ -108,7 +108,11 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
         for layout in layouts
         if layout.units
     ]
-    given: dict[str, Any] = {"CalibratedCache": calibration, "Profile": ["profile.json"]}
+    given: dict[str, Any] = {
+        "CalibratedCache": calibration,
+        "LearnedCache": ["routers.json"],
+        "Profile": ["profile.json"],
+    }
     methods = [cls(value) for value in given[cls.__name__]] if cls.__name__ in given else [cls()]  # type: ignore[call-arg]
     reason = methods[0].no_stream
     if reason is not None:

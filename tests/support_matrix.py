@@ -24,10 +24,12 @@ from diffaccel.methods import (
     FeatureInheritance,
     IntervalCache,
     KindSteps,
+    LearnedCache,
     Method,
     Profile,
     Recipe,
     Reuse,
+    Routers,
     TextKVCache,
     TGate,
 )
@@ -61,6 +63,13 @@ def tuned(model: Any) -> Method:
     return Profile(Recipe(layout.model, layout.fingerprint, *sampler_of(SCHEDULER), CALLS, (Reuse(1, "output"),)))
 
 
+def learned(model: Any) -> Method:
+    layout = layout_of(model)
+    units = tuple(unit.branch.replayed[0] for unit in layout.units) or ("none",)
+    weights = tuple((float(call != 1),) * len(units) for call in range(CALLS))
+    return LearnedCache(Routers(layout.model, layout.fingerprint, *sampler_of(SCHEDULER), (), units, weights))
+
+
 METHODS: dict[str, Callable[[Any], Method]] = {
     "BlockCache": lambda model: BlockCache(threshold=10.0),
     "CalibratedCache": calibrated,
@@ -70,6 +79,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
     "EncoderPropagation": lambda model: EncoderPropagation(Steps((0, 2))),
     "FeatureInheritance": lambda model: FeatureInheritance(interval=2, depth=1),
     "IntervalCache": lambda model: IntervalCache(interval=2, total=CALLS),
+    "LearnedCache": learned,
     "Profile": tuned,
     "TGate": lambda model: TGate(gate=1, warmup=1),
     "TextKVCache": lambda model: TextKVCache(),

@@ -1,7 +1,6 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -139,11 +138,8 @@ def parse_cache(spec: str) -> tuple[Any, ...]:
 
 
 def write_cache(methods: Iterable[Any]) -> str:
-    """The text that `parse_cache` reads as `methods`; profiles are written out, without their evidence."""
-    from diffaccel.methods import Profile
-
-    plain = (Profile(replace(m.loaded, evidence=None)) if isinstance(m, Profile) else m for m in methods)
-    return " + ".join(method.to_text() for method in plain) or "none"
+    """The text that `parse_cache` reads as `methods`; the files that they name are written out."""
+    return " + ".join(method.written_out().to_text() for method in methods) or "none"
 
 
 @lru_cache

@@ -16,11 +16,13 @@ from diffaccel.methods.encoder_propagation import EncoderPropagation
 from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.files import load_methods as load_methods
 from diffaccel.methods.interval_cache import IntervalCache
+from diffaccel.methods.learned_cache import LearnedCache
 from diffaccel.methods.profile import Profile
 from diffaccel.methods.recipe import Evidence as Evidence
 from diffaccel.methods.recipe import Recipe
 from diffaccel.methods.recipe import Reuse as Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
+from diffaccel.methods.routers import Routers, RouterTraining
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
 
@@ -34,9 +36,12 @@ __all__ = [
     "EncoderPropagation",
     "FeatureInheritance",
     "IntervalCache",
+    "LearnedCache",
     "Profile",
     "Recipe",
     "ResidualGuidance",
+    "RouterTraining",
+    "Routers",
     "TGate",
     "TextKVCache",
 ]

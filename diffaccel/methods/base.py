@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Self
 
 from diffaccel.config import Config
 from diffaccel.config.checks import whole
@@ -49,6 +50,10 @@ class Method(Config, ABC):
             UnsupportedModelError: if the network lacks what the method needs.
             ValueError: if a setting does not fit the network.
         """
+
+    def written_out(self) -> Self:
+        """The same method without any need of the files that it names; what only people read of them is left out."""
+        return self
 
     @property
     def no_stream(self) -> str | None:

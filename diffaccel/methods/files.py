@@ -7,15 +7,17 @@ from typing import Any
 from diffaccel.config import Config
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
+from diffaccel.methods.learned_cache import LearnedCache
 from diffaccel.methods.profile import Profile
 from diffaccel.methods.recipe import Recipe
+from diffaccel.methods.routers import Routers
 
 
 def load_methods(path: str | Path) -> tuple[Method, ...]:
     """The methods that a JSON file asks for.
 
-    The file holds a calibration that `diffaccel.calibrate` wrote, or one method, or several: as a list, or under
-    `"methods"`.
+    The file holds a calibration that `diffaccel.calibrate` wrote, a profile, routers, or one method, or several: as a
+    list, or under `"methods"`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -37,6 +39,8 @@ def _method(values: Any) -> Method:
         return CalibratedCache(config)
     if isinstance(config, Recipe):
         return Profile(config)
+    if isinstance(config, Routers):
+        return LearnedCache(config)
     if not isinstance(config, Method):
         raise ValueError(f"{values['type']} is not a method; methods are {', '.join(Method.names())}")
     return config

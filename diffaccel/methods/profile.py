@@ -1,8 +1,8 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch.profiler import record_function
 
@@ -48,6 +48,10 @@ class Profile(Method):
     def loaded(self) -> Recipe:
         """The recipe, read from its file where a path was given."""
         return self.recipe if isinstance(self.recipe, Recipe) else Recipe.load(self.recipe)
+
+    def written_out(self) -> Self:
+        """The recipe itself, without its evidence."""
+        return replace(self, recipe=replace(self.loaded, evidence=None))
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each branch, range of blocks or range of units that is ever reused."""
@@ -116,15 +120,8 @@ class _Outputs(Wrapper):
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse another sampler, and another number of calls."""
         _Planned(frozenset(), self.recipe.total).validate(total)
-        if run.host.scheduler is None:
-            return
         expected = self.recipe.sampler, self.recipe.sampler_fingerprint
-        found = sampler_of(run.host.scheduler)
-        check(
-            found == expected,
-            f"the profile was tuned with {expected[0]} in configuration {expected[1]}, and the pipeline's scheduler is "
-            f"{found[0]} in configuration {found[1]}: set that scheduler, or tune again with this one",
-        )
+        require_sampler(run.host.scheduler, expected, "the profile was tuned with", "tune again with this one")
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call, or none."""
@@ -144,6 +141,23 @@ class _Outputs(Wrapper):
 def sampler_of(scheduler: Any) -> tuple[str, str]:
     """Class name of a scheduler, and the hash of its configuration."""
     return type(scheduler).__name__, fingerprint_of(scheduler)
+
+
+def require_sampler(scheduler: Any, expected: tuple[str, str], made: str, remedy: str) -> None:
+    """Refuse another sampler than `expected`; a bare network has none, and is not checked.
+
+    Args:
+        scheduler: of the pipeline at hand, or None.
+        expected: as `sampler_of` gave it.
+        made: what was made for that sampler, as the start of the message.
+        remedy: what to do, besides setting that scheduler.
+    """
+    found = expected if scheduler is None else sampler_of(scheduler)
+    check(
+        found == expected,
+        f"{made} {expected[0]} in configuration {expected[1]}, and the pipeline's scheduler is {found[0]} in "
+        f"configuration {found[1]}: set that scheduler, or {remedy}",
+    )
 
 
 def _planned(recipe: Recipe, layout: Layout) -> list[Part]:

@@ -31,11 +31,13 @@ from diffaccel import (
     FrontLoaded,
     FullGuidance,
     IntervalCache,
+    LearnedCache,
     OneTimeNegative,
     Profile,
     Quadratic,
     Recipe,
     ResidualGuidance,
+    Routers,
     ScaledSteps,
     SlotCache,
     Steps,
@@ -116,6 +118,12 @@ def calibration(pipe: Any, cross: tuple[int, ...], total: int = len(STAGES)) -> 
 def recipe(pipe: Any) -> Recipe:
     layout = layout_of(pipe.unet)
     return Recipe(layout.model, layout.fingerprint, "LCMScheduler", "0", 4, (Reuse(1, "branch 0"),))
+
+
+def routers(pipe: Any) -> Routers:
+    layout = layout_of(pipe.transformer)
+    names = tuple(unit.branch.replayed[0] for unit in layout.units)
+    return Routers(layout.model, layout.fingerprint, "LCMScheduler", "0", (), names, ((1.0,) * len(names),) * 4)
 
 
 def rear_then_front(count: int, stages: int) -> range:
@@ -339,6 +347,10 @@ REFUSED = [
     *(("sd", TGate(gate=2), key, "TGate changes what the network is called with") for key in KEYS),
     *(("sd", ResidualGuidance(), key, "ResidualGuidance changes what the network") for key in KEYS),
     *(("sd", lambda pipe: Profile(recipe(pipe)), key, "Profile changes what the network") for key in KEYS),
+    *(
+        ("pixart", lambda pipe: LearnedCache(routers(pipe)), key, "LearnedCache is trained on whole runs of a pipeline")
+        for key in KEYS
+    ),
     *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
 ]
 
