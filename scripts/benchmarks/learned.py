@@ -46,7 +46,7 @@ def command() -> None:
 def train(objective: str, name: str | None, **options: Any) -> None:
     """Train on the first captions; go on where a training with the same arguments was left."""
     pipe, words = _pipe(), _words()
-    path = TUNED / f"{MODEL}-dpm++-{name or objective}.json"
+    path = TUNED / f"{MODEL}-{name or objective}.json"
     start, used = time.perf_counter(), time.process_time()
 
     def say(point: TrainingPoint) -> None:
