@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HEAD = ("name", "size", "use", "what it is")
 USE = {
     "pipeline": "--model",
+    "video": "in video",
     "lora": "--lora",
     "autoencoder": "--vae",
     "controlnet": "--controlnet",

@@ -1,11 +1,13 @@
-"""`diffaccel video`: a video file in, the same video painted anew out."""
+"""`diffaccel video`: a video file in, the same video painted anew out; or a video from words."""
 
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from diffaccel.cli import film
 from diffaccel.cli.streaming import FIT, FIT_OPTION, fitted, live_settings, parse_size, tell_unread, with_controlnet
 from diffaccel.config.words import counted
 
@@ -17,10 +19,19 @@ if TYPE_CHECKING:
     from diffaccel.stream.engine import StreamEngine
 
 
-@click.command("video", short_help="Paint a video file anew.")
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUTPUT", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="What the video should become.")
+def with_film(function: Any) -> Any:
+    """Give the command the options of videos from words."""
+    for option in reversed(film.OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command("video", short_help="Paint a video file anew, or make one from words.")
+@click.argument("source", metavar="[INPUT", required=False, type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUTPUT]", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="OUTPUT, where there is no INPUT.")
+@click.option("--prompt", required=True, help="What the video should become, or be.")
+@with_film
 @click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it.")
 @click.option("--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]")
 @click.option("--steps", type=int, help="More are finer and slower.  [default: 2]")
@@ -50,9 +61,13 @@ if TYPE_CHECKING:
 @click.option("--side-by-side", is_flag=True, help="Show the input to the left of each picture.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@click.pass_context
 def video(
-    source: Path,
-    target: Path,
+    context: click.Context,
+    /,
+    source: Path | None,
+    target: Path | None,
+    output: Path | None,
     batch_size: int,
     no_audio: bool,
     side_by_side: bool,
@@ -60,11 +75,45 @@ def video(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv).
+    """Paint every frame of INPUT into OUTPUT (.mp4, .mov, .m4v or .mkv), or make a video: --prompt "..." -o OUTPUT.
 
     Frames keep their number and times. Sound is copied, or encoded anew as AAC where OUTPUT cannot hold it. OUTPUT
     appears when it is complete; after an error or an interrupt there is none.
     """
+    target = check_way(context, source, target or output)
+    if source is None:
+        film.film(target, given, overwrite=overwrite, quiet=quiet, bar=_Progress(quiet))
+        return
+    paint(source, target, given, batch_size, no_audio, side_by_side, overwrite, quiet)
+
+
+def check_way(context: click.Context, source: Path | None, target: Path | None) -> Path:
+    """The output; refuses what is missing, and options of the other way."""
+    if target is None:
+        raise click.UsageError(
+            "give INPUT and OUTPUT to paint a video anew, or -o OUTPUT to make one from the prompt"
+            if source is None
+            else "give OUTPUT, too"
+        )
+    wrong = film.PAINTING if source is None else film.NAMES
+    for option in context.command.params:
+        if option.name in wrong and context.get_parameter_source(option.name) == ParameterSource.COMMANDLINE:
+            need = "an INPUT to paint anew" if source is None else "no INPUT: it makes a video from the prompt"
+            raise click.UsageError(f"{max(option.opts, key=len)} needs {need}")
+    return target
+
+
+def paint(
+    source: Path,
+    target: Path,
+    given: dict[str, Any],
+    batch_size: int,
+    no_audio: bool,
+    side_by_side: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Paint a video anew, and say what became of it."""
     import logging
 
     from diffaccel.cli.signals import interruptible

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffaccel.config.words import did_you_mean
 
-Kind = Literal["pipeline", "lora", "autoencoder", "controlnet", "classifier"]
+Kind = Literal["pipeline", "video", "lora", "autoencoder", "controlnet", "classifier"]
 Defaults = Mapping[str, Any]
 
 _FOLDER = Path(__file__).parent
@@ -63,6 +63,12 @@ _ROWS = (
         "pipeline",
         "PixArt architecture (a diffusion transformer), text to 128 x 128 emoji drawings",
         _defaults(steps=20, guidance_scale=2.0, scheduler="dpm++", cache="none", width=128, height=128),
+    ),
+    Bundled(
+        "emoji-video",
+        "video",
+        "AnimateDiff architecture on emoji-sd, text to videos without end, chunk by chunk, 8 pictures a second",
+        _defaults(steps=8, guidance_scale=2.0, width=128, height=128),
     ),
     Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eleventh of the cost"),
     Bundled("emoji-control", "controlnet", "For emoji-sd: its pictures follow edges and scribbles, white on black"),

@@ -19,6 +19,8 @@ _STEM = r"(?:model|diffusion_pytorch_model)"
 _PLAIN = re.compile(_STEM + r"(?:-\d{5}-of-\d{5})?")
 _VARIANT = re.compile(_STEM + r"\.(\w+?)(?:-\d{5}-of-\d{5})?")
 DTYPES = ("float32", "float16", "bfloat16")
+PICTURE_MODEL = "emoji-sd"
+"""What bundled motion adapters move."""
 DEVICE_MAPS = ("balanced", "offload")
 
 
@@ -45,6 +47,8 @@ def load(
     Raises:
         ModelError: the model is unknown, unreachable, or must not be loaded.
     """
+    if model in names("video"):
+        return load_video(str(model), dtype=dtype, device=device, device_map=device_map, **components)
     source = model if isinstance(model, ModelSource) else resolve(model)
     with quiet_loading():
         from diffusers import DiffusionPipeline
@@ -74,6 +78,31 @@ def load(
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
         return pipe if device_map else pipe.to(place)
+
+
+def load_video(name: str, **options: Any) -> "DiffusionPipeline":
+    """A bundled motion adapter and its text encoder on the picture model that they were trained on.
+
+    Args:
+        name: of the adapter.
+        options: as `load` takes them.
+    """
+    folder = BUNDLED[name].folder
+    adapter, text_encoder = options.pop("motion_adapter", None), options.pop("text_encoder", None)
+    still = load(PICTURE_MODEL, **options)
+    with quiet_loading():
+        from diffusers import AnimateDiffPipeline, MotionAdapter
+        from transformers import CLIPTextModel
+
+        weights = {"torch_dtype": still.unet.dtype, "use_safetensors": True, "local_files_only": True}
+        adapter = adapter or MotionAdapter.from_pretrained(folder, **weights)
+        text_encoder = text_encoder or CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **weights)
+        kept = {part: getattr(still, part) for part in ("vae", "tokenizer", "unet", "scheduler")}
+        pipe = AnimateDiffPipeline(**kept, motion_adapter=adapter, text_encoder=text_encoder)
+        if options.get("device_map") == "offload":
+            still.remove_all_hooks()
+            pipe.enable_model_cpu_offload(device=choose_device(options.get("device")))
+        return pipe if options.get("device_map") else pipe.to(still.device)
 
 
 def variant(folder: Path) -> str | None:

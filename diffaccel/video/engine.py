@@ -25,9 +25,7 @@ from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import VideoDenoiser
 from diffaccel.video.history import History
 from diffaccel.video.memory import require_memory
-from diffaccel.video.report import ChunkReport, VideoChunk, timed
-
-PARTS = ("context", "denoise", "decode")
+from diffaccel.video.report import PARTS, ChunkReport, OnStep, VideoChunk, timed
 
 
 class VideoEngine:
@@ -65,9 +63,11 @@ class VideoEngine:
             after the other: a chunk a call. Every stage keeps a context of its own, of frames as noisy as its own, so
             that there are no calls for the context alone (StreamDiffusionV2, arXiv 2511.07399).
 
+    Attributes:
+        on_step: see `OnStep`; what it returns is gone on with. Not in a stream batch.
+
     Raises:
-        TypeError: for a pipeline that cannot do this, and arguments of a wrong type.
-        ValueError: for values out of range; the message names the valid ones.
+        TypeError, ValueError: for a pipeline that cannot do this, and wrong arguments; the message names valid ones.
         MemoryError: where keys and values would not fit.
     """
 
@@ -97,6 +97,7 @@ class VideoEngine:
         names = {f.name for f in fields(VideoConfig)}
         values = {name: value for name, value in locals().items() if name in names and value is not None}
         self.pipe = pipe
+        self.on_step: OnStep | None = None
         self._codec = frame_codec_for(pipe.vae if vae is None else vae)
         values = {**model_size(pipe, self._codec.factor), **values}
         if not {"height", "width"} <= set(values):
@@ -148,6 +149,11 @@ class VideoEngine:
             self._given = len(latents)
             self._pictures_made = self._given_pictures = 1 + (len(latents) - 1) * self._codec.pictures
 
+    @property
+    def pictures_each(self) -> int:
+        """Pictures of a latent frame, after the first one of a video."""
+        return 1 if self.config.output_type == "latent" else self._codec.pictures
+
     def next(self) -> VideoChunk:
         """Make the next chunk. Where it raises, calling it again goes on from there.
 
@@ -174,10 +180,8 @@ class VideoEngine:
         return self.next()
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this VideoEngine is closed: build a new one")
-        if self._spoilt:
-            raise RuntimeError(self._spoilt)
+        if self._closed or self._spoilt:
+            raise RuntimeError(self._spoilt or "this VideoEngine is closed: build a new one")
 
     def _noise(self, number: int, frames: int) -> torch.Tensor:
         """The noise of a chunk, ``(frames, C, h, w)``: equal for equal seed and number."""
@@ -224,6 +228,10 @@ class VideoEngine:
             entering = self._entering() if self.config.stream_batch or not self._batch.slots else None
             finished = self._batch.tick(self._denoiser.predict, entering)
             self._begun += entering is not None
+            if self.on_step is not None and not self.config.stream_batch:
+                slot = finished[0] if finished else self._batch.slots[0]
+                timestep = slot.settings.stages.timesteps[slot.stage - 1]
+                slot.latents = self.on_step(slot.stage - 1, timestep, slot.latents)
             if finished:
                 return finished[0]
 

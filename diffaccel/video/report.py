@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from diffaccel.config.words import counted
+
+OnStep = Callable[[int, float, torch.Tensor], torch.Tensor]
+"""Called after each step of a chunk with its index, its timestep and the latents ``(frames, C, h, w)`` it led to."""
+PARTS = ("context", "denoise", "decode")
+"""Where the time of a chunk goes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,173 @@
+"""`diffaccel video` without an input: a video from words, or one that goes on from a clip."""
+
+import math
+from collections import deque
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffaccel.config.words import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from diffaccel.video.engine import VideoEngine
+    from diffaccel.video.report import ChunkReport
+
+DEFAULT_MODEL = "emoji-video"
+FPS, SECONDS = 8.0, 8.0
+MOST_PICTURES = 8
+"""Of a latent frame, in any network."""
+TIME_BASE = Fraction(1, 90_000)
+"""Unit of the times in the file, in seconds; it divides all usual frame rates."""
+OPTIONS = (
+    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of what is made.  [default: 8]"),
+    click.option("--continue", "clip", type=click.Path(path_type=Path), help="A video file to go on from."),
+    click.option(
+        "--then",
+        type=(float, str),
+        multiple=True,
+        metavar="SECOND PROMPT",
+        help="Another prompt from there on; repeat.",
+    ),
+    click.option("--fps", type=click.FloatRange(1, 240), help="Pictures a second.  [default: 8]"),
+    click.option("--chunk", type=click.IntRange(1), help="Frames made together.  [default: 4]"),
+    click.option("--window", type=click.IntRange(1), help="Frames before them that they see.  [default: 4]"),
+    click.option(
+        "--refresh",
+        type=click.Choice(["never", "prompt", "chunk"]),
+        help="When those are made anew.  [default: never]",
+    ),
+)
+NAMES = ("seconds", "clip", "then", "fps", "chunk", "window", "refresh")
+"""Options that only make sense here, as click knows them."""
+PAINTING = (
+    *("guidance", "batch_size", "similarity", "lora", "vae", "controlnet", "control", "controlnet_scale"),
+    *("compiled", "no_audio", "side_by_side"),
+)
+"""Options that need an input."""
+
+
+def film(target: Path, given: dict[str, Any], *, overwrite: bool, quiet: bool, bar: Any) -> None:
+    """Make a video, and say what became of it."""
+    from diffaccel.cli.signals import interruptible
+    from diffaccel.media.errors import MediaError
+    from diffaccel.media.video_writer import check_target
+
+    clip, fps = given["clip"], Fraction(given["fps"] or FPS).limit_denominator(1001)
+    if clip is not None and target.exists() and clip.exists() and target.samefile(clip):
+        raise MediaError(f"{target} is the clip itself: give the output another name")
+    check_target(target, overwrite=overwrite)
+    count = math.ceil((given["seconds"] or SECONDS) * fps)
+    with interruptible(f"{target} was not written"), bar:
+        begun, seconds, report = _write(target, given, count, fps, overwrite=overwrite, bar=bar)
+    if not quiet:
+        click.echo(summary(target, begun, count, seconds, report))
+
+
+def _write(
+    target: Path, given: dict[str, Any], count: int, fps: Fraction, *, overwrite: bool, bar: Any
+) -> "tuple[int, float, ChunkReport]":
+    """Write the file: pictures of the clip, if there is one, and those that are made, whose time is measured."""
+    import time
+
+    from diffaccel.media.repaint import to_pixels
+    from diffaccel.media.video_writer import VideoWriter
+    from diffaccel.video.film import made
+
+    prompts = [(math.ceil(second * fps), prompt) for second, prompt in given["then"]]
+    with (
+        _opened(given, fps) as engine,
+        VideoWriter(target, rate=fps, time_base=TIME_BASE, overwrite=overwrite) as writer,
+    ):
+        writer.start(engine.config.width, engine.config.height)
+        for pixels in _clip(given["clip"], fps, engine):
+            writer.write(pixels, writer.written / fps, 1 / fps)
+        begun, start = writer.written, time.perf_counter()
+        for picture in made(engine, count, prompts):
+            writer.write(to_pixels(picture), writer.written / fps, 1 / fps)
+            bar.advance(count)
+        return begun, time.perf_counter() - start, engine.report()
+
+
+def _clip(clip: Path | None, fps: Fraction, engine: "VideoEngine") -> "Iterator[np.ndarray]":
+    """The clip's pictures in the size of those to come."""
+    from diffaccel.media.clip import sampled
+    from diffaccel.media.repaint import fitted
+
+    config = engine.config
+    for pixels in () if clip is None else sampled(clip, fps):
+        yield fitted(pixels, config.width, config.height, config.fit)
+
+
+def _opened(given: dict[str, Any], fps: Fraction) -> "VideoEngine":
+    """The engine, on the last pictures of the clip, as many as it may see."""
+    from diffaccel.media.clip import sampled
+    from diffaccel.media.errors import MediaError
+
+    chunk = given["chunk"] or 4
+    window = given["window"] or max(4, chunk)
+    tail = None
+    if given["clip"] is not None:
+        tail = deque(sampled(given["clip"], fps), maxlen=window * MOST_PICTURES)
+        if not tail:
+            raise MediaError(f"{given['clip']} has no picture to go on from")
+    pipe = _load(given)
+    each = int(getattr(pipe.vae.config, "scale_factor_temporal", None) or 1)
+    pictures = None if tail is None else list(tail)[-(1 + (window - 1) * each) :]
+    try:
+        return _open(pipe, pictures, window, chunk, given)
+    except (TypeError, ValueError, MemoryError) as error:
+        raise MediaError(str(error)) from error
+
+
+def _load(given: dict[str, Any]) -> Any:
+    from diffaccel import models
+
+    if given["model"] is None and DEFAULT_MODEL not in models.names("video"):
+        raise click.UsageError("no video model is bundled with this installation: name one, --model FOLDER")
+    pipe = models.load(given["model"] or DEFAULT_MODEL, dtype=given["dtype"], device=given["device"])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, Any]) -> "VideoEngine":
+    """The engine, with the model's settings where nothing else was said."""
+    from diffaccel import models
+    from diffaccel.methods import DeepCache, IntervalCache
+    from diffaccel.runtime.causal_context import CausalContext
+    from diffaccel.sampling.guidance import FullGuidance, NoGuidance
+    from diffaccel.video.engine import VideoEngine
+
+    best = models.defaults(given["model"] or DEFAULT_MODEL)
+    scale = given["guidance_scale"] or best.get("guidance_scale", 1.0)
+    every = given["cache"] or 1
+    method: Any = DeepCache(interval=every) if hasattr(pipe, "unet") else IntervalCache(interval=every)
+    width, height = given["size"] if isinstance(given["size"], tuple) else (None, None)
+    return VideoEngine(
+        pipe,
+        prompt=given["prompt"],
+        negative_prompt=given["negative_prompt"] or "",
+        chunk=chunk,
+        num_steps=given["steps"] or best.get("steps", 8),
+        strength=given["strength"] or 1.0,
+        guidance=FullGuidance(scale) if scale > 1 else NoGuidance(),
+        context=CausalContext(window=window, refresh=given["refresh"] or "never"),
+        cache=method if every > 1 else None,
+        width=width,
+        height=height,
+        seed=given["seed"] or 0,
+        given=pictures,
+        fit=given["fit"] or "crop",
+    )
+
+
+def summary(target: Path, begun: int, count: int, seconds: float, report: "ChunkReport") -> str:
+    """What became of a video, in one line."""
+    behind = f" behind {begun} of the clip" if begun else ""
+    made = counted(count, "picture")
+    return f"{target}: {made}{behind}, {count / max(seconds, 1e-9):.1f} per second; {report.sampler}"

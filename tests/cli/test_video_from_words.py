@@ -1,0 +1,101 @@
+"""`diffaccel video` without an input: so many pictures, that go on from a clip, under prompts that change."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stock_cases
+from click.testing import CliRunner, Result
+
+from diffaccel import models
+from diffaccel.cli import main
+from diffaccel.media.clip import sampled
+from diffaccel.media.video_reader import DecodedFrame, VideoReader
+from diffaccel.media.video_writer import VideoWriter
+from diffaccel.models.quiet import quiet_loading
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    loaded: list[Any] = []
+    with quiet_loading():
+        pipe = stock_cases.animatediff()
+
+    def load(name: str, **_: Any) -> Any:
+        loaded.append(name)
+        return pipe
+
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(models, "names", lambda *_: ("emoji-video",))
+    return loaded
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["video", *map(str, arguments)])
+
+
+def pictures(file: Path) -> tuple[list[np.ndarray], Fraction]:
+    with VideoReader(file) as reader:
+        return [item.pixels for item in reader if isinstance(item, DecodedFrame)], reader.rate
+
+
+def clip(file: Path, fps: int, count: int) -> None:
+    with VideoWriter(file, rate=Fraction(fps), time_base=Fraction(1, 1000)) as writer:
+        writer.start(64, 64)
+        for k in range(count):
+            writer.write(np.full((64, 64, 3), 255 * k // count, np.uint8), Fraction(k, fps), Fraction(1, fps))
+
+
+SHORT = ("--steps", 2, "--size", 32, "--chunk", 2, "--window", 4)
+
+
+def test_a_video_from_words(tmp_path: Path, tiny: list[Any]) -> None:
+    result = run("--prompt", "a cat", "-o", tmp_path / "cat.mp4", "--seconds", 0.7, "--fps", 10, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert tiny == ["emoji-video"]
+    made, rate = pictures(tmp_path / "cat.mp4")
+    assert (len(made), made[0].shape, rate) == (7, (32, 32, 3), 10)
+    assert "cat.mp4: 7 pictures, " in result.output
+
+
+def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[Any]) -> None:
+    clip(tmp_path / "in.mp4", 20, 10)
+    common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.4, "--fps", 10, "-q", *SHORT)
+    for name, more in (("plain", ()), ("then", ("--then", 0.2, "a dog", "--cache", 2, "--model", "mine"))):
+        assert run(*common, *more, "-o", tmp_path / f"{name}.mp4").output == ""
+    plain, then = (pictures(tmp_path / f"{name}.mp4")[0] for name in ("plain", "then"))
+    assert len(plain) == len(then) == 5 + 4  # half a second of the clip, at half its rate
+    assert abs(float(plain[3].mean()) - 255 * 6 / 10) < 3  # the clip's picture after 0.3 seconds
+    assert tiny == ["emoji-video", "mine"]
+
+
+def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:
+    clip(tmp_path / "in.mp4", 4, 4)
+    shown = [round(float(pixels.mean()) / 64) for pixels in sampled(tmp_path / "in.mp4", Fraction(8))]
+    assert shown == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(list(sampled(tmp_path / "in.mp4", Fraction(2)))) == 2
+
+
+WRONG = [
+    ((), 2, "give INPUT and OUTPUT to paint a video anew, or -o OUTPUT"),
+    (("in.mp4",), 2, "give OUTPUT, too"),
+    (("-o", "out.mp4", "--batch-size", 2), 2, "--batch-size needs an INPUT"),
+    (("in.mp4", "out.mp4", "--seconds", 2), 2, "--seconds needs no INPUT"),
+    (("-o", "out.gif"), 2, "its name must end in"),
+    (("-o", "out.mp4", "--continue", "nothing.mp4"), 2, "no video file at"),
+    (("-o", "out.mp4", "--window", 2), 2, "window=2 is shorter than a chunk of 4"),
+    (("-o", "out.mp4", "--size", 33), 2, "height must be a multiple of"),
+    (("-o", "out.mp4", "--seconds", 0), 2, "--seconds"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), WRONG, ids=range(len(WRONG)))
+def test_what_cannot_be_done_is_said(
+    arguments: tuple[Any, ...], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--prompt", "a cat", *arguments)
+    assert (result.exit_code, words in result.output) == (code, True), result.output
+    assert not list(tmp_path.iterdir())
