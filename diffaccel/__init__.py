@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .attach.handle import Handle as Handle
     from .attach.handle import accelerate as accelerate
     from .attach.report import Report as Report
+    from .measure.relevance import relevance as relevance
     from .methods import *  # noqa: F403
     from .networks import UnsupportedModelError as UnsupportedModelError
     from .reuse.forecast import Newton as Newton
@@ -81,6 +82,7 @@ _HOME: dict[str, str] = {
     "VideoEngine": ".video.engine",
     "accelerate": ".attach.handle",
     "calibrate": ".attach.calibrate",
+    "relevance": ".measure.relevance",
     "train_routers": ".tune.router_training",
 }
 

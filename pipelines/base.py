@@ -260,12 +260,12 @@ def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> typ
 
     __init__.__signature__ = inspect.signature(stock.__init__)  # type: ignore[attr-defined]
     __init__.__annotations__ = get_type_hints(stock.__init__)
-    if cls.__call__ is FastPipeline.__call__:
-        ours = [p for p in inspect.signature(FastPipeline.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if _passes_on(cls):
+        ours = _own_arguments(cls)
         theirs = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         rest = [p for p in inspect.signature(stock.__call__).parameters.values() if p.kind is p.VAR_KEYWORD]
         __call__.__signature__ = inspect.Signature([*theirs, *ours, *rest])  # type: ignore[attr-defined]
-        __call__.__doc__ = stock.__call__.__doc__
+        __call__.__doc__ = (stock if cls.__call__ is FastPipeline.__call__ else cls).__call__.__doc__
     else:
         __call__.__signature__ = inspect.signature(cls.__call__)  # type: ignore[attr-defined]
         __call__.__doc__ = cls.__call__.__doc__
@@ -278,6 +278,17 @@ def _specialised(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> typ
         "stock_class": stock,
     }
     return type(stock.__name__, (cls, stock), body)
+
+
+def _passes_on(cls: type[FastPipeline]) -> bool:
+    """Whether a class's call takes whatever the stock call does."""
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(cls.__call__).parameters.values())
+
+
+def _own_arguments(cls: type[FastPipeline]) -> list[inspect.Parameter]:
+    """What a class's call takes beside that."""
+    own = {**inspect.signature(FastPipeline.__call__).parameters, **inspect.signature(cls.__call__).parameters}
+    return [p for p in own.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _blank(cls: type[FastPipeline], stock: type[DiffusionPipeline]) -> FastPipeline:

@@ -13,7 +13,7 @@ from tiny_networks import generate, picture_unet, pipeline
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import Method, ResidualGuidance
+from diffaccel.methods import ControlCache, Method, ResidualGuidance
 from diffaccel.networks import UnsupportedModelError
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "method-pairs.md"
@@ -28,7 +28,8 @@ order in which methods are given does not matter. A method is not paired with it
 
 
 def make(name: str, model: Any) -> Method:
-    return ResidualGuidance() if name in ELSEWHERE else METHODS[name](model)
+    elsewhere = {"ControlCache": ControlCache, "ResidualGuidance": ResidualGuidance}
+    return elsewhere[name]() if name in ELSEWHERE else METHODS[name](model)
 
 
 def on_unet(pipe: Any, names: tuple[str, str]) -> str:

@@ -1,17 +1,18 @@
 """The cost of each kind of network call, counted on a copy of the network whose tensors have no storage."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from diffaccel.attach.macs import count_macs, skeleton
 from diffaccel.attach.plan import Plan
 from diffaccel.networks.inputs import Signature
+from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.attachment import Attachment
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane
-from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.memory import Memory, PartMemory
 from diffaccel.runtime.session import Session
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.trace import CallKind, CallTrace, Shapes
@@ -81,8 +82,10 @@ class CostModel:
     ) -> int:
         """Multiply-accumulates of a call on tensors without storage."""
         inputs = Signature(clone).bind((), example)
+        for index, computed in enumerate(computes):
+            memory.parts[index] = PartMemory() if computed else memory.parts[index]
         lanes = tuple(Lane("cost", row) for row in range(_rows(inputs.sample)))
-        call = Call(inputs, {"run": lanes, "prompt": lanes, "frame": lanes}, forced=computes)
+        call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=computes)
         try:
             return count_macs(lambda: session.run(call, memory, lambda call: clone.forward(**call.inputs.values)))
         except (NotImplementedError, RuntimeError) as error:

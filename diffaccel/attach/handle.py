@@ -15,7 +15,7 @@ from diffaccel.attach.report import Report, summarize
 from diffaccel.attach.seat import Seat
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
-from diffaccel.networks import UnsupportedModelError, is_companion, layout_of, supported, supports
+from diffaccel.networks import COMPANIONS, UnsupportedModelError, is_companion, layout_of, supported, supports
 from diffaccel.runtime.attachment import HOOK
 from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
@@ -104,7 +104,9 @@ class Handle:
         self._host = host
         plans = {name: plan(model, methods[name]) for name, model in denoisers.items()}
         first = next(iter(denoisers))
-        followers = [(net, companion_plan(net, denoisers[first], methods[first])) for net in companions]
+        _require_companions(methods[first], companions, host)
+        leading, led = denoisers[first], methods[first]
+        followers = [(net, companion_plan(net, leading, led, i)) for i, net in enumerate(companions)]
         self._runs = Runs(host, scheduler, self._require_attached)
         self._detached = False
         try:
@@ -125,7 +127,7 @@ class Handle:
         layout = layout_of(model)
         made = [method.wrapper(layout, self._host) for method in planned.methods] if leader is None else []
         wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
-        session = Session(model, planned.parts, None if leader is None else leader.session, planned.follows)
+        session = Session(model, planned.parts, None if leader is None else leader.session, planned.ties)
         self._seats.append(Seat(model, name, session, self._runs, wrappers, leader, several))
         self._costs.append(CostModel(model, planned))
 
@@ -244,6 +246,18 @@ def _controlnets(pipe: Any) -> list[torch.nn.Module]:
     controlnet = pipe.components.get("controlnet")
     nets = getattr(controlnet, "nets", [controlnet])
     return [net for net in nets if is_companion(net)]
+
+
+def _require_companions(methods: Sequence[Method], companions: Sequence[torch.nn.Module], host: Host) -> None:
+    """Refuse methods of ControlNets where there is none that is known."""
+    needing = [method for method in methods if method.needs_controlnet]
+    if needing and not companions:
+        where = "a bare network" if host.pipe is None else type(host.pipe).__name__
+        known = ", ".join(name for family in COMPANIONS for name in family.classes)
+        raise UnsupportedModelError(
+            f"{type(needing[0]).__name__} needs a ControlNet of a known kind, and {where} has none: give a pipeline "
+            f"with one of {known}"
+        )
 
 
 def _require_free(model: torch.nn.Module) -> None:

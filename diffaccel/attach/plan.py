@@ -7,9 +7,10 @@ import torch
 
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
+from diffaccel.methods.companions import tied_parts
 from diffaccel.networks import layout_of
-from diffaccel.reuse.schedule import Once
 from diffaccel.runtime.act import Part
+from diffaccel.runtime.session import Tie
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Plan:
         methods: the methods.
         parts: what they reuse, and when.
         owners: for each part, the name of its method.
-        follows: for each part, the part of the denoiser whose decision it shares; None decides by itself.
+        ties: for each part of a ControlNet what else has a say in its decisions; None decides by itself.
     """
 
     methods: tuple[Method, ...]
     parts: tuple[Part, ...]
     owners: tuple[str, ...]
-    follows: tuple[int | None, ...]
+    ties: tuple[Tie | None, ...]
 
     def fixed(self, variants: Sequence[int]) -> list[Part]:
         """The parts, each with one of the ways of its act always in force."""
@@ -49,18 +50,19 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
 
 
-def companion_plan(companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method]) -> Plan:
-    """The plan of `methods` on a ControlNet that runs before `denoiser`; without parts if they change nothing there."""
-    layout, first = layout_of(companion), 0
-    owned, follows = [], []
-    for method in methods:
-        for part, followed in method.bounded_companion_parts(layout):
-            owned.append((method, part if followed is None else replace(part, schedule=Once())))
-            follows.append(None if followed is None else first + followed)
-        first += len(method.parts(layout_of(denoiser)))
+def companion_plan(
+    companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method], index: int = 0
+) -> Plan:
+    """The plan of `methods` on a ControlNet that runs before `denoiser`; without parts if they change nothing there.
+
+    Raises:
+        ValueError: as `plan`.
+    """
+    tied = tied_parts(methods, layout_of(companion), layout_of(denoiser), index)
+    owned = [(one.owner, one.part) for one in tied]
     require_disjoint(owned)
     parts = tuple(part for _, part in owned)
-    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), tuple(follows))
+    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), tuple(one.tie for one in tied))
 
 
 def _name(method: Method) -> str:

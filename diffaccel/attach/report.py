@@ -176,11 +176,11 @@ def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
 
 
 def _in_full(seat: Seat) -> Counter[bool]:
-    """Calls of a ControlNet by whether all ran that follows the denoiser."""
+    """Calls of a ControlNet by whether all ran that may be left out."""
     counts = Counter[bool]()
     for kind, count in seat.session.tally.calls.items():
-        pairs = zip(kind.computes, seat.session.follows, strict=True)
-        counts[all(computes for computes, followed in pairs if followed is not None)] += count
+        pairs = zip(kind.computes, seat.session.ties, strict=True)
+        counts[all(computes for computes, tie in pairs if tie is not None)] += count
     return counts
 
 

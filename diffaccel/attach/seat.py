@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from diffaccel._diffusers import RESET_ATTRIBUTE, ContextName, Hook, RunningCall
 from diffaccel.networks.attention import is_read, with_processor
 from diffaccel.networks.inputs import Inputs, Signature
+from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.attachment import Attachment
 from diffaccel.runtime.call import Call, Forced
 from diffaccel.runtime.contexts import fingerprint
@@ -142,7 +143,7 @@ class Seat:
         """A call that the caller decides about, outside of any run."""
         group = ("forced", self._context, fingerprint(inputs.sample))
         lanes = tuple(Lane(group, row) for row in range(_rows(inputs)))
-        call = Call(inputs, {"run": lanes, "prompt": lanes, "frame": lanes}, forced=self._forced)
+        call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=self._forced)
         return self._wrapped(call, self._steered, network, None)
 
     def _follow(
@@ -165,7 +166,9 @@ class Seat:
         roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
         assert own.first is not None
         total = run.total(self.name, self.several)
-        lanes = {"run": features, "prompt": prompts, "frame": prompts}
+        image = own.contexts.prompt(inputs) if self.leader is not None else 0  # a ControlNet's is its control image
+        pictured = tuple(Lane(context, (row, image)) for row in range(count))
+        lanes = {"run": features, "control": pictured, "prompt": prompts, "frame": prompts}
         step = run.step - own.first
         call = Call(inputs, lanes, step, total, roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
         return self._wrapped(call, memory, network, leading, alone=bool(in_full))

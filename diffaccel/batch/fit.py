@@ -42,10 +42,19 @@ def misfits(jobs: Iterable[Job], source: ModelSource, find: Finder | None = None
     """
     problem, found = find or misfit_finder(source), {}
     for job in jobs:
+        if not job.control_image and (name := _of_controlnets(job.cache)):
+            found[job.id] = f"{name} needs a ControlNet and a control image: give --control-image, or leave it out"
+            continue
         steps = None if job.init_image else job.steps  # from a picture, a run goes through a part of the steps
         if job.cache != "none" and (reason := problem(job.cache, job.scheduler, steps)):
             found[job.id] = reason
     return found
+
+
+def _of_controlnets(cache: str) -> str | None:
+    """The name of the first method that works on ControlNets alone, if there is one."""
+    methods = () if cache == "none" else parse_cache(cache)
+    return next((type(method).__name__ for method in methods if method.needs_controlnet), None)
 
 
 def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool = False) -> None:
@@ -129,7 +138,8 @@ class _HollowModel:
 
     def _fits(self, name: str) -> bool:
         try:
-            return all(plan(model, parse_cache(name)) for model in self.denoisers)
+            methods = parse_cache(name)
+            return all(plan(model, methods).methods for model in self.denoisers) and not methods[0].needs_controlnet
         except (UnsupportedModelError, ValueError):
             return False
 

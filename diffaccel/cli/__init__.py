@@ -10,6 +10,7 @@ from diffaccel.cli.generate import generate
 from diffaccel.cli.inspect import inspect
 from diffaccel.cli.live import live
 from diffaccel.cli.models import models
+from diffaccel.cli.relevance import relevance
 from diffaccel.cli.signals import INTERRUPTED
 from diffaccel.cli.train_cache import train_cache
 from diffaccel.cli.tune import tune
@@ -50,5 +51,5 @@ def main() -> None:
     """Faster diffusers pipelines, with the price in quality measured."""
 
 
-for command in (bench, generate, inspect, live, models, train_cache, tune, video):
+for command in (bench, generate, inspect, live, models, relevance, train_cache, tune, video):
     main.add_command(command)

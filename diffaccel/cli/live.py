@@ -160,6 +160,19 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
     return quickest(live_settings(given, START))
 
 
+def _with_lines(settings: "LiveSettings") -> "LiveSettings":
+    """The bundled model with the ControlNet that follows lines, which does not run until the page's switch is on."""
+    from dataclasses import replace
+
+    from diffaccel.realtime.controls import ControlNetControls
+    from diffaccel.realtime.settings import LINES
+
+    if settings.controlnet or settings.model not in LINES:
+        return settings
+    controls = ControlNetControls(**settings.controls.model_dump(), follow_lines=False)
+    return replace(settings, controlnet=(LINES[settings.model],), controls=controls)
+
+
 def _options(given: dict[str, Any]) -> "ServerOptions":
     from diffaccel.realtime.server import ServerOptions
 
@@ -181,7 +194,7 @@ def _serve(given: dict[str, Any]) -> None:
     begin = time.monotonic()
     listening = listen(given["host"], given["port"], another="--port 0, any that is free")
     with listening as listener:  # a taken port is told before the model is loaded
-        settings = _load_settings(given)
+        settings = _with_lines(_load_settings(given))
         from diffaccel.realtime.hub import spare_a_core
         from diffaccel.realtime.opening import open_hub
         from diffaccel.realtime.server import LiveServer

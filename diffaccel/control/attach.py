@@ -58,6 +58,7 @@ class Attached:
 
     Attributes:
         scale: what the blocks' output is multiplied by; at 0 they do not run.
+        left_out: indices of control blocks that do not run.
     """
 
     def __init__(self, transformer: Any, blocks: ControlBlocks) -> None:
@@ -81,6 +82,7 @@ class Attached:
         if any(_is_ours(hook) for hook in transformer._forward_pre_hooks.values()):
             raise ValueError("this transformer has control blocks on it already: call detach() on their handle first")
         self.scale = 1.0
+        self.left_out: frozenset[int] = frozenset()
         self._embed: Any = transformer.pos_embed
         self._blocks = blocks
         self._latents: torch.Tensor | None = None
@@ -124,7 +126,7 @@ class Attached:
     def _added(
         self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._control is None:
+        if self._control is None or index in self.left_out:
             return None
         inputs = dict(kwargs)
         hidden_states = args[0] if args else inputs.pop("hidden_states")

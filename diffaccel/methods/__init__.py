@@ -9,6 +9,9 @@ from diffaccel.methods.base import Method as Method
 from diffaccel.methods.block_cache import BlockCache
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
 from diffaccel.methods.calibrated_cache import KindSteps as KindSteps
+from diffaccel.methods.control_cache import ControlCache
+from diffaccel.methods.control_relevance import Loss as Loss
+from diffaccel.methods.control_relevance import Relevance
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
 from diffaccel.methods.easy_cache import EasyCache
@@ -30,6 +33,7 @@ __all__ = [
     "BlockCache",
     "CalibratedCache",
     "Calibration",
+    "ControlCache",
     "DeepCache",
     "DeltaCache",
     "EasyCache",
@@ -39,6 +43,7 @@ __all__ = [
     "LearnedCache",
     "Profile",
     "Recipe",
+    "Relevance",
     "ResidualGuidance",
     "RouterTraining",
     "Routers",

@@ -1,26 +1,65 @@
 """What every method is: a frozen configuration that turns a network's layout into parts."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from diffaccel.config import Config
 from diffaccel.config.checks import whole
 from diffaccel.networks.layout import Layout
+from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import Ends
+from diffaccel.reuse.forecast import Forecast
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.wrapper import Wrapper
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What of a ControlNet the denoiser does not read while one of its parts reuses.
+
+    Attributes:
+        branch: residuals, or modules among which theirs are.
+        part: index of the part among those of the method.
+        variant: in which way of its act.
+    """
+
+    branch: Branch
+    part: int = 0
+    variant: int = 0
+
+
+@dataclass(frozen=True)
+class RefreshPlan:
+    """When residuals of a ControlNet compute.
+
+    Attributes:
+        intervals: for each residual that is kept, at most how many calls go by from one that computes it to the next;
+            from one residual to the next they only grow, each a multiple of the one before.
+        forecast: carries residuals to the calls between; None leaves them unchanged.
+    """
+
+    intervals: Sequence[int]
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Config, ABC):
     """A way to save work between network calls. Subclasses are frozen dataclasses, and take what every method takes.
 
+    Attributes:
+        needs_controlnet: whether it works on ControlNets alone.
+
     Args:
         warmup: the first calls of a run compute everything; the very first does in any case.
         cooldown: so do the last calls of a run, whose number of calls must be known.
     """
+
+    needs_controlnet: ClassVar[bool] = False
 
     warmup: int = 0
     cooldown: int = 0
@@ -37,10 +76,6 @@ class Method(Config, ABC):
     def bounded_parts(self, layout: Layout) -> list[Part]:
         """`parts`, within the ends; what customers ask for."""
         return [replace(part, ends=self.ends) for part in self.parts(layout)]
-
-    def bounded_companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
-        """`companion_parts`, within the ends."""
-        return [(replace(part, ends=self.ends), index) for part, index in self.companion_parts(layout)]
 
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:
@@ -72,6 +107,18 @@ class Method(Config, ABC):
         decides.
         """
         return []
+
+    def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:  # noqa: ARG002
+        """What the denoiser will not read of a ControlNet that runs before it."""
+        return []
+
+    def refresh(self, companion: Layout, index: int) -> RefreshPlan | None:  # noqa: ARG002
+        """When the residuals of the ControlNet with this index compute; None leaves that to others.
+
+        Raises:
+            ValueError: if a setting does not fit the ControlNet.
+        """
+        return None
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper | None:  # noqa: ARG002
         """What stands between the pipeline and the network, if anything."""

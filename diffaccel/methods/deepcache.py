@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
-from diffaccel.methods.base import Method
+from diffaccel.methods.base import Method, Unread
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Once, Schedule, Uniform
@@ -48,10 +48,12 @@ class DeepCache(Method):
         return [Part(Replay(layout.depths[self.branch]), self._when, self.forecast)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
-        """What the denoiser will not read, and the embedding of a control image that stays the same."""
-        kept = (Part(Projection(layout.control), Once(), lifetime="frame"), None)
-        unread = layout.depths[self.branch]
-        return [(Part(Replay(unread), self._when), 0), kept] if unread.modules else [kept]
+        """The embedding of a control image that stays the same."""
+        return [(Part(Projection(layout.control), Once(), lifetime="frame"), None)]
+
+    def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:  # noqa: ARG002
+        """What lies below the branch."""
+        return [Unread(companion.depths[self.branch])]
 
     @property
     def _when(self) -> Schedule:

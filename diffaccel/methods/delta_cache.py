@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
-from diffaccel.methods.base import Method
+from diffaccel.methods.base import Method, Unread
+from diffaccel.methods.companions import hidden_in
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges, gate_of
@@ -45,13 +46,22 @@ class DeltaCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the two ranges."""
+        ranges = self._ranges(layout)
+        return [Part(AddResidual(ranges), _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
+
+    def _ranges(self, layout: Layout) -> Ranges:
+        """The rear blocks, and from the gate on the front ones."""
         names = layout.blocks
         if not names:
             raise UnsupportedModelError(f"DeltaCache needs a list of transformer blocks; {layout.model} has none")
         count = max(1, len(names) // 2) if self.blocks is None else self.blocks
         whole(f"blocks of {layout.model}", count, 1, len(names))
-        ranges = Ranges((names[-count:], names[:count]), self.gate, layout.long_skips)
-        return [Part(AddResidual(ranges), _AtIntervalsAndGate(self.interval, self.gate), self.forecast)]
+        return Ranges((names[-count:], names[:count]), self.gate, layout.long_skips)
+
+    def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:
+        """What is added behind skipped blocks other than the last of a range: it is in the offset, as it was."""
+        ranges = self._ranges(denoiser)
+        return [Unread(hidden_in(ranges, i, companion, denoiser), 0, i) for i, _ in enumerate(ranges.ranges)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 from torch.profiler import record_function
 
 from diffaccel.config.checks import check, whole
-from diffaccel.methods.base import Method
+from diffaccel.methods.base import Method, Unread
+from diffaccel.methods.companions import hidden_in
 from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
 from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint_of, joined
 from diffaccel.reuse.ends import Ends
@@ -59,18 +60,16 @@ class Profile(Method):
         _require_made_for(recipe, layout)
         return _planned(recipe, layout)
 
-    def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
-        """What the denoiser will not read of a ControlNet, decided as in the denoiser."""
-        recipe = self.loaded
-        branches = [what for what in recipe.parts if what.startswith(BRANCH)]
-        return [
-            (
-                Part(act_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total)),
-                recipe.parts.index(what),
-            )
-            for what in branches
-            if act_of(what, layout).modules
-        ]
+    def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:
+        """What lies below the branches, and what is added within the ranges of blocks."""
+        found = []
+        for index, what in enumerate(self.loaded.parts):
+            kind, numbers = Reuse(1, what).target
+            if kind == BRANCH:
+                found.append(Unread(companion.depths[numbers[0]], index))
+            elif kind == BLOCKS:
+                found.append(Unread(hidden_in(_ranges_of(numbers, denoiser), 0, companion, denoiser), index))
+        return found
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Checks the sampler, and stands in for the network where its output is reused."""
@@ -184,9 +183,14 @@ def act_of(what: str, layout: Layout) -> Act:
     whole(f"last block of {layout.model}", numbers[1], 0, len(layout.blocks) - 1)
     blocks = layout.blocks[numbers[0] : numbers[1] + 1]
     if kind == BLOCKS:
-        return AddResidual(Ranges((blocks,), each=layout.long_skips))
+        return AddResidual(_ranges_of(numbers, layout))
     inside = tuple(f"{block}." for block in blocks)
     return Replay(joined(unit for unit in layout.units if unit.branch.replayed[0].startswith(inside)))
+
+
+def _ranges_of(numbers: tuple[int, ...], layout: Layout) -> Ranges:
+    """The blocks from one number to another."""
+    return Ranges((layout.blocks[numbers[0] : numbers[1] + 1],), each=layout.long_skips)
 
 
 def _require_made_for(recipe: Recipe, layout: Layout) -> None:

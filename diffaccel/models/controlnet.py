@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CLASS = "ControlNetModel"
+ALIKE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
 _HUB_FILES = [
     "config.json",
     "diffusion_pytorch_model.safetensors",
@@ -66,23 +67,42 @@ def load_controlnet(
         like: the UNet that it is for, or its folder, after which one in a single file is built.
 
     Raises:
-        ModelError: nothing there is a ControlNet, or its weights are not safetensors.
+        ModelError: nothing there is a ControlNet, its weights are not safetensors, or it is for another kind of UNet.
     """
     folder = find_controlnet(os.fspath(model))
     if folder.is_file():
         return load_controlnet_file(folder, like, dtype).to(device)
+    if hasattr(like, "config"):
+        require_fit(json.loads((folder / "config.json").read_text(encoding="utf-8")), like)
     return load_part(f"ControlNet {os.fspath(model)}", CLASS, folder, dtype=dtype).to(device)
+
+
+def require_fit(net: Any, unet: Any) -> None:
+    """Raise ModelError if a ControlNet, or its configuration, is for UNets of other widths."""
+    config = net if isinstance(net, dict) else net.config
+    for name in ALIKE:
+        own, other = (_plain(values.get(name)) for values in (config, unet.config))
+        if own != other:
+            raise ModelError(
+                f"this ControlNet was made for another kind of network: its {name} is {own}, the UNet's {other}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def with_controlnets(pipe: Any, nets: Sequence[Any]) -> "DiffusionPipeline":
     """The stock ControlNet pipeline of the parts of ``pipe``, which stays as it is; weights are shared.
 
     Raises:
-        ModelError: for a pipeline without a UNet.
+        ModelError: for a pipeline without a UNet, or with another kind of UNet.
     """
     unet = pipe.components.get("unet")
     if unet is None:
         raise ModelError(f"a ControlNet needs a UNet, as of Stable Diffusion or SDXL; {type(pipe).__name__} has none")
+    for net in nets:
+        require_fit(net, unet)
     with quiet_loading():
         from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 

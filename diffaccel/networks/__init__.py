@@ -50,7 +50,10 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (Family(unet.CLASSES, unet.layout), Family(dit.CLASSES, dit.layout, dit.discovers))
-COMPANIONS: tuple[Family, ...] = (Family(controlnet.CLASSES, controlnet.layout),)
+COMPANIONS: tuple[Family, ...] = (
+    Family(controlnet.CLASSES, controlnet.layout),
+    Family(controlnet.TRANSFORMERS, controlnet.transformer_layout),
+)
 
 
 def supports(model: object) -> bool:

@@ -59,6 +59,14 @@ class Streams:
             )
         return names
 
+    def passed_on(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The inputs of one call as the block would return them, had it changed nothing."""
+        given = self.inputs(args, kwargs)
+        if kwargs.get("return_dict") is False:
+            return (given[self.main],)
+        names = max(self._tuples.values(), key=len, default=())
+        return tuple(given[name] for name in names) if names else given[self.main]
+
     def _learn(self, value: ast.expr, block: torch.nn.Module) -> None:
         """Take note of one returned expression."""
         if isinstance(value, ast.Tuple):

@@ -56,11 +56,33 @@ class Unit:
     branch: Branch
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Where a residual of a ControlNet is added within the denoiser.
+
+    Attributes:
+        blocks: the denoiser's blocks behind which it is added; none where it is never added.
+        before: whether it is added to what they are given instead.
+    """
+
+    blocks: tuple[str, ...]
+    before: bool = False
+
+
 def joined(units: Iterable[Unit]) -> Branch:
     """Some units as one branch."""
-    branches = [unit.branch for unit in units]
-    replayed = tuple(name for branch in branches for name in branch.replayed)
-    return Branch(replayed, tuple(name for branch in branches for name in branch.skipped))
+    return joined_branches(unit.branch for unit in units)
+
+
+def joined_branches(branches: Iterable[Branch]) -> Branch:
+    """Some branches as one."""
+    listed = tuple(branches)
+    replayed = tuple(name for branch in listed for name in branch.replayed)
+    return Branch(replayed, tuple(name for branch in listed for name in branch.skipped))
+
+
+def _unknown(denoiser: "Layout") -> tuple[Reader, ...]:  # noqa: ARG001
+    return ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,9 @@ class Layout:
         self_attention: attentions between positions of the sample.
         cross_attention: attentions to the conditioning.
         control: modules whose outputs depend on a control image and on nothing else.
+        residuals: what a ControlNet adds, in the order in which it is made: each one's projection, and what runs for it
+            behind what has run for those before.
+        readers: given the denoiser's layout, where each residual is added in it; none where that is not known.
         conditioning_only: modules whose outputs depend on the conditioning and on nothing else.
         conditioning_path: modules that the conditioning goes through before it reaches those.
         blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
@@ -95,6 +120,8 @@ class Layout:
     conditioning_only: tuple[str, ...] = ()
     conditioning_path: tuple[str, ...] = ()
     control: tuple[str, ...] = ()
+    residuals: tuple[Branch, ...] = ()
+    readers: Callable[["Layout"], tuple[Reader, ...]] = _unknown
     blocks: tuple[str, ...] = ()
     rows_apart: bool = True
     long_skips: bool = False

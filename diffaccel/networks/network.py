@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from diffaccel.networks import is_companion
+from diffaccel.models.controlnet import require_fit
+from diffaccel.networks import is_companion, layout_of
 from diffaccel.networks.conditioning import Conditioning, Keywords
 
 
@@ -86,9 +87,6 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
 ADDED = ("text_embeds", "time_ids")
 
 
-_ALIKE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
-
-
 def controlnets_of(pipe: Any) -> tuple[Any, ...]:
     """The ControlNets of a pipeline, of a MultiControlNetModel each.
 
@@ -102,23 +100,10 @@ def controlnets_of(pipe: Any) -> tuple[Any, ...]:
     bare = getattr(whole, "_orig_mod", whole)
     nets = tuple(getattr(net, "_orig_mod", net) for net in getattr(bare, "nets", (bare,)))
     for net in nets:
-        if not is_companion(net):
+        if not (is_companion(net) and layout_of(net).depths):
             raise TypeError(
                 f"{type(net).__name__} cannot stream: StreamEngine runs ControlNetModel and MultiControlNetModel, on "
                 "UNets of Stable Diffusion and SDXL"
             )
-        _require_fit(net, pipe.unet)
+        require_fit(net, pipe.unet)
     return nets
-
-
-def _require_fit(net: Any, unet: Any) -> None:
-    for name in _ALIKE:
-        own, other = (_plain(model.config.get(name)) for model in (net, unet))
-        if own != other:
-            raise ValueError(
-                f"this ControlNet was made for another kind of network: its {name} is {own}, the UNet's {other}"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

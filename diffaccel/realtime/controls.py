@@ -129,12 +129,18 @@ class Controls(BaseModel):
 class ControlNetControls(Controls):
     """What can change where the model has a ControlNet."""
 
+    follow_lines: bool = Field(
+        default=True,
+        title="Follow my lines",
+        description="Paint along the lines of the input, as the ControlNet sees them.",
+    )
     control: ControlKind = Field(
         default="edges",
         title="Control image",
         description="What the ControlNet sees of the input.",
         json_schema_extra=_draw(
-            labels={"edges": "soft edges", "canny": "thin edges (Canny)", "identity": "the input itself"}
+            labels={"edges": "soft edges", "canny": "thin edges (Canny)", "identity": "the input itself"},
+            needs={"follow_lines": True},
         ),
     )
     controlnet_scale: float = Field(
@@ -143,5 +149,5 @@ class ControlNetControls(Controls):
         le=2,
         title="ControlNet scale",
         description="How closely the picture follows it; 0 is not at all.",
-        json_schema_extra=_draw(step=0.05),
+        json_schema_extra=_draw(step=0.05, needs={"follow_lines": True}),
     )

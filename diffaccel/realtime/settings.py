@@ -8,7 +8,7 @@ from typing import Any
 
 from diffaccel import models
 from diffaccel.media.repaint import size_like
-from diffaccel.methods import DeepCache, IntervalCache
+from diffaccel.methods import ControlCache, DeepCache, IntervalCache
 from diffaccel.models.placement import Placement, open_pipeline
 from diffaccel.realtime.controls import NO_CONTROLNET, ControlNetControls, Controls
 from diffaccel.reuse.forecast import Taylor
@@ -24,6 +24,8 @@ DEFAULT_MODEL = "emoji-sd"
 COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 """The LoRA and autoencoder that go with a bundled model in streams."""
 
+LINES = {"emoji-sd": "emoji-control"}
+"""The ControlNet that lets a bundled model follow lines, where the page's switch is on."""
 NONE = "none"
 CACHE_BRANCH = 3
 SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
@@ -167,9 +169,9 @@ def controls_for(pipe: Any, controls: Controls) -> Controls:
 def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
     """The controls as `StreamEngine` takes them, at construction and in `update`."""
     controls = controls_for(pipe, controls)
-    follows, guidance = isinstance(controls, ControlNetControls), _guidance(controls)
+    guidance = _guidance(controls)
     return {
-        **(controls.model_dump(include={"control", "controlnet_scale"}) if follows else {}),
+        **(_control(controls) if isinstance(controls, ControlNetControls) else {}),
         "prompt": _blended(controls),
         "negative_prompt": controls.negative_prompt if guidance.reads_negative_prompt else "",
         "strength": controls.strength,
@@ -178,6 +180,14 @@ def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
         "guidance": guidance,
         "cache": _cache(pipe, controls.cache),
         "similarity": SimilarityFilter(controls.similarity_threshold) if controls.similarity else None,
+    }
+
+
+def _control(controls: ControlNetControls) -> dict[str, Any]:
+    """What ControlNets see and how closely it is followed: at 0 they do not run."""
+    return {
+        "control": controls.control,
+        "controlnet_scale": controls.controlnet_scale if controls.follow_lines else 0.0,
     }
 
 
@@ -194,7 +204,10 @@ def _guidance(controls: Controls) -> Guidance:
 
 
 def _cache(pipe: Any, interval: int) -> SlotCache | None:
-    """DeepCache for UNets, FORA for transformers; both extrapolate, and compute more often where much moves."""
+    """DeepCache for UNets, FORA for transformers; both extrapolate, and compute more often where much moves.
+
+    ControlNets compute in every n-th frame while their image is still.
+    """
     if interval == 1:
         return None
     schedule, forecast = Threshold(MOTION, max_reuse=interval - 1), Taylor(2)
@@ -202,4 +215,6 @@ def _cache(pipe: Any, interval: int) -> SlotCache | None:
     if unet is None:
         return SlotCache(IntervalCache(schedule=schedule, forecast=forecast))
     depth = len(unet.config.block_out_channels) - 1
-    return SlotCache(DeepCache(schedule=schedule, branch=min(CACHE_BRANCH, depth), forecast=forecast))
+    control = None if getattr(pipe, "controlnet", None) is None else ControlCache(interval)
+    method = DeepCache(schedule=schedule, branch=min(CACHE_BRANCH, depth), forecast=forecast)
+    return SlotCache(method, control=control)

@@ -20,9 +20,10 @@ from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, take_rows
 
-Lifetime = Literal["run", "prompt", "frame", "video"]
-"""What the memory of a part lasts as long as: a run of a pipeline or a stream, a prompt, a frame's control image, a
-video that is made chunk by chunk."""
+Lifetime = Literal["run", "control", "prompt", "frame", "video"]
+"""What the memory of a part lasts as long as: a run of a pipeline or a stream, the same with one control image, a
+prompt, a frame's control image, a video that is made chunk by chunk. In the first two, each group of rows decides for
+itself."""
 
 
 class Act(ABC):
@@ -104,6 +105,11 @@ class Part:
         """Raise ValueError if it does not fit a run of `total` network calls (None: unknown)."""
         self.schedule.validate(total)
         self.ends.validate(total)
+
+    @property
+    def of_run(self) -> bool:
+        """Whether what it keeps is of a run or a stream, whose groups of rows decide for themselves."""
+        return self.lifetime in ("run", "control")
 
 
 class PartState:

@@ -126,13 +126,16 @@ class Contexts:
         if step != self.step:
             self.step = step
             self._count.clear()
-        prompt = inputs.conditioning
-        leaves = [prompt] if isinstance(prompt, torch.Tensor) else tree_leaves(prompt)
-        key = (name, self._prompts.of(leaves), options_of(inputs), fingerprint(inputs.sample))
+        key = (name, self.prompt(inputs), options_of(inputs), fingerprint(inputs.sample))
         ordinal = self._count[key]
         if not peek:
             self._count[key] += 1
         return (*key, ordinal)
+
+    def prompt(self, inputs: Inputs) -> int:
+        """A number for the conditioning, which changes whenever its values do."""
+        prompt = inputs.conditioning
+        return self._prompts.of([prompt] if isinstance(prompt, torch.Tensor) else tree_leaves(prompt))
 
     @property
     def most(self) -> int:

@@ -258,12 +258,19 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 def scatter(outputs: Sequence[tuple[Any, Sequence[int]]]) -> Any:
-    """A network's output of all rows, from outputs of some rows each, given with their places among all."""
+    """A network's output of all rows, from outputs of some rows each, given with their places among all.
+
+    What is no tensor of those rows, nor holds some, is taken from the first output.
+    """
     first, places = outputs[0][0], [i for _, rows in outputs for i in rows]
     if isinstance(first, torch.Tensor):
+        if any(output.dim() == 0 or output.shape[0] != len(rows) for output, rows in outputs):
+            return first
         order = torch.tensor(sorted(range(len(places)), key=places.__getitem__), device=first.device)
         return torch.cat([output for output, _ in outputs]).index_select(0, order)
-    if isinstance(first, tuple):
-        return (scatter([(output[0], rows) for output, rows in outputs]), *first[1:])
+    if isinstance(first, list | tuple):
+        return type(first)(scatter([(output[i], rows) for output, rows in outputs]) for i, _ in enumerate(first))
+    if not isinstance(first, Mapping):
+        return first
     name = next(iter(first))
     return type(first)(**{**first, name: scatter([(output[name], rows) for output, rows in outputs])})

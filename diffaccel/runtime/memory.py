@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,8 @@ class Memory:
         notes: what methods that wrap whole calls remember, by method and context.
         rows: what they remember of single rows, by method and lane; an object whose tensors are attributes.
         decided: decisions for the coming call of the network, made early because a ControlNet asked.
+        unfed: for each ControlNet the step, and parts of the denoiser that it took to reuse there and left out what
+            they read.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -80,6 +82,17 @@ class Memory:
         self.notes.clear()
         self.rows.clear()
         self.decided: dict[Hashable, Decision] = {}
+        self.unfed: dict[Hashable, tuple[int | None, frozenset[int]]] = {}
+
+    def require_fed(self, step: int | None, computed: Iterable[int]) -> None:
+        """Raise RuntimeError if parts compute that a ControlNet took to reuse in this step."""
+        left_out = {part for when, parts in self.unfed.values() if when == step for part in parts}
+        if not left_out.isdisjoint(computed):
+            self.decided.clear()
+            raise RuntimeError(
+                "a ControlNet left out what the denoiser was to replay, and then the denoiser was called with other "
+                "prompts or shapes: call Handle.reset() between such calls"
+            )
 
     def forget_runs(self) -> None:
         """Forget what a call that raised may have spoilt: all but videos, which are written when it has returned."""
@@ -115,7 +128,7 @@ class Memory:
         rows: dict[Hashable, list[int]] = {}
         for row, lane in enumerate(call.lanes["run"]):
             rows.setdefault(lane.group, []).append(row)
-        shared = [part.lifetime != "run" for part in self._parts]  # decided for the call as a whole, at the call itself
+        shared = [not part.of_run for part in self._parts]  # decided for the call as a whole, at the call itself
         whole = {index: self._computes(index, None, call) for index, is_shared in enumerate(shared) if is_shared}
         for group, places in rows.items():
             if group not in self.decided:
@@ -132,7 +145,7 @@ class Memory:
         """Whether a part computes for one group; counts the call."""
         part, memory = self._parts[index], self.parts[index]
         lanes = call.lanes[part.lifetime]
-        filled = memory.lanes.has(lanes) and (part.lifetime != "run" or self._is_even(index, lanes))
+        filled = part.act.slots == 0 or (memory.lanes.has(lanes) and (not part.of_run or self._is_even(index, lanes)))
         record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if filled else 0
         computes = not filled or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
@@ -150,7 +163,7 @@ class Memory:
         schedule = self._parts[index].schedule
         if isinstance(call.forced, tuple):
             return call.forced[index]
-        if call.forced is not None and self._parts[index].lifetime == "run":
+        if call.forced is not None and self._parts[index].of_run:
             return call.forced
         step, total = call.place(0)
         step = record.calls if step is None else step

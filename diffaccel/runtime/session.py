@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,20 @@ from diffaccel.runtime.wrapper import map_output
 RunNetwork = Callable[[Call], Any]
 
 
+@dataclass(frozen=True)
+class Tie:
+    """What a part of a ControlNet does not decide by itself.
+
+    Attributes:
+        leaders: parts of the denoiser, each with a way of its act: where one of them reuses in that way, nothing reads
+            what this part makes, and it does not compute.
+        needs: parts of the same network that compute where this one does, as it works on what they make.
+    """
+
+    leaders: tuple[tuple[int, int], ...] = ()
+    needs: tuple[int, ...] = ()
+
+
 class Session:
     """Parts at work on one network.
 
@@ -33,7 +48,7 @@ class Session:
         model: the network.
         parts: what is reused in it, and when.
         leader: the denoiser's session, for a ControlNet that runs before it.
-        follows: for each part the leader's part whose decision it shares, or None.
+        ties: for each part of a ControlNet what else has a say in its decisions, or None.
 
     Attributes:
         states: one per part; what its places read.
@@ -45,12 +60,12 @@ class Session:
         model: torch.nn.Module,
         parts: Sequence[Part],
         leader: Session | None = None,
-        follows: Sequence[int | None] = (),
+        ties: Sequence[Tie | None] = (),
     ) -> None:
         self.parts = tuple(parts)
         self.states = [part.act.state(part) for part in self.parts]
         self.leader = leader
-        self.follows = tuple(follows) or (None,) * len(self.parts)
+        self.ties = tuple(ties) or (None,) * len(self.parts)
         self.tally = Tally()
         self._writes: Callable[[Inputs], bool] = layout_of(model).writes
 
@@ -92,24 +107,38 @@ class Session:
 
     def _decisions(self, call: Call, memory: Memory, led_by: Memory | None) -> dict[Hashable, Decision]:
         """What computes, by group."""
-        own = {lane.group for lane in call.lanes["run"]}
-        if any(not all(decision) for group, decision in memory.decided.items() if group not in own):
-            memory.decided.clear()
-            raise RuntimeError(
-                "a ControlNet left out what the denoiser was to replay, and then the denoiser was called with other "
-                "prompts or shapes: call Handle.reset() between such calls"
-            )
         decided = memory.decide(call)
-        if led_by is None:
+        for decision in decided.values():
+            memory.require_fed(call.step, (part for part, computes in enumerate(decision) if computes))
+        if not any(self.ties):
             return decided
-        lead = led_by.decide(call)
-        return {
-            group: tuple(
-                computes if followed is None else computes or lead[group][followed]
-                for computes, followed in zip(decision, self.follows, strict=True)
-            )
-            for group, decision in decided.items()
+        lead = {} if led_by is None else led_by.decide(call)
+        reusing = {group: self._reusing(lead.get(group, ()), call) for group in decided}
+        tied = {group: self._tied(decision, reusing[group]) for group, decision in decided.items()}
+        if led_by is not None and self.leader is not None:
+            unfed = {part for group in tied for part in self._unfed(tied[group], reusing[group])}
+            led_by.unfed[self] = call.step, frozenset(unfed)
+        return tied
+
+    def _reusing(self, lead: Decision, call: Call) -> set[tuple[int, int]]:
+        """The denoiser's parts that reuse, each with the way of its act."""
+        parts = () if self.leader is None else self.leader.parts
+        ways = [part.act.variant(*call.place(0)) for part in parts] or [0] * len(lead)  # type: ignore[arg-type]
+        return {(index, ways[index]) for index, computes in enumerate(lead) if not computes}
+
+    def _tied(self, decision: Decision, reusing: set[tuple[int, int]]) -> Decision:
+        """A decision with what the denoiser will not read left out, and what others need taken in."""
+        pairs = list(zip(decision, self.ties, strict=True))
+        read = [computes and (tie is None or reusing.isdisjoint(tie.leaders)) for computes, tie in pairs]
+        needed = {
+            index for computes, (_, tie) in zip(read, pairs, strict=True) if computes and tie for index in tie.needs
         }
+        return tuple(computes or index in needed for index, computes in enumerate(read))
+
+    def _unfed(self, decision: Decision, reusing: set[tuple[int, int]]) -> set[int]:
+        """The denoiser's parts that would not find what they read, were they to compute."""
+        left_out = [tie for computes, tie in zip(decision, self.ties, strict=True) if tie and not computes]
+        return {leader[0] for tie in left_out for leader in reusing.intersection(tie.leaders)}
 
     def _together(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
         """A call whose groups decided alike, and after it the rows that must compute where others reused."""
@@ -140,6 +169,8 @@ class Session:
         while True:
             for index, state in enumerate(self.states):
                 self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
+                if state.compute and state.measures is None:  # where something was missing, an act computes after all
+                    memory.require_fed(call.step, (index,))
             try:
                 with record_function(self._label()) if profiled else nullcontext():
                     return network(call)

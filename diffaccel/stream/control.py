@@ -18,6 +18,7 @@ from diffaccel.stream.images import Fit, Picture, to_unit_frames
 ControlFunction = Callable[[torch.Tensor], Picture]
 Control = str | ControlFunction
 Given = Picture | Sequence[Picture]
+MOST_SCALE = 10.0
 
 
 def identity(picture: torch.Tensor) -> torch.Tensor:
@@ -89,13 +90,16 @@ def scales_for(scale: float | Sequence[float], nets: int) -> tuple[float, ...]:
 
     Raises:
         TypeError: for what is not a number.
-        ValueError: for NaN or infinity, another number of scales, and a scale where there is no ControlNet.
+        ValueError: for NaN or infinity, a scale out of range, another number of scales, and a scale where there is no
+            ControlNet.
     """
     scales = tuple(scale) if isinstance(scale, Sequence) else (scale,) * max(1, nets)
     if any(isinstance(s, bool) or not isinstance(s, Real) for s in scales):
         raise TypeError(f"controlnet_scale must be a number, or one for each ControlNet, not {scale!r}")
     if not all(map(math.isfinite, scales)):
         raise ValueError(f"controlnet_scale must be finite, not {scale!r}")
+    if not all(0 <= s <= MOST_SCALE for s in scales):
+        raise ValueError(f"controlnet_scale must be from 0, not at all, to {MOST_SCALE:g}, not {scale!r}")
     if not nets:
         if scale != 1.0:
             raise ValueError("controlnet_scale needs a ControlNet, and this pipeline has none: leave it out")

@@ -14,7 +14,8 @@ import torch
 
 from diffaccel._diffusers import hooks_of
 from diffaccel.methods.base import Method
-from diffaccel.networks import layout_of
+from diffaccel.methods.companions import tied_parts
+from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import ADDED, controlnets_of
@@ -22,7 +23,7 @@ from diffaccel.reuse.schedule import Once
 from diffaccel.runtime.act import Lifetime, Part
 from diffaccel.runtime.attachment import HOOK
 from diffaccel.runtime.call import Call
-from diffaccel.runtime.lanes import Lanes
+from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.session import RunNetwork
@@ -37,11 +38,14 @@ class ControlNets:
 
     Args:
         pipe: the pipeline, with or without ControlNets.
-        method: what the denoiser reuses, and so need not be fed; None for nothing.
+        methods: what the denoiser reuses, and so need not be fed, and when ControlNets compute.
         calls: runs them, perhaps on rows of other streams at the same time; None runs them alone.
+
+    Raises:
+        UnsupportedModelError, ValueError: where a method does not fit them.
     """
 
-    def __init__(self, pipe: Any, method: Method | None, calls: WorkRunner | None = None) -> None:
+    def __init__(self, pipe: Any, methods: Sequence[Method] = (), calls: WorkRunner | None = None) -> None:
         nets = controlnets_of(pipe)
         whole = getattr(pipe, "controlnet", None)
         hooked = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
@@ -49,7 +53,10 @@ class ControlNets:
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
         self._several = hasattr(getattr(whole, "_orig_mod", whole), "nets")
-        self._machines = [_machine(net, method) for net in hooked]
+        needing = [type(method).__name__ for method in methods if method.needs_controlnet]
+        if needing and not nets:
+            raise UnsupportedModelError(f"{needing[0]} needs a ControlNet, and this pipeline has none: leave it out")
+        self._machines = [_machine(net, pipe, methods, nets.index(net)) for net in hooked]
         self._scales: Memo[list[torch.Tensor] | None] = Memo()
 
     def residuals(
@@ -73,8 +80,7 @@ class ControlNets:
         if scales is None:
             return {}
         images = self._images(rows)
-        own = replace(call, inputs=Inputs({"sample": latents}, ("sample", None, None)))
-        given = {
+        values = {
             "sample": latents.to(self._dtype),
             "timesteps": timesteps,
             "prompt": inputs["encoder_hidden_states"],
@@ -82,16 +88,20 @@ class ControlNets:
             "scales": scales,
             "added": {name: inputs[name] for name in ADDED if name in inputs},
         }
-        network: RunNetwork = lambda _: self._calls.run(  # noqa: E731
-            Work("controlnet", id(self._pipe.controlnet), self._together, given, len(latents))
-        )
+        own = replace(call, inputs=Inputs(values, ("sample", "timesteps", None)), lanes=_pictured(call.lanes))
+        network: RunNetwork = self._call
         for machine in self._machines:
-            network = machine.around(own, network, led_by)
+            network = machine.around(network, led_by)
         down, middle = network(own)
         return {
             "down_block_additional_residuals": [x.to(latents.dtype) for x in down],
             "mid_block_additional_residual": middle.to(latents.dtype),
         }
+
+    def _call(self, call: Call) -> Any:
+        """One call of the ControlNets on its rows, perhaps with those of other streams."""
+        values = dict(call.inputs.values)
+        return self._calls.run(Work("controlnet", id(self._pipe.controlnet), self._together, values, call.count))
 
     def _together(self, rows: Rows) -> Any:
         """Residuals of all rows, behind each block on the way down and behind the middle."""
@@ -132,7 +142,12 @@ class ControlNets:
     def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
         """Forget all but what some rows may read again."""
         for machine in self._machines:
-            machine.memory.keep(lanes)
+            machine.memory.keep(_pictured(lanes))
+
+    def drop(self, lanes: Lanes, images: Lanes) -> None:
+        """Forget features of some lanes of the denoiser, whose control images are these."""
+        for machine in self._machines:
+            machine.memory.drop([*lanes, *_pictured({"run": lanes, "frame": images})["control"]])
 
     def forget(self) -> None:
         """Reuse nothing that was stored so far."""
@@ -145,15 +160,22 @@ class ControlNets:
             machine.close()
 
 
-def _machine(net: torch.nn.Module, method: Method | None) -> Machine:
+def _machine(net: torch.nn.Module, pipe: Any, methods: Sequence[Method], index: int) -> Machine:
     """What a ControlNet leaves out where the denoiser reuses, and what it need not compute in every tick."""
     layout = layout_of(net)
-    led = [] if method is None else [pair for pair in method.companion_parts(layout) if pair[1] is not None]
-    parts, follows = [replace(part, schedule=Once()) for part, _ in led], [followed for _, followed in led]
+    unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
+    found = [one for one in tied_parts(methods, layout, layout_of(unet), index) if one.tie] if methods else []
+    parts, ties = [one.part for one in found], [one.tie for one in found]
     if not any(HOOK in hooks_of(net.get_submodule(name)) for name in layout.control):
         parts.append(Part(Projection(layout.control), Once(), lifetime="frame"))
-        follows.append(None)
-    return Machine(net, parts, follows)
+        ties.append(None)
+    return Machine(net, parts, ties)
+
+
+def _pictured(lanes: Mapping[Lifetime, Lanes]) -> dict[Lifetime, Lanes]:
+    """The lanes of a call, with those that last as long as the control image stays the same."""
+    pairs = zip(lanes["run"], lanes["frame"], strict=True)
+    return {**lanes, "control": tuple(Lane(own.group, (own.place, image)) for own, image in pairs)}
 
 
 def _control(slot: Any) -> ControlImages:

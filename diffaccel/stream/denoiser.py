@@ -59,9 +59,9 @@ class Denoiser:
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
         self._machine = Machine(model, self._parts, wrappers=wrappers)
-        self._control = ControlNets(network.pipe, None if cache is None else cache.method, self.calls)
+        self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
-        self._doubtful: tuple[torch.Tensor, Lanes] | None = None
+        self._doubtful: tuple[torch.Tensor, Lanes, Lanes] | None = None
 
     def enter(self, slot: Slot, pixels: torch.Tensor | None) -> None:
         """Note what enters with the next call, ``(frames, channels, H, W)``; None for text-to-image."""
@@ -78,7 +78,7 @@ class Denoiser:
         self.work = replace(self.work, rows=self.work.rows + skipped, replayed=self.work.replayed + skipped)
         if self._cache is not None:
             finite = prediction.isfinite().flatten(1).all(1)  # read with the next tick, whose frames wait for this one
-            self._doubtful = finite, call.lanes["run"]
+            self._doubtful = finite, call.lanes["run"], call.lanes["frame"]
         self._machine.memory.keep(call.lanes)
         self._control.keep(call.lanes)
         return prediction
@@ -87,9 +87,10 @@ class Denoiser:
         """Drop what rows stored whose prediction was not finite: it would spoil the frames that follow them."""
         if self._doubtful is None:
             return
-        (finite, lanes), self._doubtful = self._doubtful, None
-        spoilt = [lane for lane, sound in zip(lanes, finite.tolist(), strict=True) if not sound]
-        self._machine.memory.drop(spoilt)
+        (finite, lanes, images), self._doubtful = self._doubtful, None
+        spoilt = [row for row, sound in enumerate(finite.tolist()) if not sound]
+        self._machine.memory.drop([lanes[row] for row in spoilt])
+        self._control.drop(tuple(lanes[row] for row in spoilt), tuple(images[row] for row in spoilt))
 
     def _call(self, tick: Tick) -> Call:
         """The call of a tick: features by stage or frame, keys and values by prompt, embeddings by control image."""

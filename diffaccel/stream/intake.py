@@ -66,6 +66,7 @@ class Intake:
     def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
         self._codec, self._shape, self._device = codec, shape, network.device
         self._nets = len(network.controlnets)
+        self._still: tuple[tuple[torch.Tensor, ...], ControlImages] | None = None
         if _asks_for_image_prompts(network.pipe):
             raise ValueError(
                 "this pipeline has IP-Adapter layers, which a stream has no image prompts for: "
@@ -148,7 +149,16 @@ class Intake:
                     raise ValueError(NO_CONTROL)
                 control = made_images(pixels[k] / 2 + 0.5, functions, *size)
             images.append(control)
-        return ControlImages(tuple(torch.cat(column).to(self._device) for column in zip(*images, strict=True)))
+        return self._kept(tuple(torch.cat(column) for column in zip(*images, strict=True)))
+
+    def _kept(self, images: tuple[torch.Tensor, ...]) -> ControlImages:
+        """Those of the frames before where they show the same, so that what is made of them is kept.
+
+        Images on a device are not compared, because that would wait for the device.
+        """
+        if self._still is None or not _are_same(images, self._still[0]):
+            self._still = images, ControlImages(tuple(image.to(self._device) for image in images))
+        return self._still[1]
 
     def blank(self, config: StreamConfig) -> Frame:
         """A black frame, to warm up with."""
@@ -183,3 +193,9 @@ def _checked(latents: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor
     if latents.device.type == "cpu" and not latents.isfinite().all():
         raise ValueError("latents must be finite: they hold NaN or infinite values")
     return latents if latents.ndim == 4 else latents[None]
+
+
+def _are_same(images: tuple[torch.Tensor, ...], others: tuple[torch.Tensor, ...]) -> bool:
+    """Whether two frames show the same to all ControlNets, as far as the host can tell."""
+    pairs = list(zip(images, others, strict=True))
+    return all(one.device.type == "cpu" == other.device.type and torch.equal(one, other) for one, other in pairs)

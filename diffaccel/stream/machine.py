@@ -15,7 +15,7 @@ from diffaccel.runtime.attachment import HOOK, ActHook
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
-from diffaccel.runtime.session import RunNetwork, Session
+from diffaccel.runtime.session import RunNetwork, Session, Tie
 from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled
 from diffaccel.runtime.wrapper import Wrapper, within
 
@@ -26,7 +26,7 @@ class Machine:
     Args:
         model: the network.
         parts: what is reused, beside the keys and values of prompts, which every stream projects once.
-        follows: for each part the denoiser's part whose decision it shares, for a ControlNet.
+        ties: for each part of a ControlNet what else has a say in its decisions.
         wrappers: what stands between the engine and the network.
 
     Raises:
@@ -37,12 +37,12 @@ class Machine:
         self,
         model: torch.nn.Module,
         parts: Sequence[Part] = (),
-        follows: Sequence[int | None] = (),
+        ties: Sequence[Tie | None] = (),
         wrappers: Sequence[Wrapper] = (),
     ) -> None:
         self._wrappers = tuple(wrappers)
         text = prompt_parts(model)
-        self.session = Session(model, [*parts, *text], follows=[*(follows or [None] * len(parts)), *[None] * len(text)])
+        self.session = Session(model, [*parts, *text], ties=[*(ties or [None] * len(parts)), *[None] * len(text)])
         self.memory = Memory(self.session.parts)
         places = self.session.places(model)
         self._hooks = SharedHooks({model.get_submodule(name): ActHook(found) for name, found in places.items()})
@@ -58,9 +58,9 @@ class Machine:
             self.memory.forget_runs()
             raise
 
-    def around(self, call: Call, network: RunNetwork, led_by: Memory) -> RunNetwork:
+    def around(self, network: RunNetwork, led_by: Memory) -> RunNetwork:
         """A function that runs `network` on a call with this network's hooks at work, as the denoiser decided."""
-        return lambda _: self.run(call, network, led_by)
+        return lambda call: self.run(call, network, led_by)
 
 
 def prompt_parts(model: torch.nn.Module) -> list[Part]:

@@ -47,6 +47,9 @@ class SlotCache(Config):
         scene_change: mean absolute difference of two frames in a row, in [0, 1], above which a scene has changed and
             everything computes until the new scene has passed all stages. Only by stage. Frames on a device are not
             compared, because that would wait for the device.
+        control: when ControlNets compute, such as ``ControlCache(interval=3)``, beside the method. What they made is
+            reused as long as the control image stays the same: while it is still (by stage), or of one frame (by
+            frame).
 
     Raises:
         ValueError: for a method that also changes what the network is called with, or a value out of range.
@@ -55,6 +58,7 @@ class SlotCache(Config):
     method: Method
     key: Key = "stage"
     scene_change: float = 0.1
+    control: Method | None = None
 
     def __post_init__(self) -> None:
         check(
@@ -65,6 +69,16 @@ class SlotCache(Config):
         number("scene_change", self.scene_change, 0.0, 1.0)
         if (reason := self.method.no_stream) is not None:
             raise ValueError(f"{type(self.method).__name__} {reason}")
+        fits = self.control is None or (isinstance(self.control, Method) and self.control.needs_controlnet)
+        check(fits, f"control must be a method of ControlNets such as ControlCache(3), not {self.control!r}")
+        for method in self.methods if self.key == "stage" else ():
+            endless = method.needs_controlnet and method.ends.counts_run
+            check(not endless, "cooldown counts from the end of a run, and by stage a stream has none: leave it out")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The method, and that of ControlNets."""
+        return (self.method,) if self.control is None else (self.method, self.control)
 
     def parts(self, model: torch.nn.Module, stages: int) -> list[Part]:
         """What is reused in a network.

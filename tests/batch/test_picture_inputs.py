@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from diffusers import AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
+from diffaccel.batch.fit import misfits
 from diffaccel.batch.jobs import Ingredients, Planner, plan_jobs
 from diffaccel.batch.picture_sets import pictures_of
 from diffaccel.batch.rows import BadRow, PlacedRow
@@ -206,3 +208,18 @@ def test_animations_are_said(generate: Generate, tmp_path: Path) -> None:
     assert generate("p", "--init-image", "a.gif").exit_code == 0
     (record,) = records(tmp_path).values()
     assert record.notes == [f"{tmp_path / 'a.gif'} has 2 pictures, of which the first is used"]
+
+
+def test_a_cache_of_controlnets_needs_a_control_image() -> None:
+    """Told for each row before the model is loaded; other methods are asked of the network alone."""
+    rows = [
+        ("controlcache", None),
+        ("deepcache + controlcache:interval=3", None),
+        ("controlcache", "l.png"),
+        ("none", None),
+    ]
+    jobs = [SimpleNamespace(id=i, cache=c, control_image=p, init_image=None, steps=4, scheduler="default")
+            for i, (c, p) in enumerate(rows)]  # fmt: skip
+    found = misfits(jobs, None, lambda cache, scheduler, steps: None)  # type: ignore[arg-type]
+    words = "ControlCache needs a ControlNet and a control image: give --control-image, or leave it out"
+    assert found == {0: words, 1: words}

@@ -25,10 +25,10 @@ from live_client import Client
 
 from diffaccel import models
 from diffaccel.cli import main
-from diffaccel.cli.live import _hub
 from diffaccel.models import ModelError
 from diffaccel.realtime import protocol
 from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.opening import open_hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import ControlNetControls, Controls, LiveSettings, load_pipeline
 
@@ -119,17 +119,20 @@ def schema(server: LiveServer) -> dict[str, Any]:
 
 
 def test_the_page_draws_its_controls_and_changes_them(settings: LiveSettings) -> None:
-    hub, about = _hub(replace(settings, controls=Controls(**QUIET)), 1)
-    with hub, LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server, Client(server) as client:
+    with (
+        open_hub(replace(settings, controls=Controls(**QUIET)), limit=1) as (hub, about),
+        LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
+        Client(server) as client,
+    ):
         drawn = schema(server)
-        assert set(drawn) == {*Controls.model_fields, "control", "controlnet_scale"}
+        assert set(drawn) == {*Controls.model_fields, "control", "controlnet_scale", "follow_lines"}
         for field in drawn.values():
             assert field["title"]
             assert field["description"]
             assert field["type"] in ("string", "integer", "number", "boolean")
         hello = client.wait("hello")["controls"]
         assert (hello["control"], hello["controlnet_scale"]) == ("edges", 1.0)
-        for values in ({"controlnet_scale": 0.25}, {"control": "identity"}):
+        for values in ({"controlnet_scale": 0.25}, {"control": "identity"}, {"follow_lines": False}):
             client.controls(**values)
             told = client.wait("controls")["values"]
             assert values.items() <= told.items()
@@ -141,8 +144,11 @@ def test_the_page_draws_its_controls_and_changes_them(settings: LiveSettings) ->
 
 
 def test_without_one_there_are_none(settings: LiveSettings) -> None:
-    hub, about = _hub(replace(settings, controlnet=()), 1)
-    with hub, LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server, Client(server) as client:
+    with (
+        open_hub(replace(settings, controlnet=()), limit=1) as (hub, about),
+        LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
+        Client(server) as client,
+    ):
         assert set(schema(server)) == set(Controls.model_fields)
         client.controls(controlnet_scale=0.5)
         assert "controlnet_scale" in client.wait("problem")["message"]

@@ -358,7 +358,7 @@ def test_a_cache_leaves_out_only_what_is_not_read(
     if isinstance(cache.method, DeepCache):
         full = engine(chosen, **settings)
         full._denoiser._control.close()
-        full._denoiser._control = ControlNets(chosen, None)
+        full._denoiser._control = ControlNets(chosen)
         same(found, run(full, movie(5)))
     plain = run(engine(chosen, **settings | {"cache": None}), movie(5))
     assert any(not torch.equal(found[i], plain[i]) for i in plain)

@@ -1,0 +1,114 @@
+"""`diffaccel relevance`: what each residual of a ControlNet is worth to pictures and control."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from diffaccel.cli.help import Grouped
+from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
+
+if TYPE_CHECKING:
+    from diffaccel.methods import Relevance
+
+DEFAULT_NET = "emoji-control"
+
+
+@click.command(
+    "relevance",
+    cls=Grouped,
+    groups={
+        "What to measure": RUN_OPTIONS,
+        "Control": ("--controlnet", "--control-image", "--control-scale"),
+        "The result": ("--output", "--plot", "--quiet", "--help"),
+    },
+    examples={
+        "What to measure": "diffaccel relevance --model path/to/model --prompts 'a red heart' --steps 20",
+        "Control": "diffaccel relevance --controlnet path/to/net --prompts 'a cat' --control-image cat-edges.png",
+        "The result": "diffaccel relevance --prompts 'a red heart' --control-image heart.png --plot relevance.svg",
+    },
+    short_help="Measure what each residual of a ControlNet is worth.",
+)
+@with_subject
+@click.option("--controlnet", metavar="FOLDER", help="Bundled name, folder, file or Hub id.  [default: emoji-control]")
+@click.option(
+    "--control-image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="White lines on black; one for each prompt, or one for all.",
+)
+@click.option("--control-scale", "scale", type=float, default=1.0, show_default=True, help="Strength of the control.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="relevance.json", show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it, too, as this SVG file.")
+def relevance(
+    subject: Subject, controlnet: str | None, images: tuple[Path, ...], scale: float, output: Path, plot: Path | None
+) -> None:
+    """Leave out each residual of a ControlNet in turn, and all behind it, and measure what is lost.
+
+    The result is for ControlCache(relevance="relevance.json"), which then runs the ControlNet as deep as is worth it:
+    diffaccel generate --cache "controlcache:interval=2,relevance='relevance.json'".
+    """
+    from diffaccel.batch.store import check_writable, explained
+    from diffaccel.measure.relevance import relevance as measure
+    from diffaccel.measure.relevance_chart import chart
+
+    for file in (output, plot):
+        if file is not None:
+            if file.is_dir():
+                raise click.UsageError(f"{file} is a folder; name a file in it")
+            check_writable(file.parent)
+    prompts, settings = subject.texts(len(images) or 1), subject.settings()
+    lines = _lines(images, len(prompts), settings)
+    pipe = _pipeline(subject, controlnet or DEFAULT_NET)
+    found = measure(pipe, lines, prompts, scale=scale, seed=subject.seed, progress=subject.say, **settings)
+    click.echo("\n".join(_table(found)))
+    for file, text in ((output, None), (plot, chart(found))):
+        if file is not None:
+            with explained(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                found.save(file) if text is None else file.write_text(text, encoding="utf-8")
+
+
+def _pipeline(subject: Subject, name: str) -> Any:
+    """The pipeline with the ControlNet."""
+    from diffaccel import models
+
+    pipe = subject.load()
+    unet = pipe.components.get("unet")
+    place = {"dtype": pipe.dtype, "device": pipe.device}
+    pipe = models.with_controlnets(pipe, [models.load_controlnet(name, like=unet, **place)])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _lines(images: tuple[Path, ...], count: int, settings: dict[str, Any]) -> list[Any]:
+    """The control images at the pictures' size."""
+    from PIL import Image, UnidentifiedImageError
+
+    if len(images) not in (1, count):
+        raise click.UsageError(f"{count} prompts need one --control-image for all, or as many; got {len(images)}")
+    try:
+        found = [Image.open(path).convert("RGB") for path in images]
+    except (OSError, UnidentifiedImageError) as error:
+        raise click.UsageError(f"--control-image: {error}") from error
+    if "width" in settings and "height" in settings:
+        found = [image.resize((settings["width"], settings["height"])) for image in found]
+    return found * (count if len(found) == 1 else 1)
+
+
+def _table(found: "Relevance") -> list[str]:
+    """The scores, the most relevant first, and where to cut."""
+    pairs = sorted(zip(found.scores, found.each, strict=True), key=lambda pair: -pair[0])
+    width = max(len(loss.name) for loss in found.each)
+    rows = [
+        f"{loss.name:<{width}}  {score:9.2f}  {loss.psnr:8.1f}  {loss.ssim:5.3f}  {loss.agreement:9.3f}"
+        for score, loss in pairs
+    ]
+    worth, count = found.worth(), len(found.each)
+    return [
+        f"edge agreement: {found.agreement:.3f} with all, {found.without:.3f} without any control",
+        f"{'without':<{width}}  relevance  PSNR, dB   SSIM  agreement",
+        *rows,
+        f"worth keeping: the first {worth} of {count}; ControlCache(keep={worth}) drops the others",
+    ]
