@@ -87,6 +87,10 @@ def _quality(figures: Mapping[str, Any]) -> list[str]:
     if "edge_agreement" in figures:
         without = figures["edge_agreement_without"]
         found.append(f"edges agree with the lines at F1 {figures['edge_agreement']:.2f} ({without:.2f} without)")
+    if "text_top1_frames_5_24" in figures:
+        text, given = (f"{figures[f'{kind}_top1_frames_5_24']:.0%}" for kind in ("text", "given"))
+        moves = f"{figures['text_motion_right']:.0%} and {figures['given_motion_right']:.0%}"
+        found.append(f"{text} of frames recognised from words alone, {given} with four given; {moves} move as told")
     return ["; ".join(found)] if found else []
 
 

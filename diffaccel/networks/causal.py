@@ -166,6 +166,8 @@ def _motion(model: Any) -> CausalLayout:
     attention = tuple(name for name in names if name.rpartition(".")[2] in ("attn1", "attn2"))
     if not tables:
         raise UnsupportedModelError("this UNetMotionModel has no motion modules with positions")
+    if any(type(module).__name__ == "FreeNoiseTransformerBlock" for module in model.modules()):
+        raise UnsupportedModelError("FreeNoise joins frames in windows of its own: call pipe.disable_free_noise()")
     length = min(int(model.get_submodule(name).pe.shape[1]) for name in tables)
     deepest = len(model.down_blocks) - 1
 

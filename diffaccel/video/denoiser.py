@@ -153,10 +153,6 @@ class VideoDenoiser:
         self._machine.memory.parts[len(self._parts)].keep(())
         self._state.forget_windows()
 
-    def forget_features(self) -> None:
-        """Reuse nothing that was stored within a chunk."""
-        self._machine.memory.forget_runs()
-
     @property
     def context_bytes(self) -> int:
         """Bytes that kept keys and values take, with the windows that are gathered from them."""

@@ -36,9 +36,8 @@ class VideoEngine:
             show(chunk.frames)
         engine.update(prompt="a rocket moves left")
 
-    Time and memory of a chunk do not grow with the video. Several engines may use one pipeline: its weights are not
-    changed, and its scheduler is only read. A network that was not trained for it (as those of Self-Forcing, CausVid,
-    Ca2-VDM were) runs, but its pictures drift away within seconds.
+    Time and memory of a chunk do not grow with the video. Several engines may use one pipeline, which is only read.
+    Weights that were not trained for it (as Self-Forcing's, CausVid's and Ca2-VDM's are) run, but drift within seconds.
 
     Args:
         pipe: a loaded text-to-video pipeline of AnimateDiff, Latte, Wan or SkyReels-V2.
@@ -278,14 +277,15 @@ class VideoEngine:
         A new prompt reaches frames that are already kept if the context's ``refresh`` is "prompt" or "chunk".
 
         Args:
-            changes: fields of the constructor but sizes, chunk, context, seed and stream_batch; and ``scale`` or
-                ``delta`` of the guidance.
+            changes: fields but sizes, chunk, context, seed, stream_batch; ``scale`` or ``delta`` of the guidance.
 
         Raises:
             TypeError, ValueError: for unknown fields and invalid values; the engine goes on as before.
         """
         with self._lock:
             self._check_open()
+            if changes.get("sampler", self) is None:
+                changes["sampler"] = multistep_sampler_for(self.pipe.scheduler)
             config = self.config.updated(changes)
             settings = self._build(config, has_frames=self._history.length > 0)
             old, new = self._settings[0], settings[0]

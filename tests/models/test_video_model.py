@@ -1,0 +1,45 @@
+"""A bundled motion adapter is loaded with its text encoder onto the picture model that it moves."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, MotionAdapter
+
+from diffaccel import models
+from diffaccel.models import loader
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    still = models.load("emoji-sd")
+    torch.manual_seed(0)
+    adapter = MotionAdapter(
+        block_out_channels=tuple(still.unet.config.block_out_channels), motion_norm_num_groups=16,
+        motion_layers_per_block=still.unet.config.layers_per_block, motion_num_attention_heads=2,
+    )  # fmt: skip
+    adapter.half().save_pretrained(tmp_path)
+    torch.nn.init.ones_(list(still.text_encoder.parameters())[-1])
+    still.text_encoder.half().save_pretrained(tmp_path / "text_encoder")
+    monkeypatch.setattr(loader, "names", lambda kind=None: ("emoji-video",) if kind == "video" else models.names(kind))
+    monkeypatch.setattr(loader, "BUNDLED", {"emoji-video": SimpleNamespace(folder=tmp_path)})
+    return tmp_path
+
+
+def test_a_video_model_is_an_animatediff_pipeline(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = models.load("emoji-video")
+    assert isinstance(pipe, AnimateDiffPipeline)
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.float32
+    assert float(list(pipe.text_encoder.parameters())[-1].detach().mean()) == 1
+    adapter = MotionAdapter.from_pretrained(folder)
+    name = "down_blocks.0.motion_modules.0.proj_in.weight"
+    assert torch.equal(dict(pipe.unet.named_parameters())[name], dict(adapter.named_parameters())[name].float())
+    assert not caplog.records
+    assert models.load("emoji-video", dtype="bfloat16").unet.dtype == torch.bfloat16
+
+
+def test_what_is_bundled_says_what_it_is_for() -> None:
+    row = models.BUNDLED["emoji-video"]
+    assert row.kind == "video"
+    assert "emoji-video" not in models.names("pipeline")
