@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffaccel.pipelines.causal_video import CausalVideoPipeline
     from diffaccel.pipelines.fast_image_to_image import FastImageToImagePipeline
     from diffaccel.pipelines.fast_inpaint import FastInpaintPipeline
     from diffaccel.pipelines.fast_text_to_image import FastTextToImagePipeline
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from diffaccel.pipelines.stream_diffusion import StreamDiffusionPipeline
 
 __all__ = [
+    "CausalVideoPipeline",
     "FastImageToImagePipeline",
     "FastInpaintPipeline",
     "FastTextToImagePipeline",

@@ -27,13 +27,13 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for page in PAGES:
-        if not args.write_only and args.only in (None, page.name):
+        if page.variants and not args.write_only and args.only in (None, page.name):
             figures[page.name], sheet = examine(page, args.rounds)
             sheet.save(PICTURES / f"{page.name}.png")
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             print(f"{page.name}: {sheet.size}", flush=True)
-        if page.name in figures:
-            (FIGURES.parent / f"{page.name}.md").write_text(markdown(page, figures[page.name]), encoding="utf-8")
+        if page.name in figures or not page.variants:
+            (FIGURES.parent / f"{page.name}.md").write_text(markdown(page, figures.get(page.name)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ class Page:
         name: the pipeline's file, without `.py`.
         code: defines `pipe`, `call` (arguments that all calls share) and perhaps `inputs` (pictures shown first).
         variants: what is added to the call, as it is written in code; the first is what the others are compared with.
+            Without any, nothing is measured.
         memory: what is stored, and for how long.
         note: what the reader should know about the picture or the figures.
     """
@@ -151,6 +152,32 @@ call = {"prompt": "a red heart", "num_frames": 4, "num_inference_steps": 12, "gu
         "No video model is small enough to ship. So this example gives emoji-sd a motion adapter that adds nothing: "
         "frames are drawings of their own, at the cost of a video model. With a trained adapter, and with Stable Video "
         'Diffusion, the call is the same; `custom_pipeline="pipelines/fast_video.py"` loads those.',
+    ),
+    Page(
+        "causal_video",
+        """import torch
+from diffusers import MotionAdapter
+
+from diffaccel import models
+from diffaccel.pipelines import CausalVideoPipeline
+
+stock = models.load("emoji-sd")
+levels, layers = stock.unet.config.block_out_channels, stock.unet.config.layers_per_block
+adapter = MotionAdapter(
+    block_out_channels=levels, motion_layers_per_block=layers, motion_norm_num_groups=8, motion_num_attention_heads=4
+)
+for name, weight in adapter.named_parameters():
+    if "proj_out" in name:
+        torch.nn.init.zeros_(weight)
+pipe = CausalVideoPipeline.from_pipe(stock, motion_adapter=adapter)
+call = {"prompt": "a red heart", "num_frames": 4, "chunk_size": 2, "num_inference_steps": 6, "guidance_scale": 2.0}
+""",
+        {},
+        "Keys and values of the frames that a chunk sees, for each guidance half: how much that will be is known "
+        "before the call starts, and does not grow with the video.",
+        "This example gives emoji-sd a motion adapter that adds nothing, so frames are drawings of their own, at the "
+        "cost of a video model. With trained weights the call is the same. A video without end is `pipe.stream(...)`: "
+        "[videos without end](../causal-video.md).",
     ),
     Page(
         "stream_diffusion",

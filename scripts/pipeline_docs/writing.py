@@ -9,33 +9,35 @@ import diffaccel.pipelines
 from pipeline_docs.pages import Page
 
 HERE = Path(__file__).parent
+PICTURES = "../pictures/pipelines"
 
 
-def markdown(page: Page, figures: dict[str, Any]) -> str:
-    """The page."""
+def markdown(page: Page, figures: dict[str, Any] | None) -> str:
+    """The page; without figures where nothing is compared."""
     home = importlib.import_module(f"diffaccel.pipelines.{page.name}")
     kind = next(k for name, k in vars(home).items() if name in diffaccel.pipelines.__all__ and inspect.isclass(k))
     stock = ", ".join(f"`{s.__name__}`" for s in kind.stock)
     summary = (home.__doc__ or "").splitlines()[0]
-    stream = page.name == "stream_diffusion"
+    arguments = {"stream_diffusion": "stream", "causal_video": "video"}.get(page.name, "fast")
     parts = [
         f"# {kind.__name__}\n\n{summary} It becomes the first of these that the components fit: {stock}.\n",
         f"```python\n{page.code}images = pipe(**call{_example(page)})\n```\n",
         f"`from diffaccel.pipelines import {kind.__name__}` and `{kind.__name__}.from_pretrained(...)` do the same "
         "without `trust_remote_code`. Both read weights from safetensors only.\n",
-        "## Arguments\n\n" + (HERE / f"arguments-{'stream' if stream else 'fast'}.md").read_text(),
-        f"## Figures\n\n![Pictures of every row below](../pictures/pipelines/{page.name}.png)\n",
+        "## Arguments\n\n" + (HERE / f"arguments-{arguments}.md").read_text(),
+        *([] if figures is None else [f"## Figures\n\n![Pictures of every row below]({PICTURES}/{page.name}.png)\n"]),
         *([page.note + "\n"] if page.note else []),
-        _table(page, figures),
+        *([] if figures is None else [_table(page, figures)]),
         f"## Memory\n\n{page.memory}\n",
-        "Written by `python scripts/make_pipeline_docs.py`, which runs the code above; no figure is typed by hand.\n",
+        "Written by `python scripts/make_pipeline_docs.py`"
+        + (".\n" if figures is None else ", which runs the code above; no figure is typed by hand.\n"),
     ]
     return "\n".join(parts)
 
 
 def _example(page: Page) -> str:
     """What the shown call adds: the second variant."""
-    code = list(page.variants.values())[1]
+    code = list(page.variants.values())[1] if page.variants else ""
     return f", {code}" if code else ""
 
 

@@ -27,9 +27,12 @@ def test_every_pipeline_has_a_page() -> None:
 
 @EVERY
 def test_pages_say_what_was_measured(page: Page) -> None:
-    figures = json.loads((ROOT / "docs" / "pipelines" / "figures.json").read_text())[page.name]
-    assert list(figures["rows"]) == list(page.variants)
+    figures = json.loads((ROOT / "docs" / "pipelines" / "figures.json").read_text()).get(page.name)
     assert (ROOT / "docs" / "pipelines" / f"{page.name}.md").read_text() == markdown(page, figures)
+    if not page.variants:
+        assert figures is None
+        return
+    assert list(figures["rows"]) == list(page.variants)
     with Image.open(ROOT / "docs" / "pictures" / "pipelines" / f"{page.name}.png") as sheet:
         assert sheet.height > sheet.width // 4
         assert len(sheet.convert("RGB").getcolors(2**24) or []) > 100

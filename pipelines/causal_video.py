@@ -1,0 +1,169 @@
+"""Videos of any length with AnimateDiff, Latte, Wan and SkyReels-V2: chunks of frames that see the frames before them.
+
+    pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipelines/causal_video.py", trust_remote_code=True)
+    frames = pipe("a rocket flies up", num_frames=80).frames[0]
+    more = pipe("a rocket moves left", frames=frames, num_frames=40).frames[0]     # goes on from these
+    for chunk in pipe.stream("a rocket flies up"):                                 # without end
+        show(chunk.frames)
+
+Time and memory of a chunk do not grow with the video.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
+from diffusers.pipelines.latte.pipeline_latte import LattePipelineOutput
+from diffusers.pipelines.skyreels_v2.pipeline_output import SkyReelsV2PipelineOutput
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+
+import diffaccel.pipelines.base
+from diffaccel import CausalContext, FullGuidance, NoGuidance, VideoEngine
+from diffaccel.methods import Method
+from diffaccel.sampling.guidance import Guidance
+
+logger = logging.getLogger(__name__)
+OUTPUTS = {
+    "AnimateDiffPipeline": AnimateDiffPipelineOutput,
+    "LattePipeline": LattePipelineOutput,
+    "WanPipeline": WanPipelineOutput,
+    "SkyReelsV2Pipeline": SkyReelsV2PipelineOutput,
+}
+_said: set[str] = set()
+
+
+class CausalVideoPipeline(
+    diffaccel.pipelines.base.FastPipeline, stock=tuple(getattr(diffusers, name) for name in OUTPUTS)
+):
+    """A video in a call, or one without end (`stream`), on the components of a text-to-video pipeline."""
+
+    def stream(
+        self, prompt: Any, *, guidance: Any = None, context: Any = None, cache: Any = None, **settings: Any
+    ) -> VideoEngine:
+        """Open a video without end: iterate over it for chunks of frames, `update` what shall change.
+
+        Args:
+            prompt: text, or several with weights.
+            guidance: a guidance, as itself, its text or its dictionary.
+            context: a CausalContext, likewise.
+            cache: a method that reuses features within a chunk, likewise.
+            settings: as `diffaccel.VideoEngine` takes them.
+
+        Raises:
+            TypeError, ValueError: for unknown or invalid settings; the message names what is valid.
+        """
+        if "drift" not in _said:
+            _said.add("drift")
+            logger.warning(
+                "%s runs chunk by chunk with any weights, but those that were not trained to see clean earlier frames "
+                "(as Self-Forcing's, CausVid's or Ca2-VDM's are) drift away within seconds",
+                self.stock_class.__name__ if self.stock_class else type(self).__name__,
+            )
+        chosen = {
+            "guidance": None if guidance is None else diffaccel.config.as_config(guidance, Guidance),  # type: ignore[type-abstract]
+            "context": None if context is None else diffaccel.config.as_config(context, CausalContext),
+            "cache": None if cache in (None, "none") else diffaccel.config.as_config(cache, Method),  # type: ignore[type-abstract]
+        }
+        return VideoEngine(self, prompt=prompt, **chosen, **settings)
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | list[str],
+        negative_prompt: str = "",
+        *,
+        num_frames: int = 16,
+        frames: Any = None,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 1.0,
+        chunk_size: int = 4,
+        guidance: Any = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_chunk_end: Callable[..., Any] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """A video of ``num_frames`` new pictures for each prompt.
+
+        Args:
+            prompt: text; a list of texts gives a video of each.
+            negative_prompt: read by guidance that asks for it.
+            num_frames: pictures to make; those that are given are not among them.
+            frames: pictures that the video goes on from.
+            num_inference_steps: network calls of a chunk.
+            guidance_scale: of classifier-free guidance; 1 is without.
+            chunk_size: latent frames that are made together.
+            guidance: a guidance in place of it.
+            generator: draws the seed of each video's noise.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False gives a tuple.
+            callback_on_step_end: as in diffusers, ``(pipeline, step, timestep, {"latents": ...})`` for each step of a
+                chunk; the latents that it returns are gone on with.
+            callback_on_step_end_tensor_inputs: "latents" is there.
+            callback_on_chunk_end: called with the pipeline and each `VideoChunk`.
+            settings: as for `stream`: ``context``, ``cache``, ``strength``, ``height``, ``seed``, ...
+
+        Raises:
+            TypeError, ValueError: for settings that the engine refuses.
+        """
+        if list(callback_on_step_end_tensor_inputs) not in ([], ["latents"]):
+            raise ValueError(f"callbacks get latents, not {', '.join(callback_on_step_end_tensor_inputs)}")
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be a positive integer, not {num_frames}")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if guidance is None:
+            guidance = FullGuidance(guidance_scale) if guidance_scale > 1 else NoGuidance()
+        settings |= {"chunk": chunk_size, "num_steps": num_inference_steps, "output_type": output_type, "given": frames}
+        self._interrupt = False
+        videos = []
+        for text in prompts:
+            if generator is not None:
+                settings["seed"] = int(torch.randint(2**62, (1,), generator=generator))
+            with self.stream(text, negative_prompt=negative_prompt, guidance=guidance, **settings) as engine:
+                if callback_on_step_end is not None:
+                    engine.on_step = self._step_callback(callback_on_step_end)
+                videos.append(self._pictures(engine, num_frames, callback_on_chunk_end))
+        whole = _stacked(videos, output_type)
+        if not return_dict:
+            return (whole,)
+        return OUTPUTS[self.stock_class.__name__](frames=whole)  # type: ignore[union-attr]
+
+    def _pictures(self, engine: VideoEngine, count: int, callback: Callable[..., Any] | None) -> list[Any]:
+        """So many new pictures, or fewer if the call is interrupted."""
+        pictures: list[Any] = []
+        with self.progress_bar(total=count) as bar:
+            while len(pictures) < count and not self._interrupt:
+                for chunk in islice(engine, 1):
+                    bar.update(min(len(chunk.frames), count - len(pictures)))
+                    pictures += chunk.frames
+                    if callback is not None:
+                        callback(self, chunk)
+        return pictures[:count]
+
+    def _step_callback(self, callback: Callable[..., Any]) -> Callable[[int, float, torch.Tensor], torch.Tensor]:
+        """A callback in diffusers' form as one of the engine."""
+
+        def on_step(step: int, timestep: float, latents: torch.Tensor) -> torch.Tensor:
+            returned = callback(self, step, timestep, {"latents": latents}) or {}
+            changed: torch.Tensor = returned.get("latents", latents)
+            return changed
+
+        return on_step
+
+
+def _stacked(videos: list[list[Any]], output_type: str) -> Any:
+    """Videos as diffusers returns them: lists of pictures, arrays or tensors; latents as ``(videos, C, F, h, w)``."""
+    if output_type == "pil":
+        return videos
+    if output_type == "np":
+        return np.stack([np.stack(video) for video in videos])
+    whole = torch.stack([torch.stack(video) for video in videos])
+    return whole.transpose(1, 2) if output_type == "latent" else whole
