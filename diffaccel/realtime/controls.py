@@ -70,6 +70,30 @@ class Controls(BaseModel):
     )
     steps: int = Field(default=2, ge=1, le=8, title="Steps", description="More are finer, slower and later.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, title="Seed", description="Another number, another picture.")
+    second_seed: int = Field(
+        default=1,
+        ge=0,
+        le=2**32 - 1,
+        title="Second seed",
+        description="Another picture to move to, bit by bit.",
+        json_schema_extra=_draw(needs={"seed_blend": True}),
+    )
+    seed_blend: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        title="Seed blend",
+        description="From the first seed (0) to the second (1).",
+        json_schema_extra=_draw(step=0.01),
+    )
+    feedback: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        title="Feedback",
+        description="How much of the last picture goes into the next: steadier, and slower to follow.",
+        json_schema_extra=_draw(step=0.01),
+    )
     picture_size: str = Field(
         default="",
         pattern=r"^([1-9]\d{1,3}x[1-9]\d{1,3})?$",

@@ -176,7 +176,8 @@ def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
         "negative_prompt": controls.negative_prompt if guidance.reads_negative_prompt else "",
         "strength": controls.strength,
         "num_steps": controls.steps,
-        "seed": controls.seed,
+        "seed": _seeds(controls),
+        "feedback": controls.feedback,
         "guidance": guidance,
         "cache": _cache(pipe, controls.cache),
         "similarity": SimilarityFilter(controls.similarity_threshold) if controls.similarity else None,
@@ -189,6 +190,12 @@ def _control(controls: ControlNetControls) -> dict[str, Any]:
         "control": controls.control,
         "controlnet_scale": controls.controlnet_scale if controls.follow_lines else 0.0,
     }
+
+
+def _seeds(controls: Controls) -> int | list[tuple[int, float]]:
+    if controls.seed_blend == 0:
+        return controls.seed
+    return [(controls.seed, 1 - controls.seed_blend), (controls.second_seed, controls.seed_blend)]
 
 
 def _blended(controls: Controls) -> str | list[tuple[str, float]]:

@@ -16,6 +16,7 @@ from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.control import Control
 from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.seeds import Seed, weighted_seeds
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
 from diffaccel.stream.stages import indices_for
@@ -73,7 +74,8 @@ class StreamConfig:
     frame_buffer: int = 1
     shared_noise: bool = False
     add_noise: bool = True
-    seed: int = 0
+    seed: Seed = 0
+    feedback: float = 0.0
     similarity: SimilarityFilter | None = None
     cache: Method | SlotCache | None = None
     output_type: OutputType = "pil"
@@ -106,8 +108,8 @@ class StreamConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed must be a 64-bit integer, not {self.seed!r}")
+        weighted_seeds(self.seed)
+        number("feedback", self.feedback, 0.0, 0.95)
         if self.deadline is not None:
             number("deadline", self.deadline, 1e-4, 3600.0)
 

@@ -15,6 +15,7 @@ from diffaccel.sampling.samplers import sampler_for
 from diffaccel.stream.batch import FrameSettings
 from diffaccel.stream.config import Prompt, StreamConfig, weighted
 from diffaccel.stream.control import functions_for, scales_for
+from diffaccel.stream.seeds import SeededNoise, weighted_seeds
 from diffaccel.stream.stages import Stages, build_stages
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class SettingsBuilder:
         scheduler = self.network.pipe.scheduler
         sampler = config.sampler or sampler_for(scheduler)
         grid = (config.indices, config.num_inference_steps, config.add_noise)
-        key = (sampler, *grid, config.seed, config.frame_buffer, config.shared_noise)
+        key = (sampler, *grid, weighted_seeds(config.seed), config.frame_buffer, config.shared_noise)
         if self._stages is None or self._stages[0] != key:
             self._stages = (
                 key,
@@ -94,7 +95,7 @@ class SettingsBuilder:
         """Per-stage noise, one draw on the CPU: ``(N * frame_buffer, C, h, w)``."""
         stages, frames = len(config.indices), config.frame_buffer
         drawn = stages if config.shared_noise else stages * frames
-        noise = torch.randn(drawn, *self.latent_shape, generator=torch.Generator().manual_seed(config.seed))
+        noise = SeededNoise(config.seed).draw(drawn, *self.latent_shape)
         if config.shared_noise:
             noise = noise.repeat_interleave(frames, 0)
         return noise.to(self.network.device)

@@ -24,6 +24,7 @@ from diffaccel.stream.ladder import ladder
 from diffaccel.stream.moving import MovingFrames
 from diffaccel.stream.pace import Pace, PaceReport
 from diffaccel.stream.report import StreamOutput, StreamReport
+from diffaccel.stream.seeds import Seed
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState
@@ -54,7 +55,9 @@ class StreamEngine(MovingFrames):
             and a video does not flicker; otherwise each has its own.
         add_noise: whether LCM, TCD and ancestral samplers add noise between stages.
         seed: seed of the per-stage noise, one CPU draw ``randn(N * frame_buffer, C, h, w)`` (with ``shared_noise``
-            ``randn(N, C, h, w)``), and of text-to-image frames.
+            ``randn(N, C, h, w)``), and of text-to-image frames; or several with weights (mapping, or pairs), whose
+            noises are blended by slerp.
+        feedback: share of the last result in the latents of an entering picture, 0 to 0.95: steadier, slower to follow.
         similarity: a SimilarityFilter, or None.
         cache: a DeepCache or a SlotCache for reuse between frames, or None.
         vae: an autoencoder to use instead of the pipeline's (AutoencoderTiny, ...).
@@ -95,7 +98,8 @@ class StreamEngine(MovingFrames):
         frame_buffer: int = 1,
         shared_noise: bool = False,
         add_noise: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
+        feedback: float = 0.0,
         similarity: SimilarityFilter | None = None,
         cache: Method | SlotCache | None = None,
         vae: Any = None,

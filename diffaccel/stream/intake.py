@@ -128,7 +128,7 @@ class Intake:
         if pictures:
             with state.clock.stage("encode"):
                 pixels = torch.cat(pictures).to(self._device, non_blocking=True)
-                source = self._codec.encode(pixels)
+                source = state.fed_back(self._codec.encode(pixels), config.feedback)
         noises = [state.noise(f, self._shape) if source is None else f.noise for f in group]
         noises += noises[-1:] * (len(padded) - len(group))
         slot = entering_slot(group, settings, source, noises, self._device)

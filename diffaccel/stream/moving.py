@@ -106,6 +106,7 @@ class MovingFrames:
         try:
             if finished:
                 latents = torch.cat([s.latents[: len(s.frame_ids)] for s in finished])
+                state.keep_result(latents)
                 with state.clock.stage("decode"):
                     decoded = latents if self.config.output_type == "latent" else self._codec.decode(latents)
                 with state.clock.stage("post"):

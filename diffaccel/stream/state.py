@@ -16,6 +16,7 @@ from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.denoiser import NetworkWork
 from diffaccel.stream.pace import PaceReport
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
+from diffaccel.stream.seeds import SeededNoise
 from diffaccel.stream.similarity import SimilarityState
 from diffaccel.stream.stopwatch import Clock
 
@@ -81,7 +82,8 @@ class StreamState:
         self.pending: list[Frame] = []
         self.counts = Counts()
         self.clock = Clock(device)
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._noise = SeededNoise(config.seed)
+        self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
         self.next_id = 0
         self._withheld: list[tuple[Slot, list[Any]]] = []
@@ -104,7 +106,21 @@ class StreamState:
 
     def noise(self, frame: Frame, shape: tuple[int, int, int]) -> torch.Tensor:
         """The initial noise of a text-to-image frame, ``(1, C, h, w)``: its own, or a draw."""
-        return torch.randn(1, *shape, generator=self._generator) if frame.noise is None else frame.noise
+        return self._noise.draw(1, *shape) if frame.noise is None else frame.noise
+
+    def keep_result(self, latents: torch.Tensor) -> None:
+        """Remember finished latents ``(frames, C, h, w)`` for `fed_back`."""
+        self._result = latents[-1:]
+
+    def fed_back(self, source: torch.Tensor, share: float) -> torch.Tensor:
+        """Clean latents ``(frames, C, h, w)`` of entering frames, with a share of the last result in their place.
+
+        A result that is not finite is left out, which is decided on the device, so that nobody waits for it.
+        """
+        if self._result is None or share == 0:
+            return source
+        result = self._result.to(source)
+        return torch.where(result.isfinite().all(), torch.lerp(source, result.nan_to_num(), share), source)
 
     def skips(self, pixels: torch.Tensor) -> bool:
         """Whether the similarity filter skips this frame; never before there is a picture to show instead."""
@@ -172,7 +188,7 @@ class StreamState:
         if new.similarity != old.similarity:
             self._filter = None if new.similarity is None else SimilarityState(new.similarity)
         if new.seed != old.seed:
-            self._generator = torch.Generator().manual_seed(new.seed)
+            self._noise = SeededNoise(new.seed)
         if new.output_type != old.output_type:
             self._last_image = None
 
@@ -186,6 +202,7 @@ class StreamState:
         if frames is None:
             frames = self.in_flight
             self.pending, self.batch.slots, self._withheld, self._ready = [], [], [], []
+            self._result = None
         self.counts.frames_dropped += frames
 
     @property

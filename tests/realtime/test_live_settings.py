@@ -45,6 +45,7 @@ def painted(pipe: Any, controls: Controls) -> np.ndarray:
         {"strength": 0.9},
         {"steps": 3},
         {"seed": 1},
+        {"seed_blend": 0.4, "second_seed": 7},
         {"guidance": "none"},
         {"guidance": "full"},
         {"guidance_scale": 3.0},

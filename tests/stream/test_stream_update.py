@@ -228,7 +228,7 @@ def test_slerp_ends_and_parallel_vectors() -> None:
         ({"guidance": "self"}, TypeError, "guidance must be a Guidance object, not 'self'"),
         ({"prompt": 3}, TypeError, "a prompt is text"),
         ({"prompt": {"a": -1.0}}, ValueError, "prompt weights must not be negative"),
-        ({"seed": 1.5}, ValueError, "seed must be a 64-bit integer, not 1.5"),
+        ({"seed": 1.5}, TypeError, "a seed is an integer, a mapping of seed to weight, or pairs, not 1.5"),
         ({"similarity": 0.9}, TypeError, "similarity must be a SimilarityFilter object, not 0.9"),
         ({"output_type": "jpeg"}, ValueError, "output_type must be one of pil, np, pt, latent, not 'jpeg'"),
     ],
