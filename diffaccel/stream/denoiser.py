@@ -74,6 +74,7 @@ class Denoiser:
         call, before = self._call(tick), self.work.rows
         self._forget_what_is_spoilt()
         prediction: torch.Tensor = self._machine.run(call, self._run)
+        self.calls.end()
         skipped = call.count - (self.work.rows - before)  # rows that the network did not see
         self.work = replace(self.work, rows=self.work.rows + skipped, replayed=self.work.replayed + skipped)
         if self._cache is not None:

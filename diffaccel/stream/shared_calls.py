@@ -256,8 +256,13 @@ class SharedRunner(WorkRunner):
         self._calls: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """A tick's works follow; those of its second call only meet second ones, or who has none would be awaited."""
+        """A tick's calls follow; its second one only meets second ones, or who makes none would be awaited."""
         self._calls.clear()
+
+    def end(self) -> None:
+        """They were made. Where there was none, others need not wait for the next one."""
+        if not self._calls["network"]:
+            self._shared.forget(self)
 
     @property
     def patience(self) -> float:

@@ -107,7 +107,10 @@ class WorkRunner:
     deadline: float | None = None
 
     def begin(self) -> None:
-        """A tick's works follow."""
+        """A tick's calls of the network follow."""
+
+    def end(self) -> None:
+        """They were made, or a cache did without."""
 
     def run(self, work: Work) -> Any:
         """What the work's function makes of its rows."""

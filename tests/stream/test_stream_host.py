@@ -228,18 +228,15 @@ def test_streams_of_other_sizes_take_turns(movies: list[torch.Tensor]) -> None:
     """Two of one size and one of another, all as fast as they can, are served alike."""
     with StreamHost(pipeline("sd"), ROOMY, wait=0.01) as host:
         engines = [host.open(**SETTINGS | {"width": width}) for width in (32, 32, 64)]
-        end = time.monotonic() + 1.0
+        served = [0, 0, 0]
 
-        def push(engine: StreamEngine) -> int:
-            count = 0
-            while time.monotonic() < end:
-                engine.push(torch.zeros(3, 32, engine.config.width))
-                count += 1
-            return count
+        def push(k: int) -> None:
+            while min(served) < 8:
+                engines[k].push(torch.zeros(3, 32, engines[k].config.width))
+                served[k] += 1
 
-        served = together([lambda e=e: push(e) for e in engines])
+        together([lambda k=k: push(k) for k in range(3)])
     assert max(served) / min(served) <= 1.5, served  # 1.2 over a longer time: scripts/check_reliability.py live
-    assert min(served) >= 2
 
 
 def test_room_is_refused_and_given_back() -> None:
@@ -280,12 +277,14 @@ def test_a_stream_alone_waits_for_nobody(movies: list[torch.Tensor]) -> None:
     with StreamHost(pipeline("sd"), wait=1.0) as host:
         engine = host.open(**SETTINGS)
         gone = host.open(**SETTINGS | {"prompt": "a dog"})
+        begin = time.monotonic()
         together([lambda: engine.push(movies[0][0]), lambda: gone.push(movies[0][0])])
+        first = time.monotonic() - begin
         gone.close()
         begin = time.monotonic()
         for frame in movies[0][:2]:
             engine.push(frame)
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < 1.9 + 2 * first  # it would wait a second twice, to encode and to denoise
 
 
 def test_streams_used_from_one_thread_do_not_wait_for_each_other(movies: list[torch.Tensor]) -> None:
@@ -296,7 +295,7 @@ def test_streams_used_from_one_thread_do_not_wait_for_each_other(movies: list[to
         for frame in movies[0]:
             for engine in engines:
                 engine.push(frame)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 30  # some sixty calls, each of which would wait a second
         assert [len(images) for images in shown] == [5, 5, 5]
 
 
