@@ -15,8 +15,8 @@ from diffaccel.stream.work import Work, WorkRunner, joined, parted
 class Place:
     """A meeting place whose calls are noted; ``hold`` keeps it busy until the event is set."""
 
-    def __init__(self, max_rows: int = 64, wait: float = 0.2) -> None:
-        self.shared = SharedCalls(max_rows, wait)
+    def __init__(self, max_rows: int = 64, wait: float = 0.2, takes: float = 0.0) -> None:
+        self.shared, self._takes = SharedCalls(max_rows, wait), takes
         self.calls: list[list[float]] = []
         self.busy, self.go = threading.Event(), threading.Event()
 
@@ -28,6 +28,7 @@ class Place:
     def work(self, value: float, *, rows: int = 1, width: int = 1, kind: str = "network") -> Work:
         def function(given: Mapping[str, Any]) -> torch.Tensor:
             self.calls.append(given["x"][:, 0].tolist())
+            time.sleep(self._takes)
             if not all(given["x"].isfinite().flatten()):
                 raise ValueError("not finite")
             return given["x"] * 2
@@ -114,10 +115,11 @@ def test_rows_that_break_a_call_go_alone_until_they_are_well_again() -> None:
 
 def test_streams_that_are_out_of_step_meet_again() -> None:
     """One is a work ahead: the other's comes first, and then they share the network."""
-    place = Place(wait=5.0)
+    place, both = Place(wait=5.0, takes=0.005), threading.Barrier(2)
     one, two = place.runner(), place.runner()
 
     def loop(runner: SharedRunner, kinds: list[str]) -> None:
+        both.wait(20)
         for kind in kinds:
             if kind == "encode":
                 runner.begin()
