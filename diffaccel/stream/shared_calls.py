@@ -1,8 +1,9 @@
 """Where the works of several streams meet: threads bring works, and whoever finds the place free runs those that fit.
 
 No thread of its own: the first of the waiting threads that sees works ready runs them for all, so that a stream without
-company waits for nobody. Works are ready when all streams have come that shared the last call of this kind, or when
-none of those missing has come for a while. Of works that cannot share a call, those go first that are due first.
+company waits for nobody. Calls of the network keep streams in step: works for one are ready when all have come that
+shared the last one, and other works when those come that share the network with them, or when nobody has come for a
+while. Of works that cannot share a call, those go first that are due first.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from diffaccel.stream.work import Work, WorkRunner, joined, parted
 
 UNHURRIED = 1.0
 """Seconds within which a stream without a deadline is served before others that came later and are in a hurry."""
+MEETING = "network", 1
 BROKEN = "another stream's rows broke the call"
 OnCall = Callable[[str, int], None]
+Sort = tuple[str, int]
 
 
 @dataclass(eq=False)
@@ -36,6 +39,7 @@ class Brought:
     Attributes:
         share: the stream's.
         group: equal for works that can share a call.
+        sort: kind, and whether it is the first or a later one in a tick.
         meets: whether it is a first call of the network, at which streams that are out of step meet again: it waits
             also for streams whose other works wait themselves, which do not wait in return.
         hooks: what the stream's thread obeys.
@@ -46,6 +50,7 @@ class Brought:
     share: SharedRunner
     work: Work
     group: Hashable
+    sort: Sort
     meets: bool
     hooks: Hooks
     came: float
@@ -101,12 +106,12 @@ class SharedCalls:
         """
         now = perf_counter()
         alone = (id(share),) if share.alone else ()
-        group = (work.kind, turn, work.alike, work.shapes, *alone)
+        sort = work.kind, turn
+        group = (sort, work.alike, work.shapes, *alone)
         due = now + (UNHURRIED if share.deadline is None else share.deadline)
-        meets = work.kind == "network" and turn == 1
-        brought = Brought(share, work, group, meets, hooks_in_force(), now, due)
+        brought = Brought(share, work, group, sort, sort == MEETING, hooks_in_force(), now, due)
         with self._changed:
-            share.thread = threading.get_ident()
+            share.note(sort, threading.get_ident())
             self._waiting.append(brought)
             self._changed.notify_all()
             try:
@@ -126,7 +131,8 @@ class SharedCalls:
                 continue
             for each in chosen:
                 self._waiting.remove(each)
-            self._company[chosen[0].group] = frozenset(each.share for each in chosen)
+            if chosen[0].meets:
+                self._meet(chosen)
             self._running = True
             self._changed.release()
             try:
@@ -139,6 +145,12 @@ class SharedCalls:
                     if not each.done:  # this thread was interrupted
                         each.finish(error=Disturbed(BROKEN))
                 self._changed.notify_all()
+
+    def _meet(self, chosen: Sequence[Brought]) -> None:
+        """Take note of who shares a call of the network."""
+        company = self._company[chosen[0].group] = frozenset(each.share for each in chosen)
+        for each in chosen:
+            each.share.mates = company
 
     def _choose(self) -> list[Brought]:
         """The works of the next call; none where one runs, or none is ready."""
@@ -164,10 +176,14 @@ class SharedCalls:
     def _ready_at(self, group: Sequence[Brought]) -> float:
         """When works need not wait for others any more."""
         newest = max(each.came for each in group)
-        here = group if group[0].meets else self._waiting
+        first = group[0]
+        if first.meets:
+            here, expected = group, self._company.get(first.group, frozenset())
+        else:
+            mates = {mate for each in group for mate in each.share.mates}
+            here, expected = self._waiting, frozenset(mate for mate in mates if mate.makes(first.sort))
         threads = {each.share.thread for each in here}  # a thread that waits here brings nothing else
-        company = self._company.get(group[0].group, frozenset())
-        missing = [share for share in company if share.thread not in threads]
+        missing = [share for share in expected if share.thread not in threads]
         if not missing:
             return newest
         patience = min(each.came + each.share.patience for each in group)
@@ -243,6 +259,7 @@ class SharedRunner(WorkRunner):
         alone: whether the next work runs by itself, because the last one failed.
         served: when a call with a work of this stream ended.
         thread: which brought its last work.
+        mates: streams that shared its last call of the network.
     """
 
     def __init__(
@@ -253,11 +270,24 @@ class SharedRunner(WorkRunner):
         self._shared, self._reserve = shared, reserve
         self.alone = False
         self.served, self.thread = 0.0, 0
+        self.mates: frozenset[SharedRunner] = frozenset()
         self._calls: Counter[str] = Counter()
+        self._tick, self._gone = 0, False
+        self._made: dict[Sort, int] = {}
+
+    def note(self, sort: Sort, thread: int) -> None:
+        """Take note of a work that is brought."""
+        self.thread, self._made[sort] = thread, self._tick
+
+    def makes(self, sort: Sort) -> bool:
+        """Whether a work of this sort is expected in every tick, as it was in the last one."""
+        return not self._gone and self._made.get(sort, -2) >= self._tick - 1
 
     def begin(self) -> None:
         """A tick's calls follow; its second one only meets second ones, or who makes none would be awaited."""
-        self._calls.clear()
+        self._tick += 1
+        for kind in ("network", "controlnet"):
+            self._calls[kind] = 0
 
     def end(self) -> None:
         """They were made. Where there was none, others need not wait for the next one."""
@@ -271,7 +301,8 @@ class SharedRunner(WorkRunner):
 
     def run(self, work: Work) -> Any:
         """What the work's function makes of its rows; a work without hooks that others broke goes again at once."""
-        self._calls[work.kind] += 1
+        inside = work.kind in ("network", "controlnet")  # of a tick, which may have several
+        self._calls[work.kind] = self._calls[work.kind] + 1 if inside else 1
         while True:
             try:
                 return self._shared.run(self, work, self._calls[work.kind])
@@ -298,4 +329,5 @@ class SharedRunner(WorkRunner):
     def leave(self) -> None:
         """Be no longer expected, and give back the room."""
         self._reserve(self, None)
+        self._gone = True
         self._shared.forget(self)
