@@ -13,20 +13,19 @@ STYLE = (
 
 
 def chart(found: Relevance) -> str:
-    """The chart of all parts, and of leaving out everything from a part on, which has no score."""
+    """The chart of all parts, and of leaving out everything from a part on, whose bars say what control is left."""
     groups = (
-        ("left out alone", found.each, scores_of(found.each)),
-        ("block left out", found.blocks, scores_of(found.blocks) if found.blocks else ()),
-        ("left out with all behind", found.cuts, ()),
+        ("left out alone", "relevance, 0 to 1", found.each, scores_of(found.each)),
+        ("block left out", "relevance, 0 to 1", found.blocks, scores_of(found.blocks)),
+        ("left out with all behind", "agreement left, 0 to 1", found.cuts, tuple(cut.agreement for cut in found.cuts)),
     )
     parts: list[str] = []
     y = 28
-    for title, losses, scores in groups:
+    for title, bars, losses, values in groups:
         if losses:
-            parts += _head(title, y, scored=bool(scores))
-            parts += [
-                line for i, loss in enumerate(losses) for line in _row(loss, scores[i : i + 1], y + LINE * (i + 1))
-            ]
+            parts += _head(title, bars, y)
+            for row, (loss, value) in enumerate(zip(losses, values, strict=True), start=1):
+                parts += _row(loss, value, y + LINE * row)
             y += LINE * (len(losses) + 2)
     lines = f"agreement with all {found.agreement:.3f}, without any {found.without:.3f}"
     parts.append(f'<text x="16" y="{y}">{escape(found.model)}: {lines}</text>')
@@ -37,20 +36,19 @@ def chart(found: Relevance) -> str:
     )
 
 
-def _head(title: str, y: int, *, scored: bool) -> list[str]:
+def _head(title: str, bars: str, y: int) -> list[str]:
     """Titles of the columns."""
-    score = [f'<text class="head" x="{LEFT}" y="{y}">relevance, 0 to 1</text>'] if scored else []
+    score = f'<text class="head" x="{LEFT}" y="{y}">{bars}</text>'
     figures = [f'<text class="head figure" x="{x}" y="{y}">{name}</text>' for name, x in COLUMNS]
-    return [f'<text class="head name" x="{LEFT - 12}" y="{y}">{title}</text>', *score, *figures]
+    return [f'<text class="head name" x="{LEFT - 12}" y="{y}">{title}</text>', score, *figures]
 
 
-def _row(loss: Loss, score: tuple[float, ...], y: int) -> list[str]:
+def _row(loss: Loss, value: float, y: int) -> list[str]:
     """A part: its name, its bar, and its figures."""
     name = loss.name.removesuffix(" and all behind it")
     bars = [
-        f'<rect class="all" x="{LEFT}" y="{y - 13}" width="{BARS}" height="16"/>'
-        f'<rect class="bar" x="{LEFT}" y="{y - 13}" width="{BARS * value:.1f}" height="16"/>'
-        for value in score
+        f'<rect class="{kind}" x="{LEFT}" y="{y - 13}" width="{width:.1f}" height="16"/>'
+        for kind, width in (("all", BARS), ("bar", BARS * value))
     ]
     figures = (f"{loss.psnr:.1f}", f"{loss.ssim:.3f}", f"{loss.agreement:.3f}")
     shown = [
