@@ -28,7 +28,7 @@ def to_svg(routers: Routers) -> str:
             parts.append(_cell(left + call * _CELL, y, weight, call in computed[unit], f"call {call}, {name}"))
     shares = sum(len(calls) for calls in computed.values()) / (routers.total * len(names))
     legend = f"dark: computes ({shares:.0%}); light: reuses; shade: weight; threshold {routers.threshold:g}"
-    parts.append(_label(left, _TOP + len(names) * _CELL + 20, 10, "start", legend))
+    parts.append(_label(left + routers.total * _CELL - 2, _TOP + len(names) * _CELL + 20, 10, "end", legend))
     return "".join([*parts, "</svg>"])
 
 

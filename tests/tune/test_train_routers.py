@@ -1,5 +1,6 @@
 """Training routers: the mix against hooks of torch, the objectives against their formulas, and whole trainings."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from click.testing import CliRunner
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DPMSolverMultistepScheduler
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import LearnedCache, Routers, accelerate, train_routers
+from diffaccel.cli import main
 from diffaccel.methods import RouterTraining
 from diffaccel.methods.profile import sampler_of
 from diffaccel.networks import layout_of
@@ -254,3 +257,24 @@ def test_guided_predictions_leave_out_a_learned_variance() -> None:
     found = guided(Call, (predicted,), 3.0)  # type: ignore[arg-type]
     torch.testing.assert_close(found, predicted[:1, :4] + 3 * (predicted[1:, :4] - predicted[:1, :4]))
     assert torch.equal(guided(Call, (predicted,), None), predicted[:, :4])  # type: ignore[arg-type]
+
+
+def test_the_command_writes_routers_and_a_picture(tmp_path: Path) -> None:
+    stream_pipelines.pixart().save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--scheduler", "ddim", "--prompts", "a cat", "--size", "32"]
+    arguments += ["--steps", "3", "--runs", "2", "--batch-size", "1", "--beta", "0.5", "--learning-rate", "2", "-q"]
+    arguments += ["-o", str(tmp_path / "out" / "r.json"), "--picture", str(tmp_path / "r.svg")]
+    result = CliRunner().invoke(main, ["train-cache", *arguments])
+    assert result.exit_code == 0, result.output
+    made = Routers.load(tmp_path / "out" / "r.json")
+    assert made.total == 3
+    assert made.training is not None
+    assert made.training.runs == 2
+    assert re.search(r"r\.json: \d+\.\d% of \d+ units in 3 calls compute", result.output)
+    drawing = (tmp_path / "r.svg").read_text()
+    assert drawing.count("<title>call ") == 3 * len(made.units)
+    assert "block 1 cross-attention" in drawing
+    (tmp_path / "folder").mkdir()
+    result = CliRunner().invoke(main, ["train-cache", "-o", str(tmp_path / "folder")])
+    assert result.exit_code == 2
+    assert "is a folder; name a file in it" in result.output
