@@ -5,11 +5,12 @@ A new method adds one `Case`, a new family one network to `tiny_networks`; the c
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from token_reference import merged, pooled
 from torch.utils._pytree import tree_map
 
 from diffaccel.methods import (
@@ -19,6 +20,7 @@ from diffaccel.methods import (
     Method,
     TextKVCache,
     TGate,
+    TokenReduction,
 )
 from diffaccel.reuse.schedule import Always, Steps
 
@@ -38,6 +40,7 @@ class Case:
         computed: calls at which they compute.
         on: class names of networks that it works on.
         inputs: replace the modules' first input, from this channel of dimension 1 on up, rather than their output.
+        tokens: "merged" or "pooled" where these modules, attentions, read fewer tokens in every call instead.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Case:
     computed: tuple[int, ...] = COMPUTED
     on: tuple[str, ...] = ()
     inputs: bool = False
+    tokens: str = ""
 
 
 def last_layers(model: torch.nn.Module) -> list[str]:
@@ -62,6 +66,12 @@ def named(pattern: str) -> Callable[[torch.nn.Module], list[str]]:
 def cross_attentions(model: torch.nn.Module) -> list[str]:
     """Attentions whose keys come from elsewhere."""
     return [name for name, module in model.named_modules() if getattr(module, "is_cross_attention", False)]
+
+
+def picture_attentions(model: torch.nn.Module) -> list[str]:
+    """Self-attentions at full resolution, 64 tokens in the tiny networks, that do not look from frame to frame."""
+    names = [name for name, _ in model.named_modules() if name.endswith(".attn1")]
+    return [name for name in names if not re.search(r"temp|motion|transformer_in|mid_block", name)]
 
 
 ALL_UNETS = (
@@ -121,14 +131,44 @@ CASES = [
         computed=(0, 1),
         on=PROMPTED,
     ),
+    Case(
+        "TokenReduction, merged",
+        TokenReduction(ratio=0, min_tokens=64),
+        TokenReduction(min_tokens=64),
+        picture_attentions,
+        on=PROMPTED,
+        tokens="merged",
+    ),
+    Case(
+        "TokenReduction, pooled",
+        TokenReduction("pool", ratio=0, min_tokens=64),
+        TokenReduction("pool", min_tokens=64),
+        picture_attentions,
+        on=PROMPTED,
+        tokens="pooled",
+    ),
 ]
 
 
+def reference(model: torch.nn.Module, case: Case) -> AbstractContextManager[Callable[[int], None]]:
+    """What a method must give; the function that it yields is told the index of the next call."""
+    if case.tokens == "merged":
+        return merged(model, case.replaced(model))
+    return fewer_keys(model, case) if case.tokens else stored_outputs(model, case)
+
+
 @contextmanager
-def stored_outputs(model: torch.nn.Module, case: Case) -> Iterator[Callable[[bool], None]]:
+def fewer_keys(model: torch.nn.Module, case: Case) -> Iterator[Callable[[int], None]]:
+    """Keys and values are pooled in every call."""
+    with pooled(model, case.replaced(model)):
+        yield lambda index: None
+
+
+@contextmanager
+def stored_outputs(model: torch.nn.Module, case: Case) -> Iterator[Callable[[int], None]]:
     """The reference: everything runs in every call, but on a reused call the named modules' outputs are overridden.
 
-    Yields a function that says whether the next call computes. Built on torch's forward hooks.
+    Built on torch's forward hooks.
     """
     stored: dict[str, Any] = {}
     computes = [True]
@@ -160,7 +200,7 @@ def stored_outputs(model: torch.nn.Module, case: Case) -> Iterator[Callable[[boo
     else:
         handles = [module.register_forward_hook(after(name)) for name, module in modules]
     try:
-        yield lambda compute: computes.__setitem__(0, compute)
+        yield lambda index: computes.__setitem__(0, index in case.computed)
     finally:
         for handle in handles:
             handle.remove()

@@ -28,6 +28,7 @@ from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.routers import Routers, RouterTraining
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
+from diffaccel.methods.token_reduction import TokenReduction
 
 __all__ = [
     "BlockCache",
@@ -49,6 +50,7 @@ __all__ = [
     "Routers",
     "TGate",
     "TextKVCache",
+    "TokenReduction",
 ]
 
 

@@ -5,6 +5,7 @@ named here works, too. What cannot be read off is said here: which lists take tu
 """
 
 import re
+from typing import Any
 
 import torch
 
@@ -47,6 +48,12 @@ OTHERS = "and other diffusers transformers made of lists of blocks"
 # Lists that take turns: one block of the first, one of the second, and so on.
 IN_TURNS = {"LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks")}
 LONG_SKIPS = ("HunyuanDiT2DModel",)
+# Networks whose self-attentions read the tokens of one picture, without rotary positions; a prompt's may come before.
+PICTURE_TOKENS = (
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+)
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
 # What the prompt goes through before the blocks.
@@ -66,10 +73,13 @@ def layout(model: torch.nn.Module) -> Layout:
         raise UnsupportedModelError(f"{type(model).__name__} has no list of transformer blocks")
     units = tuple(unit for name in names for unit in units_of(model, name))
     known = all(Streams(model.get_submodule(name)).known for name in names)
-    cross = _of_kind(units, "cross_attention")
+    own, cross = (_of_kind(units, kind) for kind in ("self_attention", "cross_attention"))
+    pictures = _is_one_of(model, PICTURE_TOKENS)
     return Layout(
         model=type(model).__name__,
-        self_attention=_of_kind(units, "self_attention"),
+        self_attention=own,
+        picture_attention=own if pictures else (),
+        patch=_patch_of(model) if pictures else None,
         cross_attention=cross,
         conditioning_only=conditioning_only(model, cross),
         conditioning_path=tuple(name for name in CONDITIONING_PATH if _has(model, name)),
@@ -121,3 +131,8 @@ def _has(model: torch.nn.Module, name: str) -> bool:
 def _is_one_of(model: torch.nn.Module, classes: tuple[str, ...]) -> bool:
     """Whether a network is of one of some classes, or of a subclass."""
     return any(cls.__name__ in classes for cls in type(model).__mro__)
+
+
+def _patch_of(model: Any) -> int:
+    """Side of a token in the sample."""
+    return int(model.config.patch_size)

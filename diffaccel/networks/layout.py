@@ -96,6 +96,8 @@ class Layout:
         levels: parts by depth, from the ones next to the output to the deepest.
         encoder: all that runs before the decoder of a U-shaped network.
         self_attention: attentions between positions of the sample.
+        picture_attention: those among them whose positions are the tokens of a picture, row by row.
+        patch: side of such a token in the sample; None where it depends on the depth.
         cross_attention: attentions to the conditioning.
         control: modules whose outputs depend on a control image and on nothing else.
         residuals: what a ControlNet adds, in the order in which it is made: each one's projection, and what runs for it
@@ -116,6 +118,8 @@ class Layout:
     levels: tuple[Level, ...] = ()
     encoder: Branch | None = None
     self_attention: tuple[str, ...] = ()
+    picture_attention: tuple[str, ...] = ()
+    patch: int | None = None
     cross_attention: tuple[str, ...] = ()
     conditioning_only: tuple[str, ...] = ()
     conditioning_path: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ import torch
 from diffaccel.networks.attention import attentions, key_values
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout, Level, UnsupportedModelError, fingerprint_of
+from diffaccel.networks.tokens import within_pictures
 from diffaccel.reuse.branch import Branch
 
 CLASSES = (
@@ -48,6 +49,7 @@ def layout(model: torch.nn.Module) -> Layout:
         levels=_levels(model, down, middle, up),
         encoder=Branch((*entry, *(block.name for block in down), *middle)),
         self_attention=own,
+        picture_attention=within_pictures(own),
         cross_attention=cross,
         conditioning_only=key_values(model, cross),
         conditioning_path=("encoder_hid_proj",) if getattr(model, "encoder_hid_proj", None) is not None else (),

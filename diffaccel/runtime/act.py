@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.utils._pytree import tree_map
 
+from diffaccel.networks.inputs import Inputs
 from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
@@ -30,10 +31,12 @@ class Act(ABC):
     """What happens at some modules.
 
     Attributes:
-        exclusive: whether no other method's act may work at the same modules.
+        exclusive: whether no other method's act may work at the same modules. One that is not works within the others.
+        from_first: whether it may reuse in a call before which nothing was stored.
     """
 
     exclusive: ClassVar[bool] = True
+    from_first: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -146,6 +149,7 @@ class PartState:
         steps: Sequence[int],
         total: int | None,
         writable: bool,
+        inputs: Inputs,  # noqa: ARG002 - for states that know what a network is given
         spans: Sequence[Span] = (),  # noqa: ARG002
     ) -> None:
         """Prepare for a call.
@@ -157,6 +161,7 @@ class PartState:
             steps: for each row the index of the call in its run; blocks are cut where it differs.
             total: how many calls there are.
             writable: whether the network writes into outputs in place.
+            inputs: of the network.
             spans: for each row the frames of a video that it shows, if any.
         """
         self.blocks, self.steps = [], []
@@ -182,6 +187,10 @@ class PartState:
         """Store what was computed, once the network has returned."""
         for block, step in zip(self.blocks, self.steps, strict=True) if self.compute else ():
             kept.put([block], step)
+
+    def why_full(self) -> str:
+        """After the call, why it computed in full though it was to reuse; empty where it did not."""
+        return ""
 
     def knows(self, slot: int) -> bool:
         """Whether all lanes stored something there."""

@@ -148,7 +148,8 @@ class Memory:
         filled = part.act.slots == 0 or (memory.lanes.has(lanes) and (not part.of_run or self._is_even(index, lanes)))
         record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if filled else 0
-        computes = not filled or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
+        ready = filled or part.act.from_first
+        computes = not ready or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         if computes and part.schedule.measures:
             record.reference = call.inputs.sample.clone()
         return computes

@@ -70,9 +70,12 @@ class Session:
         self._writes: Callable[[Inputs], bool] = layout_of(model).writes
 
     def places(self, model: torch.nn.Module) -> dict[str, list[Place]]:
-        """What happens at each module, by its name; where several parts are at one, in their order."""
+        """What happens at each module, by its name; where several parts are at one, in their order.
+
+        Those that share a module with others come last, within them: what is replayed there is what left them.
+        """
         found: dict[str, list[Place]] = {}
-        for state in self.states:
+        for state in sorted(self.states, key=lambda state: not state.part.act.exclusive):
             for name, place in state.part.act.places(state, model):
                 found.setdefault(name, []).append(place)
         return found
@@ -185,8 +188,8 @@ class Session:
         own, steps = call.lanes[part.lifetime], memory.steps_of(index, call)
         if part.merge is not None and call.partners:
             kept.merge(own, call.partners, part.merge)
-        total = call.place(0)[1]
-        state.prepare(own, kept, compute=compute, steps=steps, total=total, writable=writable, spans=call.spans)
+        told: dict[str, Any] = {"total": call.place(0)[1], "writable": writable, "spans": call.spans}
+        state.prepare(own, kept, compute=compute, steps=steps, inputs=call.inputs, **told)
         if not state.compute:
             state.measures = memory.row_rule(index, call)
             state.compute = state.measures is not None  # until the front blocks have been measured

@@ -20,7 +20,7 @@ class Tally:
         asked: calls that the pipeline made, by shapes and by whether all was computed.
         calls: calls that the network made.
         examples: one set of inputs per shape, without storage, to measure costs with.
-        full: calls that computed in full because nothing told what they could share, by the reason.
+        full: calls that computed in full though they were to reuse, by the reason.
         tracer: the last calls, one by one.
     """
 
@@ -56,6 +56,7 @@ class Tally:
         kind = CallKind(self._shapes(inputs), computes, variants)
         self._current.append(kind)
         self.calls[kind] += 1
+        self.full.update(reason for state in states if (reason := state.why_full()))
 
     def _shapes(self, inputs: Inputs) -> Shapes:
         """The shapes of some inputs, of which an example is kept."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_cases import CALLS, CASES, Case, stored_outputs
+from method_cases import CALLS, CASES, Case, reference
 from tiny_networks import UNETS, network_inputs
 
 from diffaccel.attach.handle import accelerate
@@ -65,9 +65,9 @@ def test_b_reuse_equals_the_reference_and_e_two_runs_are_equal(case: Case, name:
         assert handle.report().computed + handle.report().replayed == 2 * CALLS
     assert equal(ours, again)
     inputs = network_inputs(model)
-    with stored_outputs(model, case) as compute, torch.no_grad():
+    with reference(model, case) as tell, torch.no_grad():
         for i, (t, sample) in enumerate(zip(torch.linspace(900, 100, CALLS), samples(model), strict=True)):
-            compute(i in case.computed)
+            tell(i)
             expected = model(timestep=t, **{**inputs, "sample": sample}).sample
             torch.testing.assert_close(ours[i], expected, rtol=0, atol=1e-5)
     assert equal(ours, run(model)) == (not case.replaced(model))

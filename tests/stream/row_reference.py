@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from token_reference import means
 from transformer_reference import PROMPT_FIRST, extrapolate
 
 
@@ -21,7 +22,8 @@ class Rule:
         modules: names of the modules that are replayed; of blocks in their order where `form` is "residual".
         computes: from the count of the call (ticks by stage, stages by frame) to whether it computes.
         form: "output" replays outputs, "input" the first half of the channels that a module is given, "residual" what
-            each block added; "network" moves the whole prediction with the input, as EasyCache does.
+            each block added; "network" moves the whole prediction with the input, as EasyCache does; "pooled" replays
+            nothing: the modules are given means of 2 x 2 tokens in every call.
         order: of the Taylor expansion.
         front: blocks that always run and are measured, with `threshold` to their relative change.
         skipped: from the count of the call to the places of the blocks that are skipped, where they change.
@@ -68,7 +70,9 @@ class RowByRow:
         assert names or rule.form == "network"
         for place, name in enumerate(names):
             module = self.network.model.get_submodule(name)
-            if rule.form == "input":
+            if rule.form == "pooled":
+                module.register_forward_pre_hook(lambda _, args: (means(args[0]), *args[1:]))
+            elif rule.form == "input":
                 module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             else:
                 make = self._replay if rule.form == "output" else self._add

@@ -45,6 +45,7 @@ from diffaccel import (
     Taylor,
     TextKVCache,
     TGate,
+    TokenReduction,
     UnsupportedModelError,
     models,
 )
@@ -168,8 +169,22 @@ UNET_CASES = [
         Rule(named(r"conv_in|mid_block|down_blocks\.\d+"), every_second),
         ("sd",),
     ),
+    Case(
+        "tokenreduction",
+        TokenReduction("pool", ratio=0),
+        TokenReduction("pool", min_tokens=4),
+        Rule(named(r".*\.attn1\.to_[kv]"), lambda count: False, "pooled"),
+        ("sd",),
+    ),
 ]
 TRANSFORMER_CASES = [
+    Case(
+        "tokenreduction",
+        TokenReduction("pool", ratio=0),
+        TokenReduction("pool", min_tokens=4),
+        Rule(named(r".*\.(attn|attn1)\.to_[kv]"), lambda count: False, "pooled"),
+        ("pixart", "sd3"),
+    ),
     Case(
         "intervalcache",
         IntervalCache(schedule=Always()),
@@ -341,6 +356,7 @@ REFUSED = [
         ("sd", DeepCache(schedule=schedule), "stage", MADE_OF_RUNS)
         for schedule in (Steps((0, 2)), Quadratic(2), ScaledSteps((0, 2), of=4), FrontLoaded(2), BackLoaded(2))
     ),
+    ("sd", TokenReduction(calls=(0.5, 1.0)), "stage", MADE_OF_RUNS),
     ("sd", DeepCache(schedule=Steps((0, 4))), "frame", "steps lists call 4, but the run has 4"),
     ("pixart", DeltaCache(2, gate=5), "frame", "gate must be in 1..4"),
     ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3), 6)), "frame", "is for 6 network calls"),

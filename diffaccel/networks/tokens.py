@@ -1,0 +1,42 @@
+"""Tokens on the grid of a picture: which self-attentions read them, and how the grid follows from the sample."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from diffaccel.networks.inputs import Inputs
+from diffaccel.reuse.tokens import TokenGrid
+
+# Attentions between frames, whose tokens are moments.
+BETWEEN_FRAMES = re.compile(r"temp|motion|transformer_in")
+DEPTHS = (1, 2, 4, 8, 16)  # by which a U-shaped network makes its sample smaller
+
+
+def within_pictures(attentions: Sequence[str]) -> tuple[str, ...]:
+    """Those of some attentions that do not look from frame to frame."""
+    return tuple(name for name in attentions if not BETWEEN_FRAMES.search(name))
+
+
+def picture_size(inputs: Inputs) -> tuple[int, int] | None:
+    """Height and width of the sample; None where it is no picture."""
+    sample = inputs.sample
+    return (sample.shape[-2], sample.shape[-1]) if isinstance(sample, torch.Tensor) and sample.dim() > 3 else None
+
+
+def token_grid(size: tuple[int, int], tokens: int, patch: int | None) -> TokenGrid | None:
+    """The grid of the picture's tokens among those of an attention.
+
+    Args:
+        size: height and width of the sample.
+        tokens: of the attention; those of a prompt may stand before the picture's.
+        patch: side of a token in the sample; None for a U-shaped network, where the number of tokens tells the depth.
+
+    Returns:
+        None where these tokens are no picture of that size.
+    """
+    if patch is not None:
+        grid = TokenGrid(size[0] // patch, size[1] // patch)
+        return grid if grid.tokens <= tokens else None
+    grids = (TokenGrid(-(-size[0] // depth), -(-size[1] // depth)) for depth in DEPTHS)
+    return next((grid for grid in grids if grid.tokens == tokens), None)
