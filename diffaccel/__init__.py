@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .attach.report import Report as Report
     from .measure.relevance import relevance as relevance
     from .methods import *  # noqa: F403
+    from .models.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
     from .networks import UnsupportedModelError as UnsupportedModelError
     from .reuse.forecast import Newton as Newton
     from .reuse.forecast import Taylor as Taylor
@@ -61,6 +62,7 @@ _HOME: dict[str, str] = {
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
+    "PTDiTTransformer2DModel": ".models.ptdit",
     "Quadratic": ".reuse.schedule",
     "Report": ".attach.report",
     "ScaledSteps": ".reuse.schedule",

@@ -7,6 +7,8 @@ from typing import Any
 import diffusers
 import torch
 
+import diffaccel
+
 ROWS = 2
 
 
@@ -26,7 +28,7 @@ class Tiny:
 
     def build(self, name: str) -> Any:
         torch.manual_seed(0)
-        model = getattr(diffusers, name)(**self.config).eval()
+        model = getattr(diffusers if hasattr(diffusers, name) else diffaccel, name)(**self.config).eval()
         for parameter in model.parameters():  # published models start some layers at zero, which would hide them
             if parameter.abs().max() == 0:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -345,6 +347,19 @@ TRANSFORMERS: dict[str, Tiny] = {
             "max_sequence_length": 6,
         },
         _video(encoder_attention_mask=ones(6, dtype=torch.bool)),
+    ),
+    "PTDiTTransformer2DModel": Tiny(
+        {
+            **HEADS,
+            **PATCH,
+            "num_layers": 4,
+            "cross_attention_dim": 16,
+            "caption_channels": 16,
+            "use_additional_conditions": False,
+            "window": 2,
+            "compression": 2,
+        },
+        _image(),
     ),
     "PixArtTransformer2DModel": Tiny(
         {

@@ -180,7 +180,7 @@ class Sana(_Masked):
 
 
 class PixArt(_Masked):
-    """PixArtTransformer2DModel: PixArt-alpha, -sigma and -LCM; a learned variance is dropped."""
+    """PixArtTransformer2DModel and PTDiTTransformer2DModel: PixArt-alpha, -sigma, -LCM; a variance is dropped."""
 
     patch = 2
 
@@ -230,6 +230,7 @@ _NETWORKS: dict[str, type[Network]] = {
     "FluxTransformer2DModel": Flux,
     "SanaTransformer2DModel": Sana,
     "PixArtTransformer2DModel": PixArt,
+    "PTDiTTransformer2DModel": PixArt,
     "ZImageTransformer2DModel": ZImage,
 }
 

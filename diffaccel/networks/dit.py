@@ -30,6 +30,7 @@ ROWS_APART = (
     "LatteTransformer3DModel",
     "LuminaNextDiT2DModel",
     "MochiTransformer3DModel",
+    "PTDiTTransformer2DModel",
     "PixArtTransformer2DModel",
     "QwenImageTransformer2DModel",
     "SD3Transformer2DModel",

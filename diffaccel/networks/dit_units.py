@@ -38,6 +38,7 @@ CONSTANT_PROMPTS = (
     "HunyuanDiT2DModel",
     "LTXVideoTransformer3DModel",
     "LatteTransformer3DModel",
+    "PTDiTTransformer2DModel",
     "PixArtTransformer2DModel",
     "SanaTransformer2DModel",
     "SkyReelsV2Transformer3DModel",

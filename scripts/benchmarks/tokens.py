@@ -1,0 +1,178 @@
+"""Fewer tokens in attention: multiply-accumulates and time on the shape of SD 1.5 beside tomesd, and likeness."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import tomesd
+import torch
+from benchmarks.peers import Attach
+from benchmarks.tables import Tables, markdown
+from diffusers import PixArtTransformer2DModel
+
+from benchmarks import shapes
+from diffaccel import PTDiTTransformer2DModel, TokenReduction, accelerate
+from diffaccel.attach.macs import count_macs
+from diffaccel.measure import interleaved, machine
+from diffaccel.measure.quality import compare
+from diffaccel.measure.workload import Workload
+from diffaccel.models import load
+
+RATIO = 0.5
+PROMPTS = ("red heart", "dog", "rocket", "pizza", "cat face", "house")
+METHODS = {
+    "merge 0.25": TokenReduction(ratio=0.25),
+    "merge 0.5": TokenReduction(ratio=RATIO),
+    "merge 0.5, matched every 4th call": TokenReduction(ratio=RATIO, interval=4),
+    "pool 2 x 2": TokenReduction("pool", ratio=RATIO),
+}
+
+
+class Tomesd:
+    """The authors' package on a network, at the two finest resolutions, while it is entered."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+
+    def __enter__(self) -> None:
+        tomesd.apply_patch(self.unet, ratio=RATIO, max_downsample=2)
+
+    def __exit__(self, *_: object) -> None:
+        tomesd.remove_patch(self.unet)
+
+
+def unet_call(unet: Any, size: int) -> Callable[[], None]:
+    """One row through the network, always at another timestep, so that a bare network sees steps of a run."""
+    generator, times = torch.Generator().manual_seed(0), iter(range(10**9, 0, -1))
+    sample = torch.randn(1, 4, size, size, generator=generator, dtype=torch.float32).to(unet.dtype)
+    prompt = torch.randn(shapes.PROMPT, generator=generator).to(unet.dtype)
+
+    def call() -> None:
+        unet(sample, next(times), prompt)
+
+    return call
+
+
+def macs_saved(unet: Any, method: TokenReduction, size: int) -> float:
+    """Share of a call's multiply-accumulates, counted on tensors without storage."""
+    with torch.device("meta"):
+        meta = type(unet).from_config(unet.config)
+    with accelerate(meta, method) as handle:
+        for step in range(method.interval):
+            meta(torch.empty(1, 4, size, size, device="meta"), 900 - step, torch.empty(shapes.PROMPT, device="meta"))
+        return handle.report().macs_saved
+
+
+def sd15(rounds: int, dtype: torch.dtype) -> Tables:
+    """Shares of a whole call that are saved, of multiply-accumulates and of time, at 64 x 64 and 128 x 128 latents."""
+    unet, tables = shapes.sd15_unet().to(dtype), {}
+    for size in (64, 128):
+        call = unet_call(unet, size)
+        ways: dict[str, Attach] = {"plain": nullcontext, "tomesd 0.5": partial(Tomesd, unet)}
+        ways |= {name: partial(accelerate, unet, method) for name, method in METHODS.items()}
+        times = interleaved(dict.fromkeys(ways, call), rounds, 0, around=ways)
+        rows: dict[str, dict[str, float]] = {}
+        for name, timing in times.items():
+            rows[name] = {"s": timing.median, "time saved": 1 - 1 / timing.speedup(times["plain"])}
+            if name in METHODS:
+                rows[name]["MACs saved"] = macs_saved(unet, METHODS[name], size)
+        tables[
+            f"One call of the Stable Diffusion 1.5 shape, {size} x {size} latents, {dtype}".replace("torch.", "")
+        ] = rows
+    return tables
+
+
+def ptdit(rounds: int, dtype: torch.dtype) -> Tables:
+    """Blocks of PixArt-alpha's shape, with full and with proxy attention, at 1024 and 2048 pixels.
+
+    A block is timed, and a whole network of 28 counted; what is not in blocks is less than a thousandth.
+    """
+    tables: dict[str, Any] = {}
+    for size in (128, 256):
+        rows: dict[str, dict[str, float]] = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, kind in (("full attention", PixArtTransformer2DModel), ("PT-DiT", PTDiTTransformer2DModel)):
+            config = {"caption_channels": 4096, "sample_size": 128}
+            with torch.device("meta"):
+                whole = kind(**config)
+                macs = count_macs(partial(whole, **_pixart_inputs(size, torch.float32)))
+            torch.manual_seed(0)
+            calls[name] = partial(kind(**config, num_layers=1).eval().to(dtype), **_pixart_inputs(size, dtype))
+            rows[name] = {"GMAC": macs / 1e9}
+        times = interleaved(calls, rounds, 0)
+        for name, timing in times.items():
+            rows[name]["s a block"] = timing.median
+        plain, less = rows["full attention"]["GMAC"], rows["PT-DiT"]["GMAC"]
+        rows["PT-DiT"] |= {
+            "MACs saved": 1 - less / plain,
+            "time saved": 1 - 1 / times["PT-DiT"].speedup(times["full attention"]),
+        }
+        tables[f"PixArt-alpha's shape at {8 * size} x {8 * size} pixels, {str(dtype).removeprefix('torch.')}"] = rows
+    return tables
+
+
+def _pixart_inputs(size: int, dtype: torch.dtype) -> dict[str, Any]:
+    """One row of latents of a size, and a prompt of 120 tokens."""
+    picture = {"resolution": torch.full((1, 2), 8.0 * size, dtype=dtype), "aspect_ratio": torch.ones(1, 1, dtype=dtype)}
+    return {
+        "hidden_states": torch.ones(1, 4, size, size, dtype=dtype),
+        "encoder_hidden_states": torch.ones(1, 120, 4096, dtype=dtype),
+        "timestep": torch.tensor([500]),
+        "added_cond_kwargs": picture,
+    }
+
+
+def emoji(rounds: int, dtype: torch.dtype) -> Tables:  # noqa: ARG001
+    """Likeness to the plain pictures of emoji-sd at 256 x 256 pixels, for each way to choose what is merged."""
+    pipe = load("emoji-sd")
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 20, "guidance_scale": 2.0, "height": 256, "width": 256}
+    work = Workload(PROMPTS, settings=settings)
+    plain, rows = work.pictures(pipe), {}
+    for ratio in (0.25, 0.5):
+        for alpha in (None, 0.02, 0.1, 0.5):
+            score = {} if alpha is None else {"score": "informativity", "alpha": alpha}
+            method = TokenReduction(ratio=ratio, min_tokens=256, **score)
+            rows[method.to_text()] = _likeness(pipe, work, plain, method)
+    for method in (
+        TokenReduction(ratio=0.5, min_tokens=256, interval=4),
+        TokenReduction("pool", min_tokens=256),
+        TokenReduction(min_tokens=256, calls=(0.5, 1.0)),
+        TokenReduction("pool", min_tokens=256, calls=(0.5, 1.0)),
+    ):
+        rows[method.to_text()] = _likeness(pipe, work, plain, method)
+    return {f"emoji-sd at 256 x 256 pixels, {len(PROMPTS)} pictures, 20 steps": rows}
+
+
+def _likeness(pipe: Any, work: Workload, plain: torch.Tensor, method: TokenReduction) -> dict[str, float]:
+    with accelerate(pipe, method) as handle:
+        quality = compare(work.pictures(pipe), plain)
+        saved = handle.report().macs_saved
+    return {"MACs saved": saved, "PSNR": quality.psnr, "SSIM": quality.ssim}
+
+
+PARTS: dict[str, Callable[[int, torch.dtype], Tables]] = {"sd15": sd15, "emoji-sd": emoji, "ptdit": ptdit}
+
+
+@click.command()
+@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Only these; all by default.")
+@click.option("--rounds", default=3, show_default=True, help="Interleaved rounds of each measurement of time.")
+@click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16"]), help="Of the SD 1.5 shape.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures here, and a table beside it.")
+def command(parts: tuple[str, ...], rounds: int, dtype: str, file: Path | None) -> None:
+    """What fewer tokens save, and what they cost in likeness."""
+    torch.set_grad_enabled(False)
+    figures: dict[str, Any] = {"machine": asdict(machine())}
+    text = "# Fewer tokens, measured\n\n"
+    for part in parts or PARTS:
+        figures[part] = PARTS[part](rounds, getattr(torch, dtype))
+        text += markdown(figures[part]) + "\n"
+        click.echo(markdown(figures[part]))
+    if file:
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        file.with_suffix(".md").write_text(text, encoding="utf-8")
