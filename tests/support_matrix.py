@@ -84,7 +84,7 @@ METHODS: dict[str, Callable[[Any], Method]] = {
     "Profile": tuned,
     "TGate": lambda model: TGate(gate=1, warmup=1),
     "TextKVCache": lambda model: TextKVCache(),
-    "TokenReduction": lambda model: TokenReduction(min_tokens=16),
+    "TokenReduction": lambda _: TokenReduction("pool", min_tokens=16),
 }
 REPLAYED = {TextKVCache: 2, TGate: 2, BlockCache: 2, TokenReduction: 3}  # calls of three; one by the others
 ELSEWHERE = {"ControlCache", "ResidualGuidance"}

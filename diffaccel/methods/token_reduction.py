@@ -86,15 +86,20 @@ class TokenReduction(Method):
         """One part: all self-attentions between tokens of a picture."""
         if not layout.picture_attention:
             raise UnsupportedModelError(
-                f"TokenReduction needs self-attention between the tokens of a picture, without rotary positions, and "
-                f"none is known in {layout.model}"
+                "TokenReduction needs self-attention between the tokens of a picture, and none is known in "
+                f"{layout.model}"
+            )
+        if layout.rotary and self.kind == "merge":
+            raise UnsupportedModelError(
+                f"{layout.model} has rotary positions, of which tokens merged from several places have none: use "
+                'TokenReduction("pool")'
             )
         return [Part(self._act(layout), self._when)]
 
     def _act(self, layout: Layout) -> ReduceTokens:
         where = (layout.picture_attention, layout.patch, self.min_tokens, type(self).__name__)
         if self.kind == "pool":
-            return PoolTokens(*where, self._side, self.pooling)
+            return PoolTokens(*where, self._side, self.pooling, layout.rotary)
         return MergeTokens(*where, self.ratio, self.score, self.alpha, self.interval, self.seed)
 
     @property

@@ -12,6 +12,7 @@ import torch
 from diffaccel.networks.block_io import Streams, inputs_of
 from diffaccel.networks.dit_units import conditioning_only, units_of
 from diffaccel.networks.layout import Layout, Unit, UnsupportedModelError, fingerprint_of
+from diffaccel.networks.tokens import PACKED
 
 # Networks whose rows stay apart in all blocks, so that some rows can run without the others. Those that are not here
 # may pad prompts to the longest of a batch, or take lists of pictures: all their rows compute, or none.
@@ -49,12 +50,13 @@ OTHERS = "and other diffusers transformers made of lists of blocks"
 # Lists that take turns: one block of the first, one of the second, and so on.
 IN_TURNS = {"LatteTransformer3DModel": ("transformer_blocks", "temporal_transformer_blocks")}
 LONG_SKIPS = ("HunyuanDiT2DModel",)
-# Networks whose self-attentions read the tokens of one picture, without rotary positions; a prompt's may come before.
+# Networks whose self-attentions read the tokens of one picture; a prompt's may come before.
 PICTURE_TOKENS = (
     "DiTTransformer2DModel",
     "PixArtTransformer2DModel",
     "SD3Transformer2DModel",
 )
+ROTARY = ("FluxTransformer2DModel",)  # and whose queries and keys are turned by position
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
 # What the prompt goes through before the blocks.
@@ -75,12 +77,13 @@ def layout(model: torch.nn.Module) -> Layout:
     units = tuple(unit for name in names for unit in units_of(model, name))
     known = all(Streams(model.get_submodule(name)).known for name in names)
     own, cross = (_of_kind(units, kind) for kind in ("self_attention", "cross_attention"))
-    pictures = _is_one_of(model, PICTURE_TOKENS)
+    pictures, rotary = _is_one_of(model, PICTURE_TOKENS), _is_one_of(model, ROTARY)
     return Layout(
         model=type(model).__name__,
         self_attention=own,
-        picture_attention=own if pictures else (),
-        patch=_patch_of(model) if pictures else None,
+        picture_attention=_picture_attention(names, own) if pictures or rotary else (),
+        rotary=rotary,
+        patch=PACKED if rotary else _patch_of(model) if pictures else None,
         cross_attention=cross,
         conditioning_only=conditioning_only(model, cross),
         conditioning_path=tuple(name for name in CONDITIONING_PATH if _has(model, name)),
@@ -132,6 +135,13 @@ def _has(model: torch.nn.Module, name: str) -> bool:
 def _is_one_of(model: torch.nn.Module, classes: tuple[str, ...]) -> bool:
     """Whether a network is of one of some classes, or of a subclass."""
     return any(cls.__name__ in classes for cls in type(model).__mro__)
+
+
+def _picture_attention(blocks: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    """The self-attentions, those beside a feed-forward network in one projection, too."""
+    if own and all(any(name.startswith(f"{block}.") for name in own) for block in blocks):
+        return own
+    return tuple(f"{block}.attn" for block in blocks)
 
 
 def _patch_of(model: Any) -> int:

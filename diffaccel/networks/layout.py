@@ -97,6 +97,7 @@ class Layout:
         encoder: all that runs before the decoder of a U-shaped network.
         self_attention: attentions between positions of the sample.
         picture_attention: those among them whose positions are the tokens of a picture, row by row.
+        rotary: whether these turn queries and keys by the positions of their tokens.
         patch: side of such a token in the sample; None where it depends on the depth.
         cross_attention: attentions to the conditioning.
         control: modules whose outputs depend on a control image and on nothing else.
@@ -119,6 +120,7 @@ class Layout:
     encoder: Branch | None = None
     self_attention: tuple[str, ...] = ()
     picture_attention: tuple[str, ...] = ()
+    rotary: bool = False
     patch: int | None = None
     cross_attention: tuple[str, ...] = ()
     conditioning_only: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import isqrt
 
 import torch
 
@@ -10,6 +11,7 @@ from diffaccel.reuse.tokens import TokenGrid
 
 # Attentions between frames, whose tokens are moments.
 BETWEEN_FRAMES = re.compile(r"temp|motion|transformer_in")
+PACKED = 2  # side of the squares of a sample that its owner packs into tokens
 DEPTHS = (1, 2, 4, 8, 16)  # by which a U-shaped network makes its sample smaller
 
 
@@ -20,8 +22,23 @@ def within_pictures(attentions: Sequence[str]) -> tuple[str, ...]:
 
 def picture_size(inputs: Inputs) -> tuple[int, int] | None:
     """Height and width of the sample; None where it is no picture."""
-    sample = inputs.sample
-    return (sample.shape[-2], sample.shape[-1]) if isinstance(sample, torch.Tensor) and sample.dim() > 3 else None
+    sample, ids = inputs.sample, inputs.values.get("img_ids")
+    if isinstance(sample, torch.Tensor) and sample.dim() > 3:
+        return sample.shape[-2], sample.shape[-1]
+    return packed_size(ids) if isinstance(ids, torch.Tensor) and ids.dim() == 2 else None
+
+
+def packed_size(ids: torch.Tensor) -> tuple[int, int] | None:
+    """Height and width of a sample that was packed into tokens, by their positions, ``(tokens, 3)``.
+
+    None where these are of more than one picture. Without values, the most nearly square size of as many tokens.
+    """
+    if ids.device.type == "meta":
+        width = next(n for n in range(isqrt(len(ids)), len(ids) + 1) if len(ids) % n == 0)
+        height = len(ids) // width
+    else:
+        height, width = (int(size) + 1 for size in ids[:, 1:].amax(0).tolist())
+    return (height * PACKED, width * PACKED) if height * width == len(ids) else None
 
 
 def token_grid(size: tuple[int, int], tokens: int, patch: int | None) -> TokenGrid | None:

@@ -146,10 +146,10 @@ class Memory:
         part, memory = self._parts[index], self.parts[index]
         lanes = call.lanes[part.lifetime]
         filled = part.act.slots == 0 or (memory.lanes.has(lanes) and (not part.of_run or self._is_even(index, lanes)))
+        begun = group in memory.records and (filled or part.act.from_first)
         record = memory.records.setdefault(group, GroupRecord())
-        record.calls = record.calls + 1 if filled else 0
-        ready = filled or part.act.from_first
-        computes = not ready or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
+        record.calls = record.calls + 1 if begun else 0
+        computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         if computes and part.schedule.measures:
             record.reference = call.inputs.sample.clone()
         return computes

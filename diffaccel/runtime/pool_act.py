@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
-from diffaccel.reuse.tokens import Pooling, TokenGrid, pool
+from diffaccel.reuse.tokens import Pooling, Rotary, TokenGrid, pool, pool_rotary, rotate
 from diffaccel.runtime.act import PartState, Place
 from diffaccel.runtime.token_act import ReduceTokens, ReductionState, hidden_states_of, last_tokens, masked
+
+ROTARY = "image_rotary_emb"  # the angles, as attentions are given them
+NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")  # what queries and keys go through before they are turned
+ROTATING = ("FluxAttnProcessor",)  # processors that turn neighbouring pairs of features behind the norms
 
 
 @dataclass(frozen=True)
@@ -20,43 +24,80 @@ class PoolTokens(ReduceTokens):
     Attributes:
         side: of the windows, in tokens.
         how: see `reuse.tokens.pool`.
+        rotary: whether queries and keys are turned by the positions of their tokens. Keys are pooled before, and turned
+            by the pooled positions.
     """
 
     side: int
     how: Pooling
+    rotary: bool
 
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
-        """Three for each attention: at itself, where the tokens are known, and at its two projections."""
+        """For each attention one at itself, where tokens are known, at its two projections, and at what is rotated."""
         assert isinstance(state, ReductionState)
         for name in self.attentions:
-            around = _Pooling(state, model.get_submodule(name))
+            around = _Pooling(self, state, model.get_submodule(name))
             yield name, around
             for projection in ("to_k", "to_v"):
                 yield f"{name}.{projection}", _Pooled(self, around)
+            if self.rotary:
+                there = dict(around.attention.named_children())
+                for norm in (norm for norm in NORMS if norm in there):
+                    yield f"{name}.{norm}", _Rotated(around, keys=norm.endswith("k"), prompt="added" in norm)
 
 
 class _Pooling(Place):
-    """Finds the picture's tokens among those of an attention, for its projections.
+    """Finds the picture's tokens among those of an attention, and takes its rotation over.
 
     Attributes:
         grid: of the tokens, while the attention runs.
+        rotary: angles of all tokens, those of a prompt first, and of all pooled tokens.
     """
 
-    def __init__(self, state: ReductionState, attention: torch.nn.Module) -> None:
-        self.state, self.attention = state, attention
+    def __init__(self, act: PoolTokens, state: ReductionState, attention: torch.nn.Module) -> None:
+        self.act, self.state, self.attention = act, state, attention
         self.grid: TokenGrid | None = None
+        self.rotary: tuple[Rotary, Rotary] | None = None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Find them."""
-        fused = getattr(self.attention, "fused_projections", False)
-        hindrance = "pools no fused projections: call unfuse_qkv_projections()" if fused else masked(kwargs)
-        self.grid = self.state.grid(hidden_states_of(args, kwargs).shape[1], hindrance)
-        return args, kwargs
+        """Find them; the attention is told of no angles."""
+        self.grid = self.state.grid(hidden_states_of(args, kwargs).shape[1], self._hindrance(kwargs))
+        rotary = kwargs.get(ROTARY)
+        if self.grid is None or rotary is None:
+            return args, kwargs
+        first = rotary[0].shape[0] - self.grid.tokens
+        picture = pool_rotary((rotary[0][first:], rotary[1][first:]), self.grid, self.act.side, self.act.how)
+        pooled = [torch.cat([whole[:first], part]) for whole, part in zip(rotary, picture, strict=True)]
+        self.rotary = rotary, (pooled[0], pooled[1])
+        return args, {**kwargs, ROTARY: None}
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """The output as it is."""
-        self.grid = None
+        self.grid = self.rotary = None
         return output
+
+    def _hindrance(self, kwargs: dict[str, Any]) -> str:
+        if getattr(self.attention, "fused_projections", False):
+            return "pools no fused projections: call unfuse_qkv_projections()"
+        processor = type(getattr(self.attention, "processor", None)).__name__
+        if self.act.rotary and processor not in ROTATING:
+            return f"does not know how {processor} turns queries and keys"
+        return masked(kwargs)
+
+
+class _Rotated(Place):
+    """Turns queries or keys where they are normed, as the attention does behind that."""
+
+    def __init__(self, around: _Pooling, *, keys: bool, prompt: bool) -> None:
+        self.around, self.keys, self.prompt = around, keys, prompt
+
+    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        """Turn ``(rows, tokens, heads, features)``; a prompt's tokens are the first, a picture's the last."""
+        if self.around.rotary is None:
+            return output
+        cos, sin = self.around.rotary[self.keys]
+        own = slice(output.shape[1]) if self.prompt else slice(cos.shape[0] - output.shape[1], None)
+        return rotate(output, (cos[own], sin[own]))
 
 
 class _Pooled(Place):

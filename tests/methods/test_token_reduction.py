@@ -109,10 +109,84 @@ def test_in_transformers_keys_of_the_picture_alone_are_pooled(name: str) -> None
         assert 1e-5 < (reduced - plain).abs().max() < 2 * plain.abs().max()
 
 
-def test_rotary_positions_are_refused() -> None:
-    model = TRANSFORMERS["FluxTransformer2DModel"].build("FluxTransformer2DModel")
-    with pytest.raises(UnsupportedModelError, match="rotary"):
-        accelerate(model, TokenReduction())
+def flux() -> tuple[Any, dict[str, Any]]:
+    tiny = TRANSFORMERS["FluxTransformer2DModel"]
+    ids = torch.tensor([[0.0, y, z] for y in range(4) for z in range(4)])
+    inputs = tiny.inputs(2, torch.Generator().manual_seed(0)) | {"img_ids": ids, "txt_ids": torch.zeros(6, 3)}
+    return tiny.build("FluxTransformer2DModel"), inputs | {tiny.timestep: torch.full((2,), 0.3)}
+
+
+def attention_at(positions: torch.Tensor, model: Any) -> Any:
+    """A FLUX processor written out: keys and values are means of 2 x 2 tokens, at the means of their positions."""
+
+    def turned(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        angles = torch.cat(
+            [
+                ids[:, axis, None] / 10000 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+                for axis, dim in enumerate(model.config.axes_dims_rope)
+            ],
+            dim=1,
+        )  # (tokens, pairs)
+        pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.exp(1j * angles)[None, :, None]).flatten(-2).float()
+
+    def attend(attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, mask: Any = None, rotary: Any = None):
+        image, text = hidden_states, encoder_hidden_states
+        prompt = 6
+        few = torch.cat([torch.zeros(prompt, 3), means(positions[None])[0]])
+        every = torch.cat([torch.zeros(prompt, 3), positions])
+        before = image[:, :0] if text is not None else image[:, :prompt]
+        short = torch.cat([before, means(image[:, before.shape[1] :])], dim=1)
+        q, k, v = (
+            to(x).unflatten(-1, (attn.heads, -1))
+            for to, x in ((attn.to_q, image), (attn.to_k, short), (attn.to_v, short))
+        )
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if text is not None:
+            more = [
+                p(text).unflatten(-1, (attn.heads, -1)) for p in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            ]
+            q = torch.cat([attn.norm_added_q(more[0]), q], 1)
+            k = torch.cat([attn.norm_added_k(more[1]), k], 1)
+            v = torch.cat([more[2], v], 1)
+        q, k = turned(q, every), turned(k, few)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+        out = torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+        if text is None:
+            return out
+        return attn.to_out[0](out[:, prompt:]), attn.to_add_out(out[:, :prompt])
+
+    return attend
+
+
+def test_rotary_keys_are_pooled_before_they_are_turned_by_pooled_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+    model, inputs = flux()
+    with torch.no_grad():
+        plain = model(**inputs).sample
+        with accelerate(model, TokenReduction("pool", min_tokens=16)) as handle:
+            ours = model(**inputs).sample
+            assert handle.report().macs_saved > 0
+        assert torch.equal(model(**inputs).sample, plain)
+        attend = attention_at(inputs["img_ids"], model)
+        monkeypatch.setattr(FluxAttnProcessor, "__call__", lambda self, *args, **kwargs: attend(*args, **kwargs))
+        expected = model(**inputs).sample
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    assert (ours - plain).abs().max() > 1e-5
+
+
+def test_what_has_no_one_position_is_not_merged() -> None:
+    with pytest.raises(UnsupportedModelError, match=r'rotary positions.*use TokenReduction\("pool"\)'):
+        accelerate(flux()[0], TokenReduction())
+
+
+def test_several_packed_pictures_are_left_alone() -> None:
+    model, inputs = flux()
+    inputs["img_ids"] = torch.cat([inputs["img_ids"][:8]] * 2)
+    with torch.no_grad(), accelerate(model, TokenReduction("pool", min_tokens=4)) as handle:
+        model(**inputs)
+    assert "found no picture in the" in str(handle.report())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
