@@ -222,6 +222,11 @@ class PartState:
 class Place:
     """What an act does at one module. A module runs unless one of its places reuses."""
 
+    @property
+    def apart(self) -> bool:
+        """Once the inputs are changed, whether they can no longer be those of the same module for other callers."""
+        return False
+
     def reuses(self) -> bool:
         """Whether the module must not run in this call."""
         return False

@@ -105,6 +105,11 @@ class _Turn:
         return left is not own
 
     @property
+    def apart(self) -> bool:
+        """Whether its rows cannot go through the module with those of others."""
+        return self.hook is not None and any(place.apart for place in self.hook.places)
+
+    @property
     def size(self) -> int:
         """Length of the first tensor of the inputs."""
         return next(x.shape[0] for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, torch.Tensor))
@@ -124,10 +129,15 @@ class _JointHook(Hook):
             return self.original(*args, **kwargs)
         turns = _turns(module, present, args, kwargs)
         computing = [turn for turn in turns if not turn.recalls()]
-        if not computing:
-            return cat_rows([turn.output for turn in turns])
         for turn in computing:
             turn.enter()
+        apart = [turn for turn in computing if turn.apart]
+        computing = [turn for turn in computing if not turn.apart]
+        for turn in apart:
+            with self.call.only([turn.member]):
+                turn.leave(self.original(*turn.args, **turn.kwargs), alone=True)
+        if not computing:
+            return cat_rows([turn.output for turn in turns])
         if len(computing) < len(turns) or any(turn.entered for turn in turns):
             args, kwargs = _joined([(turn.args, turn.kwargs) for turn in computing])
         with self.call.only([turn.member for turn in computing]):

@@ -178,6 +178,11 @@ class _Merging(Place):
             return (last_tokens(output[0], *self._unmerge), *output[1:])
         return last_tokens(output, *self._unmerge)
 
+    @property
+    def apart(self) -> bool:
+        """Where tokens are fewer."""
+        return self._unmerge is not None
+
     def _match(self, x: torch.Tensor, grid: TokenGrid, step: int, rows: slice) -> Matching:
         """Which tokens go together, by what entered the block, ``(rows, tokens, channels)``."""
         act, picture = self.act, x[:, -grid.tokens :]

@@ -76,6 +76,11 @@ class _Pooling(Place):
         self.grid = self.rotary = None
         return output
 
+    @property
+    def apart(self) -> bool:
+        """Where keys are fewer."""
+        return self.grid is not None
+
     def _hindrance(self, kwargs: dict[str, Any]) -> str:
         if getattr(self.attention, "fused_projections", False):
             return "pools no fused projections: call unfuse_qkv_projections()"

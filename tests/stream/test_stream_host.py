@@ -23,6 +23,7 @@ from diffaccel import (
     StreamEngine,
     StreamHost,
     Taylor,
+    TokenReduction,
 )
 from diffaccel.methods.base import Method
 
@@ -111,6 +112,17 @@ def test_every_method_beside_streams_without_it(case: Case, name: str, key: str,
     ]
     host = hold(pipe, settings, movies[:3], wait=0.01)
     assert host.report().streams_per_call["network"] > 1
+
+
+@pytest.mark.slow
+def test_fewer_tokens_beside_streams_that_read_all(movies: list[torch.Tensor]) -> None:
+    settings: list[dict[str, Any]] = [
+        {"cache": TokenReduction(min_tokens=4, interval=2)},
+        {"prompt": "a red dog"},
+        {"cache": TokenReduction("pool", min_tokens=4), "prompt": "a star"},
+        {"cache": TokenReduction(min_tokens=4, ratio=0.25, score="informativity")},
+    ]
+    assert hold(pipeline("sd"), settings, movies).report().streams_per_call["network"] > 1.5
 
 
 def test_frames_of_any_stage_prompt_guidance_seed_and_cache_share_a_call(movies: list[torch.Tensor]) -> None:
