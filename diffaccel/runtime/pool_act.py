@@ -36,14 +36,14 @@ class PoolTokens(ReduceTokens):
         """For each attention one at itself, where tokens are known, at its two projections, and at what is rotated."""
         assert isinstance(state, ReductionState)
         for name in self.attentions:
-            around = _Pooling(self, state, model.get_submodule(name))
-            yield name, around
+            pooling = _Pooling(self, state, model.get_submodule(name))
+            yield name, pooling
             for projection in ("to_k", "to_v"):
-                yield f"{name}.{projection}", _Pooled(self, around)
+                yield f"{name}.{projection}", _Pooled(self, pooling)
             if self.rotary:
-                there = dict(around.attention.named_children())
+                there = dict(pooling.attention.named_children())
                 for norm in (norm for norm in NORMS if norm in there):
-                    yield f"{name}.{norm}", _Rotated(around, keys=norm.endswith("k"), prompt="added" in norm)
+                    yield f"{name}.{norm}", _Rotated(pooling, keys=norm.endswith("k"), prompt="added" in norm)
 
 
 class _Pooling(Place):
@@ -93,14 +93,14 @@ class _Pooling(Place):
 class _Rotated(Place):
     """Turns queries or keys where they are normed, as the attention does behind that."""
 
-    def __init__(self, around: _Pooling, *, keys: bool, prompt: bool) -> None:
-        self.around, self.keys, self.prompt = around, keys, prompt
+    def __init__(self, pooling: _Pooling, *, keys: bool, prompt: bool) -> None:
+        self.pooling, self.keys, self.prompt = pooling, keys, prompt
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Turn ``(rows, tokens, heads, features)``; a prompt's tokens are the first, a picture's the last."""
-        if self.around.rotary is None:
+        if self.pooling.rotary is None:
             return output
-        cos, sin = self.around.rotary[self.keys]
+        cos, sin = self.pooling.rotary[self.keys]
         own = slice(output.shape[1]) if self.prompt else slice(cos.shape[0] - output.shape[1], None)
         return rotate(output, (cos[own], sin[own]))
 
@@ -108,12 +108,12 @@ class _Rotated(Place):
 class _Pooled(Place):
     """Gives a projection fewer tokens."""
 
-    def __init__(self, act: PoolTokens, around: _Pooling) -> None:
-        self.act, self.around = act, around
+    def __init__(self, act: PoolTokens, pooling: _Pooling) -> None:
+        self.act, self.pooling = act, pooling
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The pooled tokens; a mean of tokens is projected to the mean of their projections."""
-        grid = self.around.grid
+        grid = self.pooling.grid
         if grid is None:
             return args, kwargs
         pooled = last_tokens(args[0], grid.tokens, lambda x: pool(x, grid, self.act.side, self.act.how))

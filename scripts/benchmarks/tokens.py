@@ -1,6 +1,7 @@
 """Fewer tokens in attention: multiply-accumulates and time on the shape of SD 1.5 beside tomesd, and likeness."""
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -165,7 +166,7 @@ def command(parts: tuple[str, ...], rounds: int, dtype: str, file: Path | None) 
     """What fewer tokens save, and what they cost in likeness."""
     torch.set_grad_enabled(False)
     figures: dict[str, Any] = {"machine": asdict(machine())}
-    text = "# Fewer tokens, measured\n\n"
+    text = f"# Fewer tokens, measured\n\n`python {' '.join(sys.argv)}`\n\n"
     for part in parts or PARTS:
         figures[part] = PARTS[part](rounds, getattr(torch, dtype))
         text += markdown(figures[part]) + "\n"
