@@ -9,11 +9,11 @@ from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.schedule import Always, CallInfo, Once, Schedule
 from diffaccel.reuse.tokens import Pooling
 from diffaccel.runtime.act import Part
-from diffaccel.runtime.merge_act import MergeTokens, Score
+from diffaccel.runtime.merge_act import MergeScore, MergeTokens
 from diffaccel.runtime.pool_act import PoolTokens
 from diffaccel.runtime.token_act import ReduceTokens
 
-Kind = Literal["merge", "pool"]
+ReductionKind = Literal["merge", "pool"]
 MOST_MERGED = 0.75  # three of the four tokens of each window
 
 
@@ -42,9 +42,9 @@ class TokenReduction(Method):
         seed: of the destinations, one drawn in each window of 2 x 2, anew for each attention and each matching.
     """
 
-    kind: Kind = "merge"
+    kind: ReductionKind = "merge"
     ratio: float = 0.5
-    score: Score = "similarity"
+    score: MergeScore = "similarity"
     alpha: float = 0.1
     pooling: Pooling = "mean"
     interval: int = 1
@@ -54,8 +54,8 @@ class TokenReduction(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("kind", self.kind, get_args(Kind))
-        one_of("score", self.score, get_args(Score))
+        one_of("kind", self.kind, get_args(ReductionKind))
+        one_of("score", self.score, get_args(MergeScore))
         one_of("pooling", self.pooling, get_args(Pooling))
         number("alpha", self.alpha, 0.0)
         whole("interval", self.interval, 1)

@@ -146,18 +146,18 @@ def pool(x: torch.Tensor, grid: TokenGrid, side: int, how: Pooling) -> torch.Ten
     return tokens
 
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
+RotaryAngles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the angles by which neighbouring pairs of features are turned, ``(tokens, features)`` each."""
 
 
-def pool_rotary(rotary: Rotary, grid: TokenGrid, side: int, how: Pooling) -> Rotary:
+def pool_rotary(rotary: RotaryAngles, grid: TokenGrid, side: int, how: Pooling) -> RotaryAngles:
     """The angles of pooled tokens: those of the mean position of each window, or of its middle token."""
     cos, sin = (pool(x[None], grid, side, how)[0] for x in rotary)
     length = (cos.square() + sin.square()).sqrt()  # a mean of unit vectors points to the mean angle, and is shorter
     return cos / length, sin / length
 
 
-def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotary: RotaryAngles) -> torch.Tensor:
     """Turn neighbouring pairs of features of ``(rows, tokens, heads, features)``."""
     cos, sin = (part[:, None].to(x.device) for part in rotary)  # (tokens, 1, features)
     turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)

@@ -32,7 +32,7 @@ from diffaccel.runtime.token_act import (
     with_hidden_states,
 )
 
-Score = Literal["similarity", "informativity"]
+MergeScore = Literal["similarity", "informativity"]
 FRESH, KEPT = 0, 1  # ways to work: tokens are matched anew, or as in an earlier call
 
 
@@ -50,7 +50,7 @@ class MergeTokens(ReduceTokens):
     """
 
     ratio: float
-    score: Score
+    score: MergeScore
     alpha: float
     interval: int
     seed: int

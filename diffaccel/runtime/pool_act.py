@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffaccel.reuse.tokens import Pooling, Rotary, TokenGrid, pool, pool_rotary, rotate
+from diffaccel.reuse.tokens import Pooling, RotaryAngles, TokenGrid, pool, pool_rotary, rotate
 from diffaccel.runtime.act import PartState, Place
 from diffaccel.runtime.token_act import ReduceTokens, ReductionState, hidden_states_of, last_tokens, masked
 
@@ -57,7 +57,7 @@ class _Pooling(Place):
     def __init__(self, act: PoolTokens, state: ReductionState, attention: torch.nn.Module) -> None:
         self.act, self.state, self.attention = act, state, attention
         self.grid: TokenGrid | None = None
-        self.rotary: tuple[Rotary, Rotary] | None = None
+        self.rotary: tuple[RotaryAngles, RotaryAngles] | None = None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Find them; the attention is told of no angles."""
