@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .attach.report import Report as Report
     from .measure.relevance import relevance as relevance
     from .methods import *  # noqa: F403
-    from .models.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
     from .networks import UnsupportedModelError as UnsupportedModelError
+    from .networks.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
     from .reuse.forecast import Newton as Newton
     from .reuse.forecast import Taylor as Taylor
     from .reuse.schedule import Always as Always
@@ -62,7 +62,7 @@ _HOME: dict[str, str] = {
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
-    "PTDiTTransformer2DModel": ".models.ptdit",
+    "PTDiTTransformer2DModel": ".networks.ptdit",
     "Quadratic": ".reuse.schedule",
     "Report": ".attach.report",
     "ScaledSteps": ".reuse.schedule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,9 +34,8 @@ class PoolTokens(ReduceTokens):
 
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """For each attention one at itself, where tokens are known, at its two projections, and at what is rotated."""
-        assert isinstance(state, ReductionState)
         for name in self.attentions:
-            pooling = _Pooling(self, state, model.get_submodule(name))
+            pooling = _Pooling(self, cast(ReductionState, state), model.get_submodule(name))
             yield name, pooling
             for projection in ("to_k", "to_v"):
                 yield f"{name}.{projection}", _Pooled(self, pooling)

@@ -11,8 +11,8 @@ from token_reference import pooled
 
 from diffaccel import BlockCache, IntervalCache, PTDiTTransformer2DModel, TextKVCache, TokenReduction, accelerate
 from diffaccel.attach.macs import count_macs
-from diffaccel.models.ptdit import ProxyAttention, from_windows, to_windows
 from diffaccel.networks import UnsupportedModelError
+from diffaccel.networks.ptdit import ProxyAttention, from_windows, to_windows
 from diffaccel.reuse.tokens import TokenGrid
 
 
