@@ -21,6 +21,7 @@ from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.run import Runs
 from diffaccel.runtime.session import Session
+from diffaccel.runtime.tally import Tally
 
 OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 Named = dict[str, torch.nn.Module]
@@ -216,6 +217,10 @@ class Handle:
         if not self._detached:
             self._require_attached()
         return summarize(self._costs, self._seats)
+
+    def tallies(self) -> list[Tally]:
+        """The counts behind the report, one for each network, as they are now."""
+        return [seat.session.tally.copy() for seat in self._seats]
 
     def __enter__(self) -> Self:
         return self

@@ -20,12 +20,12 @@ DEFAULT_PROMPTS = 24
     groups={
         "What to tune": RUN_OPTIONS,
         "The budget, one of": ("--min-psnr", "--min-ssim", "--max-time", "--max-macs", "--best-effort"),
-        "The search": ("--runs", "--output", "--quiet", "--help"),
+        "The search": ("--runs", "--refine", "--output", "--quiet", "--help"),
     },
     examples={
         "What to tune": "diffaccel tune --model path/to/model --prompts prompts.txt --steps 20 --min-psnr 30",
         "The budget, one of": "diffaccel tune --max-macs 0.4",
-        "The search": "diffaccel tune --min-psnr 30 --runs 80 -o profile.json",
+        "The search": "diffaccel tune --max-macs 0.4 --runs 80 --refine -o profile.json",
     },
     short_help="Find the cheapest schedule for a quality, or the best for a cost.",
 )
@@ -38,6 +38,11 @@ DEFAULT_PROMPTS = 24
 @click.option(
     "--runs", type=click.IntRange(10), default=40, show_default=True, help="Real runs of the search, at most."
 )
+@click.option(
+    "--refine",
+    is_flag=True,
+    help="Refine the best schedule's blend weights by gradient; minutes more, and memory, told.",
+)
 @click.option("--best-effort", is_flag=True, help="Write the profile although the budget could not be met.")
 def tune(
     subject: Subject,
@@ -47,6 +52,7 @@ def tune(
     max_macs: float | None,
     output: Path,
     runs: int,
+    refine: bool,
     best_effort: bool,
 ) -> None:
     """Tune a schedule for a model, a sampler and a budget, and write it as a profile.
@@ -56,7 +62,7 @@ def tune(
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
     from diffaccel.batch.store import check_writable, explained
-    from diffaccel.tune import Budget, to_text
+    from diffaccel.tune import Budget, Refinement, to_text
     from diffaccel.tune import tune as search
 
     if output.is_dir():
@@ -64,7 +70,8 @@ def tune(
     check_writable(output.parent)
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
-    tuned = search(subject.load(), prompts, budget, seed=subject.seed, runs=runs, progress=subject.say, **settings)
+    options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None}
+    tuned = search(subject.load(), prompts, budget, **options, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence
     assert evidence is not None
     click.echo(to_text(tuned.recipe))
@@ -75,18 +82,19 @@ def tune(
     if evidence.best_fixed:
         click.echo(f"best fixed setting of no higher cost: {evidence.best_fixed}, {evidence.best_fixed_psnr:.1f} dB")
     click.echo(f"different seeds (floor): PSNR {tuned.floor.psnr:.1f} dB, SSIM {tuned.floor.ssim:.3f}")
-    if tuned.cheaper:
+    if tuned.winner:
         click.echo(
-            f"{_typed(budget)} is held at a lower cost by a fixed setting: {tuned.cheaper.name}, "
-            f"{tuned.cheaper.score.macs:.1%}, {tuned.cheaper.score.psnr:.1f} dB: use that"
+            f"a fixed setting does better, and is the result: {tuned.winner.name}, {tuned.winner.score.macs:.1%}, "
+            f"{tuned.winner.score.psnr:.1f} dB"
         )
-    if not evidence.met and not best_effort:
+    if not tuned.met and not best_effort:
         click.echo(f"{_typed(budget)} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        tuned.recipe.save(output)
-    click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s")
+        tuned.save(output)
+    fewer = f", for --steps {tuned.winner.steps}" if tuned.winner and tuned.winner.steps else ""
+    click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s{fewer}")
 
 
 def _budget(kind: "type[Budget]", **limits: float | None) -> "Budget":

@@ -39,6 +39,11 @@ class Workload:
         """The prompt of each picture."""
         return self.prompts * len(self.seeds)
 
+    @staticmethod
+    def seed_of(seed: int, index: int) -> int:
+        """Seed of the noise of picture `index` of one of the seeds."""
+        return seed * 100_003 + index
+
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """Arguments of every call of a pipeline, the prompts and the noise aside."""
         return {**_needed(pipe), **self.settings}
@@ -55,7 +60,7 @@ class Workload:
         for seed in self.seeds:
             for start in range(0, len(self.prompts), self.batch_size):
                 prompts = list(self.prompts[start : start + self.batch_size])
-                noise = [torch.Generator().manual_seed(seed * 100_003 + start + i) for i, _ in enumerate(prompts)]
+                noise = [torch.Generator().manual_seed(self.seed_of(seed, start + i)) for i, _ in enumerate(prompts)]
                 parts.append(as_tensor(pipe(prompt=prompts, generator=noise, **settings).images))
         return torch.cat(parts)
 

@@ -9,10 +9,11 @@ from torch.profiler import record_function
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method, Unread
 from diffaccel.methods.companions import hidden_in
-from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
+from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNIT, UNITS, Recipe, Reuse
 from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint_of, joined
-from diffaccel.reuse.ends import Ends
-from diffaccel.reuse.forecast import Blend
+from diffaccel.reuse.branch import Branch
+from diffaccel.reuse.ends import NO_ENDS, Ends
+from diffaccel.reuse.forecast import Blend, Forecast
 from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Act, Part
@@ -73,11 +74,11 @@ class Profile(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Checks the sampler, and stands in for the network where its output is reused."""
-        return _Outputs(self.loaded, self.ends)
+        return Outputs(self.loaded, self.ends)
 
 
 @dataclass(frozen=True)
-class _Planned(Schedule):
+class Planned(Schedule):
     """Reuse at the listed calls of a run of exactly `total`."""
 
     counts_run: ClassVar[bool] = True
@@ -106,19 +107,25 @@ class _Stored:
     history: Any = field(default=None)
 
 
-class _Outputs(Wrapper):
-    """Returns a blend of the network's last outputs at the calls whose output is reused; the network does not run."""
+class Outputs(Wrapper):
+    """Returns a blend of the network's last outputs at the calls whose output is reused; the network does not run.
+
+    Args:
+        recipe: what is reused.
+        ends: calls that compute whatever the recipe says.
+        blend: carries the outputs on; None takes the recipe's weights.
+    """
 
     order = 9
 
-    def __init__(self, recipe: Recipe, ends: Ends) -> None:
+    def __init__(self, recipe: Recipe, ends: Ends = NO_ENDS, blend: Forecast | None = None) -> None:
         self.recipe, self.ends = recipe, ends
         self.weights = recipe.at(OUTPUT)
-        self.blend = Blend(self.weights)
+        self.blend = Blend(self.weights) if blend is None else blend
 
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse another sampler, and another number of calls."""
-        _Planned(frozenset(), self.recipe.total).validate(total)
+        Planned(frozenset(), self.recipe.total).validate(total)
         expected = self.recipe.sampler, self.recipe.sampler_fingerprint
         require_sampler(run.host.scheduler, expected, "the profile was tuned with", "tune again with this one")
 
@@ -160,18 +167,27 @@ def require_sampler(scheduler: Any, expected: tuple[str, str], made: str, remedy
 
 
 def _planned(recipe: Recipe, layout: Layout) -> list[Part]:
-    """The parts of a recipe; blocks that two of its ranges of one kind share are refused."""
-    found: list[Part] = []
+    """The parts of a recipe."""
+    require_apart(recipe)
+    found = {what: recipe.at(what) for what in recipe.parts}
+    return [
+        Part(act_of(what, layout), Planned(frozenset(weights), recipe.total), Blend(weights))
+        for what, weights in found.items()
+    ]
+
+
+def require_apart(recipe: Recipe) -> None:
+    """Refuse blocks that two ranges of one kind share, and single units within a range of units."""
     taken = set[tuple[str, int]]()
-    for what in recipe.parts:
-        kind, numbers = Reuse(1, what).target
+    targets = [Reuse(1, what).target for what in recipe.parts]
+    for kind, numbers in targets:
         blocks = {(kind, i) for i in range(numbers[0], numbers[-1] + 1)} if kind in (BLOCKS, UNITS) else set()
         shared = {i for _, i in blocks & taken}
         check(not shared, f"the profile reuses block {min(shared, default=0)} in two ranges of {kind}")
         taken |= blocks
-        weights = recipe.at(what)
-        found.append(Part(act_of(what, layout), _Planned(frozenset(weights), recipe.total), Blend(weights)))
-    return found
+    for kind, numbers in targets:
+        within = kind == UNIT and (UNITS, numbers[0]) in taken
+        check(not within, f"the profile reuses a unit of block {numbers[0]} alone and within a range of units")
 
 
 def act_of(what: str, layout: Layout) -> Act:
@@ -180,10 +196,12 @@ def act_of(what: str, layout: Layout) -> Act:
     if kind == BRANCH:
         whole(f"branch of {layout.model}", numbers[0], 0, len(layout.depths) - 1)
         return Replay(layout.depths[numbers[0]])
-    whole(f"last block of {layout.model}", numbers[1], 0, len(layout.blocks) - 1)
-    blocks = layout.blocks[numbers[0] : numbers[1] + 1]
+    whole(f"last block of {layout.model}", numbers[-1], 0, len(layout.blocks) - 1)
+    blocks = layout.blocks[numbers[0] : numbers[-1] + 1]
     if kind == BLOCKS:
         return AddResidual(_ranges_of(numbers, layout))
+    if kind == UNIT:
+        return Replay(_unit(f"{blocks[0]}.{Reuse(1, what).module}", layout))
     inside = tuple(f"{block}." for block in blocks)
     return Replay(joined(unit for unit in layout.units if unit.branch.replayed[0].startswith(inside)))
 
@@ -191,6 +209,25 @@ def act_of(what: str, layout: Layout) -> Act:
 def _ranges_of(numbers: tuple[int, ...], layout: Layout) -> Ranges:
     """The blocks from one number to another."""
     return Ranges((layout.blocks[numbers[0] : numbers[1] + 1],), each=layout.long_skips)
+
+
+def unit_names(what: str, layout: Layout) -> tuple[str, ...]:
+    """Each of the units of "units A-B" by its own name."""
+    _, (first, last) = Reuse(1, what).target
+    return tuple(
+        f"{UNIT} {index}.{unit.branch.replayed[0].removeprefix(f'{block}.')}"
+        for index, block in enumerate(layout.blocks)
+        for unit in layout.units
+        if first <= index <= last and unit.branch.replayed[0].startswith(f"{block}.")
+    )
+
+
+def _unit(module: str, layout: Layout) -> Branch:
+    """The unit whose output leaves a module."""
+    found = next((unit.branch for unit in layout.units if unit.branch.replayed[0] == module), None)
+    if found is None:
+        raise UnsupportedModelError(f"the profile reuses {module!r}, which is no attention or feed-forward network")
+    return found
 
 
 def _require_made_for(recipe: Recipe, layout: Layout) -> None:

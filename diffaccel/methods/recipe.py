@@ -7,10 +7,8 @@ from typing import ClassVar
 from diffaccel.config import Config, StoredConfig
 from diffaccel.config.checks import check, whole
 
-OUTPUT, BRANCH, BLOCKS, UNITS = "output", "branch", "blocks", "units"
-
-
-COUNTS = {OUTPUT: 0, BRANCH: 1, BLOCKS: 2, UNITS: 2}  # of the numbers that follow each
+OUTPUT, BRANCH, BLOCKS, UNITS, UNIT = "output", "branch", "blocks", "units", "unit"
+COUNTS = {OUTPUT: 0, BRANCH: 1, BLOCKS: 2, UNITS: 2, UNIT: 1}  # of the numbers that follow each
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,10 @@ class Reuse(Config):
     Args:
         call: index of the call within the run, >= 1.
         what: "output" (the network does not run at all), "branch N" (what DeepCache's branch N skips), "blocks A-B"
-            (transformer blocks A to B, which are counted from 0, add what they added before) or "units A-B" (the
+            (transformer blocks A to B, which are counted from 0, add what they added before), "units A-B" (the
             attentions and feed-forward networks within blocks A to B return what they returned before, as in
-            IntervalCache, while norms, modulations and gates run).
+            IntervalCache, while norms, modulations and gates run) or "unit A.NAME" (that one of block A alone, as in
+            "unit 3.attn1").
         weights: of the last computed features, latest first; (1,) replays the latest unchanged.
     """
 
@@ -34,7 +33,8 @@ class Reuse(Config):
         whole("call", self.call, 1)
         kind, numbers = self.target
         fits = COUNTS.get(kind) == len(numbers) and list(numbers) == sorted(numbers)
-        check(fits, f"what must be 'output', 'branch N', 'blocks A-B' or 'units A-B'; got {self.what!r}")
+        fits = fits and (kind == UNIT) == bool(self.module)
+        check(fits, f"what must be 'output', 'branch N', 'blocks A-B', 'units A-B' or 'unit A.NAME'; got {self.what!r}")
         sound = bool(self.weights) and all(isinstance(w, int | float) and math.isfinite(w) for w in self.weights)
         check(sound, f"weights must be finite numbers, at least one; got {self.weights!r}")
 
@@ -42,9 +42,14 @@ class Reuse(Config):
     def target(self) -> tuple[str, tuple[int, ...]]:
         """`what`, taken apart: ("blocks", (2, 5)) for "blocks 2-5"."""
         kind, _, rest = self.what.partition(" ")
-        parts = rest.split("-") if rest else []
+        parts = rest.partition(".")[0].split("-") if rest else []
         check(all(part.isdecimal() for part in parts), f"what must end with block or branch numbers; got {self.what!r}")
         return kind, tuple(int(part) for part in parts)
+
+    @property
+    def module(self) -> str:
+        """Name of a single unit within its block: "attn1" for "unit 3.attn1"; empty for all else."""
+        return self.what.partition(" ")[2].partition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Evidence(Config):
         psnr, ssim: mean likeness to the plain pipeline's pictures, held out.
         search_psnr: the same on the calibration prompts.
         validation_psnr: the same on the prompts by which this recipe was chosen among the best that the search found.
+        refined: what refining the blend weights added to `validation_psnr`, dB; 0 where it was not done, or not kept.
         best_fixed: the fixed schedule of no higher cost whose held-out pictures were the most alike.
         best_fixed_psnr: its PSNR.
         runs: real runs of the pipeline in the search.
@@ -72,6 +78,7 @@ class Evidence(Config):
     ssim: float
     search_psnr: float
     validation_psnr: float = 0.0
+    refined: float = 0.0
     best_fixed: str = ""
     best_fixed_psnr: float = 0.0
     runs: int = 0

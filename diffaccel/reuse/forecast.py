@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -13,7 +13,13 @@ from diffaccel.config.checks import whole
 
 
 class Forecast(Config):
-    """Base of the ways to extrapolate stored features."""
+    """Base of the ways to extrapolate stored features.
+
+    Attributes:
+        keeps_graph: whether features are stored with autograd's graph, as where weights are learned through them.
+    """
+
+    keeps_graph: ClassVar[bool] = False
 
     def update(self, history: Any, feature: Any, step: int) -> Any:
         """The history after `feature` was computed at call `step`; `history` is None at first."""

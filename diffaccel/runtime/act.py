@@ -208,10 +208,10 @@ class PartState:
         return entry if forecast is None else forecast.predict(entry, step)
 
     def write(self, slot: int, value: Any, *, carried: bool = True) -> None:
-        """Store what was computed for all rows. Nothing keeps the autograd graph."""
-        value = detached(value)
-        value = copied(value) if self.writable else value
+        """Store what was computed for all rows. Nothing keeps autograd's graph, unless the forecast does."""
         forecast = self.part.forecast if carried else None
+        value = value if forecast is not None and forecast.keeps_graph else detached(value)
+        value = copied(value) if self.writable else value
         pieces = [value] if len(self.blocks) == 1 else _pieces(value, self.sizes)
         for block, step, piece in zip(self.blocks, self.steps, pieces, strict=True):
             if forecast is not None:

@@ -68,6 +68,14 @@ class LaneMemory:
         self._places: dict[Lane, tuple[Block, int]] = {}
         self.steps: dict[Lane, int] = {}
 
+    def copy(self) -> "LaneMemory":
+        """The same for calls that shall leave no trace here; tensors are shared."""
+        copy = LaneMemory()
+        blocks = {id(block): Block(block.lanes, list(block.entries)) for block, _ in self._places.values()}
+        copy._places = {lane: (blocks[id(block)], index) for lane, (block, index) in self._places.items()}
+        copy.steps = dict(self.steps)
+        return copy
+
     def has(self, lanes: Lanes) -> bool:
         """Whether something is stored for every lane."""
         return all(lane in self._places for lane in lanes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class PartMemory:
     lanes: LaneMemory = field(default_factory=LaneMemory)
     ages: dict[Lane, int] = field(default_factory=dict)
     records: dict[Hashable, GroupRecord] = field(default_factory=dict)
+
+    def copy(self) -> PartMemory:
+        """The same for calls that shall leave no trace here; tensors are shared."""
+        records = {group: replace(record) for group, record in self.records.items()}
+        return PartMemory(self.lanes.copy(), dict(self.ages), records)
 
     def aged(self, lanes: Lanes, *, computed: bool) -> None:
         """Count a call."""
@@ -109,6 +115,20 @@ class Memory:
         for rows in self.rows.values():
             for lane in rows.keys() - set(lanes["run"]):
                 del rows[lane]
+
+    def copied_parts(self) -> list[PartMemory]:
+        """What the parts remember now, for `at`."""
+        return [part.copy() for part in self.parts]
+
+    @contextmanager
+    def at(self, parts: Sequence[PartMemory]) -> Iterator[None]:
+        """Within, the parts remember what they did when `copied_parts` was called; calls within leave no trace."""
+        before, self.parts = self.parts, [part.copy() for part in parts]
+        try:
+            yield
+        finally:
+            self.parts = before
+            self.decided.clear()
 
     def drop(self, lanes: Sequence[Lane]) -> None:
         """Forget features of some lanes."""

@@ -7,7 +7,8 @@ recipe.save("p.json")
 
 from diffaccel.tune.budget import Budget
 from diffaccel.tune.picture import to_svg, to_text
+from diffaccel.tune.refine import Refinement, refine
 from diffaccel.tune.router_training import train_routers
 from diffaccel.tune.tuner import Tuned, Tuner, tune
 
-__all__ = ["Budget", "Tuned", "Tuner", "to_svg", "to_text", "train_routers", "tune"]
+__all__ = ["Budget", "Refinement", "Tuned", "Tuner", "refine", "to_svg", "to_text", "train_routers", "tune"]

@@ -1,61 +1,102 @@
 """Fixed settings of published methods, and fewer steps: what a tuned schedule must beat at equal cost."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-
-from diffaccel.attach.handle import accelerate
+from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.config.words import counted
 from diffaccel.measure.workload import Workload
-from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, Method
+from diffaccel.methods import (
+    BlockCache,
+    DeepCache,
+    DeltaCache,
+    EasyCache,
+    EncoderPropagation,
+    FeatureInheritance,
+    IntervalCache,
+    Method,
+)
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS
-from diffaccel.reuse.forecast import Forecast, Taylor
+from diffaccel.networks import UnsupportedModelError
+from diffaccel.reuse.forecast import Forecast, Newton, Taylor
 from diffaccel.reuse.schedule import Quadratic, Schedule, Uniform, quadratic_steps
 from diffaccel.tune.budget import Budget, Score
-from diffaccel.tune.probing import score_of
+from diffaccel.tune.probing import Bench, score_of
 from diffaccel.tune.space import Space
 
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
-FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1))
+EASY_THRESHOLDS = (0.1, 0.3, 0.9)
+LEVELS = ("block", "layer", "unit")
+FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1), Taylor(2), Newton(2))
+SCREENED = 4  # most pictures by which all settings are ranked
+JUDGED = 6  # of them the best that are run on all pictures
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One fixed setting and how it did."""
+    """One fixed setting and how it did.
+
+    Attributes:
+        name: as text that `diffaccel.methods.parse` reads, or "7 steps".
+        score: on the pictures that confirm.
+        method: what is put on the pipeline; None for fewer steps.
+        steps: of the sampler, where they are fewer; else None.
+    """
 
     name: str
     score: Score
+    method: Method | None = None
+    steps: int | None = None
 
 
 class FixedSettings:
-    """Runs fixed settings on one workload, each once.
+    """Runs fixed settings, each once.
 
     Args:
         pipe: the pipeline.
-        workload: what to run; its settings give num_inference_steps.
-        plain: the plain pipeline's pictures of it.
+        bench: the workload that confirms, with the plain pipeline's pictures of it; its settings give
+            num_inference_steps.
         space: what reusing the network's parts saves.
+        screen: other pictures, by which settings are ranked, and the best are run on those that confirm; None runs all.
     """
 
-    def __init__(self, pipe: Any, workload: Workload, plain: torch.Tensor, space: Space) -> None:
+    def __init__(self, pipe: Any, bench: Bench, space: Space, screen: Bench | None = None) -> None:
         self.pipe = pipe
-        self.workload = workload
-        self.plain = plain
+        self.bench = bench
+        self.screen = screen
         self.space = space
         self.total = len(space.grams[OUTPUT])
-        self._known: dict[str, Baseline] = {}
+        self.steps = int(bench.workload.settings["num_inference_steps"])
+        self._known: dict[tuple[str, int], Baseline] = {}
+        self._costs: dict[str, float] = {}
 
     def within(self, macs: float) -> list[Baseline]:
-        """Of each method the most generous setting that costs no more than a fraction `macs`, and fewer steps."""
-        found = [self._run(method) for method in self._candidates(macs)]
-        steps = int(self.workload.settings["num_inference_steps"])
-        fewer = min(steps - 1, int(macs * steps + 1e-6))
+        """The settings that cost no more than a fraction `macs`: of each method the most generous; and fewer steps.
+
+        Of many the best of a screening, those as published and those with a forecast apart.
+        """
+        found = []
+        methods = list(filter(self._fits, self._candidates(macs)))
+        for chosen in (
+            self._screened([m for m in methods if getattr(m, "forecast", None) is None], macs),
+            self._screened([m for m in methods if getattr(m, "forecast", None) is not None], macs),
+        ):
+            found += [self.run(method) for method in chosen]
+        fewer = min(self.steps - 1, int(macs * self.steps + 1e-6))
         if fewer >= 1:
-            found.append(self._fewer(fewer, steps))
+            found.append(self.fewer(fewer))
         return [baseline for baseline in found if baseline.score.macs <= macs + 1e-6]
+
+    def _screened(self, methods: list[Method], macs: float) -> list[Method]:
+        """The best of many, by few pictures."""
+        if self.screen is None or len(methods) <= JUDGED:
+            return methods
+        scores = [(self.run(method, self.screen).score, method) for method in methods]
+        fitting = [(score, method) for score, method in scores if score.macs <= macs + 1e-6]
+        ranked = sorted(fitting, key=lambda pair: pair[0].psnr, reverse=True)
+        return [method for _, method in ranked[: JUDGED // 2]]
 
     def cheapest(self, budget: Budget, below: float) -> Baseline | None:
         """The cheapest that holds a budget of quality and costs less than a fraction; None where none is known to.
@@ -63,44 +104,74 @@ class FixedSettings:
         Fewer steps are tried from the most expensive down, as long as they hold: likeness falls with the steps. Of
         methods, those that `within` ran count, too.
         """
-        steps = int(self.workload.settings["num_inference_steps"])
-        holding = [known for known in self._known.values() if budget.holds(known.score) and known.score.macs < below]
-        for fewer in range(min(steps - 1, int(below * steps)), 0, -1):
-            baseline = self._fewer(fewer, steps)
+        known = [baseline for (_, bench), baseline in self._known.items() if bench == id(self.bench)]
+        holding = [baseline for baseline in known if budget.holds(baseline.score) and baseline.score.macs < below]
+        for fewer in range(min(self.steps - 1, int(below * self.steps)), 0, -1):
+            baseline = self.fewer(fewer)
             if not budget.holds(baseline.score):
                 break
             if baseline.score.macs < below:
                 holding.append(baseline)
         return min(holding, key=lambda known: known.score.macs, default=None)
 
-    def _run(self, method: Method) -> Baseline:
-        """A method."""
-        name = method.to_text()
-        if name not in self._known:
-            with accelerate(self.pipe, method) as handle:
-                pictures = self.workload.pictures(self.pipe)
-                score = score_of(1 - handle.report().macs_saved, pictures, self.plain)
-            self._known[name] = Baseline(name, score)
-        return self._known[name]
+    def again(self, baseline: Baseline, bench: Bench) -> Baseline:
+        """A setting on other pictures."""
+        if baseline.method is not None:
+            return self.run(baseline.method, bench)
+        assert baseline.steps is not None
+        return self.fewer(baseline.steps, bench)
 
-    def _fewer(self, fewer: int, steps: int) -> Baseline:
+    def run(self, method: Method, bench: Bench | None = None) -> Baseline:
+        """A method."""
+        bench, name = bench or self.bench, method.to_text()
+        if (name, id(bench)) not in self._known:
+            with accelerate(self.pipe, method) as handle:
+                pictures = bench.workload.pictures(self.pipe)
+                score = score_of(self._cost_of(method, handle), pictures, bench.plain)
+            self._known[name, id(bench)] = Baseline(name, score, method)
+        return self._known[name, id(bench)]
+
+    def _cost_of(self, method: Method, handle: Handle) -> float:
+        """Cost of a method's run as a fraction, counted once for all forecasts where decisions do not hang on them."""
+        if isinstance(method, BlockCache | EasyCache):
+            return 1 - handle.report().macs_saved
+        text = replace(method, forecast=None).to_text()  # type: ignore[call-arg]
+        if text not in self._costs:
+            self._costs[text] = 1 - handle.report().macs_saved
+        return self._costs[text]
+
+    def fewer(self, fewer: int, bench: Bench | None = None) -> Baseline:
         """The plain pipeline in fewer steps."""
-        name = counted(fewer, "step")
-        if name not in self._known:
-            pictures = self.workload.pictures(self.pipe, num_inference_steps=fewer)
-            self._known[name] = Baseline(name, score_of(fewer / steps, pictures, self.plain))
-        return self._known[name]
+        bench, name = bench or self.bench, counted(fewer, "step")
+        if (name, id(bench)) not in self._known:
+            pictures = bench.workload.pictures(self.pipe, num_inference_steps=fewer)
+            score = score_of(fewer / self.steps, pictures, bench.plain)
+            self._known[name, id(bench)] = Baseline(name, score, steps=fewer)
+        return self._known[name, id(bench)]
 
     def _candidates(self, macs: float) -> Iterator[Method]:
         """Of each method whose cost is known beforehand the setting that fits, and all whose cost is not."""
         for forecast in FORECASTS:
             yield from self._of_unets(macs, forecast) if self.space.nested else self._of_blocks(macs, forecast)
+        yield from (EasyCache(threshold=threshold) for threshold in EASY_THRESHOLDS)
+
+    def _fits(self, method: Method) -> bool:
+        """Whether the network has what a method reuses."""
+        try:
+            method.parts(self.space.layout)
+        except (UnsupportedModelError, ValueError):
+            return False
+        return True
 
     def _of_unets(self, macs: float, forecast: Forecast | None) -> Iterator[Method]:
-        """DeepCache at every branch."""
+        """DeepCache at every branch; features in place, and the encoder's, which save less than a whole call."""
         for part in self.space.parts:
             for schedule in self._schedules(macs, self.space.saved[part]):
                 yield DeepCache(branch=int(part.split()[1]), schedule=schedule, forecast=forecast)
+        for interval in islice(self._intervals(macs, 0.9), 1):
+            yield from (FeatureInheritance(level, interval, forecast=forecast) for level in LEVELS)
+        for interval in islice(self._intervals(macs, 0.5), 1):
+            yield EncoderPropagation(schedule=Uniform(interval), forecast=forecast)
 
     def _of_blocks(self, macs: float, forecast: Forecast | None) -> Iterator[Method]:
         """Interval, offset and first-block caches."""
@@ -108,6 +179,8 @@ class FixedSettings:
         whole, inside = (sum(self.space.saved[part] for part in self.space.of(kind)) for kind in (BLOCKS, UNITS))
         for schedule in self._schedules(macs, inside) if inside else ():
             yield IntervalCache(schedule=schedule, forecast=forecast)
+        for interval in islice(self._intervals(macs, inside, {self.total - 1}), 1) if inside else ():
+            yield IntervalCache(interval, forecast=forecast)
         for blocks in {max(1, count // 2), count - 1}:
             for interval in islice(self._intervals(macs, whole * blocks / count, {self.total // 2}), 1):
                 yield DeltaCache(interval, blocks, forecast=forecast)
@@ -141,3 +214,9 @@ class FixedSettings:
 def best(found: list[Baseline]) -> Baseline | None:
     """The most alike; None of none."""
     return max(found, key=lambda baseline: baseline.score.psnr, default=None)
+
+
+def screening(bench: Bench) -> Bench:
+    """The first pictures of a workload, to rank settings by."""
+    few = Workload(bench.workload.prompts[:SCREENED], bench.workload.seeds[:1], bench.workload.settings)
+    return Bench(bench.pipe, few, bench.plain[: len(few.prompts)])

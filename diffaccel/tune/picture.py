@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNITS, Recipe, Reuse
+from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNIT, UNITS, Recipe, Reuse
 
 COMPUTED, WITHIN, REPLAYED = "█", "▒", "·"
 WORDS = {COMPUTED: "computed", WITHIN: "attentions and feed-forward networks replayed", REPLAYED: "replayed"}
@@ -41,7 +41,8 @@ def rows_of(recipe: Recipe) -> list[PictureRow]:
 
 def _pieces(parts: Sequence[str]) -> list[tuple[int, int]]:
     """First and last blocks of the longest runs of blocks that every range has in it, or not, as a whole."""
-    ranges = [Reuse(1, part).target[1] for part in parts]
+    numbers = [Reuse(1, part).target[1] for part in parts]
+    ranges = [(own[0], own[-1]) for own in numbers]
     edges = sorted({edge for first, last in ranges for edge in (first, last + 1)})
     return [(a, b - 1) for a, b in pairwise(edges) if any(first <= a <= last for first, last in ranges)]
 
@@ -49,10 +50,10 @@ def _pieces(parts: Sequence[str]) -> list[tuple[int, int]]:
 def _cell(reused: set[str], block: int) -> str:
     """What a call does with a block."""
     targets = [Reuse(1, what).target for what in reused]
-    kinds = {kind for kind, numbers in targets if not numbers or numbers[0] <= block <= numbers[1]}
+    kinds = {kind for kind, numbers in targets if not numbers or numbers[0] <= block <= numbers[-1]}
     if kinds & {OUTPUT, BLOCKS}:
         return REPLAYED
-    return WITHIN if UNITS in kinds else COMPUTED
+    return WITHIN if kinds & {UNITS, UNIT} else COMPUTED
 
 
 def _between(deeper: str | None, edge: str) -> str:

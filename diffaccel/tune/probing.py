@@ -12,7 +12,7 @@ from diffaccel.attach.handle import accelerate
 from diffaccel.measure.quality import psnr, ssim
 from diffaccel.measure.workload import Workload
 from diffaccel.methods.profile import Profile, sampler_of
-from diffaccel.methods.recipe import OUTPUT
+from diffaccel.methods.recipe import OUTPUT, Recipe
 from diffaccel.networks import layout_of, supports
 from diffaccel.tune.blend import blend, left_over
 from diffaccel.tune.budget import Budget, Score
@@ -43,6 +43,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._seen: dict[CallPlan, Score] = {}
+        self._recipes: dict[Recipe, Score] = {}
 
     def first(self, count: int) -> "Bench":
         """The same for the first prompts alone."""
@@ -51,14 +52,25 @@ class Bench:
 
     def pictures(self, space: Space, plan: CallPlan) -> torch.Tensor:
         """The pictures of a plan."""
+        return self.drawn(space.recipe(plan, sampler_of(self.pipe.scheduler)))
+
+    def drawn(self, recipe: Recipe) -> torch.Tensor:
+        """The pictures of a recipe."""
         self.runs += 1
-        with accelerate(self.pipe, Profile(space.recipe(plan, sampler_of(self.pipe.scheduler)))):
+        with accelerate(self.pipe, Profile(recipe)):
             return self.workload.pictures(self.pipe)
+
+    def score_of(self, recipe: Recipe, macs: float) -> Score:
+        """How a recipe does whose cost is known."""
+        if recipe not in self._recipes:
+            self._recipes[recipe] = score_of(macs, self.drawn(recipe), self.plain)
+        return self._recipes[recipe]
 
     def score(self, space: Space, plan: CallPlan) -> Score:
         """How a plan does."""
         if plan not in self._seen:
-            self._seen[plan] = score_of(space.macs(plan), self.pictures(space, plan), self.plain)
+            recipe = space.recipe(plan, sampler_of(self.pipe.scheduler))
+            self._seen[plan] = self.score_of(recipe, space.macs(plan))
         return self._seen[plan]
 
     def best(self, budget: Budget, count: int) -> list[CallPlan]:

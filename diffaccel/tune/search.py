@@ -8,6 +8,7 @@ import numpy as np
 
 from diffaccel.config.words import counted
 from diffaccel.tune.budget import Budget, Score
+from diffaccel.tune.minimax import minimax_steps
 from diffaccel.tune.model import Manner, manner
 from diffaccel.tune.probing import Calibrated
 from diffaccel.tune.space import (
@@ -17,6 +18,7 @@ from diffaccel.tune.space import (
     changed,
     fixed_plans,
     neighbours,
+    plan_of,
     uniform_plans,
 )
 
@@ -135,7 +137,8 @@ class _Seeker:
 
         The uniform ones are what the published methods do, each part with a Taylor expansion of order 1, the best parts
         in other ways, too, and the best of all with the last call computed. They also show what errors count where all
-        calls make the same ones. To compute everything is a start where it can be afforded.
+        calls make the same ones. Then come the minimax paths of the best parts. To compute everything is a start where
+        it can be afforded.
         """
         wholes = self.known.space.wholes
         found = self._learned(self._uniform(Choice(reused, *EXPANDED)) for reused in wholes[:count])
@@ -144,9 +147,22 @@ class _Seeker:
         found += self._learned(others[: count - len(found)])
         closed = [changed(plan, {self.total - 1: COMPUTE}) for plan in self.ranked(found)[:1]]
         found += [plan for plan in closed if plan not in found and self._affordable(plan)]
+        paths = (self._minimax(Choice(reused, *EXPANDED)) for reused in best)
+        found += [plan for plan in paths if plan is not None and plan not in found][: max(0, count - len(found))]
         promising = (plan for plan in self._promising() if plan not in found)
         found += islice(promising, max(0, count - len(found)))
         return [*found, *filter(self._affordable, [(COMPUTE,) * self.total])]
+
+    def _minimax(self, choice: Choice) -> CallPlan | None:
+        """The minimax path of a choice, in a graph of what each stretch of reused calls was found to cost alone."""
+        stretches = [(a, b) for a in range(self.total) for b in range(a + 1, self.total + 1)]
+        alone = {
+            (a, b): plan_of([call for call in range(self.total) if not a < call < b], choice, self.total)
+            for a, b in stretches
+        }
+        weights = {edge: -self._psnr(plan) for edge, plan in alone.items()}
+        plans = (plan_of(steps, choice, self.total) for steps in minimax_steps(weights, self.total).values())
+        return max(filter(self._affordable, plans), key=lambda plan: self.budget.key(self.expected(plan)), default=None)
 
     def ranked(self, plans: list[CallPlan]) -> list[CallPlan]:
         """Plans by their real runs, the best first."""

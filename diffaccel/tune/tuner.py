@@ -1,10 +1,12 @@
 """Tune: calibrate once, search for a budget, choose among the best found, confirm; each on prompts of its own."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from diffaccel.attach.handle import accelerate
@@ -14,15 +16,17 @@ from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import Workload, other_seeds
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
-from diffaccel.tune.baselines import Baseline, FixedSettings, best
+from diffaccel.tune.baselines import Baseline, FixedSettings, best, screening
 from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.probing import Bench, Calibrated, calibrate
+from diffaccel.tune.refine import Refinement, refine
 from diffaccel.tune.search import Found, search, tightened
 from diffaccel.tune.space import CallPlan, Choice, plan_of
 from diffaccel.tune.split import CALIBRATION, split
 
 log = logging.getLogger(__name__)
 FINALISTS, FIXED_FINALISTS = 4, 2  # the best of all plans run, and of fixed schedules, that are run for validation
+REFINING_SEEDS = 3  # of noise, for each prompt that was searched on
 RETRIES = 2  # searches for more, where the held-out pictures fall short of a quality, or the clock of a time
 
 
@@ -34,20 +38,49 @@ class Tuned:
         recipe: what to do.
         score: of the recipe, held out.
         fixed: the fixed settings, held out.
-        cheaper: the fixed setting that holds a budget of quality at a lower cost than the recipe, if any does.
+        winner: the fixed setting that does better than what was found, if any does: it holds a quality at a lower
+            cost, or is more alike at no higher cost, on the pictures that choose and on those that confirm. It is the
+            result then.
         floor: likeness of the held-out pictures to the plain pipeline's at other seeds.
+        steps: of the sampler.
     """
 
     recipe: Recipe
     score: Score
     fixed: tuple[Baseline, ...]
-    cheaper: Baseline | None
+    winner: Baseline | None
     floor: Quality
+    steps: int
 
     @property
     def met(self) -> bool:
         """Whether the budget holds on the held-out runs."""
-        return self.recipe.evidence is not None and self.recipe.evidence.met
+        return self.winner is not None or (self.recipe.evidence is not None and self.recipe.evidence.met)
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as a profile: the recipe, or the fixed setting that does better.
+
+        Fewer steps are written as a recipe for that number of steps which reuses nothing.
+        """
+        if self.winner is None:
+            self.recipe.save(path)
+        elif self.winner.steps is not None:
+            fewer = self.recipe.total * self.winner.steps // self.steps
+            replace(self.recipe, total=fewer, reuses=(), evidence=self._evidence(self.winner)).save(path)
+        else:
+            assert self.winner.method is not None
+            values = {"methods": [self.winner.method.to_dict()], "evidence": self._evidence(self.winner).to_dict()}
+            Path(path).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    def _evidence(self, winner: Baseline) -> Evidence:
+        """What was measured of the fixed setting that is the result."""
+        assert self.recipe.evidence is not None
+        own, score = self.recipe.evidence, winner.score
+        account = f"the fixed setting {winner.name} does better than what was found: {own.account}"
+        figures = {name: round(getattr(score, name), 5) for name in ("macs", "psnr", "ssim")}
+        return Evidence(
+            own.budget, met=True, **figures, search_psnr=0.0, runs=own.runs, seconds=own.seconds, account=account
+        )
 
 
 class Tuner:
@@ -60,6 +93,9 @@ class Tuner:
         seed: of calibration; validation has seeds seed + 1 and seed + 2, held-out pictures have seed + 3.
         runs: most real runs per search, >= 10.
         calibration: most prompts that the search runs, >= 1.
+        refinement: how the blend weights of the best plan are refined by gradient, on the prompts that were searched on
+            with noise of three further seeds; None leaves them as the search found them. The result is kept where the
+            pictures that choose say that it is better.
         progress: told what is being done.
         settings: arguments of the pipeline, num_inference_steps among them.
     """
@@ -72,6 +108,7 @@ class Tuner:
         seed: int = 0,
         runs: int = 40,
         calibration: int = CALIBRATION,
+        refinement: Refinement | None = None,
         progress: Callable[[str], None] = log.info,
         **settings: Any,
     ) -> None:
@@ -82,6 +119,8 @@ class Tuner:
         whole("calibration", calibration, 1)
         self.pipe = pipe
         self.runs = runs
+        self.seed = seed
+        self.refinement = refinement
         self.progress = progress
         self.split = split(prompts, seed, calibration, settings)
 
@@ -103,7 +142,7 @@ class Tuner:
     @cached_property
     def fixed(self) -> FixedSettings:
         """The fixed settings, on the held-out workload."""
-        return FixedSettings(self.pipe, self.held_out.workload, self.held_out.plain, self.known.space)
+        return FixedSettings(self.pipe, self.held_out, self.known.space, screening(self.validation))
 
     @cached_property
     def floor(self) -> Quality:
@@ -127,7 +166,9 @@ class Tuner:
             asked = stricter
             found, plan = self._chosen(asked, self.runs // 2)
             stricter = self._stricter(asked, budget, plan)
-        score = self.held_out.score(self.known.space, plan)
+        cost = self.known.space.macs(plan)
+        recipe, gain = self._refined(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), cost)
+        score = self.held_out.score_of(recipe, cost)
         self.progress("running the fixed settings of no higher cost")
         fixed = self.fixed.within(score.macs if asked.wants_quality else max(score.macs, asked.limit))
         rival = best(fixed)
@@ -138,16 +179,40 @@ class Tuner:
             psnr=round(score.psnr, 5),
             ssim=round(score.ssim, 5),
             search_psnr=round(self.known.bench.score(self.known.space, plan).psnr, 5),
-            validation_psnr=round(self.validation.score(self.known.space, plan).psnr, 5),
+            validation_psnr=round(self.validation.score_of(recipe, cost).psnr, 5),
+            refined=round(gain, 5),
             best_fixed=rival.name if rival else "",
             best_fixed_psnr=round(rival.score.psnr, 5) if rival else 0.0,
             runs=self.known.bench.runs - runs,
             seconds=round(time.perf_counter() - start, 1),
-            account=_account(found, found.plan == plan, score, rival),
+            account=_account(found, found.plan == plan, gain, score, rival),
         )
-        recipe = replace(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), evidence=evidence)
-        cheaper = self.fixed.cheapest(budget, score.macs) if budget.wants_quality else None
-        return Tuned(recipe, score, tuple(fixed), cheaper, self.floor)
+        winner = self._winner(asked if budget.name == "max_time" else budget, recipe, score, rival)
+        steps = self.fixed.steps
+        return Tuned(replace(recipe, evidence=evidence), score, tuple(fixed), winner, self.floor, steps)
+
+    def _refined(self, recipe: Recipe, cost: float) -> tuple[Recipe, float]:
+        """A recipe with refined weights where validation confirms them, and the dB that they add there."""
+        if self.refinement is None:
+            return recipe, 0.0
+        seen = self.split.seen
+        workload = replace(seen, seeds=tuple(self.seed + 4 + index for index in range(REFINING_SEEDS)))
+        refined = refine(self.pipe, recipe, workload, self.refinement, seed=self.seed, progress=self.progress)
+        before, after = (self.validation.score_of(one, cost).psnr for one in (recipe, refined))
+        kept = after > before
+        self.progress(
+            f"refined weights: {before:.2f} -> {after:.2f} dB in validation, {'kept' if kept else 'not kept'}"
+        )
+        return (refined, after - before) if kept else (recipe, 0.0)
+
+    def _winner(self, budget: Budget, recipe: Recipe, score: Score, rival: Baseline | None) -> Baseline | None:
+        """The fixed setting that does better than a recipe on the pictures that choose and on those that confirm."""
+        asked = self.fixed.cheapest(budget, score.macs) if budget.wants_quality else rival
+        if asked is None or budget.key(asked.score) <= budget.key(score):
+            return None
+        chosen = self.fixed.again(asked, self.validation).score
+        own = self.validation.score_of(recipe, score.macs)
+        return asked if budget.key(chosen) > budget.key(own) else None
 
     def _chosen(self, budget: Budget, runs: int) -> tuple[Found, CallPlan]:
         """What a search found, and the plan that is the best on the validation prompts among its best and fixed ones.
@@ -200,11 +265,12 @@ def tune(pipe: Any, prompts: Sequence[str], budget: Budget, **options: Any) -> T
     return Tuner(pipe, prompts, **options).tune(budget)
 
 
-def _account(found: Found, first: bool, score: Score, rival: Baseline | None) -> str:
+def _account(found: Found, first: bool, gain: float, score: Score, rival: Baseline | None) -> str:
     """What the search found out, in words; `first`: whether its best was chosen."""
     chosen = (
         "its best was also the best on the validation prompts" if first else "validation chose another than its best"
     )
+    refined = f"; refining its weights added {gain:.1f} dB there" if gain else ""
     held = f"held out {score.psnr:.1f} dB"
     against = f", the best fixed setting of no higher cost ({rival.name}) {rival.score.psnr:.1f} dB" if rival else ""
-    return f"{found.account}; {chosen}; {held}{against}"
+    return f"{found.account}; {chosen}{refined}; {held}{against}"

@@ -356,8 +356,8 @@ def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, t
 
 
 def test_a_fixed_setting_that_holds_a_quality_for_less_is_named(tuner: Tuner) -> None:
-    steps = int(tuner.fixed.workload.settings["num_inference_steps"])
-    scores = {fewer: tuner.fixed._fewer(fewer, steps).score for fewer in range(1, steps)}
+    steps = tuner.fixed.steps
+    scores = {fewer: tuner.fixed.fewer(fewer).score for fewer in range(1, steps)}
     budget = Budget(min_psnr=min(scores[steps - 1].psnr, scores[steps - 2].psnr) - 1e-3)
     found = tuner.fixed.cheapest(budget, 1.0)
     assert found is not None

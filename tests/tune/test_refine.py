@@ -1,0 +1,351 @@
+"""Refined weights: gradients against differences, recipes against a replay by other code, and what is kept."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from diffaccel import Profile, accelerate, models
+from diffaccel.measure.quality import Quality
+from diffaccel.measure.workload import Workload
+from diffaccel.methods import DeepCache, Recipe, Reuse
+from diffaccel.methods.files import load_methods
+from diffaccel.methods.profile import sampler_of
+from diffaccel.methods.recipe import Evidence
+from diffaccel.networks import layout_of
+from diffaccel.tune import Refinement, Tuned, Tuner, refine, to_text
+from diffaccel.tune.baselines import Baseline
+from diffaccel.tune.budget import Score
+from diffaccel.tune.graph_memory import graph_memory
+from diffaccel.tune.minimax import minimax_steps
+from diffaccel.tune.refine import apart, difference_basis, widened
+from diffaccel.tune.unroll import Batch, Unrolled, frozen, latents_of, survey
+
+STEPS = 5
+SETTINGS = {"num_inference_steps": STEPS, "guidance_scale": 2.0}
+QUIET: dict[str, Any] = {"progress": lambda _: None}
+LITTLE = Refinement(rounds=1, pictures=2, probes=3, iterations=2, batch=1)
+
+
+@pytest.fixture(scope="module")
+def unet_pipe(tiny_pipe: Any) -> Any:
+    tiny_pipe.scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    return tiny_pipe
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Any:
+    pipe = models.load("emoji-dit", dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def recipe_of(pipe: Any, *reuses: Reuse) -> Recipe:
+    layout = layout_of(pipe.components.get("unet") or pipe.components["transformer"])
+    return Recipe(layout.model, layout.fingerprint, *sampler_of(pipe.scheduler), STEPS, reuses)
+
+
+@pytest.fixture(scope="module")
+def of_unet(unet_pipe: Any) -> Recipe:
+    line = (1.5, -0.5)
+    return recipe_of(
+        unet_pipe,
+        Reuse(1, "branch 0"),
+        Reuse(2, "output"),
+        Reuse(4, "branch 0", line),
+    )
+
+
+@pytest.fixture(scope="module")
+def of_transformer(transformer: Any) -> Recipe:
+    return recipe_of(
+        transformer,
+        Reuse(1, "units 0-1"),
+        Reuse(1, "blocks 2-3"),
+        Reuse(3, "units 0-1", (2.0, -1.0)),
+        Reuse(4, "blocks 2-3", (1.7, -0.6)),
+    )
+
+
+def batch_of(pipe: Any, *prompts: str) -> Batch:
+    workload = Workload(prompts, settings=SETTINGS)
+    return Batch(prompts, tuple(range(7, 7 + len(prompts))), workload.arguments(pipe))
+
+
+def given(recipe: Recipe) -> torch.Tensor:
+    return torch.tensor([[weight for reuse in recipe.reuses for weight in reuse.weights]])
+
+
+def with_weights(recipe: Recipe, values: torch.Tensor) -> Recipe:
+    flat = iter(values.flatten().tolist())
+    return replace(
+        recipe, reuses=tuple(replace(r, weights=tuple(next(flat) for _ in r.weights)) for r in recipe.reuses)
+    )
+
+
+def log_errors(latents: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    return (latents - plain).double().square().flatten(1).mean(1).log()
+
+
+@pytest.mark.parametrize("kind", ["unet_pipe", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_gradients_are_those_of_differences_kept_or_computed_again(kind: str, request: pytest.FixtureRequest) -> None:
+    pipe = request.getfixturevalue(kind)
+    recipe = request.getfixturevalue("of_unet" if kind == "unet_pipe" else "of_transformer")
+    recipe, batch = (
+        apart(recipe, layout_of(pipe.components.get("unet") or pipe.components["transformer"])),
+        batch_of(pipe, "ab", "cd"),
+    )
+    plain, gradients, found = latents_of(pipe, batch), [], torch.zeros(())
+    for again in (False, True):
+        with Unrolled(pipe, recipe, again=again) as unrolled:
+            values = given(recipe).repeat(2, 1).requires_grad_(True)  # each picture has weights of its own
+            found = unrolled.latents(values, batch)
+            gradients += torch.autograd.grad(log_errors(found, plain).sum(), values)
+    assert torch.equal(*gradients)
+    with accelerate(pipe, Profile(recipe)):
+        torch.testing.assert_close(found.detach(), latents_of(pipe, batch), rtol=1e-4, atol=1e-5)
+    columns = {0, int(gradients[0][1].abs().argmax())}
+    for column, picture in itertools.product(columns, (0, 1)):
+        errors = []
+        with Unrolled(pipe, recipe, again=False) as unrolled:
+            for sign in (1, -1):
+                moved = given(recipe).repeat(2, 1)
+                moved[picture, column] += sign * 4e-3
+                errors.append(log_errors(unrolled.latents(moved, batch), plain)[picture])
+        slope = float(errors[0] - errors[1]) / 8e-3
+        assert slope == pytest.approx(float(gradients[0][picture, column]), rel=0.03, abs=0.02)
+
+
+@contextmanager
+def replayed_by_hand(transformer: torch.nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Forward hooks that put weighted sums of earlier outputs in place of what units and ranges of blocks compute."""
+    layout, call = layout_of(transformer), itertools.count()
+    now, entered, handles = [-1], {}, []
+
+    def begin(*_: Any) -> None:
+        now[0] = next(call)
+
+    handles.append(transformer.register_forward_pre_hook(begin))
+    for what in recipe.parts:
+        weights, past = recipe.at(what), []
+        kind, _, rest = what.partition(" ")
+        if kind == "unit":
+            block, _, child = rest.partition(".")
+            module = transformer.get_submodule(f"{layout.blocks[int(block)]}.{child}")
+
+            def swap(_: Any, __: Any, output: Any, weights: Any = weights, past: Any = past) -> Any:
+                if now[0] not in weights:
+                    past.insert(0, output)
+                    return output
+                return sum(w * x for w, x in zip(weights[now[0]], past, strict=False))
+
+            handles.append(module.register_forward_hook(swap))
+            continue
+        first, last = (transformer.get_submodule(layout.blocks[int(n)]) for n in rest.split("-"))
+
+        def enter(_: Any, args: Any, kwargs: Any, what: str = what) -> None:
+            entered[what] = kwargs.get("hidden_states", args[0] if args else None)
+
+        def leave(_: Any, __: Any, output: Any, what: str = what, weights: Any = weights, past: Any = past) -> Any:
+            if now[0] not in weights:
+                past.insert(0, output - entered[what])
+                return output
+            return entered[what] + sum(w * x for w, x in zip(weights[now[0]], past, strict=False))
+
+        handles += [first.register_forward_pre_hook(enter, with_kwargs=True), last.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_refined_recipe_is_what_a_replay_by_hand_gives(
+    transformer: Any, of_transformer: Recipe, dtype: torch.dtype
+) -> None:
+    wide = widened(
+        apart(of_transformer, layout_of(transformer.transformer)),
+        survey(
+            transformer, apart(of_transformer, layout_of(transformer.transformer)), batch_of(transformer, "ab")
+        ).depths,
+    )
+    noise = 0.05 * torch.randn(given(wide).shape, generator=torch.Generator().manual_seed(0))
+    recipe, batch = with_weights(wide, given(wide) + noise), batch_of(transformer, "ab", "cd")
+    assert {reuse.what.split()[0] for reuse in recipe.reuses} == {"unit", "blocks"}
+    assert {len(reuse.weights) for reuse in recipe.reuses} == {1, 2, 3}
+    transformer.to(dtype)
+    try:
+        with torch.no_grad(), replayed_by_hand(transformer.transformer, recipe):
+            expected = latents_of(transformer, batch)
+        with accelerate(transformer, Profile(recipe)) as handle:
+            found = latents_of(transformer, batch)
+            assert handle.report().macs_saved > 0.1
+    finally:
+        transformer.to(torch.float32)
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(found, expected, **close)
+
+
+def test_nothing_refined_is_nothing_changed(unet_pipe: Any, of_unet: Recipe) -> None:
+    workload = Workload(("ab",), settings=SETTINGS)
+    assert refine(unet_pipe, of_unet, workload, Refinement(rounds=0, iterations=0), **QUIET) == of_unet
+    empty = replace(of_unet, reuses=())
+    assert refine(unet_pipe, empty, workload, LITTLE, **QUIET) == empty
+    single = survey(unet_pipe, of_unet, batch_of(unet_pipe, "ab"))
+    wide = widened(of_unet, single.depths)
+    with accelerate(unet_pipe, Profile(of_unet)):
+        before = latents_of(unet_pipe, batch_of(unet_pipe, "ab", "cd"))
+    with accelerate(unet_pipe, Profile(wide)):
+        assert torch.equal(latents_of(unet_pipe, batch_of(unet_pipe, "ab", "cd")), before)
+
+
+def test_refining_is_better_on_its_pictures_fixed_by_its_seed_and_leaves_no_trace(
+    unet_pipe: Any, of_unet: Recipe
+) -> None:
+    workload, said = Workload(("ab", "cd", "ef"), settings=SETTINGS), list[str]()
+    batch = batch_of(unet_pipe, "ab", "cd")
+    plain = latents_of(unet_pipe, batch)
+    how = Refinement(rounds=2, pictures=3, probes=8, iterations=0)
+    found = refine(unet_pipe, of_unet, workload, how, seed=3, progress=said.append)
+    assert found == refine(unet_pipe, of_unet, workload, how, seed=3, **QUIET)
+    assert "MB for autograd's graph of 3 pictures" in said[0]
+    assert torch.equal(latents_of(unet_pipe, batch), plain)
+    assert all(p.requires_grad for p in unet_pipe.unet.parameters())
+    assert all(p.grad is None for p in unet_pipe.unet.parameters())
+    errors = []
+    for recipe in (of_unet, found):
+        with accelerate(unet_pipe, Profile(recipe)):
+            errors.append(float(log_errors(latents_of(unet_pipe, batch), plain).mean()))
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.slow
+def test_adam_moves_and_memory_can_be_short(unet_pipe: Any, of_unet: Recipe) -> None:
+    workload, said = Workload(("ab", "cd"), settings=SETTINGS), list[str]()
+    how = Refinement(rounds=1, pictures=2, probes=4, iterations=3, batch=2, memory=1.0)
+    short = refine(unet_pipe, of_unet, workload, how, progress=said.append)
+    assert "computed again in the backward pass" in said[0]
+    assert short == refine(unet_pipe, of_unet, workload, replace(how, memory=1e12), **QUIET)
+
+
+@pytest.mark.parametrize("kind", ["unet_pipe", "transformer"])
+def test_the_memory_that_is_told_is_what_the_graph_takes(kind: str, request: pytest.FixtureRequest) -> None:
+    pipe = request.getfixturevalue(kind)
+    recipe = request.getfixturevalue("of_unet" if kind == "unet_pipe" else "of_transformer")
+    recipe, batch = (
+        apart(recipe, layout_of(pipe.components.get("unet") or pipe.components["transformer"])),
+        batch_of(pipe, "ab"),
+    )
+    need, kept = graph_memory(pipe, recipe, survey(pipe, recipe, batch)), dict[int, torch.UntypedStorage]()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor if tensor._base is None else tensor._base
+        if not isinstance(own, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    values = given(recipe).requires_grad_(True)
+    with (
+        frozen(pipe),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        Unrolled(pipe, recipe, again=False) as run,
+    ):
+        latents = run.latents(values, batch)
+    taken = sum(storage.nbytes() for storage in kept.values())
+    assert latents.requires_grad
+    assert 0.6 < (need.whole + need.features) / taken < 1.7
+    assert need.call < need.whole
+
+
+def test_the_basis_is_differences_of_features() -> None:
+    basis = difference_basis({"a": {1: range(0, 1)}, "b": {2: range(1, 4)}})
+    features = np.array([10.0, 7.0, 5.0, 4.0])
+    assert (features @ basis).tolist() == [10.0, 7.0, 7.0 - 5.0, 7.0 - 2 * 5.0 + 4.0]
+
+
+def test_a_minimax_path_is_the_best_of_all_paths() -> None:
+    total, generator = 6, np.random.default_rng(1)
+    weights = {(a, b): float(generator.integers(1, 9)) for a in range(total) for b in range(a + 1, total + 1)}
+
+    def price(steps: tuple[int, ...]) -> list[float]:
+        return sorted((weights[edge] for edge in itertools.pairwise((*steps, total))), reverse=True)
+
+    found = minimax_steps(weights, total)
+    assert set(found) == set(range(1, total + 1))
+    for count, steps in found.items():
+        every = [(0, *rest) for rest in itertools.combinations(range(1, total), count - 1)]
+        assert price(steps) == min(map(price, every))
+
+
+@pytest.mark.parametrize("what", ["unit 3", "units 0-1.attn1", "branch 0.attn1", "unit x.attn1", "unit 0-1.attn1"])
+def test_bad_names_are_refused(what: str) -> None:
+    with pytest.raises(ValueError, match="what must"):
+        Reuse(1, what)
+
+
+def test_single_units_are_named_drawn_and_kept_apart(transformer: Any) -> None:
+    recipe = recipe_of(transformer, Reuse(1, "unit 1.attn1"), Reuse(2, "unit 1.ff"))
+    assert "blocks 1-1 █▒▒██" in to_text(recipe)
+    with accelerate(transformer, Profile(recipe)) as handle:
+        latents_of(transformer, batch_of(transformer, "ab"))
+        assert 0 < handle.report().macs_saved < 0.05
+    for other, words in ((Reuse(1, "units 0-2"), "alone and within"), (Reuse(1, "unit 1.norm"), "no attention")):
+        with pytest.raises((ValueError, TypeError), match=words):
+            accelerate(transformer, Profile(replace(recipe, reuses=(*recipe.reuses, other))))
+
+
+def test_a_fixed_setting_that_wins_is_what_is_written(unet_pipe: Any, of_unet: Recipe, tmp_path: Path) -> None:
+    evidence = Evidence("min_psnr 20", met=False, macs=0.5, psnr=19.0, ssim=0.5, search_psnr=19.0)
+    score, quality = Score(0.4, 25.0, 0.9), Quality(10.0, 9.0, 0.1, 0.1)
+    tuned = Tuned(replace(of_unet, evidence=evidence), Score(0.5, 19.0, 0.5), (), None, quality, STEPS)
+    for winner in (
+        Baseline("deepcache:interval=3", score, method=DeepCache(3)),
+        Baseline("2 steps", score, steps=2),
+    ):
+        won = replace(tuned, winner=winner)
+        won.save(tmp_path / "profile.json")
+        assert won.met
+        assert json.loads((tmp_path / "profile.json").read_text())["evidence"]["psnr"] == 25.0
+        (method,) = load_methods(tmp_path / "profile.json")
+        batch = batch_of(unet_pipe, "ab")
+        batch = replace(batch, arguments={**batch.arguments, "num_inference_steps": winner.steps or STEPS})
+        with accelerate(unet_pipe, winner.method or method):
+            expected = latents_of(unet_pipe, batch)
+        with accelerate(unet_pipe, method):
+            assert torch.equal(latents_of(unet_pipe, batch), expected)
+
+
+def test_tuning_keeps_refined_weights_only_where_validation_confirms_them(
+    unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = Tuner(unet_pipe, ("ab", "cd", "efg"), refinement=LITTLE, **QUIET, **SETTINGS)
+    asked: list[Any] = []
+    worse = replace(of_unet, reuses=tuple(replace(reuse, weights=(0.5,)) for reuse in of_unet.reuses))
+    better = replace(of_unet, reuses=of_unet.reuses[:1])
+
+    for answer, kept in ((worse, of_unet), (better, better)):
+
+        def answered(_: Any, recipe: Recipe, workload: Workload, *__: Any, answer: Any = answer, **___: Any) -> Recipe:
+            asked.append((recipe, workload))
+            return answer
+
+        monkeypatch.setattr("diffaccel.tune.tuner.refine", answered)
+        found, gain = tuner._refined(of_unet, 0.5)
+        assert found == kept
+        assert (gain > 0) == (kept is answer)
+    scores = [tuner.validation.score_of(recipe, 0.5).psnr for recipe in (of_unet, better)]
+    assert gain == scores[1] - scores[0]
+    learned = asked[0][1]
+    others = (*tuner.validation.workload.seeds, *tuner.split.held_out.seeds, *tuner.split.seen.seeds)
+    assert not set(learned.seeds) & set(others)
+    tuner.refinement = None
+    assert tuner._refined(of_unet, 0.5) == (of_unet, 0.0)
