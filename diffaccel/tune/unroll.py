@@ -99,7 +99,7 @@ class _Learned(Forecast):
         return total
 
 
-class Followed(Method):
+class _Followed(Method):
     """Follows a recipe with forecasts of its own.
 
     Args:
@@ -124,7 +124,7 @@ class Followed(Method):
         return Outputs(self.recipe, blend=self.forecast(OUTPUT) if self.recipe.at(OUTPUT) else None)
 
 
-class _Unrolled(Followed):
+class _Unrolled(_Followed):
     """Follows a recipe with weights that are being learned."""
 
     def __init__(self, recipe: Recipe, weights: BlendWeights, *, again: bool) -> None:
@@ -229,7 +229,7 @@ class RecipeSurvey:
 def survey(pipe: Any, recipe: Recipe, batch: Batch) -> RecipeSurvey:
     """Run a recipe once, with features held."""
     found = RecipeSurvey()
-    with accelerate(pipe, Followed(recipe, lambda part: _Watching(part, found))) as handle:
+    with accelerate(pipe, _Followed(recipe, lambda part: _Watching(part, found))) as handle:
         latents_of(pipe, batch)
         (found.tally,) = handle.tallies()
     return found
