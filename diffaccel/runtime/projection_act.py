@@ -143,7 +143,8 @@ class _Projected(Place):
         lanes = self.state.lanes
         rows: Any = [self.state.stored(self.slot, lane, stamp) for lane in lanes]
         one = rows[0]
-        whole = one.expand(len(rows) * one.shape[0], *one.shape[1:]) if len(set(lanes)) == 1 else cat_rows(rows)
+        shared = len(set(lanes)) == 1 and one.shape[0] == 1  # rows of several frames have as many of it each
+        whole = one.expand(len(rows), *one.shape[1:]) if shared else cat_rows(rows)
         self.state.whole[self.slot] = lanes, stamp, whole
         return self.state.whole[self.slot][2]
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import diffusers
 import torch
 from benchmarks.tables import markdown
 from diffusers import (
@@ -284,6 +285,7 @@ def command(
         "play": lambda: play(rounds, 1),
         "wan": lambda: large(layers, side, dtype, device),
     }
+    diffusers.logging.set_verbosity_error()
     figures: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
     for part in parts or [p for p in PARTS if p in ("prefix", "level", "stream") or "emoji-video" in models.names()]:
         figures[part] = measures[part]()
