@@ -1,9 +1,11 @@
 """Assemble a light UNet from the layers of `emoji-sd` and distil it: `emoji-sd-small`, for the calls that are easy.
 
 Fewer layers per block keep whole layers of the teacher (BK-SDM, Kim et al., arXiv 2305.15798); half width keeps half
-the channels of every one, in runs of 16, so that a group of a normalisation is kept or dropped as a whole. What is left
-learns the teacher's output and the output of each of its blocks, in the channels that were kept; more often at high
-noise, where a small network is to take the teacher's place. Run again to resume.
+the channels of every one, in runs of 16, so that a group of a normalisation is kept or dropped as a whole. Where only
+the width is halved, `--fit ROWS` fits its layers to the teacher's one by one (`fit_layers`), in one
+pass over as many samples. What is left learns the teacher's output and the output of each of its blocks, in the
+channels that were kept; more often at high noise, where a small network is to take the teacher's place. Run again to
+resume.
 """
 
 from __future__ import annotations
@@ -15,8 +17,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
-from diffusion import Denoiser, arguments, train_denoiser
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusion import (
+    SCHEDULE,
+    Denoiser,
+    LatentPool,
+    TextEncoder,
+    add_noise,
+    arguments,
+    load_vae,
+    train_denoiser,
+)
+from fit_layers import fit_layers
 from torch import nn
 from train_sd import denoise, pipeline
 
@@ -110,6 +122,27 @@ def feature_loss(student: BlockOutputs, teacher: BlockOutputs) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+def fit(args: argparse.Namespace, light: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    """Fit the layers of a network of half the width to the teacher's, on as many noisy latents as `args.fit` says."""
+    device, scheduler = torch.device("cpu"), DPMSolverMultistepScheduler(**SCHEDULE)
+    text, vae = TextEncoder.load(args.clip, device), load_vae(args.vae, device)
+    captions, latents = LatentPool(args.latents, args.data, vae, args.seed, centred=args.centred).batch(0, args.fit)
+    rng = torch.Generator().manual_seed(args.seed)
+    share = torch.rand(args.fit, generator=rng) ** (1 / (1 + args.noisier))
+    timesteps = (share * len(scheduler.alphas_cumprod)).long()
+    noise = torch.randn(latents.shape, generator=rng)
+    noisy, _ = add_noise(latents, noise, scheduler.alphas_cumprod[timesteps])
+    head = teacher.config.block_out_channels[-1] // teacher.config.attention_head_dim
+
+    def kept(name: str, x: torch.Tensor) -> torch.Tensor:
+        dimension, weight = 1 if x.dim() == 4 else x.dim() - 1, getattr(light.get_submodule(name), "weight", None)
+        if weight is not None and len(weight) == x.shape[dimension]:
+            return x
+        return x.index_select(dimension, kept_channels(f"{name}.weight", 0, x.shape[dimension], head))
+
+    fit_layers(light, teacher, kept, noisy, timesteps, text([c if i % 10 else "" for i, c in enumerate(captions)])[0])
+
+
 def main() -> None:
     """Parse the arguments, assemble and train."""
     args: argparse.Namespace = arguments(
@@ -121,10 +154,13 @@ def main() -> None:
         width="half",
         features=0.05,
         noisier=1.0,
+        fit=0,
     )
     torch.manual_seed(args.seed)
     teacher = UNet2DConditionModel.from_pretrained(args.teacher, subfolder="unet")
     student = assemble(teacher, args.layers, args.width == "half")
+    if args.fit and not (args.run / "checkpoint.pt").exists():
+        fit(args, student, teacher)
     teacher.to(args.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     outputs, targets = BlockOutputs(student), BlockOutputs(teacher)
     call: Denoiser = denoise(teacher)

@@ -39,8 +39,11 @@ BARS = {
     "dit top1": 0.80,
     "sd seconds_per_picture": 3.0,
     "dit frechet_over_emoji_sd": 1.15,
+    "sd-small switch_macs": 0.72,
+    "sd-small switch_top1_lost": 0.03,
 }
-AT_MOST = ("seconds_per_picture", "frechet_over_emoji_sd")  # of these less is better
+AT_MOST = ("seconds_per_picture", "frechet_over_emoji_sd", "switch_macs", "switch_top1_lost")  # of these less is better
+SWITCH = 0.4  # of the calls of emoji-sd, the first ones, on its small sibling
 FIGURES_START, FIGURES_END = "<!-- figures -->", "<!-- end of figures -->"
 PAIRS = (
     "red heart and blue circle",
@@ -181,6 +184,26 @@ def evaluate_text_to_image(
     }
 
 
+def evaluate_switch(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
+    """What emoji-sd loses of its accuracy where emoji-sd-small takes the first calls, and what they cost then."""
+    pipe, prompts = diffaccel.models.load("emoji-sd"), judge.captions[:: args.every]
+    truth = prompts * args.seeds
+    plain = accuracy(judge, generate(pipe, prompts, args.seeds, 20, 2.0), truth)
+    with diffaccel.accelerate(pipe, diffaccel.NetworkSwitch("emoji-sd-small", until=SWITCH)) as handle:
+        switched = generate(pipe, prompts, args.seeds, 20, 2.0)
+        macs = 1 - handle.report().macs_saved
+    contact_sheet(switched[: len(prompts)], 20).save(args.sheets / "sd-switch.png")
+    found = accuracy(judge, switched, truth)
+    return {
+        "switch_until": SWITCH,
+        "switch_macs": macs,
+        "switch_top1": found["top1"],
+        "switch_top5": found["top5"],
+        "switch_top1_lost": plain["top1"] - found["top1"],
+        "switch_pictures": float(len(truth)),
+    }
+
+
 def seconds_per_picture(pipe: DiffusionPipeline, steps: int, scale: float) -> float:
     """Median of five, after one to warm up."""
     times = []
@@ -216,7 +239,8 @@ def main() -> None:
         "--sheets", type=Path, default=Path("runs/sheets"), help="where contact sheets of the pictures go"
     )
     parser.add_argument("--seeds", type=int, default=4)
-    jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "lcm", "dit")
+    parser.add_argument("--every", type=int, default=1, help="switch networks on each n-th caption only")
+    jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "sd-small", "lcm", "dit")
     parser.add_argument("--only", nargs="*", choices=jobs)
     parser.add_argument("--untimed", action="store_true", help="keep the seconds measured before")
     args = parser.parse_args()
@@ -228,12 +252,17 @@ def main() -> None:
         pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
         return pipe
 
+    def small() -> dict[str, float]:
+        alone = evaluate_text_to_image(args, judge, load("emoji-sd-small"), "sd-small", 20, 2.0)
+        return alone | evaluate_switch(args, judge)
+
     load = diffaccel.models.load
     evaluations: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {
         "autoencoder": ("", lambda: evaluate_autoencoder(args)),
         "small-autoencoder": ("emoji-vae-small", lambda: evaluate_small_autoencoder(args)),
         "clip": ("emoji-clip", lambda: evaluate_clip(args, judge)),
         "sd": ("emoji-sd", lambda: evaluate_text_to_image(args, judge, load("emoji-sd"), "sd", 20, 2.0)),
+        "sd-small": ("emoji-sd-small", small),
         "lcm": ("emoji-lcm-lora", lambda: evaluate_text_to_image(args, judge, lcm(), "lcm", 4, 1.0)),
         "dit": ("emoji-dit", lambda: evaluate_text_to_image(args, judge, load("emoji-dit"), "dit", 20, 2.0)),
     }

@@ -111,6 +111,7 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
     given: dict[str, Any] = {
         "CalibratedCache": calibration,
         "LearnedCache": ["routers.json"],
+        "NetworkSwitch": ["emoji-sd"],
         "Profile": ["profile.json"],
     }
     methods = [cls(value) for value in given[cls.__name__]] if cls.__name__ in given else [cls()]  # type: ignore[call-arg]

@@ -51,12 +51,15 @@ class CostModel:
         Raises:
             UncountableError: if the network reads values of its inputs, as Lumina 2 does of its masks.
         """
-        plain = {self._in_full(shapes): 0 for shapes, _ in tally.asked}
+        asked = tally.switched.copy()
+        for (shapes, _), count in tally.asked.items():
+            asked[shapes] += count
+        plain = {self._in_full(shapes): count for shapes, count in asked.items()}
         new = {*tally.calls, *plain} - self._known.keys()
         if new:
             self._count(tally, new)
-        done = sum(self._known[kind] * count for kind, count in tally.calls.items())
-        return done, sum(self._known[self._in_full(shapes)] * count for (shapes, _), count in tally.asked.items())
+        done, full = (sum(self._known[k] * n for k, n in kinds.items()) for kinds in (tally.calls, plain))
+        return done, full
 
     def _in_full(self, shapes: Shapes) -> CallKind:
         """A call of these shapes that computes everything."""
@@ -99,6 +102,28 @@ class CostModel:
                 f"multiply-accumulates of {type(clone).__name__} are not known: it reads values of its inputs, and "
                 "they are counted on tensors that have none"
             ) from error
+
+
+class SubstituteCost(CostModel):
+    """Counts those of a network that takes some of another one's calls, which are held against the other's.
+
+    Args:
+        model: the network.
+        plan: what is reused in it.
+        place: the cost of the other network's calls, which is asked first.
+    """
+
+    def __init__(self, model: torch.nn.Module, plan: Plan, place: CostModel) -> None:
+        super().__init__(model, plan)
+        self.place = place
+
+    def of(self, call: CallTrace) -> tuple[int, int]:
+        """Multiply-accumulates of one call: as it was, and in full on the other network."""
+        return super().of(call)[0], self.place._known[self.place._in_full(call.shapes)]
+
+    def macs(self, tally: Tally) -> tuple[int, int]:
+        """Multiply-accumulates of all calls in `tally`; what they would have been counts at the other network."""
+        return super().macs(tally)[0], 0
 
 
 def _rows(sample: Any) -> int:

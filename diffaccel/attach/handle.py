@@ -9,10 +9,12 @@ from typing import Any, Self
 import torch
 
 from diffaccel._diffusers import hooks_of
-from diffaccel.attach.cost import CostModel
-from diffaccel.attach.plan import Plan, companion_plan, plan
+from diffaccel.attach.cost import CostModel, SubstituteCost
+from diffaccel.attach.plan import Plan, companion_plan, plan, substitute_plan
 from diffaccel.attach.report import Report, summarize
 from diffaccel.attach.seat import Seat
+from diffaccel.attach.substitute import SubstituteSeat
+from diffaccel.config.checks import check
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
 from diffaccel.networks import COMPANIONS, UnsupportedModelError, is_companion, layout_of, supported, supports
@@ -21,7 +23,9 @@ from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.run import Runs
 from diffaccel.runtime.session import Session
+from diffaccel.runtime.substitute import Substitute
 from diffaccel.runtime.tally import Tally
+from diffaccel.runtime.wrapper import Wrapper
 
 OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 Named = dict[str, torch.nn.Module]
@@ -104,6 +108,7 @@ class Handle:
         self._seats: list[Seat] = []
         self._host = host
         plans = {name: plan(model, methods[name]) for name, model in denoisers.items()}
+        substitutes = {name: self._substitute(denoisers[name], planned, companions) for name, planned in plans.items()}
         first = next(iter(denoisers))
         _require_companions(methods[first], companions, host)
         leading, led = denoisers[first], methods[first]
@@ -113,6 +118,8 @@ class Handle:
         try:
             for name, planned in plans.items():
                 self._attach(denoisers[name], planned, name or None, several=several)
+                if (found := substitutes[name]) is not None:
+                    self._attach_substitute(*found)
             for net, planned in followers:
                 if planned.parts:
                     self._attach(net, planned, None, leader=self._seats[0])
@@ -125,12 +132,41 @@ class Handle:
         self, model: torch.nn.Module, planned: Plan, name: str | None, leader: Seat | None = None, several: bool = False
     ) -> None:
         """Put a plan to work on a network."""
-        layout = layout_of(model)
-        made = [method.wrapper(layout, self._host) for method in planned.methods] if leader is None else []
-        wrappers = sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
+        wrappers = self._wrappers(model, planned) if leader is None else []
         session = Session(model, planned.parts, None if leader is None else leader.session, planned.ties)
         self._seats.append(Seat(model, name, session, self._runs, wrappers, leader, several))
         self._costs.append(CostModel(model, planned))
+
+    def _wrappers(self, model: torch.nn.Module, planned: Plan) -> list[Wrapper]:
+        """What stands between the pipeline and a network, outermost last."""
+        layout = layout_of(model)
+        made = [method.wrapper(layout, self._host) for method in planned.methods]
+        return sorted((wrapper for wrapper in made if wrapper is not None), key=lambda wrapper: wrapper.order)
+
+    def _substitute(
+        self, model: torch.nn.Module, planned: Plan, companions: Sequence[torch.nn.Module]
+    ) -> tuple[torch.nn.Module, Plan, Substitute] | None:
+        """The network that takes some calls of another one, if any, with what is reused in it."""
+        found = [(m, s) for m in planned.methods if (s := m.substitute(model, self._host)) is not None]
+        if not found:
+            return None
+        names = ", ".join(type(method).__name__ for method, _ in found)
+        check(len(found) == 1, f"only one network can take calls of another one; got {names}")
+        check(
+            not companions, f"{names} cannot work with a ControlNet, whose residuals are made for one of the networks"
+        )
+        network = found[0][1].load()
+        if not supports(network):
+            raise UnsupportedModelError(f"{type(network).__name__} is not a supported denoiser, and cannot take calls")
+        _require_free(network)
+        return network, substitute_plan(network, planned.methods, found[0][0]), found[0][1]
+
+    def _attach_substitute(self, model: torch.nn.Module, planned: Plan, substitute: Substitute) -> None:
+        """Put a network to work that takes calls of the one attached last."""
+        place, session = self._seats[-1], Session(model, planned.parts)
+        place.substitute = SubstituteSeat(place, model, session, substitute, self._wrappers(model, planned))
+        self._seats.append(place.substitute)
+        self._costs.append(SubstituteCost(model, planned, self._costs[-1]))
 
     def _require_attached(self) -> None:
         """Refuse to go on in silence where a network was exchanged."""
@@ -186,7 +222,7 @@ class Handle:
             yield
         finally:
             for seat in self._seats:
-                seat.attach_again()
+                seat.attach()
             self._detached = False
             self._follow_offload()
 

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE
+from diffaccel.runtime.tally import weightless
 
 # What hooks, offloading and torch.compile put on single modules, over the forward of their class.
 PUT_ON = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl", REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
@@ -53,22 +54,16 @@ def _copied(module: torch.nn.Module, known: dict[int, torch.nn.Module]) -> torch
 
 def _parameter(value: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
     """A parameter without storage."""
-    return None if value is None else torch.nn.Parameter(_weightless(value), requires_grad=False)
+    return None if value is None else torch.nn.Parameter(weightless(value), requires_grad=False)
 
 
 def _moved(value: Any) -> Any:
     """An attribute of a module with its tensors, also those in tuples, lists and dictionaries, without storage."""
     if isinstance(value, torch.Tensor):
-        return _weightless(value)
+        return weightless(value)
     if type(value) in (tuple, list, dict):
-        return tree_map(lambda leaf: _weightless(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+        return tree_map(lambda leaf: weightless(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
     return value
-
-
-def _weightless(value: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape without storage, in single precision if it holds real numbers."""
-    real = value.dtype.is_floating_point
-    return torch.empty(value.shape, dtype=torch.float32 if real else value.dtype, device="meta")
 
 
 def _is_quantized(module: torch.nn.Linear) -> bool:

@@ -8,7 +8,7 @@ import torch
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.companions import tied_parts
-from diffaccel.networks import layout_of
+from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.session import Tie
 
@@ -48,6 +48,18 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     require_disjoint(owned)
     parts = tuple(part for _, part in owned)
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
+
+
+def substitute_plan(substitute: torch.nn.Module, methods: Sequence[Method], switch: Method) -> Plan:
+    """The plan of all methods but `switch` on the network that takes some calls because of it.
+
+    Raises:
+        UnsupportedModelError, ValueError: as `plan`, if a method does not fit this network, too.
+    """
+    try:
+        return plan(substitute, [method for method in methods if method is not switch])
+    except (UnsupportedModelError, ValueError) as error:
+        raise type(error)(f"{_name(switch)} puts other methods on both networks, and not all fit: {error}") from error
 
 
 def companion_plan(

@@ -29,6 +29,7 @@ class Report:
     Attributes:
         computed: network calls that ran in full.
         replayed: network calls that reused something.
+        switched: network calls that another, smaller network took; what it reuses counts under `methods`.
         methods: for each method, how many calls it computed and how many it replayed.
         controlnet: ControlNet calls that ran in full, and that left out what the denoiser would not read.
         full: calls that computed in full because nothing told which features they could share, by the reason.
@@ -37,6 +38,7 @@ class Report:
 
     computed: int
     replayed: int
+    switched: int
     methods: dict[str, tuple[int, int]]
     controlnet: tuple[int, int]
     full: dict[str, int]
@@ -125,7 +127,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""
-        names = ("computed", "replayed", *(MACS if self._uncountable is None else ()), "cache_bytes")
+        names = ("computed", "replayed", "switched", *(MACS if self._uncountable is None else ()), "cache_bytes")
         unknown = dict.fromkeys(MACS) if self._uncountable else {}
         counts = self.methods | {"controlnet": self.controlnet}
         pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
@@ -134,9 +136,10 @@ class Report:
         return {**known, **unknown, "methods": pairs, "controlnet": controlnet, "full": self.full}
 
     def __str__(self) -> str:
-        calls = counted(self.computed + self.replayed, "network call")
+        calls = counted(self.computed + self.replayed + self.switched, "network call")
+        switched = f", {self.switched} on the small network" if self.switched else ""
         lines = [
-            f"{calls}: {self.computed} computed, {self.replayed} replayed",
+            f"{calls}: {self.computed} computed, {self.replayed} replayed{switched}",
             self._uncountable
             or f"{self.macs / 1e9:.4g} of {self.macs_plain / 1e9:.4g} GMAC: {self.macs_saved:.1%} saved, "
             f"at most {self.ceiling:.2f}x as fast",
@@ -157,7 +160,7 @@ def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
         if seat.leader is not None:
             controlnet.update(_in_full(seat))
             continue
-        for (_, computed), count in tally.asked.items():
+        for (_, computed), count in tally.asked.items() if not seat.is_substitute else ():
             asked[computed] += count
         for kind, count in tally.calls.items():
             for owner, computed in _by_owner(cost.plan.owners, kind.computes).items():
@@ -166,6 +169,7 @@ def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
     return Report(
         computed=asked[True],
         replayed=asked[False],
+        switched=sum(sum(tally.switched.values()) for tally in tallies),
         methods={owner: (count[True], count[False]) for owner, count in methods.items()},
         controlnet=(controlnet[True], controlnet[False]),
         full=dict(full),

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 
@@ -22,6 +22,9 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run, Runs
 from diffaccel.runtime.session import RunNetwork, Session
 from diffaccel.runtime.wrapper import Wrapper, within
+
+if TYPE_CHECKING:
+    from diffaccel.attach.substitute import SubstituteSeat
 
 
 class RootHook(Hook):
@@ -55,7 +58,14 @@ class Seat:
         wrappers: what stands between the pipeline and the network, outermost last.
         leader: the denoiser's seat, for a ControlNet that runs before it.
         several: whether it is one of several denoisers.
+
+    Attributes:
+        substitute: the seat of a network that takes some of the calls.
+        is_substitute: whether it is one itself.
     """
+
+    substitute: SubstituteSeat | None = None
+    is_substitute: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -75,13 +85,13 @@ class Seat:
         self._context: str | None = None
         self._steered = Memory(session.parts)  # features of calls that somebody else decides about
         self._lock = threading.RLock()  # one call at a time: the hooks read one state
-        self.attachment = self._attach()
+        self.attach()
 
-    def _attach(self) -> Attachment:
-        attachment = Attachment(self.model, self.session, RootHook(self))
+    def attach(self) -> None:
+        """Put the hooks on, for the first time or after `detach`."""
+        self.attachment = Attachment(self.model, self.session, RootHook(self))
         if not hasattr(self.model, RESET_ATTRIBUTE):
             self.model.__dict__[RESET_ATTRIBUTE] = self.runs.end
-        return attachment
 
     def detach(self) -> None:
         """Take all hooks off.
@@ -92,10 +102,6 @@ class Seat:
         self.attachment.remove()
         self.model.__dict__.pop(RESET_ATTRIBUTE, None)
         self._steered.clear()
-
-    def attach_again(self) -> None:
-        """Put the hooks on once more, after `detach`."""
-        self.attachment = self._attach()
 
     def reset(self) -> None:
         """Forget features of calls that were forced; those of runs go with the runs."""
@@ -126,7 +132,12 @@ class Seat:
                 return self._steer(inputs, network)
             run, running = self.runs.current(inputs.timestep)
             try:
-                return self._follow(run, running, inputs, self._context or name, network)
+                run.advance(inputs.timestep)
+                seat = self._on_duty(run)
+                output = seat.follow(run, running, inputs, self._context or name, network)
+                if seat is not self:
+                    self.session.tally.pass_on(inputs)
+                return output
             except BaseException:
                 self.runs.drop(run)
                 raise
@@ -146,12 +157,24 @@ class Seat:
         call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=self._forced)
         return self._wrapped(call, self._steered, network, None)
 
-    def _follow(
+    def _on_duty(self, run: Run) -> Seat:
+        """Whose network takes the call at hand; one that comes back has nothing to reuse."""
+        own = run.networks.get(self) or self._start(run)
+        if self.substitute is None or own.in_full:
+            return self
+        assert own.first is not None
+        takes = self.substitute.turns.takes(run.step - own.first, self._total(run))
+        seat, other = (self.substitute, self) if takes else (self, self.substitute)
+        if run.networks[seat].idle:
+            run.networks[seat].memory.break_off()
+        run.networks[seat].idle, run.networks[other].idle = False, True
+        return seat
+
+    def follow(
         self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork
     ) -> Any:
-        """A call of a run."""
-        run.advance(inputs.timestep)
-        own = run.networks.get(self) or self._start(run)
+        """A call of a run that has started."""
+        own = run.networks[self]
         context, leading = self._context_in(run, own, inputs, name)
         memory, in_full = own.memory, own.in_full
         if own.contexts.most > MOST_CALLS:
@@ -165,26 +188,31 @@ class Seat:
         prompts = tuple(Lane(prompt, row) for row in range(count))
         roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
         assert own.first is not None
-        total = run.total(self.name, self.several)
         image = own.contexts.prompt(inputs) if self.leader is not None else 0  # a ControlNet's is its control image
         pictured = tuple(Lane(context, (row, image)) for row in range(count))
         lanes = {"run": features, "control": pictured, "prompt": prompts, "frame": prompts}
         step = run.step - own.first
-        call = Call(inputs, lanes, step, total, roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
+        call = Call(inputs, lanes, step, self._total(run), roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
         return self._wrapped(call, memory, network, leading, alone=bool(in_full))
 
     def _start(self, run: Run) -> NetworkRun:
         """What a run remembers of this network; refuses what does not fit it before anything computes."""
         own = NetworkRun(Memory(self.session.parts), first=run.step)
         own.in_full = "the pipeline reads what attentions compute" if is_read(self._processed) else ""
-        total = run.total(self.name, self.several)
+        total = self._total(run)
         for part in self.session.parts:
             part.validate(total)
         for wrapper in self.wrappers:
             wrapper.ends.validate(total)
             wrapper.start_run(run, total)
         run.networks[self] = own
+        if self.substitute is not None:
+            self.substitute._start(run)
         return own
+
+    def _total(self, run: Run) -> int | None:
+        """Calls of a run that the pipeline makes of this network."""
+        return run.total(self.name, self.several)
 
     def _context_in(self, run: Run, own: NetworkRun, inputs: Inputs, name: str | None) -> tuple[Any, Memory | None]:
         """The context of a call; a ControlNet shares that of the denoiser's call to come, whose memory decides."""

@@ -27,6 +27,8 @@ from diffaccel.models.placement import Placement, open_pipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from diffaccel.batch.render import Renderer
+
 MAX_STARTS = 3
 OnRecord = Callable[[Record], None]
 
@@ -60,6 +62,22 @@ class Share:
         """Whether parts of the pipeline may run side by side, which they may not where they share memory in turns."""
         return self.placement.device_map is None
 
+    def run(self, renderer: "Renderer", sink: ResultSink, on_record: OnRecord | None = None) -> Summary:
+        """Render the jobs into a sink."""
+        from diffaccel.batch.run import BatchRun
+
+        run = BatchRun(
+            renderer,
+            sink,
+            batch_size=self.batch_size,
+            suffix=self.suffix,
+            compare=self.compare,
+            fail_fast=self.fail_fast,
+            allow_flagged=self.allow_flagged,
+            on_record=on_record,
+        )
+        return run(self.jobs)
+
 
 def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
     """Render `part` in this process, on one device, into an open folder."""
@@ -69,7 +87,6 @@ def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[S
 def render_arriving(parts: Iterable[Share], folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
     """Render parts in this process, one after another as they come, on the pipeline of the first."""
     from diffaccel.batch.render import Renderer
-    from diffaccel.batch.run import BatchRun
 
     summary, calls = Summary(), Calls()
     with ExitStack() as stack:
@@ -79,17 +96,7 @@ def render_arriving(parts: Iterable[Share], folder: ResultSink, on_record: OnRec
                 Renderer(part.pipeline(), overlap=part.overlap, lora_partial=part.lora_partial)
             )
             calls = renderer.calls
-            run = BatchRun(
-                renderer,
-                folder,
-                batch_size=part.batch_size,
-                suffix=part.suffix,
-                compare=part.compare,
-                fail_fast=part.fail_fast,
-                allow_flagged=part.allow_flagged,
-                on_record=on_record,
-            )
-            summary += run(part.jobs)
+            summary += part.run(renderer, folder, on_record)
             if part.fail_fast and summary.failed:
                 break
     return summary, calls

@@ -131,6 +131,9 @@ class _HollowModel:
         for method in methods:
             if isinstance(method, Profile):
                 method.wrapper(layout_of(self.denoisers[0]), host).start_run(Run(host, None, waits=False), total)
+            for substitute in filter(None, (method.substitute(model, host) for model in self.denoisers)):
+                if total is not None:
+                    substitute.turns.validate(total)
 
     def _fitting(self) -> list[str]:
         """Names of the methods that need no file and work on these networks."""

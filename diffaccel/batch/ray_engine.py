@@ -151,17 +151,9 @@ class RenderActor:
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Render the batch; `rows` is a column of one."""
         from diffaccel.batch.render import Renderer
-        from diffaccel.batch.run import BatchRun
 
-        parcel, part = _Parcel(), self._part
+        jobs = pickle.loads(rows["jobs"][0])
+        parcel, part = _Parcel(), replace(self._part, jobs=jobs, fail_fast=False)  # what fails, the others go on
         with Renderer(self._pipe, overlap=part.overlap, lora_partial=part.lora_partial) as renderer:
-            run = BatchRun(
-                renderer,
-                parcel,
-                batch_size=part.batch_size,
-                suffix=part.suffix,
-                compare=part.compare,
-                allow_flagged=part.allow_flagged,
-            )
-            run(pickle.loads(rows["jobs"][0]))
+            part.run(renderer, parcel)
         return {"result": np.array([pickle.dumps((parcel.files, parcel.records, renderer.calls))], dtype=object)}

@@ -139,7 +139,7 @@ class BatchRun:
         self._folder.write(name, buffer.getvalue())
         return {
             "file_name": name,
-            "psnr": round(min(comparison.psnr, 100.0), 2),
+            "psnr": round(comparison.psnr, 2),
             "plain_seconds": round(comparison.plain_seconds, 4),
         }
 

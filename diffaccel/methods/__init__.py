@@ -20,6 +20,7 @@ from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.files import load_methods as load_methods
 from diffaccel.methods.interval_cache import IntervalCache
 from diffaccel.methods.learned_cache import LearnedCache
+from diffaccel.methods.network_switch import NetworkSwitch
 from diffaccel.methods.profile import Profile
 from diffaccel.methods.recipe import Evidence as Evidence
 from diffaccel.methods.recipe import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "FeatureInheritance",
     "IntervalCache",
     "LearnedCache",
+    "NetworkSwitch",
     "Profile",
     "Recipe",
     "Relevance",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import torch
+
 from diffaccel.config import Config
 from diffaccel.config.checks import whole
 from diffaccel.networks.layout import Layout
@@ -15,6 +17,7 @@ from diffaccel.reuse.ends import Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
+from diffaccel.runtime.substitute import Substitute
 from diffaccel.runtime.wrapper import Wrapper
 
 
@@ -122,4 +125,12 @@ class Method(Config, ABC):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper | None:  # noqa: ARG002
         """What stands between the pipeline and the network, if anything."""
+        return None
+
+    def substitute(self, model: torch.nn.Module, host: Host) -> Substitute | None:  # noqa: ARG002
+        """Another network that takes some of the calls of `model`, if any; other methods are put on both.
+
+        Raises:
+            ValueError: if it does not fit.
+        """
         return None

@@ -95,7 +95,7 @@ class _Gate(Wrapper):
     reads_roles: ClassVar[bool] = True
 
     def __init__(self, gate: int, ends: Ends) -> None:
-        self.gate, self.ends = gate, ends
+        self.gate, self.ends, self.relies_from = gate, ends, gate
 
     def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
         """Refuse a gate beyond the end of the run."""

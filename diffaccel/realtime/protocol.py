@@ -118,21 +118,6 @@ class PictureMessage:
         return cls(number, data[_PICTURE.size :], bool(flags & _SKIPPED), network_ms, busy_ms)
 
 
-def pack_frame(number: int, jpeg: bytes) -> bytes:
-    """FRAME, for clients."""
-    return _SMALL.pack(_FRAME, number) + jpeg
-
-
-def pack_shown(number: int) -> bytes:
-    """SHOWN, for clients."""
-    return _SMALL.pack(_MARK, number)
-
-
-def is_picture(data: bytes) -> bool:
-    """Whether a message of the server is a PICTURE, not a TAKEN."""
-    return data[:1] == bytes([_FRAME])
-
-
 def parse_binary(data: bytes) -> FrameMessage | Shown:
     """FRAME or SHOWN of a client. Raises `BadMessage`."""
     if len(data) < _SMALL.size:

@@ -107,6 +107,13 @@ class Memory:
         pairs = zip(self._parts, kept, self.parts, strict=True)
         self.parts = [old if part.lifetime == "video" else new for part, old, new in pairs]
 
+    def break_off(self) -> None:
+        """Forget what belongs to the run so far, as another network has taken calls since."""
+        lasting = [part.lifetime != "run" for part in self._parts]
+        self.parts = [old if lasts else PartMemory() for old, lasts in zip(self.parts, lasting, strict=True)]
+        self.notes.clear()
+        self.rows.clear()
+
     def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
         """Forget all but what some rows may read again; of prompts the last few stay."""
         for part, memory in zip(self._parts, self.parts, strict=True):

@@ -36,6 +36,7 @@ class NetworkRun:
         first: the sampling step in which it was called first.
         roles: for each context which of its rows see the negative prompt.
         in_full: why all calls must compute, empty where they need not.
+        idle: whether another network took the last call in its place.
     """
 
     memory: Memory
@@ -43,6 +44,7 @@ class NetworkRun:
     first: int | None = None
     roles: dict[Hashable, tuple[str, ...]] = field(default_factory=dict)
     in_full: str = ""
+    idle: bool = False
 
 
 class Run:

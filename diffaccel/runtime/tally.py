@@ -22,6 +22,7 @@ class Tally:
         examples: one set of inputs per shape, without storage, to measure costs with.
         full: calls that computed in full though they were to reuse, by the reason.
         tracer: the last calls, one by one.
+        switched: calls that the pipeline made and another network took, by shapes.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Tally:
         self.examples: dict[Shapes, Mapping[str, Any]] = {}
         self.full: Counter[str] = Counter()
         self.tracer = Tracer()
+        self.switched: Counter[Shapes] = Counter()
         self._current: list[CallKind] = []
 
     def copy(self) -> "Tally":
@@ -37,6 +39,7 @@ class Tally:
         copy = Tally()
         copy.asked, copy.calls, copy.examples = self.asked.copy(), self.calls.copy(), dict(self.examples)
         copy.full, copy.tracer = self.full.copy(), self.tracer.copy()
+        copy.switched = self.switched.copy()
         return copy
 
     @contextmanager
@@ -48,6 +51,10 @@ class Tally:
         computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
         self.asked[shapes, computed] += 1
         self.tracer.note(call, shapes, self._current)
+
+    def pass_on(self, inputs: Inputs) -> None:
+        """Count a call that another network took."""
+        self.switched[self._shapes(inputs)] += 1
 
     def inner(self, inputs: Inputs, states: Sequence[PartState]) -> None:
         """Count a call of the network, which `states` says what it computed."""
@@ -62,12 +69,12 @@ class Tally:
         """The shapes of some inputs, of which an example is kept."""
         shapes = _shape(inputs.sample), _shape(inputs.conditioning)
         if shapes not in self.examples:
-            self.examples[shapes] = map_tensors(_weightless, dict(inputs.values))
+            self.examples[shapes] = map_tensors(weightless, dict(inputs.values))
         return shapes
 
 
-def _weightless(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape without storage, in single precision as `macs.skeleton`."""
+def weightless(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same shape without storage, in single precision if it holds real numbers."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return torch.empty_like(tensor, device="meta", dtype=dtype)
 

@@ -25,11 +25,13 @@ class Wrapper(ABC):
         order: wrappers of higher order are further out.
         reads_roles: whether it has to know which rows see the negative prompt.
         ends: the calls of a run in which it may change anything; in others it only takes note.
+        relies_from: the call from which on it needs what the network stored before it; None for none.
     """
 
     order: ClassVar[int] = 0
     reads_roles: ClassVar[bool] = False
     ends: Ends = NO_ENDS
+    relies_from: int | None = None
 
     def start_run(self, run: "Run", total: int | None) -> None:  # noqa: B027
         """Raise ValueError if the run that starts cannot be wrapped.

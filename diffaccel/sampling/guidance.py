@@ -57,11 +57,6 @@ def virtual_negative(
     return (latents - alpha * clean) / sigma
 
 
-def residual_guidance(cond: torch.Tensor, negative: torch.Tensor, *, scale: float, delta: float = 1.0) -> torch.Tensor:
-    """Eq. 6 of StreamDiffusion in noise space: ``delta negative + scale (cond - delta negative)``."""
-    return delta * negative + scale * (cond - delta * negative)
-
-
 @dataclass(frozen=True)
 class Guidance(Config, ABC):
     """Base of the guidance objects; as text, `selfnegative:scale=1.4`.

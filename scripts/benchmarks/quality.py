@@ -17,7 +17,9 @@ from diffaccel import (
     DeltaCache,
     EncoderPropagation,
     FeatureInheritance,
+    Handle,
     IntervalCache,
+    Report,
     ResidualGuidance,
     Taylor,
     TextKVCache,
@@ -47,6 +49,9 @@ class Run:
         steps: sampling steps.
         batches: captions of each batch.
         attach: what is put on the pipeline meanwhile.
+
+    Attributes:
+        report: on the last batch, where methods of this package were attached.
     """
 
     def __init__(self, model: str, pipe: Any, steps: int, batches: list[list[str]], attach: Attach) -> None:
@@ -54,13 +59,15 @@ class Run:
         self.settings = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "pt", **OWN[model]}
         self._next = cycle(enumerate(batches))
         self.pictures: dict[int, torch.Tensor] = {}
+        self.report: Report | None = None
 
     def __call__(self) -> None:
         """Draw the next batch; every picture has the noise that its place gives it."""
         index, prompts = next(self._next)
         generators = [torch.Generator().manual_seed(1000 * index + i) for i, _ in enumerate(prompts)]
-        with self.attach():
+        with self.attach() as handle:
             self.pictures[index] = self.pipe(prompts, generator=generators, **self.settings).images
+        self.report = handle.report() if isinstance(handle, Handle) else None
 
     def all(self) -> torch.Tensor:
         """Pictures of all batches in order, (n, 3, 128, 128)."""

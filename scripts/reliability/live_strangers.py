@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from realtime.live_client import Client, jpeg, serving
+from realtime.live_client import Client, jpeg, pack_frame, serving
 from reliability.live_clients import megabytes
 from websockets.exceptions import InvalidStatus
 
-from diffaccel.realtime import protocol
 from diffaccel.realtime.server import LiveServer
 
 WAYS_IN: tuple[dict[str, str | None], ...] = (
@@ -60,7 +59,7 @@ def check_ways_in(_model: str, _place: Path, _options: argparse.Namespace) -> st
 
 def bad_messages(count: int) -> Iterator[bytes | str]:
     """Frames that are cut, flipped or foreign, JSON that is not, and controls out of range; seeded."""
-    chance, good = random.Random(0), protocol.pack_frame(1, jpeg(size=(320, 240)))
+    chance, good = random.Random(0), pack_frame(1, jpeg(size=(320, 240)))
     for number in range(count):
         kind = number % 6
         if kind == 0:
@@ -68,7 +67,7 @@ def bad_messages(count: int) -> Iterator[bytes | str]:
         elif kind == 1:
             yield good[: chance.randrange(8, 300)]
         elif kind == 2:
-            yield protocol.pack_frame(number, b"\xff\xd8\xff" + chance.randbytes(2000))
+            yield pack_frame(number, b"\xff\xd8\xff" + chance.randbytes(2000))
         elif kind == 3:
             value = chance.choice([float("inf"), float("nan"), "x", [], -1])
             yield json.dumps({"type": "controls", "values": {"strength": value}})

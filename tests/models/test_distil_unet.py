@@ -4,6 +4,9 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 from distil_unet import BlockOutputs, assemble, every_other, feature_loss
+from fit_layers import fit_layers, solve
+from tiny_networks import picture_unet, unet_inputs
+from torch import nn
 from train_dit import CONFIG, deepen
 from train_dit import denoise as denoise_dit
 
@@ -89,3 +92,37 @@ def test_deepening_changes_nothing() -> None:
     assert torch.equal(one, other)
     with pytest.raises(ValueError, match="cannot deepen 5 blocks to 2"):
         deepen(deeper, 2)
+
+
+@torch.no_grad()
+def test_spoilt_layers_are_mended_one_by_one() -> None:
+    good, spoilt = picture_unet(), picture_unet()
+    rng = torch.Generator().manual_seed(3)
+    for parameter in spoilt.parameters():
+        if parameter.ndim > 1:
+            parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.1)
+    given = unet_inputs(good, rows=48, size=8)
+    call = given["sample"], torch.linspace(0, 999, 48).long(), given["encoder_hidden_states"]
+
+    def error() -> float:
+        return float((spoilt(*call).sample - good(*call).sample).norm() / good(*call).sample.norm())
+
+    before = error()
+    fit_layers(spoilt, good, lambda _, x: x, *call)
+    assert before > 0.3
+    assert error() < 0.02 * before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for n in (good, spoilt) for module in n.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_solved_for_in_the_least_squares(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fit_layers.RIDGE", 0.0)
+    rng = torch.Generator().manual_seed(0)
+    x, y, layer = torch.randn(200, 5, generator=rng) + 1, torch.randn(200, 3, generator=rng), nn.Linear(5, 3, bias=bias)
+    solve(layer, x, y, rng)
+    inputs = torch.cat([x, torch.ones(200, 1)], dim=1) if bias else x
+    expected = torch.linalg.lstsq(inputs, y).solution
+    torch.testing.assert_close(layer.weight, expected[:5].T, rtol=1e-3, atol=1e-4)
+    if bias:
+        torch.testing.assert_close(layer.bias, expected[5], rtol=1e-3, atol=1e-4)

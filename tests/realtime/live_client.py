@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,12 @@ from diffaccel.realtime.settings import Controls
 from diffaccel.stream.report import StreamOutput
 
 SIZE = 64
+SMALL = struct.Struct("<BxxxI")  # kind, number
+
+
+def pack_frame(number: int, data: bytes) -> bytes:
+    """FRAME."""
+    return SMALL.pack(1, number) + data
 
 
 def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (SIZE, SIZE), **options: Any) -> bytes:
@@ -108,11 +115,11 @@ class Client:
     def frame(self, data: bytes | None = None) -> int:
         """Send a frame; its number."""
         self._next += 1
-        self.socket.send(protocol.pack_frame(self._next, jpeg() if data is None else data))
+        self.socket.send(pack_frame(self._next, jpeg() if data is None else data))
         return self._next
 
     def shown(self, number: int) -> None:
-        self.socket.send(protocol.pack_shown(number))
+        self.socket.send(SMALL.pack(2, number))
 
     def controls(self, **values: Any) -> None:
         self.socket.send(json.dumps({"type": "controls", "values": values}))
@@ -122,7 +129,7 @@ class Client:
         message = self.socket.recv(timeout)
         if isinstance(message, str):
             return json.loads(message)
-        if protocol.is_picture(message):
+        if message[0] == 1:
             return protocol.PictureMessage.unpack(message)
         return protocol.Taken.unpack(message)
 

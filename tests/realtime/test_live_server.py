@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from fastapi import WebSocket, WebSocketDisconnect
-from live_client import SIZE, Client, StubStream, colour, get, jpeg, serving, until
+from live_client import SIZE, Client, StubStream, colour, get, jpeg, pack_frame, serving, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from diffaccel.media.errors import MediaError
@@ -251,13 +251,13 @@ BAD = {
     "empty": b"",
     "short": b"\1\0\0",
     "unknown type": struct.pack("<BxxxI", 9, 1),
-    "no picture": protocol.pack_frame(1, b""),
-    "png": protocol.pack_frame(1, b"\x89PNG\r\n\x1a\n" + bytes(50)),
-    "svg": protocol.pack_frame(1, b"<svg xmlns='http://www.w3.org/2000/svg' width='60000' height='60000'/>"),
-    "too wide": protocol.pack_frame(1, jpeg(size=(4096, 16))),
-    "noise": protocol.pack_frame(1, bytes(range(256))),
-    "header only": protocol.pack_frame(1, jpeg()[:20]),
-    "many scans": protocol.pack_frame(1, jpeg()[:-2] + b"\xff\xda" * 50 + b"\xff\xd9"),
+    "no picture": pack_frame(1, b""),
+    "png": pack_frame(1, b"\x89PNG\r\n\x1a\n" + bytes(50)),
+    "svg": pack_frame(1, b"<svg xmlns='http://www.w3.org/2000/svg' width='60000' height='60000'/>"),
+    "too wide": pack_frame(1, jpeg(size=(4096, 16))),
+    "noise": pack_frame(1, bytes(range(256))),
+    "header only": pack_frame(1, jpeg()[:20]),
+    "many scans": pack_frame(1, jpeg()[:-2] + b"\xff\xda" * 50 + b"\xff\xd9"),
     "text": "hello",
     "list": "[1, 2]",
     "deep": "[" * 100_000,

@@ -32,6 +32,7 @@ from diffaccel import (
     FullGuidance,
     IntervalCache,
     LearnedCache,
+    NetworkSwitch,
     OneTimeNegative,
     Profile,
     Quadratic,
@@ -367,6 +368,7 @@ REFUSED = [
         ("pixart", lambda pipe: LearnedCache(routers(pipe)), key, "LearnedCache is trained on whole runs of a pipeline")
         for key in KEYS
     ),
+    *(("sd", NetworkSwitch("emoji-sd"), key, "NetworkSwitch gives whole calls to another network") for key in KEYS),
     *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
 ]
 

@@ -1,0 +1,100 @@
+"""What rows stored is found again by their lanes, in whatever order and company they come."""
+
+import torch
+
+from diffaccel.networks.inputs import Inputs
+from diffaccel.runtime.lanes import Block, Lane, LaneMemory, cat_rows, scatter, select, take_rows
+
+A, B, C, D = (Lane("g", name) for name in "abcd")
+
+
+def block(*lanes: Lane, each: int = 1, note: int = 0) -> Block:
+    """One number per lane: its letter's, so that rows can be told apart."""
+    values = torch.tensor([float(ord(lane.place)) for lane in lanes]).repeat_interleave(each)
+    return Block(tuple(lanes), [(values, note)])
+
+
+def values(blocks: list[Block]) -> list[str]:
+    return [chr(int(x)) for found in blocks for x in found.entries[0][0]]
+
+
+def test_a_block_that_is_asked_for_as_it_was_stored_is_itself() -> None:
+    memory, stored = LaneMemory(), block(A, B)
+    memory.put([stored], 3)
+    assert memory.take((A, B)) == [stored]
+    assert memory.is_before((A, B), 4)
+    assert not memory.is_before((A, C), 3)
+    assert memory.own_block(A) is stored
+
+
+def test_other_orders_halves_and_strangers() -> None:
+    memory = LaneMemory()
+    memory.put([block(A, B, each=2), block(C, each=2)], 0)
+    assert values(memory.take((B, A))) == list("bbaa")
+    assert values(memory.take((C, A))) == list("ccaa")
+    assert values(memory.take((B,))) == list("bb")
+    found = memory.take((A, D, B))
+    assert [len(b.lanes) for b in found] == [1, 1, 1]
+    assert found[1].entries == []
+    assert not memory.has((A, D))
+    together = memory.take((B, C))
+    assert memory.take((B, C)) == together  # what was joined stays so
+
+
+def test_what_was_stored_at_other_calls_is_not_joined() -> None:
+    memory = LaneMemory()
+    memory.put([block(A, note=1)], 0)
+    memory.put([block(B, note=2)], 1)
+    assert [b.lanes for b in memory.take((A, B))] == [(A,), (B,)]
+
+
+def test_merge_drop_and_keep() -> None:
+    memory = LaneMemory()
+    memory.put([block(A), block(B), block(C)], 0)
+    memory.merge((A,), (D,), torch.add)  # nothing is known of D
+    assert values(memory.take((A,))) == ["a"]
+    memory.merge((A,), (B,), torch.maximum)
+    assert values(memory.take((A,))) == ["b"]
+    assert memory.lanes == [A, C]
+    assert memory.nbytes() == 8
+    memory.keep([C])
+    assert memory.lanes == [C]
+    memory.drop([C])
+    assert (memory.nbytes(), memory.steps) == (0, {})
+
+
+def test_rows_of_trees() -> None:
+    x = torch.arange(6.0).reshape(6, 1)
+    assert take_rows({"x": x, "one": torch.tensor(1.0)}, [2, 0], 3)["x"].flatten().tolist() == [4, 5, 0, 1]
+    odd = torch.ones(4)
+    assert take_rows(odd, [1], 3) is odd
+    placeholder = torch.zeros(()).expand(6, 2)
+    assert take_rows(placeholder, [1, 2], 3).stride() == (0, 0)
+    assert cat_rows([placeholder, placeholder]).stride() == (0, 0)
+    assert cat_rows([placeholder, torch.ones(1, 2)]).sum() == 2
+
+
+def test_rows_of_inputs() -> None:
+    values = {
+        "x": torch.arange(2.0)[:, None],
+        "t": torch.tensor(5.0),
+        "prompt": torch.arange(4.0).reshape(4, 1, 1),  # two frames a row
+        "img_ids": torch.arange(2),
+        "names": ["a", "b"],
+        "residuals": [torch.zeros(2, 1, 1), torch.ones(2, 1, 1)],
+        "more": {"mask": torch.tensor([[3.0], [4.0]])},
+    }
+    found = select(Inputs(values, ("x", "t", "prompt")), [1], 2).values
+    assert found["x"].tolist() == [[1.0]]
+    assert found["t"] is values["t"]
+    assert found["prompt"].flatten().tolist() == [2.0, 3.0]
+    assert found["img_ids"] is values["img_ids"]
+    assert found["names"] == ["b"]
+    assert [r.shape[0] for r in found["residuals"]] == [1, 1]
+    assert found["more"]["mask"].tolist() == [[4.0]]
+
+
+def test_outputs_are_put_back_in_order() -> None:
+    late, early = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0]])
+    assert scatter([(late, [0, 2]), (early, [1])]).flatten().tolist() == [0, 1, 2]
+    assert scatter([((late, "extra"), [0, 2]), ((early, "other"), [1])])[1] == "extra"

@@ -1,0 +1,77 @@
+"""A watched scheduler tells when timesteps are set and steps end; its class and other instances are as they were."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from diffaccel.runtime.scheduler_watch import Progress, unwatch, watch
+
+
+class Sampler:
+    def __init__(self) -> None:
+        self.stepped = 0
+
+    def set_timesteps(self, count: int) -> int:
+        return count
+
+    def step(self, output: Any, timestep: Any = None, *, sample: Any = None) -> str:
+        self.stepped += 1
+        return "done"
+
+
+class SubSampler(Sampler):
+    def step(self, output: Any, timestep: Any = None, *, sample: Any = None) -> str:
+        return super().step(output, timestep, sample=sample) + " twice"
+
+
+@pytest.mark.parametrize("cls", [Sampler, SubSampler])
+def test_it_counts_and_leaves_no_trace(cls: type[Sampler]) -> None:
+    before = dict(vars(cls))
+    one, other, started = cls(), cls(), []
+    starting = lambda: started.append(1)  # noqa: E731
+    found = watch(one, starting)
+    assert watch(one, starting) is found
+    assert one.set_timesteps(3) == 3
+    first, second = object(), object()
+    assert one.step(0, first) == other.step(0, first)
+    one.step(0, timestep=second)
+    assert (found.progress.run, found.progress.steps, found.progress.last) == (1, 2, second)
+    assert started == [1, 1]
+    one.step(0, second)
+    assert (found.progress.steps, found.progress.repeated) == (2, 1)
+    unwatch(one, starting)
+    assert vars(cls) != before  # somebody still watches
+    unwatch(one, starting)
+    assert dict(vars(cls)) == before
+    one.set_timesteps(3)
+    assert found.progress.run == 1
+
+
+def test_threads_have_their_own_progress() -> None:
+    scheduler, nothing = Sampler(), lambda: None
+    found = watch(scheduler, nothing)
+    scheduler.set_timesteps(2)
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(found.progress.run))
+    thread.start()
+    thread.join()
+    assert (found.progress.run, seen) == (1, [0])
+    unwatch(scheduler, nothing)
+
+
+def test_what_does_not_step_is_not_watched() -> None:
+    assert watch(None, lambda: None) is None
+    assert watch(object(), lambda: None) is None
+
+
+def test_numbers_at_one_timestep_are_steps_and_objects_are_views() -> None:
+    progress = Progress()
+    progress.step(7)
+    progress.step(7)
+    assert (progress.steps, progress.repeated) == (2, 0)
+    progress.begin()
+    assert (progress.run, progress.last) == (1, None)
+    progress.step(None)
+    progress.step(None)
+    assert progress.steps == 4

@@ -1,0 +1,90 @@
+"""What is stored holds as long as weights, inputs and networks are those that it was made of."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from runtime_calls import EVERY_SECOND
+from tiny_networks import generate, pipeline, sd_unet, unet_inputs
+from tiny_transformers import TRANSFORMERS
+from walk_unets import SMALL
+
+from diffaccel.attach.handle import accelerate
+from diffaccel.methods import DeepCache, TextKVCache
+from diffaccel.networks import layout_of
+
+
+class TestTextKV:
+    def test_a_lora_scale_that_changes_in_mid_run(self) -> None:
+        from peft import LoraConfig
+
+        pipe = pipeline(sd_unet(**SMALL))
+        pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_v"]), "a")
+
+        def weaker(p: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            p.unet.set_adapters(["a"], [1.0 - 0.2 * step])
+            return kwargs
+
+        plain = generate(pipe, 4, callback_on_step_end=weaker)
+        pipe.unet.set_adapters(["a"], [1.0])
+        with accelerate(pipe, TextKVCache()):
+            assert torch.equal(generate(pipe, 4, callback_on_step_end=weaker), plain)
+
+    def test_inference_tensors_written_in_place(self) -> None:
+        unet = sd_unet(**SMALL)
+        with torch.inference_mode():
+            inputs = unet_inputs(unet)
+            prompt = inputs["encoder_hidden_states"].clone()
+            inputs["encoder_hidden_states"] = prompt
+            with accelerate(unet, TextKVCache()):
+                for t in (900, 600):
+                    found = unet(**inputs, timestep=t).sample
+                    prompt.mul_(0.5)
+            prompt.mul_(2.0)
+            assert torch.equal(found, unet(**inputs, timestep=600).sample)
+
+    def test_weights_written_in_inference_mode(self) -> None:
+        with torch.inference_mode():
+            unet = sd_unet(**SMALL)
+            inputs, name = unet_inputs(unet), layout_of(unet).conditioning_only[0]
+            with accelerate(unet, TextKVCache()):
+                unet(**inputs, timestep=900)
+                unet.get_submodule(name).weight.mul_(2.0)
+                found = unet(**inputs, timestep=600).sample
+            assert torch.equal(found, unet(**inputs, timestep=600).sample)
+
+
+def test_stored_features_do_not_keep_the_graph() -> None:
+    unet = sd_unet(**SMALL)
+    inputs = unet_inputs(unet)
+    with accelerate(unet, DeepCache(interval=2)):
+        for t in (900, 700, 500):
+            sample = inputs["sample"].clone().requires_grad_()
+            loss = unet(**{**inputs, "sample": sample}, timestep=t).sample.square().mean()
+            (gradient,) = torch.autograd.grad(loss, sample)
+            assert gradient.abs().sum() > 0
+
+
+def test_a_replaced_network_is_noticed() -> None:
+    pipe = pipeline(sd_unet(**SMALL))
+    handle = accelerate(pipe, DeepCache(interval=2))
+    own = pipe.unet
+    pipe.unet = sd_unet(**SMALL)
+    with pytest.raises(RuntimeError, match="was replaced after accelerate"):
+        generate(pipe, 2)
+    pipe.unet = own
+    assert torch.isfinite(generate(pipe, 2)).all()
+    handle.detach()
+    pipe.unet = sd_unet(**SMALL)
+    assert torch.isfinite(generate(pipe, 2)).all()
+
+
+def test_a_cache_of_diffusers_beside_ours_is_refused() -> None:
+    model = TRANSFORMERS["FluxTransformer2DModel"].build("FluxTransformer2DModel")
+    inputs = TRANSFORMERS["FluxTransformer2DModel"].inputs(1, torch.Generator().manual_seed(0))
+    with accelerate(model, EVERY_SECOND):
+        model.enable_cache(diffusers.FirstBlockCacheConfig())
+        with pytest.raises(RuntimeError, match="enable_cache"):
+            model(**inputs, timestep=torch.tensor([0.5]))
+        model.disable_cache()
