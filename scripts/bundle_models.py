@@ -24,6 +24,7 @@ BUNDLED = {
     "emoji-lcm-lora": Path("lcm/model"),
     "emoji-control": Path("control/model"),
     "emoji-vae-small": Path("vae-small/model"),
+    "emoji-video": Path("video/model"),
 }
 KEPT = ("README.md", "figures.json")  # written by hand and by evaluate_models.py
 

@@ -62,6 +62,7 @@ def test_every_kind_of_model_is_described(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(len(line) <= 120 for line in output.splitlines())
     for name, words in {
         "emoji-lcm-lora": " LCM-LoRA for emoji-sd",
+        "emoji-video": "of frames recognised from words alone",
         "emoji-vae-small": "drawings come back at a PSNR of ",
         "emoji-clip": "of drawings recognised at the first guess",
     }.items():

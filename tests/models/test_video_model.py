@@ -39,6 +39,16 @@ def test_a_video_model_is_an_animatediff_pipeline(folder: Path, caplog: pytest.L
     assert models.load("emoji-video", dtype="bfloat16").unet.dtype == torch.bfloat16
 
 
+def test_the_bundled_adapter_fits_emoji_sd_and_its_positions_come_round() -> None:
+    pipe = models.load("emoji-video")
+    tables = [module.pe[0] for name, module in pipe.unet.named_modules() if name.endswith("pos_embed")]
+    assert len(tables) == 16
+    for table in tables:  # only distances matter, across the end of the table, too
+        products = table @ table.T
+        across = [products[i, (i + 3) % 16] for i in range(16)]
+        torch.testing.assert_close(torch.stack(across), across[0].expand(16), rtol=1e-2, atol=1e-2)
+
+
 def test_what_is_bundled_says_what_it_is_for() -> None:
     row = models.BUNDLED["emoji-video"]
     assert row.kind == "video"
