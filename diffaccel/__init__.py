@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .methods import *  # noqa: F403
     from .networks import UnsupportedModelError as UnsupportedModelError
     from .networks.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
+    from .reuse.forecast import Aligned as Aligned
     from .reuse.forecast import Newton as Newton
     from .reuse.forecast import Taylor as Taylor
+    from .reuse.measure import SeaFilter as SeaFilter
     from .reuse.schedule import Always as Always
     from .reuse.schedule import BackLoaded as BackLoaded
     from .reuse.schedule import FrontLoaded as FrontLoaded
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME: dict[str, str] = {
+    "Aligned": ".reuse.forecast",
     "Always": ".reuse.schedule",
     "BackLoaded": ".reuse.schedule",
     "CausalContext": ".runtime.causal_context",
@@ -66,6 +69,7 @@ _HOME: dict[str, str] = {
     "Quadratic": ".reuse.schedule",
     "Report": ".attach.report",
     "ScaledSteps": ".reuse.schedule",
+    "SeaFilter": ".reuse.measure",
     "SelfNegative": ".sampling.guidance",
     "SimilarityFilter": ".stream.similarity",
     "SlotCache": ".stream.slot_cache",

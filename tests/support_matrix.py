@@ -26,12 +26,16 @@ from diffaccel.methods import (
     IntervalCache,
     KindSteps,
     LearnedCache,
+    MagCache,
+    MagCurve,
     Method,
     NetworkSwitch,
     Profile,
     Recipe,
     Reuse,
     Routers,
+    SpeCa,
+    TeaCache,
     TextKVCache,
     TGate,
     TokenReduction,
@@ -74,6 +78,12 @@ def learned(model: Any) -> Method:
     return LearnedCache(Routers(layout.model, layout.fingerprint, *sampler_of(SCHEDULER), (), units, weights))
 
 
+def along_a_curve(model: Any) -> Method:
+    layout = layout_of(model)
+    curve = MagCurve(layout.model, layout.fingerprint, "this table", (1.0,) * CALLS)
+    return MagCache(curve, threshold=10.0, total=CALLS, max_consecutive=1)
+
+
 METHODS: dict[str, Callable[[Any], Method]] = {
     "BlockCache": lambda model: BlockCache(threshold=10.0),
     "CalibratedCache": calibrated,
@@ -84,8 +94,11 @@ METHODS: dict[str, Callable[[Any], Method]] = {
     "FeatureInheritance": lambda model: FeatureInheritance(interval=2, depth=1),
     "IntervalCache": lambda model: IntervalCache(interval=2, total=CALLS),
     "LearnedCache": learned,
+    "MagCache": along_a_curve,
     "NetworkSwitch": lambda model: NetworkSwitch(copy.deepcopy(model), calls=(0,)),
     "Profile": tuned,
+    "SpeCa": lambda model: SpeCa(threshold=99.0, max_consecutive=1),
+    "TeaCache": lambda model: TeaCache(threshold=99.0, max_consecutive=1),
     "TGate": lambda model: TGate(gate=1, warmup=1),
     "TextKVCache": lambda model: TextKVCache(),
     "TokenReduction": lambda _: TokenReduction("pool", min_tokens=16),

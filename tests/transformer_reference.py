@@ -125,10 +125,13 @@ class ReferenceBlocks:
             return output
         added = self.residuals[index]
         values = [
-            None if past[-1][1] is None else stream + extrapolate(past, self.order, self.step)
+            None if past[-1][1] is None else stream + self.expected(past)
             for past, stream in zip(added, streams, strict=False)
         ]
         return values[0] if len(added) == 1 else tuple(values)
+
+    def expected(self, past: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+        return extrapolate(past, self.order, self.step)
 
     def judge(self, hidden: torch.Tensor) -> None:
         residual = hidden - self.arrived

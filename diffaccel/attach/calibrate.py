@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from diffaccel.attach.calibrate_curves import BlockWatch
 from diffaccel.attach.handle import accelerate
-from diffaccel.config.checks import number, whole
+from diffaccel.config.checks import number, one_of, whole
+from diffaccel.config.words import counted
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import Calibration, KindSteps, of_kind
+from diffaccel.methods.curves import MagCurve, TeaCurve
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.replay_act import Replay
+
+METHODS = ("calibratedcache", "magcache", "teacache")
 
 
 def calibrate(
@@ -27,9 +32,14 @@ def calibrate(
     *,
     max_reuse: int = 3,
     seed: int = 0,
+    method: str = "calibratedcache",
     **settings: Any,
-) -> Calibration:
+) -> Calibration | MagCurve | TeaCurve:
     """Run a pipeline on some prompts and find out when `CalibratedCache` may reuse each kind of layer.
+
+    With `method="magcache"` or `"teacache"` what these must know is measured instead: the mean ratio of the residual's
+    magnitudes from call to call, or a polynomial of degree 4 from the changes of the modulated input to those of the
+    output of the blocks. `MagCache` and `TeaCache` take the result.
 
     For each kind, the mean over layers and prompts of ||F_t - F_s||_1 / ||F_t||_1 is measured for outputs F at network
     calls s < t. Going through a run, call t reuses the last computed call s iff that error is <= alpha (section 3 of
@@ -42,6 +52,7 @@ def calibrate(
         path: where to write the calibration as JSON; None does not write it.
         max_reuse: at most this many reused calls between two computed ones; as many outputs are kept while measuring.
         seed: of the noise; prompt i has seed + i.
+        method: "calibratedcache", "magcache" or "teacache"; alpha and max_reuse are for the first one.
         settings: further arguments of every run, such as num_inference_steps, which the calibration is bound to.
 
     Raises:
@@ -52,7 +63,8 @@ def calibrate(
     whole("max_reuse", max_reuse, 1)
     if not prompts:
         raise ValueError("calibrate needs at least one prompt; got none")
-    measure = _Measure(max_reuse)
+    one_of("method", method, METHODS)
+    measure = _Measure(max_reuse) if method == METHODS[0] else BlockWatch(method == METHODS[2])
     totals = set()
     with accelerate(pipe, measure):
         for index, prompt in enumerate(prompts):
@@ -63,10 +75,16 @@ def calibrate(
             totals.add(measure.calls())
     if len(totals) > 1:
         raise ValueError(f"all runs must make the same number of network calls; these made {sorted(totals)}")
-    calibration = measure.calibration(totals.pop(), alpha)
+    total = totals.pop()
+    source = f"diffaccel.calibrate, {counted(len(prompts), 'prompt')}, {total} network calls"
+    found: Calibration | MagCurve | TeaCurve
+    if isinstance(measure, _Measure):
+        found = measure.calibration(total, alpha)
+    else:
+        found = measure.tea_curve(source) if method == METHODS[2] else measure.mag_curve(total, source)
     if path is not None:
-        calibration.save(path)
-    return calibration
+        found.save(path)
+    return found
 
 
 class _Errors(Forecast):

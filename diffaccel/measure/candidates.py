@@ -52,7 +52,9 @@ def calibrated(workload: Workload, alpha: float) -> Candidate:
     def attach(pipe: Any) -> Handle:
         if not known:
             settings = workload.arguments(pipe) | {"output_type": "latent"}
-            known.append(calibrate(pipe, workload.prompts[:CALIBRATION], alpha, seed=workload.seeds[0], **settings))
+            found = calibrate(pipe, workload.prompts[:CALIBRATION], alpha, seed=workload.seeds[0], **settings)
+            assert isinstance(found, Calibration)
+            known.append(found)
         return accelerate(pipe, CalibratedCache(known[0]))
 
     return Candidate(f"calibratedcache, alpha {alpha:g}", "diffaccel", attach)

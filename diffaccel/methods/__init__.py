@@ -12,6 +12,7 @@ from diffaccel.methods.calibrated_cache import KindSteps as KindSteps
 from diffaccel.methods.control_cache import ControlCache
 from diffaccel.methods.control_relevance import Loss as Loss
 from diffaccel.methods.control_relevance import Relevance
+from diffaccel.methods.curves import MagCurve, TeaCurve
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.delta_cache import DeltaCache
 from diffaccel.methods.easy_cache import EasyCache
@@ -20,6 +21,7 @@ from diffaccel.methods.feature_inheritance import FeatureInheritance
 from diffaccel.methods.files import load_methods as load_methods
 from diffaccel.methods.interval_cache import IntervalCache
 from diffaccel.methods.learned_cache import LearnedCache
+from diffaccel.methods.mag_cache import MagCache
 from diffaccel.methods.network_switch import NetworkSwitch
 from diffaccel.methods.profile import Profile
 from diffaccel.methods.recipe import Evidence as Evidence
@@ -27,6 +29,8 @@ from diffaccel.methods.recipe import Recipe
 from diffaccel.methods.recipe import Reuse as Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.routers import Routers, RouterTraining
+from diffaccel.methods.speca import SpeCa
+from diffaccel.methods.tea_cache import TeaCache
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
 from diffaccel.methods.token_reduction import TokenReduction
@@ -43,6 +47,8 @@ __all__ = [
     "FeatureInheritance",
     "IntervalCache",
     "LearnedCache",
+    "MagCache",
+    "MagCurve",
     "NetworkSwitch",
     "Profile",
     "Recipe",
@@ -50,7 +56,10 @@ __all__ = [
     "ResidualGuidance",
     "RouterTraining",
     "Routers",
+    "SpeCa",
     "TGate",
+    "TeaCache",
+    "TeaCurve",
     "TextKVCache",
     "TokenReduction",
 ]

@@ -77,7 +77,7 @@ class Method(Config, ABC):
         return Ends(self.warmup, self.cooldown)
 
     def bounded_parts(self, layout: Layout) -> list[Part]:
-        """`parts`, within the ends; what customers ask for."""
+        """`parts`, with what every method takes; what customers ask for."""
         return [replace(part, ends=self.ends) for part in self.parts(layout)]
 
     @abstractmethod

@@ -9,7 +9,7 @@ from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.schedule import NOWHERE, At, CallInfo, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.residual_act import AddResidual
 
@@ -30,7 +30,8 @@ class BlockCache(Method):
         back: last blocks, which always run.
         threshold: relative change up to which a row reuses; 0.05 to 0.2 is usual, 0 reuses only what did not change.
         max_consecutive: at most this many reused calls of a row between two computed ones; None sets no limit.
-        forecast: carries the stored residual forward, such as `Taylor(1)`; None adds it unchanged.
+        forecast: carries the stored residual forward, such as `Taylor(1)`, or `Aligned()`, which goes by how far the
+            front residual has gone; None adds it unchanged.
         per_row: whether each row decides for itself where the network keeps rows apart. False measures all rows
             together: the blocks then see batches of one size only, where for compiled blocks every number of rows that
             compute alone is one more graph.
@@ -84,7 +85,7 @@ class _Change(Schedule):
         """Never: rows decide in the middle of the call."""
         return False
 
-    def row_computes(self, change: float, age: int) -> bool:
+    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:  # noqa: ARG002
         """True where the change is large, or not a number."""
         enough = self.max_consecutive is not None and age >= self.max_consecutive
         return enough or not change <= self.threshold

@@ -7,17 +7,20 @@ from typing import Any
 from diffaccel.config import Config
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
+from diffaccel.methods.curves import MagCurve, TeaCurve
 from diffaccel.methods.learned_cache import LearnedCache
+from diffaccel.methods.mag_cache import MagCache
 from diffaccel.methods.profile import Profile
 from diffaccel.methods.recipe import Recipe
 from diffaccel.methods.routers import Routers
+from diffaccel.methods.tea_cache import TeaCache
 
 
 def load_methods(path: str | Path) -> tuple[Method, ...]:
     """The methods that a JSON file asks for.
 
-    The file holds a calibration that `diffaccel.calibrate` wrote, a profile, routers, or one method, or several: as a
-    list, or under `"methods"`.
+    The file holds a calibration or a curve that `diffaccel.calibrate` wrote, a profile, routers, or one method, or
+    several: as a list, or under `"methods"`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -41,6 +44,10 @@ def _method(values: Any) -> Method:
         return Profile(config)
     if isinstance(config, Routers):
         return LearnedCache(config)
+    if isinstance(config, MagCurve):
+        return MagCache(config)
+    if isinstance(config, TeaCurve):
+        return TeaCache(config)
     if not isinstance(config, Method):
         raise ValueError(f"{values['type']} is not a method; methods are {', '.join(Method.names())}")
     return config

@@ -12,8 +12,17 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
-from diffaccel.config import Config
+import torch
+
+from diffaccel.config import Config, kind
 from diffaccel.config.checks import check, number, whole
+from diffaccel.reuse.measure import Measure
+
+At = tuple[int | None, int | None]
+"""A row's place in its run: index of the call, and how many there are; None where it is not known."""
+NOWHERE: At = (None, None)
+Levels = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+"""Tells how much signal and how much noise is in a sample, shaped to multiply it."""
 
 
 def _unmeasured() -> float:
@@ -45,19 +54,29 @@ class Schedule(Config, ABC):
         measures: whether it reads `CallInfo.change`, so that the input of each computed call is kept.
         decides_rows: whether a call that it does not compute is decided row by row, once the front blocks have run.
         counts_run: whether it places its computed calls within a run of known length, which an endless stream is not.
+        quantity: what rows decide by, in words.
     """
 
     measures: ClassVar[bool] = False
     decides_rows: ClassVar[bool] = False
     counts_run: ClassVar[bool] = False
+    quantity: ClassVar[str] = "relative change of the front residual"
 
     @abstractmethod
     def should_compute(self, call: CallInfo) -> bool:
         """Whether this call computes; otherwise it reuses the stored features."""
 
-    def row_computes(self, change: float, age: int) -> bool:  # noqa: ARG002
-        """Whether a row computes, given the relative change of its front residual and its reused calls in a row."""
+    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:  # noqa: ARG002
+        """Whether a row computes, given its `quantity`, its reused calls in a row, and its place in the run."""
         return True
+
+    def rescaled(self, change: float) -> float:
+        """What a change from one call to the next adds, where changes add up."""
+        return change
+
+    def seen(self, sample: torch.Tensor, levels: Levels) -> torch.Tensor:  # noqa: ARG002
+        """What of the network's input is compared."""
+        return sample
 
     @property
     def limit(self) -> float | None:
@@ -260,15 +279,18 @@ class Threshold(Schedule):
     Args:
         threshold: relative change above which a call computes; 0 computes whenever anything changed.
         max_reuse: at most this many reused calls in a row; None sets no limit.
+        measure: what of the input is compared, such as `SeaFilter()`; None is all of it.
     """
 
     measures: ClassVar[bool] = True
 
     threshold: float
     max_reuse: int | None = None
+    measure: Measure | None = None
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, 0.0)
+        kind("measure", self.measure, Measure)
         if self.max_reuse is not None:
             whole("max_reuse", self.max_reuse, 0)
 
@@ -282,6 +304,10 @@ class Threshold(Schedule):
         if self.max_reuse is not None and call.age >= self.max_reuse:
             return True
         return not call.change() <= self.threshold
+
+    def seen(self, sample: torch.Tensor, levels: Levels) -> torch.Tensor:
+        """The input, as `measure` looks at it."""
+        return sample if self.measure is None else self.measure.of(sample, *levels())
 
 
 def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | None) -> int:

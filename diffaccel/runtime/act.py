@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch.utils._pytree import tree_map
@@ -19,7 +19,11 @@ from diffaccel.networks.inputs import Inputs
 from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
+from diffaccel.runtime.drift import Drift
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, take_rows
+
+if TYPE_CHECKING:
+    from diffaccel.runtime.call import Call
 
 Lifetime = Literal["run", "control", "prompt", "frame", "video"]
 """What the memory of a part lasts as long as: a run of a pipeline or a stream, the same with one control image, a
@@ -37,6 +41,11 @@ class Act(ABC):
 
     exclusive: ClassVar[bool] = True
     from_first: ClassVar[bool] = False
+
+    @property
+    def tells_alignment(self) -> bool:
+        """Whether it measures in front of what it skips how far a forecast should go."""
+        return False
 
     @property
     @abstractmethod
@@ -89,7 +98,7 @@ class Part:
         lifetime: what its memory lasts as long as.
         merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a
             function of positive and negative rows; None leaves the positive ones as they are.
-        ends: the calls of a run in which it may reuse at all.
+        ends: calls at the ends of a run, in which it computes in any case.
     """
 
     act: Act
@@ -98,6 +107,13 @@ class Part:
     lifetime: Lifetime = "run"
     merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ends: Ends = NO_ENDS
+
+    def __post_init__(self) -> None:
+        if self.forecast is not None and self.forecast.aligns and not self.act.tells_alignment:
+            name = type(self.forecast).__name__
+            raise ValueError(
+                f"{name} goes by what front blocks measure, which BlockCache alone has: use forecast=Taylor(1) here"
+            )
 
     @property
     def counts_run(self) -> bool:
@@ -127,6 +143,9 @@ class PartState:
         sizes: rows of each block.
         measures: where rows decide in mid-call, the rule: from their measured changes to whether they compute.
         late: places of the rows that must compute in a second call, because others reuse in this one.
+        call: the network call.
+        drift: what its rows gathered in earlier calls, by which they decide.
+        alignment: for each row how far a forecast that asks for it goes, ``(rows,)``; None where it was not measured.
     """
 
     def __init__(self, part: Part) -> None:
@@ -139,6 +158,19 @@ class PartState:
         self.sizes: list[int] = []
         self.measures: Callable[[list[float]], list[bool]] | None = None
         self.late: tuple[int, ...] = ()
+        self.call: Call | None = None
+        self.drift = Drift()
+        self.alignment: torch.Tensor | None = None
+
+    @property
+    def lanes(self) -> Lanes:
+        """Lanes of its rows."""
+        return tuple(lane for block in self.blocks for lane in block.lanes)
+
+    def settle(self, decided: Sequence[bool]) -> None:
+        """Rows have decided: all compute now, or those that must do so in a second call."""
+        self.compute = all(decided)
+        self.late = () if self.compute else tuple(row for row, computes in enumerate(decided) if computes)
 
     def prepare(
         self,
@@ -172,7 +204,7 @@ class PartState:
         self.sizes = [len(block.lanes) for block in self.blocks]
         self.compute, self.writable = compute, writable
         self.variant = self.part.act.variant(steps[0], total)
-        self.measures, self.late = None, ()
+        self.measures, self.late, self.alignment = None, (), None
         self.part.act.begin(self)
 
     def _blocks(self, own: Lanes, kept: LaneMemory, *, compute: bool, step: int) -> list[Block]:
@@ -199,13 +231,17 @@ class PartState:
     def read(self, slot: int, *, carried: bool = True) -> Any:
         """What is stored, carried to this call, all rows together."""
         if len(self.blocks) == 1:
-            return self._carry(self.blocks[0].entries[slot], self.steps[0], carried)
-        pairs = zip(self.blocks, self.steps, strict=True)
-        return cat_rows([self._carry(block.entries[slot], step, carried) for block, step in pairs])
+            return self._carry(0, slot, carried)
+        return cat_rows([self._carry(index, slot, carried) for index, _ in enumerate(self.blocks)])
 
-    def _carry(self, entry: Any, step: int, carried: bool) -> Any:
-        forecast = self.part.forecast if carried else None
-        return entry if forecast is None else forecast.predict(entry, step)
+    def _carry(self, index: int, slot: int, carried: bool) -> Any:
+        entry, forecast = self.blocks[index].entries[slot], self.part.forecast if carried else None
+        if forecast is None:
+            return entry
+        if forecast.aligns and self.alignment is not None:
+            start = sum(self.sizes[:index])
+            return forecast.align(entry, self.alignment[start : start + self.sizes[index]])
+        return forecast.predict(entry, self.steps[index])
 
     def write(self, slot: int, value: Any, *, carried: bool = True) -> None:
         """Store what was computed for all rows. Nothing keeps autograd's graph, unless the forecast does."""
@@ -226,6 +262,9 @@ class Place:
     def apart(self) -> bool:
         """Once the inputs are changed, whether they can no longer be those of the same module for other callers."""
         return False
+
+    def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]) -> None:
+        """Decide what is still to be decided, before any place of the module is asked whether it reuses."""
 
     def reuses(self) -> bool:
         """Whether the module must not run in this call."""

@@ -33,9 +33,12 @@ class ActHook(Hook):
     def __init__(self, places: Sequence[Place]) -> None:
         super().__init__()
         self.places = tuple(places)
+        self.asked = tuple(place for place in places if type(place).ask is not Place.ask)
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """The module's output, computed or recalled."""
+        for place in self.asked:
+            place.ask(args, kwargs, self.original)
         for place in self.places:
             if place.reuses():
                 return place.recall(args, kwargs)
@@ -195,6 +198,6 @@ def _require_whole(model: torch.nn.Module, session: Session) -> None:
     measured = any(part.act.measured for part in session.parts)
     if measured and hasattr(model.forward, "_torchdynamo_orig_callable"):
         raise RuntimeError(
-            "the network's forward was compiled as a whole, and BlockCache decides in the middle of it from a value on "
+            "the network's forward was compiled as a whole, and a cache decides in the middle of it from a value on "
             "the device: compile the blocks instead, with model.compile_repeated_blocks(fullgraph=True)"
         )

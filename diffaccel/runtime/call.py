@@ -4,9 +4,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.lanes import Lanes, Span, select
+from diffaccel.sampling.noise_levels import NoiseLevels
 
 Forced = bool | tuple[bool, ...] | None
 """What computes, whatever the schedules say: all, nothing, or each part as told; None lets the schedules decide."""
@@ -48,6 +51,7 @@ class Call:
         run: the run of a pipeline that the call belongs to, if any.
         view: which of several such calls beside each other in one step; both calls of guidance share it.
         partners: for each row the lane of the negative row beside it that a method has dropped; empty if none was.
+        levels: for each row how much signal and noise is in its sample, where whoever makes the call knows.
         measured: what methods measure to decide about it, which they add here for the report; calls of some of its rows
             share the list.
         spans: for each row the frames of a video that it shows; empty where a row is no part of one.
@@ -63,6 +67,7 @@ class Call:
     run: Any = None
     view: Hashable = None
     partners: Lanes = ()
+    levels: tuple[tuple[float, float], ...] = ()
     measured: list[Measured] = field(default_factory=list)
     spans: tuple[Span, ...] = ()
 
@@ -87,7 +92,26 @@ class Call:
             roles=tuple(self.roles[row] for row in rows) if self.roles else (),
             partners=tuple(self.partners[row] for row in rows) if self.partners else (),
             spans=tuple(self.spans[row] for row in rows) if self.spans else (),
+            levels=tuple(self.levels[row] for row in rows) if self.levels else (),
         )
+
+    def noise_levels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much signal and how much noise is in the sample, of each row or of all, ``(rows or 1, 1, ...)``.
+
+        Raises:
+            ValueError: if nothing tells.
+        """
+        sample = self.inputs.sample
+        if self.levels:
+            levels = torch.tensor(self.levels, device=sample.device).reshape(-1, 2, *[1] * (sample.dim() - 1))
+            return levels[:, 0], levels[:, 1]
+        scheduler = None if self.run is None else self.run.host.scheduler
+        if scheduler is None:
+            raise ValueError(
+                "the noise level of this network call is not known: pass the pipeline, not its network, to "
+                "accelerate(), or leave the measure out"
+            )
+        return NoiseLevels(scheduler).at(self.run.timestep_of(self.inputs.timestep), sample.float())
 
     def rows_of(self, role: str) -> list[int]:
         """Places of the rows that have a role."""

@@ -13,12 +13,13 @@ from diffaccel.reuse.residual import relative_change
 from diffaccel.reuse.schedule import CallInfo
 from diffaccel.runtime.act import Lifetime, Part
 from diffaccel.runtime.call import Call, Measured
+from diffaccel.runtime.drift import Drift
 from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes, stored_nbytes
 
 Decision = tuple[bool, ...]
 """For each part whether it computes."""
 PROMPTS_KEPT = 4
-INPUT_CHANGE, FRONT_CHANGE = "relative change of the input", "relative change of the front residual"
+INPUT_CHANGE = "relative change of the input"
 
 
 @dataclass
@@ -37,11 +38,13 @@ class PartMemory:
         lanes: what is stored.
         ages: for each lane how many calls have reused it since it was computed.
         records: by group.
+        drift: what rows gathered since they computed.
     """
 
     lanes: LaneMemory = field(default_factory=LaneMemory)
     ages: dict[Lane, int] = field(default_factory=dict)
     records: dict[Hashable, GroupRecord] = field(default_factory=dict)
+    drift: Drift = field(default_factory=Drift)
 
     def copy(self) -> PartMemory:
         """The same for calls that shall leave no trace here; tensors are shared."""
@@ -52,10 +55,13 @@ class PartMemory:
         """Count a call."""
         for lane in lanes:
             self.ages[lane] = 0 if computed else self.ages.get(lane, 0) + 1
+        if computed:
+            self.drift.restart(lanes)
 
     def keep(self, lanes: Sequence[Lane]) -> None:
         """Forget all but some lanes and their groups."""
         self.lanes.keep(lanes)
+        self.drift.keep(lanes)
         kept, groups = set(lanes), {lane.group for lane in lanes}
         self.ages = {lane: age for lane, age in self.ages.items() if lane in kept}
         self.records = {group: record for group, record in self.records.items() if group in groups}
@@ -141,6 +147,7 @@ class Memory:
         """Forget features of some lanes."""
         for memory in self.parts:
             memory.lanes.drop(lanes)
+            memory.drift.drop(lanes)
         for rows in self.rows.values():
             for lane in lanes:
                 rows.pop(lane, None)
@@ -148,7 +155,8 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of the storage that features take."""
         of_rows = [list(vars(row).values()) for rows in self.rows.values() for row in rows.values()]
-        return sum(memory.lanes.nbytes() for memory in self.parts) + stored_nbytes(of_rows)
+        drifts = [list(memory.drift.latest.values()) for memory in self.parts]
+        return sum(memory.lanes.nbytes() for memory in self.parts) + stored_nbytes([of_rows, drifts])
 
     def decide(self, call: Call) -> dict[Hashable, Decision]:
         """For each group of the call what computes; what was decided early for a ControlNet stays so."""
@@ -178,7 +186,7 @@ class Memory:
         record.calls = record.calls + 1 if begun else 0
         computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         if computes and part.schedule.measures:
-            record.reference = call.inputs.sample.clone()
+            record.reference = part.schedule.seen(call.inputs.sample, call.noise_levels).clone()
         return computes
 
     def _is_even(self, index: int, lanes: Lanes) -> bool:
@@ -197,7 +205,7 @@ class Memory:
         step = record.calls if step is None else step
 
         def change() -> float:
-            found = relative_change(call.inputs.sample, record.reference)
+            found = relative_change(schedule.seen(call.inputs.sample, call.noise_levels), record.reference)
             call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
             return found
 
@@ -223,9 +231,9 @@ class Memory:
         lanes = call.lanes[self._parts[index].lifetime]
 
         def rule(changes: list[float]) -> list[bool]:
-            call.measured.append(Measured(FRONT_CHANGE, tuple(changes), schedule.limit))
-            pairs = zip(changes, lanes, strict=True)
-            return [schedule.row_computes(change, ages.get(lane, 0)) for change, lane in pairs]
+            call.measured.append(Measured(schedule.quantity, tuple(changes), schedule.limit))
+            rows = enumerate(zip(changes, lanes, strict=True))
+            return [schedule.row_computes(change, ages.get(lane, 0), call.place(row)) for row, (change, lane) in rows]
 
         return rule
 

@@ -30,6 +30,11 @@ class AddResidual(Act):
     rows_apart: bool = True
 
     @property
+    def tells_alignment(self) -> bool:
+        """Where there are front blocks."""
+        return bool(self.front)
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """All blocks that carry a hook."""
         return self.front + self.ranges.blocks
@@ -106,12 +111,22 @@ class _Front:
     def measure(self, residual: torch.Tensor) -> None:
         """Decide, given what the front blocks added, ``(rows * anything, ...)``."""
         state = self.state
-        if state.measures is not None and state.knows(REFERENCE):
-            self._decide(residual)
+        known = state.read(REFERENCE, carried=False) if state.knows(REFERENCE) else None
+        if state.measures is not None and known is not None:
+            self._decide(residual, known[0])
         if state.compute:
-            state.write(REFERENCE, residual, carried=False)
+            state.write(REFERENCE, [residual, residual if known is None else known[0]][: self.kept], carried=False)
+        elif self.kept > 1 and known is not None:
+            assert state.part.forecast is not None
+            state.alignment = state.part.forecast.alignment(residual, known, sum(state.sizes), self.rows_apart)
 
-    def _decide(self, residual: torch.Tensor) -> None:
+    @property
+    def kept(self) -> int:
+        """How many of the last residuals are kept to compare with."""
+        forecast = self.state.part.forecast
+        return 2 if forecast is not None and forecast.aligns else 1
+
+    def _decide(self, residual: torch.Tensor, reference: torch.Tensor) -> None:
         state = self.state
         assert state.measures is not None
         count = sum(state.sizes)
@@ -120,11 +135,9 @@ class _Front:
                 f"hidden states of shape {tuple(residual.shape)} cannot belong to {count} rows: this network does not "
                 "keep its rows apart"
             )
-        reference = state.read(REFERENCE, carried=False)
         changes = relative_changes(residual, reference, count if self.rows_apart else 1)
         decided = state.measures(changes if self.rows_apart else changes * count)
-        state.compute = all(decided)
-        state.late = () if state.compute else tuple(row for row, computes in enumerate(decided) if computes)
+        state.settle(decided)
 
 
 class _FrontBlock(Place):

@@ -186,6 +186,7 @@ class Session:
         """Point a part's state at what its lanes stored."""
         part, kept = state.part, memory.parts[index].lanes
         own, steps = call.lanes[part.lifetime], memory.steps_of(index, call)
+        state.call, state.drift = call, memory.parts[index].drift
         if part.merge is not None and call.partners:
             kept.merge(own, call.partners, part.merge)
         told: dict[str, Any] = {"total": call.place(0)[1], "writable": writable, "spans": call.spans}

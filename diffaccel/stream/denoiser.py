@@ -106,7 +106,9 @@ class Denoiser:
         by_frame = self._cache is not None and self._cache.key == "frame"
         places = tuple((slot.stage, len(slot.settings.stages)) for slot, _, _ in rows) if by_frame else ()
         lanes = {"run": features, "prompt": prompts, "frame": images}
-        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places)  # type: ignore[arg-type]
+        stages = [slot.settings.stages.levels[slot.stage] for slot, _, _ in rows]
+        levels = tuple((level.alpha, level.sigma) for level in stages)
+        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places, levels=levels)  # type: ignore[arg-type]
 
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)

@@ -17,9 +17,14 @@ from diffaccel.methods import (
     DeltaCache,
     IntervalCache,
     KindSteps,
+    MagCache,
+    MagCurve,
+    SpeCa,
+    TeaCache,
 )
+from diffaccel.methods.tea_cache import first_attention
 from diffaccel.networks import UnsupportedModelError, layout_of
-from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.forecast import Aligned, Taylor
 from diffaccel.reuse.schedule import Always
 
 pytestmark = [  # what the networks themselves say
@@ -101,7 +106,24 @@ def always(model: Any) -> list[Any]:
         IntervalCache(schedule=Always(), forecast=Taylor(2)),
         DeltaCache(interval=1, gate=3),
         CalibratedCache(full),
+        BlockCache(threshold=0.0, forecast=Aligned()),
+        MagCache(mag_curve(model), threshold=0.0, total=CALLS),
+        *guarded(model, 0.0),
     ]
+
+
+def mag_curve(model: Any) -> MagCurve:
+    layout = layout_of(model)
+    return MagCurve(layout.model, layout.fingerprint, "this test", (1.0, 1.05, 1.02, 0.97, 1.1, 0.8))
+
+
+def guarded(model: Any, threshold: float) -> list[Any]:
+    """TeaCache where the first attention is known by name, and SpeCa."""
+    try:
+        first_attention(layout_of(model))
+    except UnsupportedModelError:
+        return [SpeCa(threshold)]
+    return [SpeCa(threshold), TeaCache(threshold=threshold)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,6 +216,9 @@ def reusing(model: Any) -> list[Any]:
         IntervalCache(interval=3, total=CALLS),
         DeltaCache(interval=3, gate=2),
         CalibratedCache(profile(model, (0, 3))),
+        BlockCache(threshold=10.0, warmup=2, forecast=Aligned()),
+        MagCache(mag_curve(model), threshold=10.0, total=CALLS),
+        *guarded(model, 10.0),
     ]
 
 
@@ -244,7 +269,8 @@ def test_contexts_do_not_leak(name: str) -> None:
     """Conditional and unconditional calls that alternate equal two runs of their own."""
     model = build(name)
     runs = {context: run_inputs(name, seed=seed)[:4] for seed, context in enumerate(("cond", "uncond"))}
-    for method in (BlockCache(threshold=0.02), IntervalCache(interval=2, total=4), DeltaCache(interval=2, gate=2)):
+    intervals = IntervalCache(interval=2, total=4), DeltaCache(interval=2, gate=2)
+    for method in (BlockCache(threshold=0.02), *intervals, *guarded(model, 0.05)):
         with accelerate(model, method) as handle:
             alone = {}
             for context, calls in runs.items():

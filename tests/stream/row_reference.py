@@ -27,6 +27,8 @@ class Rule:
         order: of the Taylor expansion.
         front: blocks that always run and are measured, with `threshold` to their relative change.
         skipped: from the count of the call to the places of the blocks that are skipped, where they change.
+        probe: name of the attention whose input is measured: its changes add up to `threshold`.
+        check: whether the last block runs always, and how far it is from its forecast decides about the next call.
     """
 
     modules: Callable[[torch.nn.Module], list[str]]
@@ -36,6 +38,8 @@ class Rule:
     front: int = 0
     threshold: float = 0.0
     skipped: Callable[[int, int], range] | None = None
+    probe: Callable[[torch.nn.Module], str] | None = None
+    check: bool = False
 
 
 @dataclass
@@ -77,6 +81,9 @@ class RowByRow:
             else:
                 make = self._replay if rule.form == "output" else self._add
                 module.register_forward_hook(make(name, place, len(names)), with_kwargs=True)
+        if rule.probe is not None:
+            attention = self.network.model.get_submodule(rule.probe(self.network.model))
+            attention.register_forward_pre_hook(self._measure, with_kwargs=True)
         engine._denoiser.predict = self.predict
 
     @torch.no_grad()
@@ -95,11 +102,23 @@ class RowByRow:
                 self.lanes[key] = Kept()
             self.own, self.stages = self.lanes[key], len(slot.settings.stages)
             self.compute = not known or self.rule.computes(self.count)
+            if self.rule.check:
+                self.compute = self.compute or not self.own.expected <= self.rule.threshold
+                self.own.expected = 0.0
             inputs = {name: value[i : i + 1] for name, value in tick.inputs.items()}
             x, t = tick.latents[i : i + 1], tick.timesteps[i : i + 1]
             outputs.append(self._moved(x, t, inputs) if whole else self.network.predict(x, t, inputs))
             self.replayed += not self.compute
         return torch.cat(outputs)
+
+    def _measure(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Add how far the input of an attention has moved since the row's last call."""
+        own, now = self.own, (args[0] if args else kwargs["hidden_states"]).clone()
+        if own.latest is not None and not self.compute:
+            own.expected += float((now - own.latest).abs().mean() / own.latest.abs().mean())
+            self.compute = not own.expected < self.rule.threshold
+        own.expected = 0.0 if self.compute else own.expected
+        own.latest = now
 
     def _moved(self, x: torch.Tensor, t: torch.Tensor, inputs: Any) -> torch.Tensor:
         """The prediction, or the last one moved with the input while little has changed since."""
@@ -169,6 +188,11 @@ class RowByRow:
             if self.compute:
                 added = [None if v is None else v - s for v, s in zip(values, streams, strict=True)]
                 self._history(name).append((self.count, added))
+                return output
+            if self.rule.check and place == last - 1:
+                real = values[main] - streams[main]
+                own = self._expected(name)[main]
+                self.own.expected = float((real - own).norm() / real.norm())
                 return output
             if self.rule.skipped is not None and place not in self.rule.skipped(self.count, self.stages):
                 return output

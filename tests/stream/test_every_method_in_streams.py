@@ -19,6 +19,7 @@ from row_reference import RowByRow, Rule
 from transformer_reference import UNITS
 
 from diffaccel import (
+    Aligned,
     BackLoaded,
     BlockCache,
     CalibratedCache,
@@ -32,6 +33,8 @@ from diffaccel import (
     FullGuidance,
     IntervalCache,
     LearnedCache,
+    MagCache,
+    MagCurve,
     NetworkSwitch,
     OneTimeNegative,
     Profile,
@@ -41,9 +44,11 @@ from diffaccel import (
     Routers,
     ScaledSteps,
     SlotCache,
+    SpeCa,
     Steps,
     StreamEngine,
     Taylor,
+    TeaCache,
     TextKVCache,
     TGate,
     TokenReduction,
@@ -88,6 +93,16 @@ def units(*kinds: str) -> Callable[[torch.nn.Module], list[str]]:
 def last_layer(model: Any) -> list[str]:
     """The last layer of the UNet, whose input from below DeepCache stores at branch 0."""
     return [f"up_blocks.{len(model.up_blocks) - 1}.resnets.{len(model.up_blocks[-1].resnets) - 1}"]
+
+
+def first_attention(model: Any) -> str:
+    """The attention of the first transformer block."""
+    return next(f"transformer_blocks.0.{n}" for n in ("attn", "attn1") if hasattr(model.transformer_blocks[0], n))
+
+
+def mag_curve(pipe: Any) -> MagCurve:
+    layout = layout_of(pipe.transformer)
+    return MagCurve(layout.model, layout.fingerprint, "this test", (1.0, 0.9, 0.9, 0.9))
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,38 @@ TRANSFORMER_CASES = [
         exact=False,
     ),
     Case(
+        "blockcache, aligned",
+        BlockCache(threshold=0.0, forecast=Aligned()),
+        BlockCache(threshold=0.3, forecast=Aligned(limit=1.0)),
+        Rule(blocks, lambda count: False, "residual", front=1, threshold=0.3),
+        ("pixart",),
+        exact=False,
+    ),
+    Case(
+        "magcache",
+        lambda pipe: MagCache(mag_curve(pipe), threshold=0.0),
+        lambda pipe: MagCache(mag_curve(pipe), threshold=9.0, max_consecutive=2, retention=0.0),
+        Rule(blocks, lambda count: count in (0, 3), "residual"),
+        TRANSFORMERS,
+        ("frame",),
+    ),
+    Case(
+        "teacache",
+        TeaCache(threshold=0.0),
+        TeaCache(threshold=0.5, forecast=Taylor(1)),
+        Rule(blocks, lambda count: False, "residual", order=1, probe=first_attention, threshold=0.5),
+        TRANSFORMERS,
+        exact=False,
+    ),
+    Case(
+        "speca",
+        SpeCa(threshold=0.0),
+        SpeCa(threshold=0.1, max_consecutive=99, forecast=None),
+        Rule(blocks, lambda count: False, "residual", threshold=0.1, check=True),
+        TRANSFORMERS,
+        exact=False,
+    ),
+    Case(
         "deltacache",
         DeltaCache(1),
         DeltaCache(2),
@@ -351,6 +398,7 @@ MADE_OF_RUNS = "computes at places in a run of known length"
 REFUSED = [
     ("pixart", lambda pipe: CalibratedCache(calibration(pipe, (0, 3))), "stage", MADE_OF_RUNS),
     ("pixart", DeltaCache(2), "stage", MADE_OF_RUNS),
+    ("pixart", lambda pipe: MagCache(mag_curve(pipe)), "stage", MADE_OF_RUNS),
     ("pixart", IntervalCache(2), "stage", MADE_OF_RUNS),
     ("sd", EncoderPropagation(), "stage", MADE_OF_RUNS),
     *(

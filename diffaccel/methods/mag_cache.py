@@ -1,0 +1,131 @@
+"""MagCache (arXiv 2506.09045): how the magnitude of the residual falls through a run says when to reuse it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from diffaccel.config import kind
+from diffaccel.config.checks import check, number, whole
+from diffaccel.methods.base import Method
+from diffaccel.methods.curves import MagCurve, curve_for
+from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.residual import Ranges
+from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.runtime.act import Part
+from diffaccel.runtime.residual_act import AddResidual
+
+
+@dataclass(frozen=True)
+class MagCache(Method):
+    """Skip all blocks while the residual's magnitude, by its calibrated curve, stays near that of the stored one.
+
+    With gamma_t the mean ratio of the residual's norm at call t to that at t - 1, call t adds the stored residual while
+    the sum of |1 - prod gamma| over the calls since the last computed one is at most the threshold (section 3.3 of the
+    paper). All is known before the run starts, so that nothing waits for the device. Stores one residual of the hidden
+    states; in networks with long skip connections one for each block.
+
+    Args:
+        curve: the path of a curve that `diffaccel.calibrate` wrote, the name of a published one, or a `MagCurve`. Taken
+            to other numbers of calls by the nearest entry, as in the authors' code.
+        threshold: error that may add up; 0.06 to 0.24 is usual, 0 reuses only where the curve is flat.
+        max_consecutive: at most this many skipped calls in a row.
+        retention: share of the run at whose start all calls compute, 0..1.
+        total: network calls of a run; None takes it from the pipeline.
+        forecast: carries the stored residual forward, such as `Taylor(1)`; None adds it unchanged.
+    """
+
+    curve: str | MagCurve
+    threshold: float = 0.06
+    max_consecutive: int = 3
+    retention: float = 0.2
+    total: int | None = None
+    forecast: Forecast | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.curve, Path):
+            object.__setattr__(self, "curve", str(self.curve))
+        check(
+            isinstance(self.curve, MagCurve) or (isinstance(self.curve, str) and self.curve != ""),
+            f"curve must be a path, the name of a published curve, or a MagCurve; got {self.curve!r}",
+        )
+        number("threshold", self.threshold, 0.0)
+        whole("max_consecutive", self.max_consecutive, 0)
+        number("retention", self.retention, 0.0, 1.0)
+        if self.total is not None:
+            whole("total", self.total, 1)
+        kind("forecast", self.forecast, Forecast)
+
+    def parts(self, layout: Layout) -> list[Part]:
+        """One part: all blocks."""
+        if not layout.blocks:
+            raise UnsupportedModelError(f"MagCache needs a list of transformer blocks; {layout.model} has none")
+        curve = curve_for(self.curve, MagCurve, layout)
+        when = _AlongCurve(
+            curve.ratios,
+            self.threshold,
+            self.max_consecutive,
+            self.retention,
+            self.total,
+            self.warmup,
+            self.cooldown,
+        )
+        return [Part(AddResidual(Ranges((layout.blocks,), each=layout.long_skips)), when, self.forecast)]
+
+
+@dataclass(frozen=True)
+class _AlongCurve(Schedule):
+    """Compute where the error along the curve has added up."""
+
+    counts_run: ClassVar[bool] = True
+
+    ratios: tuple[float, ...]
+    threshold: float
+    max_consecutive: int
+    retention: float
+    total: int | None
+    warmup: int
+    cooldown: int
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the calls that `mag_steps` lists."""
+        return call.index in self.steps(self.total if self.total is not None else call.total)
+
+    def steps(self, total: int | None) -> tuple[int, ...]:
+        """The computed calls of a run."""
+        if total is None:
+            raise ValueError(
+                "MagCache needs the number of network calls of a run, which a bare network does not tell: give "
+                "MagCache(..., total=50), or pass the pipeline to accelerate()"
+            )
+        start = max(self.warmup, int(self.retention * total + 0.5))
+        ratios = nearest(self.ratios, total)
+        return mag_steps(ratios, self.threshold, self.max_consecutive, start, total - self.cooldown)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown."""
+        self.steps(self.total if self.total is not None else total)
+
+
+@lru_cache(maxsize=64)
+def mag_steps(ratios: tuple[float, ...], threshold: float, most: int, start: int, end: int) -> tuple[int, ...]:
+    """Calls that compute in a run of as many calls as ratios: all before `start` and from `end` on, and call 0."""
+    computed, product, error, skipped = [], 1.0, 0.0, 0
+    for step, ratio in enumerate(ratios):
+        if start <= step < end:
+            product, skipped = product * ratio, skipped + 1
+            error += abs(1 - product)
+            if step > 0 and error <= threshold and skipped <= most:
+                continue
+        computed.append(step)
+        product, error, skipped = 1.0, 0.0, 0
+    return tuple(computed)
+
+
+def nearest(values: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """`count` values, each the nearest of `values` on an even grid over the run."""
+    if count == 1:
+        return values[-1:]
+    return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
