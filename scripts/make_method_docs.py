@@ -15,7 +15,7 @@ from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
 import diffaccel
 from diffaccel.config import ordered_fields
-from diffaccel.methods import Calibration, KindSteps, Method
+from diffaccel.methods import Calibration, KindSteps, MagCurve, Method
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.layout import Layout
 
@@ -108,9 +108,11 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
         for layout in layouts
         if layout.units
     ]
+    curves = [MagCurve(layout.model, layout.fingerprint, "", (1.0,)) for layout in layouts if layout.blocks]
     given: dict[str, Any] = {
         "CalibratedCache": calibration,
         "LearnedCache": ["routers.json"],
+        "MagCache": curves,
         "NetworkSwitch": ["emoji-sd"],
         "Profile": ["profile.json"],
     }

@@ -63,7 +63,7 @@ class BlockWatch(Method):
                 f"the blocks of this network make {tuple(value.shape)} of {tuple(entering.shape)}, which have no "
                 "residual: use BlockCache or IntervalCache"
             )
-        step, lanes = state.steps[0], state.lanes
+        step, lanes = state.steps[0], state.row_lanes
         self.last = max(self.last, step)
         self.now["residual"] = value - entering
         found = {name: (tensor, self.before.get((lanes, name))) for name, tensor in self.now.items()}

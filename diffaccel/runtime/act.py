@@ -163,8 +163,8 @@ class PartState:
         self.alignment: torch.Tensor | None = None
 
     @property
-    def lanes(self) -> Lanes:
-        """Lanes of its rows."""
+    def row_lanes(self) -> Lanes:
+        """Lanes of its rows, in their order."""
         return tuple(lane for block in self.blocks for lane in block.lanes)
 
     def settle(self, decided: Sequence[bool]) -> None:

@@ -18,6 +18,21 @@ class Drift:
     def __init__(self) -> None:
         self.latest: dict[Lane, torch.Tensor] = {}
         self.totals: dict[Lane, float | torch.Tensor] = {}
+        self._open: dict[Lane, tuple[torch.Tensor | None, float | torch.Tensor | None]] = {}
+
+    def begin(self, lanes: Lanes) -> None:
+        """A call of some rows begins; one that did not get to its end has changed nothing."""
+        for lane, (latest, total) in self._open.items():
+            self.drop([lane])
+            if latest is not None:
+                self.latest[lane] = latest
+            if total is not None:
+                self.totals[lane] = total
+        self._open = {lane: (self.latest.get(lane), self.totals.get(lane)) for lane in lanes}
+
+    def commit(self) -> None:
+        """It has got to its end."""
+        self._open = {}
 
     def note(self, lanes: Lanes, measured: torch.Tensor) -> None:
         """Remember what was measured, ``(rows * anything, ...)``, without waiting for the device."""

@@ -77,7 +77,7 @@ class _Gate:
             return
         if self.act.check:
             if state.measures is not None:
-                state.settle(state.measures(state.drift.known(state.lanes)))
+                state.settle(state.measures(state.drift.known(state.row_lanes)))
         elif self.act.measure is not None:
             self.take(self.act.measure.of(state.call.inputs.sample, *state.call.noise_levels()))
         elif state.measures is not None:
@@ -102,10 +102,10 @@ class _Gate:
         measured = measured.detach()
         measured = measured.clone() if state.writable else measured
         if state.measures is None:
-            state.drift.note(state.lanes, measured)
+            state.drift.note(state.row_lanes, measured)
             return
-        state.drift.add(state.lanes, measured, not self.act.rows_apart, state.part.schedule.rescaled)
-        state.settle(state.measures(state.drift.known(state.lanes)))
+        state.drift.add(state.row_lanes, measured, not self.act.rows_apart, state.part.schedule.rescaled)
+        state.settle(state.measures(state.drift.known(state.row_lanes)))
 
 
 class _FirstBlock(Place):
@@ -158,7 +158,7 @@ class _CheckedBlock(Place):
         if state.compute:
             state.write(self.slot, added)
         elif state.knows(self.slot):
-            state.drift.set(state.lanes, relative_errors(added, state.read(self.slot), len(state.lanes)))
+            state.drift.set(state.row_lanes, relative_errors(added, state.read(self.slot), len(state.row_lanes)))
         return output
 
 

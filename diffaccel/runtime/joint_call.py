@@ -7,7 +7,7 @@ that computes and a row that reuses share all that they have in common, and what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,11 @@ class _Turn:
     output: Any = None
     entered: bool = False
 
+    def ask(self, forward: Callable[..., Any]) -> None:
+        """Let the hook decide about these rows, which `forward` runs through the module."""
+        for place in () if self.hook is None else self.hook.asked:
+            place.ask(self.args, self.kwargs, forward)
+
     def recalls(self) -> bool:
         """Ask whether the module need not run, and take what is stored then."""
         for place in () if self.hook is None else self.hook.places:
@@ -128,6 +133,9 @@ class _JointHook(Hook):
         if not any(module in member.hooks for member in present):
             return self.original(*args, **kwargs)
         turns = _turns(module, present, args, kwargs)
+        for turn in turns:
+            with self.call.only([turn.member]):
+                turn.ask(self.original)
         computing = [turn for turn in turns if not turn.recalls()]
         for turn in computing:
             turn.enter()

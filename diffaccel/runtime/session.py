@@ -161,6 +161,7 @@ class Session:
         for index, state in enumerate(self.states):
             lanes, kept = call.lanes[state.part.lifetime], memory.parts[index]
             state.commit(kept.lanes)
+            kept.drift.commit()
             late = set(state.late)
             kept.aged(tuple(lane for row, lane in enumerate(lanes) if row not in late), computed=state.compute)
         return output
@@ -187,6 +188,7 @@ class Session:
         part, kept = state.part, memory.parts[index].lanes
         own, steps = call.lanes[part.lifetime], memory.steps_of(index, call)
         state.call, state.drift = call, memory.parts[index].drift
+        state.drift.begin(own)
         if part.merge is not None and call.partners:
             kept.merge(own, call.partners, part.merge)
         told: dict[str, Any] = {"total": call.place(0)[1], "writable": writable, "spans": call.spans}
