@@ -90,6 +90,11 @@ def curve_for(given: str | C, kind: type[C], layout: Layout) -> C:
     return curve
 
 
+def read_curve(given: str | C, kind: type[C]) -> str | C:
+    """A curve in place of the path of its file; published names and curves stay as they are."""
+    return given if not isinstance(given, str) or given in published(kind) else kind.load(given)
+
+
 def _named(name: str, kind: type[C]) -> C:
     known = published(kind)
     if name in known:

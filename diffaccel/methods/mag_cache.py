@@ -1,14 +1,14 @@
 """MagCache (arXiv 2506.09045): how the magnitude of the residual falls through a run says when to reuse it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.methods.curves import MagCurve, curve_for
+from diffaccel.methods.curves import MagCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges
@@ -57,6 +57,10 @@ class MagCache(Method):
         if self.total is not None:
             whole("total", self.total, 1)
         kind("forecast", self.forecast, Forecast)
+
+    def written_out(self) -> Self:
+        """The same with the curve itself in place of its file."""
+        return replace(self, curve=read_curve(self.curve, MagCurve))
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all blocks."""

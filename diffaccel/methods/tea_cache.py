@@ -1,13 +1,13 @@
 """TeaCache (arXiv 2411.19108), SeaCache (2602.18993): skip all blocks while changes of the input add up to little."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.methods.curves import TeaCurve, curve_for
+from diffaccel.methods.curves import TeaCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.measure import Measure
@@ -63,6 +63,10 @@ class TeaCache(Method):
             whole("max_consecutive", self.max_consecutive, 0)
         kind("forecast", self.forecast, Forecast)
         check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
+
+    def written_out(self) -> Self:
+        """The same with the curve itself in place of its file."""
+        return self if self.curve is None else replace(self, curve=read_curve(self.curve, TeaCurve))
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all blocks, guarded by what enters the first one."""

@@ -355,6 +355,9 @@ def test_curves_are_measured_written_and_loaded(pipe: Any, tmp_path: Any) -> Non
     assert len(tea.coefficients) == 5
     assert load_methods(tmp_path / "mag.json") == (MagCache(mag),)
     assert load_methods(tmp_path / "tea.json") == (TeaCache(tea),)
+    assert MagCache(str(tmp_path / "mag.json"), 0.1).written_out() == MagCache(mag, 0.1)
+    assert TeaCache(str(tmp_path / "tea.json")).written_out() == TeaCache(tea)
+    assert MagCache("flux").written_out() == MagCache("flux")
     plain = pictures(pipe)
     for method in (MagCache(str(tmp_path / "mag.json"), 9.0), TeaCache(str(tmp_path / "tea.json"), 9.0)):
         with accelerate(pipe, method) as handle:
