@@ -51,7 +51,7 @@ def test_strings(text: str, method: Method) -> None:
         ("deepcache:schedule=unifrom(3)", r"unknown config 'unifrom' \(did you mean uniform\?\)"),
         (
             "deepcache:forecast=tailor",
-            r"must be a forecast \(newton, taylor\); got 'tailor' \(did you mean taylor\?\)",
+            r"must be a forecast \(aligned, newton, taylor\); got 'tailor' \(did you mean taylor\?\)",
         ),
         ("featureinheritance:level=layers", r"one of block, layer, unit; got 'layers' \(did you mean layer\?\)"),
         ("residualguidance:negative=one-time", "use a number, a word, 'text in quotes' or"),

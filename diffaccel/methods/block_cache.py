@@ -8,8 +8,9 @@ from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.measure import NOWHERE, RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import NOWHERE, At, CallInfo, Schedule
+from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.residual_act import AddResidual
 
@@ -85,7 +86,7 @@ class _Change(Schedule):
         """Never: rows decide in the middle of the call."""
         return False
 
-    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:  # noqa: ARG002
+    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
         """True where the change is large, or not a number."""
         enough = self.max_consecutive is not None and age >= self.max_consecutive
         return enough or not change <= self.threshold

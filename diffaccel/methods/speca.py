@@ -8,8 +8,9 @@ from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast, Taylor
+from diffaccel.reuse.measure import NOWHERE, RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import NOWHERE, At, CallInfo, Schedule
+from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.guarded_act import GuardedResidual
 
@@ -81,7 +82,7 @@ class _Checked(Schedule):
         """Never: rows decide in front of the first block."""
         return False
 
-    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:
+    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:
         """True where the error of the call before was too large; whatever it was for a threshold of 0."""
         step, total = place
         shrunk = self.decay ** (step / total) if step is not None and total else 1.0

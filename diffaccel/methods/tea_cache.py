@@ -10,9 +10,9 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.curves import TeaCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.measure import Measure
+from diffaccel.reuse.measure import NOWHERE, Measure, RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import NOWHERE, At, CallInfo, Schedule
+from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.guarded_act import GuardedResidual
 
@@ -111,7 +111,7 @@ class _AddedUp(Schedule):
             value = value * change + coefficient
         return value
 
-    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:  # noqa: ARG002
+    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
         """True where the sum is not below the threshold; nothing is below 0."""
         enough = self.max_consecutive is not None and age >= self.max_consecutive
         return enough or self.threshold == 0.0 or not change < self.threshold

@@ -1,5 +1,6 @@
 """What of a network's input is compared between calls: all of it, or what is signal in it (SeaCache, 2602.18993)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,11 @@ import torch
 from diffaccel.config import Config
 from diffaccel.config.checks import number
 
+RunPlace = tuple[int | None, int | None]
+"""A row's place in its run: index of the call, and how many there are; None where it is not known."""
+NOWHERE: RunPlace = (None, None)
+Levels = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+"""Tells how much signal and how much noise is in a sample, shaped to multiply it."""
 NO_BOUND = 1e-6  # how near to no noise, or nothing but noise, the levels are taken to be
 
 

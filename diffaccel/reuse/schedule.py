@@ -16,13 +16,7 @@ import torch
 
 from diffaccel.config import Config, kind
 from diffaccel.config.checks import check, number, whole
-from diffaccel.reuse.measure import Measure
-
-At = tuple[int | None, int | None]
-"""A row's place in its run: index of the call, and how many there are; None where it is not known."""
-NOWHERE: At = (None, None)
-Levels = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-"""Tells how much signal and how much noise is in a sample, shaped to multiply it."""
+from diffaccel.reuse.measure import NOWHERE, Levels, Measure, RunPlace
 
 
 def _unmeasured() -> float:
@@ -66,7 +60,7 @@ class Schedule(Config, ABC):
     def should_compute(self, call: CallInfo) -> bool:
         """Whether this call computes; otherwise it reuses the stored features."""
 
-    def row_computes(self, change: float, age: int, place: At = NOWHERE) -> bool:  # noqa: ARG002
+    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
         """Whether a row computes, given its `quantity`, its reused calls in a row, and its place in the run."""
         return True
 

@@ -71,7 +71,7 @@ def test_methods_travel_as_dictionaries(method: Method) -> None:
         (lambda: BlockCache(threshold=math.nan), r"threshold must be a number in \[0.0, inf\]; got nan"),
         (lambda: BlockCache(warmup=-1), r"warmup must be an integer >= 0; got -1"),
         (lambda: BlockCache(max_consecutive=-1), r"max_consecutive must be an integer >= 0; got -1"),
-        (lambda: BlockCache(forecast=3), r"forecast must be a forecast \(newton, taylor\); got 3"),
+        (lambda: BlockCache(forecast=3), r"forecast must be a forecast \(aligned, newton, taylor\); got 3"),
         (lambda: IntervalCache(interval=0), r"interval must be an integer >= 1; got 0"),
         (lambda: IntervalCache(total=0), r"total must be an integer >= 1; got 0"),
         (lambda: DeltaCache(interval=0), r"interval must be an integer >= 1; got 0"),
