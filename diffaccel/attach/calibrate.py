@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from diffaccel.attach.calibrate_curves import BlockWatch
+from diffaccel.attach.calibrate_curves import block_watch
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import number, one_of, whole
 from diffaccel.config.words import counted
@@ -64,7 +64,7 @@ def calibrate(
     if not prompts:
         raise ValueError("calibrate needs at least one prompt; got none")
     one_of("method", method, METHODS)
-    measure = _Measure(max_reuse) if method == METHODS[0] else BlockWatch(method == METHODS[2])
+    measure = _Measure(max_reuse) if method == METHODS[0] else block_watch(method == METHODS[2])
     totals = set()
     with accelerate(pipe, measure):
         for index, prompt in enumerate(prompts):
