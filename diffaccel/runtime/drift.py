@@ -1,5 +1,7 @@
 """Evidence that rows gather from call to call, and by which they decide: how far something has moved, or was missed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +21,12 @@ class Drift:
         self.latest: dict[Lane, torch.Tensor] = {}
         self.totals: dict[Lane, float | torch.Tensor] = {}
         self._open: dict[Lane, tuple[torch.Tensor | None, float | torch.Tensor | None]] = {}
+
+    def copy(self) -> Drift:
+        """The same for calls that shall leave no trace here; tensors are shared."""
+        new = Drift()
+        new.latest, new.totals, new._open = dict(self.latest), dict(self.totals), dict(self._open)
+        return new
 
     def begin(self, lanes: Lanes) -> None:
         """A call of some rows begins; one that did not get to its end has changed nothing."""

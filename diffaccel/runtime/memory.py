@@ -49,7 +49,7 @@ class PartMemory:
     def copy(self) -> PartMemory:
         """The same for calls that shall leave no trace here; tensors are shared."""
         records = {group: replace(record) for group, record in self.records.items()}
-        return PartMemory(self.lanes.copy(), dict(self.ages), records)
+        return PartMemory(self.lanes.copy(), dict(self.ages), records, self.drift.copy())
 
     def aged(self, lanes: Lanes, *, computed: bool) -> None:
         """Count a call."""
