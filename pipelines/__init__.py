@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffaccel.pipelines.causal_video import CausalVideoPipeline
+    from diffaccel.pipelines.fast_control import FastControlPipeline
     from diffaccel.pipelines.fast_image_to_image import FastImageToImagePipeline
     from diffaccel.pipelines.fast_inpaint import FastInpaintPipeline
     from diffaccel.pipelines.fast_text_to_image import FastTextToImagePipeline
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CausalVideoPipeline",
+    "FastControlPipeline",
     "FastImageToImagePipeline",
     "FastInpaintPipeline",
     "FastTextToImagePipeline",

@@ -125,6 +125,38 @@ call = {
         "size of the hidden states as there are of these. BlockCache stores one. Both are freed when the call ends.",
     ),
     Page(
+        "fast_control",
+        """import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw
+
+from diffaccel import models
+
+net = models.load_controlnet("emoji-control", dtype=torch.float32, device=torch.device("cpu"))
+pipe = DiffusionPipeline.from_pretrained(
+    models.path("emoji-sd"), controlnet=net, custom_pipeline="pipelines/fast_control.py", trust_remote_code=True
+)
+lines = Image.new("RGB", (128, 128), "black")
+points = [(64, 110), (20, 60), (22, 36), (42, 24), (64, 44), (86, 24), (106, 36), (108, 60), (64, 110)]
+ImageDraw.Draw(lines).line(points, fill="white", width=3, joint="curve")
+inputs = [lines]
+prompts = ["a red heart", "a green apple", "a blue fish"]
+call = {"prompt": prompts, "control_image": lines, "num_inference_steps": 20, "guidance_scale": 2.0}
+""",
+        {
+            "stock": "",
+            "ControlCache": 'cache="controlcache:interval=3"',
+            "ControlCache, forecast": 'cache="controlcache:interval=3,forecast=taylor(1)"',
+            "DeepCache and ControlCache": (
+                'cache="deepcache:interval=3,forecast=taylor(1) + controlcache:interval=3,forecast=taylor(1)"'
+            ),
+        },
+        "ControlCache stores each residual of the net, with a forecast two of each, until the call ends; DeepCache "
+        "one feature of the UNet. Figures of memory are the UNet's alone.",
+        "A RelaCtrl adapter is loaded with `pipe.load_control(folder)` into a pipeline of PixArt, and called alike: "
+        "[Control](../control.md).",
+    ),
+    Page(
         "fast_video",
         """import torch
 from diffusers import MotionAdapter

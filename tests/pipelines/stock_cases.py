@@ -28,6 +28,7 @@ from tiny_networks import svd_unet
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffaccel.pipelines import (
+    FastControlPipeline,
     FastImageToImagePipeline,
     FastInpaintPipeline,
     FastTextToImagePipeline,
@@ -45,13 +46,18 @@ BLOCKS = {"type": "intervalcache", "schedule": {"type": "uniform", "interval": 2
 
 @dataclass(frozen=True)
 class Case:
-    """A stock pipeline, the custom class that becomes it, arguments of a call, and a method that fits."""
+    """A stock pipeline, the custom class that becomes it, arguments of a call, and a method that fits.
+
+    Attributes:
+        own: names of arguments that it has beside those of every custom pipeline.
+    """
 
     name: str
     custom: Any
     build: Callable[[], Any]
     call: dict[str, Any]
     cache: dict[str, Any]
+    own: frozenset[str] = frozenset()
 
     def run(self, pipe: Any, **changes: Any) -> torch.Tensor:
         """Pictures or frames of a seeded call, as a tensor."""
@@ -131,6 +137,7 @@ IMAGE = {"prompt": "a cat", "num_inference_steps": 4, "guidance_scale": 3.0, "im
 CONTROLLED = TEXT | {"image": PICTURE}
 PAINT = IMAGE | {"mask_image": MASK, "height": 32, "width": 32}
 OUT = {"output_type": "pt"}
+LINED = frozenset({"control_image", "control_scale", "fit"})
 T2I, I2I, PAINTER = FastTextToImagePipeline, FastImageToImagePipeline, FastInpaintPipeline
 
 CASES = (
@@ -140,6 +147,14 @@ CASES = (
     Case(
         "sdxl-control", T2I, of(StableDiffusionXLControlNetPipeline, stream_pipelines.sdxl, True),
         CONTROLLED | OUT, DEEP,
+    ),
+    Case(
+        "sd-control-lines", FastControlPipeline, of(StableDiffusionControlNetPipeline, sd, True), CONTROLLED | OUT,
+        {"type": "controlcache", "interval": 2}, LINED,
+    ),
+    Case(
+        "pixart-lines", FastControlPipeline, stream_pipelines.pixart,
+        TEXT | OUT | {"use_resolution_binning": False, "clean_caption": False}, BLOCKS, LINED,
     ),
     Case("sd-image", I2I, of(StableDiffusionImg2ImgPipeline, sd), IMAGE | OUT, DEEP),
     Case("sdxl-image", I2I, of(StableDiffusionXLImg2ImgPipeline, stream_pipelines.sdxl), IMAGE | OUT, DEEP),

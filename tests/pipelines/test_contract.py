@@ -82,7 +82,7 @@ def test_arguments_mean_what_they_mean_in_the_stock_pipeline(case: Case, variati
 @ALL
 def test_signatures(case: Case) -> None:
     stock, custom = pipes(case)
-    assert parameters(custom.__call__) == parameters(stock.__call__) | {"cache", "guidance", "gate"}
+    assert parameters(custom.__call__) == parameters(stock.__call__) | {"cache", "guidance", "gate"} | case.own
     assert parameters(type(custom).__init__) == parameters(type(stock).__init__)
 
 
