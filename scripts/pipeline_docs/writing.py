@@ -10,6 +10,7 @@ from pipeline_docs.pages import Page
 
 HERE = Path(__file__).parent
 PICTURES = "../pictures/pipelines"
+ARGUMENTS = {"stream_diffusion": "stream", "causal_video": "video", "fast_control": "control"}
 
 
 def markdown(page: Page, figures: dict[str, Any] | None) -> str:
