@@ -27,10 +27,14 @@ from diffaccel import (
     DeepCache,
     EasyCache,
     IntervalCache,
+    MagCache,
+    MagCurve,
     NetworkSwitch,
     ResidualGuidance,
+    SpeCa,
     StreamEngine,
     Taylor,
+    TeaCache,
     TextKVCache,
     TGate,
     Uniform,
@@ -204,6 +208,26 @@ def test_reuse_begins_anew_where_the_network_changes(
 
         with routed(*networks, calls, tell):
             torch.testing.assert_close(ours, latents(large), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [MagCache, TeaCache, SpeCa])
+def test_evidence_is_gathered_anew_where_the_network_changes(method: Any) -> None:
+    large, _ = pipelines("pixart")
+    networks = denoiser(large), shaken(PixArtTransformer2DModel.from_config(denoiser(large).config)).eval()
+    layout = layout_of(networks[0])
+    curve = MagCurve(layout.model, layout.fingerprint, "this test", (1.0,) * STEPS)
+    cache = MagCache(curve, 9.0, STEPS, retention=0.0) if method is MagCache else method(threshold=1e9)
+    ran: list[int] = []
+    hooks = [
+        network.transformer_blocks[0].ff.register_forward_hook(lambda *_, which=which: ran.append(which))
+        for which, network in enumerate(networks)
+    ]
+    try:
+        run(large, NetworkSwitch(networks[1], calls=(1, 2)), cache)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == [0, 1, 0]  # a network's first call of a stretch computes, the others add what it stored
 
 
 def test_two_prompts_at_each_step_do_not_leak() -> None:
