@@ -89,8 +89,10 @@ class CostModel:
     ) -> int:
         """Multiply-accumulates of a call on tensors without storage."""
         inputs = Signature(clone).bind((), example)
-        for index, computed in enumerate(computes):
-            memory.parts[index] = PartMemory() if computed else memory.parts[index]
+        for index, (part, computed) in enumerate(zip(session.parts, computes, strict=True)):
+            # projections look for themselves what is missing; other parts keep what nested ones did not let them store
+            if computed and part.lifetime != "run":
+                memory.parts[index] = PartMemory()
         lanes = tuple(Lane("cost", row) for row in range(_rows(inputs.sample)))
         call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=computes)
         try:
