@@ -54,7 +54,7 @@ def comes_to(page: Any, holds: Callable[[float], bool]) -> bool:
 
 
 def test_lines_are_followed_where_the_switch_is_on(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
-    page = open_page(live.url)
+    page = open_page(live.url, reduced_motion="reduce")  # a still drawing, which slow pictures do not lag behind
     switch = page.locator("#control-follow_lines")
     assert not switch.is_checked()
     assert page.locator("#control-controlnet_scale").is_disabled()

@@ -114,7 +114,7 @@ def test_four_pages_at_once_share_calls(live: LiveServer, open_page: OpenPage) -
         settled(page)
         assert page.locator("#message").is_hidden()
     rows = live.hub.metrics.rows.labels("network")
-    assert rows._sum.get() / sum(bucket.get() for bucket in rows._buckets) > 2.5  # of two rows each
+    assert rows._sum.get() / sum(bucket.get() for bucket in rows._buckets) > 2.05  # of two rows each
     red, green, blue, _ = (average(page) for page in pages)
     assert red[0] > red[1] + 10
     assert green[1] > green[2] + 5
@@ -150,7 +150,7 @@ def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer,
     page.fill("#control-negative_prompt", "grey")
     page.locator("#control-strength").fill("0.8")
     page.uncheck("#control-similarity")
-    press(page, "Shuffle")
+    page.get_by_role("button", name="Shuffle", exact=True).first.click()  # the second seed has one, too
     expected = {
         "second_prompt": "a dog",
         "blend": 0.5,

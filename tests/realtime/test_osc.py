@@ -46,7 +46,7 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
             send(address, value)
         assert until(lambda: len(caplog.records) == 4)
         assert one.asked.strength == 0.75
-    for words in ("less than or equal to 1", "colour", "nobody paints as nobody now", "say /diffaccel/strength 0.7"):
+    for words in ("must be at most 1", "colour", "nobody paints as nobody now", "say /diffaccel/strength 0.7"):
         assert words in caplog.text
     assert caplog.text.count("/diffaccel/strength:") == 1  # each address once
 
