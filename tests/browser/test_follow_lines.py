@@ -19,6 +19,9 @@ from diffaccel.realtime.settings import LiveSettings
 from diffaccel.stream.control import edges
 
 OpenPage = Callable[..., Any]
+PIXELS = """selector => { const canvas = document.querySelector(selector), small = new OffscreenCanvas(128, 128);
+const pen = small.getContext("2d"); pen.drawImage(canvas, 0, 0, 128, 128);
+return Array.from(pen.getImageData(0, 0, 128, 128).data); }"""
 START = Controls(prompt="a yellow star", strength=0.9, guidance_scale=1.4, steps=4)
 
 
@@ -52,6 +55,40 @@ def test_the_switch_reaches_the_stream(live: LiveServer, open_page: OpenPage) ->
     assert comes_to(page, live, 1.0)
     switch.uncheck()
     assert comes_to(page, live, 0.0)
+
+
+def shown(page: Any, selector: str) -> torch.Tensor:
+    """Edges of what a canvas of the page shows, ``(1, 3, 128, 128)``."""
+    pixels = np.array(page.evaluate(PIXELS, selector), np.uint8).reshape(128, 128, 4)
+    return edges_of(pixels[..., :3])
+
+
+def test_the_page_shows_what_follows_the_drawing(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
+    page = open_page(live.url, reduced_motion="reduce")  # a still drawing, which slow pictures do not lag behind
+
+    def comes_to_agree(holds: Callable[[float], bool]) -> bool:
+        for _ in range(30):
+            page.evaluate(PICTURES, 1)
+            if holds(float(edge_agreement(shown(page, "#output"), shown(page, "#input")))):
+                return True
+        return False
+
+    assert comes_to_agree(lambda found: found < 0.4)
+    page.locator("#control-follow_lines").check()
+    assert comes_to_agree(lambda found: found > 0.7)
+    page.evaluate("() => window.scrollTo(0, 0)")
+    keep(page, "live-lines")
+
+
+def test_frames_have_the_shape_of_the_picture(live: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(live.url)
+    page.evaluate(PICTURES, 1)
+    (session,) = live.hub._sessions
+    sent: list[tuple[int, ...]] = []
+    push = session._stream.push
+    session._stream.push = lambda image, **given: sent.append(np.array(image).shape) or push(image, **given)
+    page.evaluate(PICTURES, 2)
+    assert set(sent) == {(128, 128, 3)}
 
 
 def heart() -> np.ndarray[Any, Any]:

@@ -214,7 +214,7 @@ function tick() {
 // The server
 
 function sizeTo(width, height) {
-  if (output.canvas.width === width && output.canvas.height === height) return;
+  if (small.canvas.width === width && small.canvas.height === height) return; // the others have a size in the page's text
   Object.assign(small.canvas, { width, height });
   Object.assign(output.canvas, { width, height });
   input.canvas.height = Math.round((input.canvas.width * height) / width);
