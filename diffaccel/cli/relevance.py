@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
 if TYPE_CHECKING:
@@ -49,25 +50,21 @@ def relevance(
     The result is for ControlCache(relevance="relevance.json"), which then runs the ControlNet as deep as is worth it:
     diffaccel generate --cache "controlcache:interval=2,relevance='relevance.json'".
     """
-    from diffaccel.batch.store import check_writable, explained
     from diffaccel.measure.relevance import relevance as measure
     from diffaccel.measure.relevance_chart import chart
 
-    for file in (output, plot):
-        if file is not None:
-            if file.is_dir():
-                raise click.UsageError(f"{file} is a folder; name a file in it")
-            check_writable(file.parent)
+    check_result("--output", output, "relevance.json")
+    if plot is not None:
+        check_result("--plot", plot, "relevance.svg")
     prompts, settings = subject.texts(len(images) or 1), subject.settings()
     lines = _lines(images, len(prompts), settings)
     pipe = _pipeline(subject, controlnet or DEFAULT_NET)
     found = measure(pipe, lines, prompts, scale=scale, seed=subject.seed, progress=subject.say, **settings)
     click.echo("\n".join(_table(found)))
-    for file, text in ((output, None), (plot, chart(found))):
-        if file is not None:
-            with explained(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                found.save(file) if text is None else file.write_text(text, encoding="utf-8")
+    with folder_of(output):
+        found.save(output)
+    if plot is not None:
+        write_drawing(plot, chart(found))
 
 
 def _pipeline(subject: Subject, name: str) -> Any:

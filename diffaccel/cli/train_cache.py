@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
 if TYPE_CHECKING:
@@ -59,14 +60,12 @@ def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int,
     """
     from tqdm import tqdm
 
-    from diffaccel.batch.store import check_writable, explained
     from diffaccel.tune import train_routers
     from diffaccel.tune.router_picture import to_svg
 
-    if output.is_dir():
-        raise click.UsageError(f"--output: {output} is a folder; name a file in it, as {output / 'routers.json'}")
-    for file in (output, picture or output):
-        check_writable(file.parent)
+    check_result("--output", output, "routers.json")
+    if picture is not None:
+        check_result("--picture", picture, "routers.svg")
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     bar = tqdm(total=runs, unit="run", disable=True if subject.quiet else None)
 
@@ -74,14 +73,12 @@ def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int,
         bar.update(point.run - bar.n)
         bar.set_postfix_str(f"objective {point.loss:.2e}, {point.computed:.0%} compute")
 
-    with bar, explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with bar, folder_of(output):
         routers = train_routers(
             subject.load(), prompts, seed=subject.seed, runs=runs, path=output, progress=show, **options, **settings
         )
     if picture is not None:
-        with explained(picture):
-            picture.write_text(to_svg(routers), encoding="utf-8")
+        write_drawing(picture, to_svg(routers))
     computed = [len(calls) for calls in routers.computed().values()]
     share = sum(computed) / (len(computed) * routers.total)
     click.echo(f"{output}: {share:.1%} of {len(computed)} units in {routers.total} calls compute")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.result_files import check_result, folder_of
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
 if TYPE_CHECKING:
@@ -61,13 +62,10 @@ def tune(
     its own; bundled models bring 24. Use the profile with accelerate(pipe,
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
-    from diffaccel.batch.store import check_writable, explained
     from diffaccel.tune import Budget, Refinement, to_text
     from diffaccel.tune import tune as search
 
-    if output.is_dir():
-        raise click.UsageError(f"--output: {output} is a folder; name a file in it, as {output / 'profile.json'}")
-    check_writable(output.parent)
+    check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None}
@@ -90,8 +88,7 @@ def tune(
     if not tuned.met and not best_effort:
         click.echo(f"{_typed(budget)} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
-    with explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with folder_of(output):
         tuned.save(output)
     fewer = f", for --steps {tuned.winner.steps}" if tuned.winner and tuned.winner.steps else ""
     click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s{fewer}")
