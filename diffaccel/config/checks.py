@@ -1,6 +1,7 @@
 """Checks of single values; each raises ValueError that names the value and what is valid."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffaccel.config.words import did_you_mean
 
@@ -15,6 +16,21 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Check that `value` is one of the words `choices`."""
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     check(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}{hint}")
+
+
+def weighted_pairs(given: Any, problem: str) -> tuple[tuple[Any, float], ...]:
+    """A mapping to weights, or pairs with weights, as pairs. Raises TypeError(problem) for anything else."""
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else given
+        return tuple((item, float(weight)) for item, weight in pairs)
+    except (TypeError, ValueError):
+        raise TypeError(problem) from None
+
+
+def weights(title: str, values: Sequence[float]) -> None:
+    """Check that weights are not negative and that there is something to weigh."""
+    fits = all(weight >= 0 for weight in values) and sum(values) > 0
+    check(fits, f"{title} must not be negative and must sum to more than 0, not {list(values)}")
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from diffaccel.config.checks import weights
+
 Interpolation = Literal["linear", "slerp"]
 Keywords = dict[str, torch.Tensor | list[torch.Tensor]]
 
@@ -53,11 +55,7 @@ def blend(parts: Sequence[tuple[Conditioning, float]], how: Interpolation = "lin
     Raises:
         ValueError: for weights that are negative or sum to nothing, and for embeddings of different shapes.
     """
-    total = sum(weight for _, weight in parts)
-    if not parts or total <= 0 or any(weight < 0 for _, weight in parts):
-        raise ValueError(
-            f"prompt weights must not be negative and must sum to more than 0, not {[w for _, w in parts]}"
-        )
+    weights("prompt weights", [weight for _, weight in parts])
     parts = [part for part in parts if part[1] > 0]
     result, seen = parts[0]
     for conditioning, weight in parts[1:]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
-from diffaccel.config.checks import number
+from diffaccel.config.checks import number, weighted_pairs, weights
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import Interpolation
@@ -36,21 +36,11 @@ def weighted(prompt: Prompt) -> tuple[tuple[str, float], ...]:
     """
     if isinstance(prompt, str):
         return ((prompt, 1.0),)
-    try:
-        pairs = (
-            tuple(prompt.items()) if isinstance(prompt, Mapping) else tuple((text, weight) for text, weight in prompt)
-        )
-        result = tuple((text, float(weight)) for text, weight in pairs)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"a prompt is text, a mapping of text to weight, or (text, weight) pairs, not {prompt!r}"
-        ) from None
+    problem = f"a prompt is text, a mapping of text to weight, or (text, weight) pairs, not {prompt!r}"
+    result = weighted_pairs(prompt, problem)
     if not result or not all(isinstance(text, str) for text, _ in result):
-        raise TypeError(f"a prompt is text, a mapping of text to weight, or (text, weight) pairs, not {prompt!r}")
-    if not all(weight >= 0 for _, weight in result) or not sum(weight for _, weight in result) > 0:
-        raise ValueError(
-            f"prompt weights must not be negative and must sum to more than 0, not {[w for _, w in result]}"
-        )
+        raise TypeError(problem)
+    weights("prompt weights", [weight for _, weight in result])
     return result
 
 

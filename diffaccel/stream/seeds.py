@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from diffaccel.config.checks import weighted_pairs, weights
 from diffaccel.networks.conditioning import slerp
 
 Seed = int | Mapping[int, float] | Sequence[tuple[int, float]]
@@ -18,20 +19,13 @@ def weighted_seeds(seed: Seed) -> tuple[tuple[int, float], ...]:
         TypeError: where it is neither a number, a mapping, nor pairs.
         ValueError: for seeds that are no 64-bit integers, and weights that are negative or sum to 0.
     """
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        pairs: tuple[tuple[int, float], ...] = ((seed, 1.0),)
-    else:
-        try:
-            given = tuple(seed.items()) if isinstance(seed, Mapping) else tuple((s, w) for s, w in seed)  # type: ignore[union-attr]
-            pairs = tuple((s, float(w)) for s, w in given)
-        except (TypeError, ValueError):
-            raise TypeError(f"a seed is an integer, a mapping of seed to weight, or pairs, not {seed!r}") from None
+    alone = isinstance(seed, int) and not isinstance(seed, bool)
+    problem = f"a seed is an integer, a mapping of seed to weight, or pairs, not {seed!r}"
+    pairs = weighted_pairs({seed: 1.0} if alone else seed, problem)
     for one, _ in pairs:
         if isinstance(one, bool) or not isinstance(one, int) or not -(2**63) <= one < 2**64:
             raise ValueError(f"seed must be a 64-bit integer, not {one!r}")
-    weights = [weight for _, weight in pairs]
-    if not all(weight >= 0 for weight in weights) or not sum(weights) > 0:
-        raise ValueError(f"weights of seeds must not be negative and must sum to more than 0, not {weights}")
+    weights("weights of seeds", [weight for _, weight in pairs])
     return pairs
 
 
