@@ -22,6 +22,8 @@ LONGEST_INTERVAL = 6
 
 PageText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
+READS_NEGATIVE: tuple[GuidanceKind, ...] = ("one-time", "full")
+"""Guidances for which a negative prompt changes something."""
 ControlKind = Literal["edges", "canny", "identity"]
 
 
@@ -126,7 +128,7 @@ class Controls(BaseModel):
         default="",
         title="Negative prompt",
         description="What should not be seen. Choose the guidance “the negative prompt, once a frame” or “every step”.",
-        json_schema_extra=_draw(needs={"guidance": ["one-time", "full"]}),
+        json_schema_extra=_draw(needs={"guidance": list(READS_NEGATIVE)}),
     )
     cache: int = Field(
         default=4,

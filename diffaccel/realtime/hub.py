@@ -15,7 +15,7 @@ import torch
 
 from diffaccel.realtime import protocol
 from diffaccel.realtime.client import Client, Post, Stream
-from diffaccel.realtime.controls import Controls
+from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.remarks import remark
 from diffaccel.realtime.settings import LiveSettings, open_engine, stream_arguments
@@ -108,7 +108,7 @@ class EngineStream:
     def remark(self, controls: Controls) -> str:
         """What the model does not do of the controls, in words."""
         prompts = {"Prompt": controls.prompt, "Second prompt": controls.second_prompt if controls.blend else ""}
-        if controls.guidance in ("one-time", "full"):
+        if controls.guidance in READS_NEGATIVE:
             prompts["Negative prompt"] = controls.negative_prompt
         return remark(self._pipe, prompts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffaccel.realtime.controls import Controls
+from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
 UNLIMITED = 100_000
 """Tokenizers without a limit name a huge number."""
@@ -50,7 +50,7 @@ def remark(pipe: Any, prompts: dict[str, str]) -> str:
 
 def unread_negative(controls: Controls) -> str:
     """That the guidance reads no negative prompt, in a sentence; empty where it does, or there is none."""
-    if not controls.negative_prompt or controls.guidance in ("one-time", "full"):
+    if not controls.negative_prompt or controls.guidance in READS_NEGATIVE:
         return ""
     return (
         f"--negative-prompt changes nothing with --guidance {controls.guidance}: choose --guidance one-time or "

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
+from diffaccel.realtime.controls import READS_NEGATIVE
 from diffaccel.realtime.hub import EngineStream
 from diffaccel.realtime.remarks import cut_off, unread_negative
 from diffaccel.realtime.settings import (
@@ -67,6 +68,7 @@ def test_guidance_kinds() -> None:
     for kind, guidance in kinds.items():
         controls = Controls.model_validate({"guidance": kind, "guidance_scale": 2})
         assert stream_arguments(pipe, controls)["guidance"] == guidance
+        assert guidance.reads_negative_prompt == (kind in READS_NEGATIVE)
 
 
 def test_cache_follows_the_network() -> None:
