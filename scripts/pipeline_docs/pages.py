@@ -181,35 +181,22 @@ call = {"prompt": "a red heart", "num_frames": 4, "num_inference_steps": 12, "gu
             "DeepCache, branch 2": 'cache={"type": "deepcache", "interval": 3, "branch": 2}',
         },
         "DeepCache stores one feature per frame and guidance half, until the call ends.",
-        "No video model is small enough to ship. So this example gives emoji-sd a motion adapter that adds nothing: "
-        "frames are drawings of their own, at the cost of a video model. With a trained adapter, and with Stable Video "
+        "This example gives emoji-sd a motion adapter that adds nothing: frames are drawings of their own, at the cost "
+        "of a video model. With a trained adapter, and with Stable Video "
         'Diffusion, the call is the same; `custom_pipeline="pipelines/fast_video.py"` loads those.',
     ),
     Page(
         "causal_video",
-        """import torch
-from diffusers import MotionAdapter
-
-from diffaccel import models
+        """from diffaccel import models
 from diffaccel.pipelines import CausalVideoPipeline
 
-stock = models.load("emoji-sd")
-levels, layers = stock.unet.config.block_out_channels, stock.unet.config.layers_per_block
-adapter = MotionAdapter(
-    block_out_channels=levels, motion_layers_per_block=layers, motion_norm_num_groups=8, motion_num_attention_heads=4
-)
-for name, weight in adapter.named_parameters():
-    if "proj_out" in name:
-        torch.nn.init.zeros_(weight)
-pipe = CausalVideoPipeline.from_pipe(stock, motion_adapter=adapter)
-call = {"prompt": "a red heart", "num_frames": 4, "chunk_size": 2, "num_inference_steps": 6, "guidance_scale": 2.0}
+pipe = CausalVideoPipeline.from_pipe(models.load("emoji-video"))
+call = {"prompt": "a heart spins", "num_frames": 4, "chunk_size": 2, "num_inference_steps": 6, "guidance_scale": 2.0}
 """,
         {},
         "Keys and values of the frames that a chunk sees, for each guidance half: how much that will be is known "
         "before the call starts, and does not grow with the video.",
-        "This example gives emoji-sd a motion adapter that adds nothing, so frames are drawings of their own, at the "
-        "cost of a video model. With trained weights the call is the same. A video without end is `pipe.stream(...)`: "
-        "[videos without end](../causal-video.md).",
+        "The prompt of `emoji-video` names a drawing and a motion: [videos without end](../causal-video.md).",
     ),
     Page(
         "stream_diffusion",
