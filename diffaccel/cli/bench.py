@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, command_line, with_subject
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ CALIBRATED_ALPHAS = (0.15, 0.3)
     "bench",
     cls=Grouped,
     groups={
+        "The model": MODEL_NAMES,
         "What to measure on": RUN_OPTIONS,
         "What to compare": ("--methods", "--profile", "--fewer-steps", "--peers", "--rounds"),
         "What to write": ("--output", "--trace", "--quiet", "--help"),
     },
     examples={
+        "The model": "diffaccel bench --model sd15.safetensors --lora style=0.7",
         "What to measure on": "diffaccel bench --model path/to/model --prompts prompts.txt --steps 20",
         "What to compare": "diffaccel bench --methods deepcache:interval=3 --fewer-steps 10 --no-peers",
         "What to write": "diffaccel bench -o report --trace",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.model_options import ModelChoice
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ OPTIONS = (
 NAMES = ("seconds", "clip", "then", "fps", "chunk", "window", "refresh")
 """Options that only make sense here, as click knows them."""
 PAINTING = (
-    *("guidance", "batch_size", "similarity", "lora", "vae", "controlnet", "control", "controlnet_scale"),
-    *("compiled", "no_audio", "side_by_side"),
+    *("guidance", "batch_size", "similarity", "controlnet", "control", "controlnet_scale", "compiled", "no_audio"),
+    "side_by_side",
 )
 """Options that need an input."""
 
@@ -130,9 +131,8 @@ def _load(given: dict[str, Any]) -> Any:
 
     if given["model"] is None and DEFAULT_MODEL not in models.names("video"):
         raise click.UsageError("no video model is bundled with this installation: name one, --model FOLDER")
-    pipe = models.load(given["model"] or DEFAULT_MODEL, dtype=given["dtype"], device=given["device"])
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    choice = ModelChoice.of(given)
+    return choice.open(choice.find(DEFAULT_MODEL, video=True))
 
 
 def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, Any]) -> "VideoEngine":

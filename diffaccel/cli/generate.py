@@ -11,6 +11,7 @@ import click
 
 from diffaccel.cli.arriving import RunCourse, arrives, own_input
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.options import Request, with_options
 from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked, told_once
 from diffaccel.cli.signals import interruptible
@@ -34,9 +35,9 @@ IN_A_HURRY = 100  # pictures on the contact sheet of a run that was interrupted,
 
 _GROUPS = {
     "What to paint": (
-        *("--model", "--config", "--vae", "--lora", "--lora-partial", "--embedding", "--controlnet"),
         *("--steps", "--guidance-scale", "--negative-prompt", "--seed", "--size", "--scheduler", "--num-images"),
     ),
+    "The model": (*MODEL_NAMES, "--device-map", "--controlnet"),
     "From pictures": (
         *("--init-image", "--strength", "--mask-image", "--control-image", "--control-scale", "--resize"),
         *("--background", "--from"),
@@ -44,10 +45,7 @@ _GROUPS = {
     "Prompts and tables": (
         *("--long-prompts", "--prompt-weights", "--dynamic-prompts", "--wildcards", "--keep-columns", "--limit"),
     ),
-    "Faster": (
-        *("--cache", "--guidance", "--profile", "--compare", "--batch-size", "--compile", "--dtype", "--device"),
-        "--device-map",
-    ),
+    "Faster": (*("--cache", "--guidance", "--profile", "--compare", "--batch-size", "--compile"),),
     "The folder": (
         *("--output", "--image-format", "--tar", "--parquet", "--overwrite", "--retry-failed", "--allow-flagged"),
         *("--fail-fast", "--dry-run", "--format", "--quiet", "--help"),
@@ -55,7 +53,8 @@ _GROUPS = {
     "More processes and machines": ("--shard", "--processes", "--engine", "--address"),
 }
 _EXAMPLES = {
-    "What to paint": "diffaccel generate 'a red heart' --model sd15.safetensors --lora style=0.7 --steps 20",
+    "What to paint": "diffaccel generate 'a red heart' --steps 20 --scheduler 'dpm++ 2m karras' --num-images 4",
+    "The model": "diffaccel generate 'a red heart' --model sd15.safetensors --lora style=0.7",
     "From pictures": "diffaccel generate 'a red heart' --init-image photo.jpg --strength 0.6",
     "Prompts and tables": "diffaccel generate prompts.csv --keep-columns --limit 10",
     "Faster": "diffaccel generate prompts.csv --cache deepcache:interval=3 --compare",

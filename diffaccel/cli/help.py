@@ -1,9 +1,20 @@
 """Help in groups: the options of a command under headings, each with an example of its use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+
+
+def declared(options: Iterable[Callable[..., Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that gives a command these options, in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(tuple(options)):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 class Grouped(click.Command):

@@ -7,12 +7,17 @@ from typing import Any
 
 import click
 
+from diffaccel.cli.help import Grouped
 from diffaccel.config.words import one_line
 
 SOME_FAILED, NONE_READ = 3, 2
 
 
-@click.command()
+@click.command(
+    cls=Grouped,
+    groups={"How to print": ("--format", "--help")},
+    examples={"How to print": "diffaccel inspect out/*.png --format json"},
+)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 def inspect(pictures: tuple[Path, ...], layout: str) -> None:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.help import Grouped, declared
+from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, ModelChoice, model_options
 from diffaccel.cli.signals import give_up
 from diffaccel.cli.streaming import (
+    CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
     FIT,
     FIT_OPTION,
@@ -43,9 +46,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         metavar="N",
         help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]",
     ),
-    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
-    click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated."),
-    click.option("--vae", help="Another autoencoder: bundled name or folder; none for the model's own."),
+    *model_options(),
     *CONTROLNET_OPTIONS,
     click.option(
         "--size",
@@ -53,8 +54,6 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         help="Pixels, as in 512 or 640x384, or fit: the shape of the --source.  [default: the model's]",
     ),
     FIT_OPTION,
-    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for everyone."),
     click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one."),
@@ -94,15 +93,36 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
 )
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a live run."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+_GROUPS = {
+    "What to paint": (
+        *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
+        *("--size", "--fit"),
+    ),
+    "The model": (*MODEL_NAMES, *CONTROLNET_NAMES),
+    "Speed": ("--cache", "--fps", "--compile", "--processes", "--max-rows"),
+    "The page": (
+        *("--host", "--port", "--allow-host", "--token", "--ssl-certfile", "--ssl-keyfile", "--max-sessions"),
+        *("--osc", "--no-browser", "--help"),
+    ),
+    "Without a page": ("--source", "--sink", "--overwrite"),
+}
+_EXAMPLES = {
+    "What to paint": "diffaccel live --prompt 'a green apple' --strength 0.65 --size 256x192",
+    "The model": "diffaccel live --model sd15.safetensors --lora lcm=1 --embedding glow.safetensors",
+    "Speed": "diffaccel live --cache 4 --fps 20",
+    "The page": "diffaccel live --host 0.0.0.0 --port 8000 --no-browser",
+    "Without a page": "diffaccel live --source camera --sink window --size fit",
+}
 
 
-@click.command("live", short_help="Paint what you draw or show the camera, live.")
-@with_options
+@click.command(
+    "live",
+    cls=Grouped,
+    groups=_GROUPS,
+    examples=_EXAMPLES,
+    short_help="Paint what you draw or show the camera, live.",
+)
+@declared(_OPTIONS)
 def live(**given: Any) -> None:
     """Open a page that paints what you draw, or show the camera, while you watch.
 
@@ -142,12 +162,8 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
     from diffaccel import models
     from diffaccel.realtime.controls import NO_CONTROLNET
 
-    click.echo(f"Loading {given['model'] or 'emoji-sd'} ...")
-    source = models.resolve(given["model"] or "emoji-sd")
-    for lora in models.parse_loras(" + ".join(given["lora"])):
-        models.find_lora(lora.name)
-    if given["vae"] not in (None, "none"):
-        models.find_vae(given["vae"])
+    click.echo(f"Loading {given['model'] or DEFAULT_MODEL} ...")
+    source = ModelChoice.of(given).find()
     for net in given["controlnet"]:
         models.find_controlnet(net)
     follows = given["control"] is not None or given["controlnet_scale"] is not None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.help import Grouped
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ USE = {
 WIDEST = 120  # characters
 
 
-@click.command()
+@click.command(
+    cls=Grouped,
+    groups={"How to print": ("--format", "--help")},
+    examples={"How to print": "diffaccel models --format json"},
+)
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="json: with all figures.")
 def models(layout: str) -> None:
     """List the bundled models with their figures."""

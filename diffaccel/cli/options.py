@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from diffaccel.cli.help import declared
+from diffaccel.cli.model_options import model_options
+
 RESIZES = ("crop", "pad", "stretch")
 SETTINGS = (
     "lora",
@@ -54,24 +57,7 @@ def _flag(*names: str, help: str) -> Callable[..., Any]:
 _OPTIONS = (
     click.argument("prompts", nargs=-1),
     _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
-    click.option("--model", help="Bundled name, folder, .safetensors file or Hub id.  [default: emoji-sd]"),
-    click.option(
-        "--config", metavar="FOLDER", help="How the networks in a .safetensors file are built; also sd-2.1, ..."
-    ),
-    click.option(
-        "--lora",
-        multiple=True,
-        metavar="NAME[=WEIGHT]",
-        help="Bundled name, .safetensors file or folder; several with a weight each.  [weight: 1; in a row: none]",
-    ),
-    click.option(
-        "--embedding",
-        "embeddings",
-        multiple=True,
-        metavar="FILE[=TOKEN]",
-        help="Textual inversion: a word for prompts.  [token: the file's name]",
-    ),
-    _flag("--lora-partial", help="Use a LoRA of which only some parts fit the model."),
+    *model_options(),
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
     click.option("--negative-prompt", help="What the pictures should not show."),
@@ -103,15 +89,12 @@ _OPTIONS = (
     _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
     _flag("--compare", help="Render without caching too, and show both with their difference."),
-    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-    click.option("--vae", help="Another autoencoder: bundled name, folder in diffusers format, or .safetensors file."),
     click.option(
         "--device-map",
         type=click.Choice(["balanced", "offload"]),
         help="balanced: spread the model over all accelerators; offload: keep it in memory, move parts as they run.",
     ),
     _flag("--compile", "compiled", help="Compile the denoiser; pays off after some hundred pictures."),
-    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     click.option(
         "--image-format", "suffix", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True
     ),
@@ -185,11 +168,7 @@ def with_options(function: Callable[[Request], None]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         given = {name: values.pop(name) for name in SETTINGS}
-        values["embeddings"] = " + ".join(values["embeddings"]) or None
-        given["lora"] = " + ".join(given["lora"]) or None
         function(Request(settings={name: value for name, value in given.items() if value is not None}, **values))
 
     command.__doc__ = function.__doc__
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return declared(_OPTIONS)(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from diffaccel.cli.model_options import NONE, ModelChoice
 from diffaccel.cli.options import Request
 from diffaccel.cli.row_input import rows_of
 from diffaccel.config.words import counted, one_line, what_is_wrong
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from diffaccel.batch.store import Record
     from diffaccel.models import ModelSource
 
-DEFAULT_MODEL = "emoji-sd"
 DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
@@ -108,13 +108,13 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
 
     options = checked_settings(request.settings | _profile(request))
     rows, request = rows_of(request, options, stdin)
-    source = models.resolve(request.model or DEFAULT_MODEL, request.config)
+    source = ModelChoice.of({**vars(request), "lora": options.lora}).find()
     common = Ingredients(
         models.located(source.name),
         _check(request, options),
-        request.vae and models.located(request.vae),
+        models.located(request.vae) if request.vae not in (None, NONE) else None,
         request.config and models.located(request.config),
-        _embeddings(request, source),
+        _embeddings(request),
         request.controlnet and models.located(request.controlnet),
     )
     cache = DEFAULT_CACHE if source.denoiser == "unet" else "none"
@@ -161,11 +161,10 @@ def plan_work(prepared: Preparation) -> GenerateWork:
     return GenerateWork(plan, whole.jobs, todo, prepared.source, prepared.cache, request.lora_partial)
 
 
-def _embeddings(request: Request, source: "ModelSource") -> str | None:
-    """The learned words, checked, by names that lead to them from any folder."""
+def _embeddings(request: Request) -> str | None:
+    """The learned words, by names that lead to them from any folder."""
     from diffaccel import models
 
-    models.check_embeddings(request.embeddings, source)
     files = models.parse_embeddings(request.embeddings)
     return models.write_embeddings({token: models.located(file) for token, file in files.items()})
 
@@ -237,10 +236,6 @@ def _check(request: Request, options: "PictureSettings") -> str:
     check_named(options)
     if request.controlnet:
         models.find_controlnet(request.controlnet)
-    for lora in models.parse_loras(options.lora):
-        models.find_lora(lora.name)
-    if request.vae:
-        models.find_vae(request.vae)
     if request.parquet:
         require_pyarrow()
     device = models.choose_device(request.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
@@ -19,11 +20,13 @@ DEFAULT_NET = "emoji-control"
     "relevance",
     cls=Grouped,
     groups={
+        "The model": MODEL_NAMES,
         "What to measure": RUN_OPTIONS,
         "Control": ("--controlnet", "--control-image", "--control-scale"),
         "The result": ("--output", "--plot", "--quiet", "--help"),
     },
     examples={
+        "The model": "diffaccel relevance --model sd15.safetensors --lora style=0.7",
         "What to measure": "diffaccel relevance --model path/to/model --prompts 'a red heart' --steps 20",
         "Control": "diffaccel relevance --controlnet path/to/net --prompts 'a cat' --control-image cat-edges.png",
         "The result": "diffaccel relevance --prompts 'a red heart' --control-image heart.png --plot relevance.svg",

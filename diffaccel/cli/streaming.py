@@ -22,6 +22,7 @@ CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
 )
 
 
+CONTROLNET_NAMES = ("--controlnet", "--control", "--controlnet-scale")
 FIT = "fit"
 """The size that asks for the input's shape."""
 FIT_OPTION = click.option(
@@ -44,13 +45,6 @@ def parse_size(_context: click.Context, _option: click.Parameter, text: str | No
     return sides
 
 
-def with_controlnet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of ControlNets."""
-    for option in reversed(CONTROLNET_OPTIONS):
-        function = option(function)
-    return function
-
-
 def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSettings":
     """The model and the controls: what was given on the command line, else ``start``, else the library's defaults.
 
@@ -60,11 +54,11 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     checked = controls(given, start)  # before torch is imported, which takes seconds
     from diffaccel.realtime.settings import LiveSettings
 
-    values = {name: given[name] for name in ("model", "vae", "dtype", "device") if given[name] is not None}
+    names = ("model", "config", "vae", "lora", "lora_partial", "embeddings", "dtype", "device")
+    values = {name: given[name] for name in names if given[name] is not None}
     width, height = given["size"] if given["size"] not in (None, FIT) else (None, None)
     return LiveSettings(
         **values,
-        lora=given["lora"] or None,
         controlnet=given["controlnet"],
         compiled=given["compiled"],
         width=width,

@@ -3,22 +3,24 @@
 import random
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import wraps
-from typing import Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.planning import checked_settings
+from diffaccel.cli.help import declared
+from diffaccel.cli.model_options import DEFAULT_MODEL, ModelChoice, model_options
+from diffaccel.cli.planning import checked_settings, told_once
 
-DEFAULT_MODEL = "emoji-sd"
+if TYPE_CHECKING:
+    from diffaccel.batch.readers import PlacedRow
+    from diffaccel.models import ModelSource
+
 DEFAULT_PROMPTS = 12
-RUN_OPTIONS = (
-    *("--model", "--prompts", "--steps", "--guidance-scale", "--scheduler", "--size", "--seed", "--dtype"),
-    "--device",
-)
-"""The shared options that say what runs, for the help's groups."""
+RUN_OPTIONS = ("--prompts", "--steps", "--guidance-scale", "--scheduler", "--size", "--seed")
+"""The shared options that say what is drawn, for the help's groups."""
 _CALL_NAMES = {
     "steps": "num_inference_steps",
     "guidance_scale": "guidance_scale",
@@ -27,7 +29,7 @@ _CALL_NAMES = {
 }
 
 _OPTIONS = (
-    click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]"),
+    *model_options(),
     click.option(
         "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: some captions]"
     ),
@@ -36,8 +38,6 @@ _OPTIONS = (
     click.option("--scheduler", help="ddim, dpm++, euler, ... or default, the model's."),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise."),
-    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-    click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     click.option("-q", "--quiet", is_flag=True, help="Do not say what is being done."),
 )
 
@@ -46,26 +46,39 @@ _OPTIONS = (
 class Subject:
     """What is to be measured, as the command line says it."""
 
-    model: str | None
+    choice: ModelChoice
     prompts: tuple[str, ...]
     steps: int | None
     guidance_scale: float | None
     scheduler: str | None
     size: str | None
     seed: int
-    dtype: str | None
-    device: str | None
     quiet: bool
 
     @property
     def name(self) -> str:
         """Name of the model."""
-        return self.model or DEFAULT_MODEL
+        return self.choice.model or DEFAULT_MODEL
 
     def say(self, text: str) -> None:
         """Tell what is being done."""
         if not self.quiet:
             click.echo(text, err=True)
+
+    @cached_property
+    def source(self) -> "ModelSource":
+        """The model, found with all that goes with it. Raises `ModelError`."""
+        return self.choice.find()
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Settings with which the model looks best, and its LoRAs."""
+        from diffaccel import models
+
+        found = dict(models.defaults(self.name))
+        for lora in models.parse_loras(self.choice.lora):
+            found |= models.defaults(lora.name)
+        return found
 
     def texts(self, default: int = DEFAULT_PROMPTS) -> tuple[str, ...]:
         """The prompts; a bundled model has some of its own, of which `default` are taken."""
@@ -77,29 +90,42 @@ class Subject:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
             raise InputError(f"{bad.where}: {bad.error}")
-        texts = [placed.row.prompt for placed in rows if not isinstance(placed, BadRow)]
-        if not texts and self.name in models.names("pipeline"):
-            texts = random.Random(0).sample(captions(), default)
-        if not texts:
+        placed = [row for row in rows if not isinstance(row, BadRow)]
+        if not placed and self.name in models.names("pipeline"):
+            return tuple(random.Random(0).sample(captions(), default))
+        if not placed:
             raise InputError("no prompts; try: --prompts 'a red heart' --prompts prompts.txt")
-        return tuple(texts)
+        self._tell(placed)
+        return tuple(each.row.prompt for each in placed)
+
+    def _tell(self, rows: "Sequence[PlacedRow]") -> None:
+        """Say what of the rows is not used, and what there is to say about their prompts."""
+        from diffaccel.batch.jobs import Job
+        from diffaccel.batch.notes import Notes
+
+        extra = dict.fromkeys(name for each in rows for name in each.row.given() if name not in ("prompt", "custom_id"))
+        if extra:
+            self.say(f"not used: {', '.join(extra)} of single rows; all prompts are drawn as the options say")
+        jobs = [Job(id=each.where, prompt=each.row.prompt, seed=self.seed, model=self.name, dtype="") for each in rows]
+        notes = zip(jobs, Notes(self.source)(jobs), strict=True)
+        for line in told_once((job.id, note) for job, said in notes for note in said):
+            self.say(line)
 
     def settings(self) -> dict[str, Any]:
         """The pipeline call's settings. Raises `click.UsageError` for an option that is out of range."""
-        from diffaccel import models
-
         options = {name: getattr(self, name) for name in ("steps", "guidance_scale", "size", "seed", "scheduler")}
-        values = {"steps": 50, **models.defaults(self.name), **checked_settings(options).given()}
+        values = {"steps": 50, **self.defaults, **checked_settings(options).given()}
         return {call: values[name] for name, call in _CALL_NAMES.items() if name in values}
 
     def load(self) -> Any:
-        """The pipeline, with its scheduler."""
-        from diffaccel import models
+        """The pipeline, with its scheduler. Raises `ValueError` for one that does not go with the model."""
+        from diffaccel.batch.check import scheduler_problem
         from diffaccel.sampling.schedulers import sampler_named
 
-        name = self.scheduler or models.defaults(self.name).get("scheduler", "default")
-        pipe = models.load(self.name, dtype=self.dtype, device=self.device)
-        pipe.set_progress_bar_config(disable=True)
+        name = self.scheduler or self.defaults.get("scheduler", "default")
+        if problem := scheduler_problem(name, self.source, from_picture=False):
+            raise click.UsageError(f"--{problem}")
+        pipe = self.choice.open(self.source)
         if name != "default":
             pipe.scheduler = sampler_named(name, pipe.scheduler)
         return pipe
@@ -107,20 +133,18 @@ class Subject:
 
 def with_subject(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it receives them as one `Subject` before its own."""
-    names = [field.name for field in fields(Subject)]
+    names = [field.name for field in fields(Subject) if field.name != "choice"]
 
     @wraps(function)  # brings the options that the command has of its own
     def command(**values: Any) -> None:
-        subject = Subject(**{name: values.pop(name) for name in names})
+        choice = ModelChoice(**{each.name: values.pop(each.name) for each in fields(ModelChoice)})
+        subject = Subject(choice=choice, **{name: values.pop(name) for name in names})
         try:
             function(subject, **values)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
-    result: Callable[..., None] = command
-    for option in reversed(_OPTIONS):
-        result = option(result)
-    return result
+    return declared(_OPTIONS)(command)
 
 
 def command_line() -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
@@ -19,12 +20,14 @@ DEFAULT_PROMPTS = 48
     "train-cache",
     cls=Grouped,
     groups={
+        "The model": MODEL_NAMES,
         "What to train for": RUN_OPTIONS,
         "The objective": ("--objective", "--beta", "--threshold"),
         "The training": ("--runs", "--batch-size", "--learning-rate", "--refresh"),
         "Output": ("--output", "--picture", "--quiet", "--help"),
     },
     examples={
+        "The model": "diffaccel train-cache --model sd3.safetensors --lora style=0.7",
         "What to train for": "diffaccel train-cache --model emoji-dit --prompts prompts.txt --steps 20",
         "The objective": "diffaccel train-cache --model emoji-dit --objective l2c --beta 1e-3",
         "The training": "diffaccel train-cache --model emoji-dit --runs 500 --batch-size 4",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
@@ -19,11 +20,13 @@ DEFAULT_PROMPTS = 24
     "tune",
     cls=Grouped,
     groups={
+        "The model": MODEL_NAMES,
         "What to tune": RUN_OPTIONS,
         "The budget, one of": ("--min-psnr", "--min-ssim", "--max-time", "--max-macs", "--best-effort"),
         "The search": ("--runs", "--refine", "--output", "--quiet", "--help"),
     },
     examples={
+        "The model": "diffaccel tune --model sd15.safetensors --lora style=0.7 --min-psnr 30",
         "What to tune": "diffaccel tune --model path/to/model --prompts prompts.txt --steps 20 --min-psnr 30",
         "The budget, one of": "diffaccel tune --max-macs 0.4",
         "The search": "diffaccel tune --max-macs 0.4 --runs 80 --refine -o profile.json",

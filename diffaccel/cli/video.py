@@ -1,5 +1,6 @@
 """`diffaccel video`: a video file in, the same video painted anew out; or a video from words."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,18 @@ import click
 from click.core import ParameterSource
 
 from diffaccel.cli import film
-from diffaccel.cli.streaming import FIT, FIT_OPTION, fitted, live_settings, parse_size, tell_unread, with_controlnet
+from diffaccel.cli.help import Grouped, declared
+from diffaccel.cli.model_options import MODEL_NAMES, model_options
+from diffaccel.cli.streaming import (
+    CONTROLNET_NAMES,
+    CONTROLNET_OPTIONS,
+    FIT,
+    FIT_OPTION,
+    fitted,
+    live_settings,
+    parse_size,
+    tell_unread,
+)
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -19,48 +31,71 @@ if TYPE_CHECKING:
     from diffaccel.stream.engine import StreamEngine
 
 
-def with_film(function: Any) -> Any:
-    """Give the command the options of videos from words."""
-    for option in reversed(film.OPTIONS):
-        function = option(function)
-    return function
+_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.argument("source", metavar="[INPUT", required=False, type=click.Path(path_type=Path)),
+    click.argument("target", metavar="OUTPUT]", required=False, type=click.Path(path_type=Path)),
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="OUTPUT, where there is no INPUT."),
+    click.option("--prompt", required=True, help="What the video should become, or be."),
+    *film.OPTIONS,
+    click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
+    click.option(
+        "--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]"
+    ),
+    click.option("--steps", type=int, help="More are finer and slower.  [default: 2]"),
+    click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
+    click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]"),
+    click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]"
+    ),
+    click.option(
+        "--cache",
+        type=int,
+        metavar="N",
+        help="Compute deep layers in every n-th batch, and where much moves.  [default: 1, always]",
+    ),
+    click.option(
+        "--similarity/--no-similarity",
+        default=None,
+        help="Repeat the picture while frames hardly change.  [default: no]",
+    ),
+    click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: fit, the video's shape]"),
+    FIT_OPTION,
+    *model_options("emoji-sd; without INPUT, emoji-video"),
+    *CONTROLNET_OPTIONS,
+    click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
+    click.option("--no-audio", is_flag=True, help="Leave the sound out."),
+    click.option("--side-by-side", is_flag=True, help="Show the input to the left of each picture."),
+    click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists."),
+    click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+)
+_GROUPS = {
+    "What to paint": (
+        *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
+        *("--size", "--fit"),
+    ),
+    "The model": (*MODEL_NAMES, *CONTROLNET_NAMES),
+    "A video from words": ("--seconds", "--continue", "--then", "--fps", "--chunk", "--window", "--refresh"),
+    "Speed": ("--cache", "--similarity", "--batch-size", "--compile"),
+    "The file": ("--output", "--no-audio", "--side-by-side", "--overwrite", "--quiet", "--help"),
+}
+_EXAMPLES = {
+    "What to paint": "diffaccel video in.mp4 out.mp4 --prompt 'a green apple' --strength 0.6",
+    "The model": "diffaccel video in.mp4 out.mp4 --prompt 'a cat' --model sd15.safetensors --lora style=0.7",
+    "A video from words": "diffaccel video -o out.mp4 --prompt 'a red heart' --seconds 10 --then 5 'a rocket'",
+    "Speed": "diffaccel video in.mp4 out.mp4 --prompt 'a green apple' --cache 3 --batch-size 8",
+    "The file": "diffaccel video in.mp4 out.mkv --prompt 'a green apple' --side-by-side --overwrite",
+}
 
 
-@click.command("video", short_help="Paint a video file anew, or make one from words.")
-@click.argument("source", metavar="[INPUT", required=False, type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUTPUT]", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="OUTPUT, where there is no INPUT.")
-@click.option("--prompt", required=True, help="What the video should become, or be.")
-@with_film
-@click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it.")
-@click.option("--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]")
-@click.option("--steps", type=int, help="More are finer and slower.  [default: 2]")
-@click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]")
-@click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]")
-@click.option("--seed", type=int, help="Another number, another video.  [default: 0]")
-@click.option("--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]")
-@click.option(
-    "--cache",
-    type=int,
-    metavar="N",
-    help="Compute deep layers in every n-th batch, and where much moves.  [default: 1, always]",
+@click.command(
+    "video",
+    cls=Grouped,
+    groups=_GROUPS,
+    examples=_EXAMPLES,
+    short_help="Paint a video file anew, or make one from words.",
 )
-@click.option(
-    "--similarity/--no-similarity", default=None, help="Repeat the picture while frames hardly change.  [default: no]"
-)
-@click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: fit, the video's shape]")
-@FIT_OPTION
-@click.option("--model", help="Bundled name, local folder or Hub id.  [default: emoji-sd]")
-@click.option("--lora", multiple=True, help="Bundled name or .safetensors file; may be repeated.")
-@click.option("--vae", help="Another autoencoder: bundled name or folder.")
-@with_controlnet
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]")
-@click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames.")
-@click.option("--no-audio", is_flag=True, help="Leave the sound out.")
-@click.option("--side-by-side", is_flag=True, help="Show the input to the left of each picture.")
-@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+@declared(_OPTIONS)
 @click.pass_context
 def video(
     context: click.Context,

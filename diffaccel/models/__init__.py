@@ -19,6 +19,7 @@ from diffaccel.models.loader import (
     load,
     load_vae,
     multiplies_bfloat16,
+    video_source,
 )
 from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
 from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
@@ -55,6 +56,7 @@ __all__ = [
     "path",
     "rebased",
     "resolve",
+    "video_source",
     "with_controlnets",
     "write_embeddings",
     "write_loras",

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,10 @@ def load(
         ModelError: the model is unknown, unreachable, or must not be loaded.
     """
     if model in names("video"):
-        return load_video(str(model), dtype=dtype, device=device, device_map=device_map, **components)
+        model = video_source(str(model))
     source = model if isinstance(model, ModelSource) else resolve(model)
+    if source.name in names("video"):
+        return load_video(source.name, dtype=dtype, device=device, device_map=device_map, **components)
     with quiet_loading():
         from diffusers import DiffusionPipeline
 
@@ -78,6 +81,12 @@ def load(
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
         return pipe if device_map else pipe.to(place)
+
+
+def video_source(name: str) -> ModelSource:
+    """A bundled motion adapter, whose other networks are those of the picture model that it moves."""
+    source = resolve(PICTURE_MODEL)
+    return replace(source, name=name, index={**source.index, "_class_name": "AnimateDiffPipeline"})
 
 
 def load_video(name: str, **options: Any) -> "DiffusionPipeline":

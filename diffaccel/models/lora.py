@@ -151,6 +151,18 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str], *, partial: bool = False)
     load_loras(pipe, loras, partial=partial)
 
 
+def merge_loras(pipe: Any, lora: str | None, *, partial: bool = False) -> None:
+    """Add LoRAs to a pipeline's weights for good: as adapter layers they would cost time in every call.
+
+    Args:
+        lora, partial: as `load_lora` takes them.
+    """
+    if parse_loras(lora):
+        load_lora(pipe, str(lora), partial=partial)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+
+
 def rebased(text: str, places: Mapping[str, str]) -> str:
     """The same LoRAs with the names in ``places`` replaced by what they lead to."""
     return write_loras(replace(lora, name=places.get(lora.name, lora.name)) for lora in parse_loras(text))

@@ -20,6 +20,7 @@ from diffaccel.models import (
     load_vae,
 )
 from diffaccel.models.embedding import load_embeddings
+from diffaccel.models.lora import NONE, merge_loras
 from diffaccel.models.single_parts import latent_channels
 
 if TYPE_CHECKING:
@@ -50,18 +51,36 @@ class Placement:
 
 
 def open_pipeline(
-    source: ModelSource, dtype: str, vae: str | None, placement: Placement, *, embeddings: str | None = None
+    source: ModelSource,
+    dtype: str | None,
+    vae: str | None,
+    placement: Placement,
+    *,
+    embeddings: str | None = None,
+    lora: str | None = None,
+    lora_partial: bool = False,
 ) -> "DiffusionPipeline":
-    """Load a pipeline. Raises `ModelError` where something cannot be loaded, compiled, or does not fit."""
+    """Load a pipeline with what goes with it. Raises `ModelError` where something cannot be loaded or does not fit.
+
+    Args:
+        source: the model.
+        dtype: of its weights; the default is that of `models.load`.
+        vae: another autoencoder for the same latents, or `"none"`.
+        placement: where and how it runs.
+        embeddings: learned words, as `models.parse_embeddings` reads them.
+        lora: LoRAs to merge into the weights for good, as `models.parse_loras` reads them.
+        lora_partial: use a LoRA of which only some parts fit.
+    """
     if placement.compiled and choose_device(placement.device).type == "cpu":
         _require_compiler()
     components = {}
-    if vae is not None:
+    if vae not in (None, NONE):
         _require_same_latents(source, vae)
         device = choose_device("cpu" if placement.device_map else placement.device)
         components["vae"] = load_vae(vae, dtype=choose_dtype(dtype, device), device=device, like=source.folder / "vae")
     pipe = load(source, dtype=dtype, device=placement.device, device_map=placement.device_map, **components)
     load_embeddings(pipe, embeddings)
+    merge_loras(pipe, lora, partial=lora_partial)
     if placement.compiled:
         _compile(pipe)
     return pipe

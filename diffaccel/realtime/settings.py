@@ -26,7 +26,6 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 
 LINES = {"emoji-sd": "emoji-control"}
 """The ControlNet that lets a bundled model follow lines, where the page's switch is on."""
-NONE = "none"
 CACHE_BRANCH = 3
 SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
 MOST_PIXELS = 4
@@ -43,7 +42,10 @@ class LiveSettings:
 
     Attributes:
         model: bundled name, local folder or Hub id.
-        lora: bundled names or files, merged into the weights; None for the model's own companion.
+        config: configurations of a model in a single file, as `diffaccel.models.resolve` takes them.
+        lora: as `diffaccel.models.parse_loras` reads it, merged into the weights; None for the model's own companion,
+            "none" for none. With `lora_partial`, parts that do not fit are left out.
+        embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
         vae: another autoencoder; None for the model's own companion, "none" for the one it was saved with.
         controlnet: bundled names, local folders or Hub ids of ControlNets, put before the UNet.
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
@@ -54,7 +56,10 @@ class LiveSettings:
     """
 
     model: str = DEFAULT_MODEL
-    lora: tuple[str, ...] | None = None
+    config: str | None = None
+    lora: str | None = None
+    lora_partial: bool = False
+    embeddings: str | None = None
     vae: str | None = None
     controlnet: tuple[str, ...] = ()
     dtype: str | None = None
@@ -82,26 +87,17 @@ def load_pipeline(settings: LiveSettings) -> Any:
         ModelError: something cannot be loaded or does not fit.
     """
     own_lora, own_vae = COMPANIONS.get(settings.model, (None, None))
-    loras = settings.lora if settings.lora is not None else (own_lora,) if own_lora else ()
+    lora = settings.lora if settings.lora is not None else own_lora
     vae = settings.vae or own_vae
-    source = models.resolve(settings.model)
+    source = models.resolve(settings.model, settings.config)
     device = models.choose_device(settings.device)
     dtype = models.choose_dtype(settings.dtype, device)
     placement = Placement(device=settings.device, compiled=settings.compiled)
     unet = source.folder / "unet"
     nets = [models.load_controlnet(name, dtype=dtype, device=device, like=unet) for name in settings.controlnet]
-    pipe = open_pipeline(source, str(dtype).removeprefix("torch."), None if vae == NONE else vae, placement)
-    for lora in loras:
-        if lora != NONE:
-            _merge(pipe, lora)
+    parts: dict[str, Any] = {"embeddings": settings.embeddings, "lora": lora, "lora_partial": settings.lora_partial}
+    pipe = open_pipeline(source, str(dtype).removeprefix("torch."), vae, placement, **parts)
     return models.with_controlnets(pipe, nets) if nets else pipe
-
-
-def _merge(pipe: Any, lora: str) -> None:
-    """Add a LoRA to the weights for good: as adapter layers it would cost time in every frame."""
-    models.load_lora(pipe, lora)
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
 
 
 def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from diffaccel.cli import main
 from diffaccel.cli.help import Grouped
 
 
-@pytest.mark.parametrize("name", ["generate", "bench", "train-cache", "tune", "relevance"])
+@pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
     command = main.commands[name]
     assert isinstance(command, Grouped)

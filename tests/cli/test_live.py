@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from diffaccel.cli import main
+from diffaccel.cli.model_options import ModelChoice
 from diffaccel.realtime.tls import check_certificate
 
 
@@ -145,8 +148,9 @@ def test_pictures_take_the_shape_of_the_input_and_say_so(tiny_sd: Path, tmp_path
     from diffaccel.cli.streaming import fitted, live_settings
     from diffaccel.realtime.settings import load_pipeline, open_engine
 
-    given = dict.fromkeys(("model", "vae", "dtype", "device", "lora", "size", "fit", "controlnet", "compiled"))
-    given |= {"model": str(tiny_sd), "lora": ("none",), "controlnet": (), "compiled": False, "size": "fit", "fit": fit}
+    given: dict[str, Any] = dict.fromkeys(each.name for each in fields(ModelChoice))
+    given |= {"model": str(tiny_sd), "lora": "none", "lora_partial": False, "controlnet": (), "compiled": False}
+    given |= {"size": "fit", "fit": fit}
     settings = live_settings(given, {"prompt": "a cat"})
     pipe = load_pipeline(settings)
     settings = fitted(pipe, settings, (64, 16), quiet=True)

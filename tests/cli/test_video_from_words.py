@@ -9,7 +9,6 @@ import pytest
 import stock_cases
 from click.testing import CliRunner, Result
 
-from diffaccel import models
 from diffaccel.cli import main
 from diffaccel.media.clip import sampled
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
@@ -23,12 +22,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     with quiet_loading():
         pipe = stock_cases.animatediff()
 
-    def load(name: str, **_: Any) -> Any:
-        loaded.append(name)
+    def load(source: Any, *_: Any, **__: Any) -> Any:
+        loaded.append(source.name)
         return pipe
 
-    monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr(models, "names", lambda *_: ("emoji-video",))
+    monkeypatch.setattr("diffaccel.models.placement.open_pipeline", load)
     return loaded
 
 
@@ -60,15 +58,15 @@ def test_a_video_from_words(tmp_path: Path, tiny: list[Any]) -> None:
     assert "cat.mp4: 7 pictures, " in result.output
 
 
-def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[Any]) -> None:
+def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[Any], tiny_sd: Path) -> None:
     clip(tmp_path / "in.mp4", 20, 10)
     common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.4, "--fps", 10, "-q", *SHORT)
-    for name, more in (("plain", ()), ("then", ("--then", 0.2, "a dog", "--cache", 2, "--model", "mine"))):
+    for name, more in (("plain", ()), ("then", ("--then", 0.2, "a dog", "--cache", 2, "--model", tiny_sd))):
         assert run(*common, *more, "-o", tmp_path / f"{name}.mp4").output == ""
     plain, then = (pictures(tmp_path / f"{name}.mp4")[0] for name in ("plain", "then"))
     assert len(plain) == len(then) == 5 + 4  # half a second of the clip, at half its rate
     assert abs(float(plain[3].mean()) - 255 * 6 / 10) < 3  # the clip's picture after 0.3 seconds
-    assert tiny == ["emoji-video", "mine"]
+    assert tiny == ["emoji-video", str(tiny_sd)]
 
 
 def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:

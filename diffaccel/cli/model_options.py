@@ -1,0 +1,122 @@
+"""The options that say which model runs, what goes with it, and where: one group for all commands that load one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from diffaccel.models import ModelSource
+
+DEFAULT_MODEL = "emoji-sd"
+NONE = "none"
+"""Of autoencoders and LoRAs: those that the model has by itself."""
+MODEL_NAMES = (
+    *("--model", "--config", "--vae", "--lora", "--lora-partial", "--embedding"),
+    *("--dtype", "--device"),
+)
+"""The options as they are typed, for the help's groups."""
+
+
+def _joined(_context: click.Context, option: click.Parameter, parts: tuple[str, ...]) -> str | None:
+    """What was given, as the one text that the library reads."""
+    from diffaccel.models import ModelError, parse_embeddings, parse_loras
+
+    text, parse = " + ".join(parts) or None, parse_loras if option.name == "lora" else parse_embeddings
+    try:
+        parse(text)
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+def model_options(default: str = DEFAULT_MODEL) -> tuple[Callable[..., Any], ...]:
+    """The options, for a command whose model is ``default`` where none is named.
+
+    The command receives ``lora`` as `diffaccel.models.parse_loras` reads it, ``embeddings`` as `parse_embeddings` does.
+    """
+    return (
+        click.option("--model", help=f"Bundled name, folder, .safetensors file or Hub id.  [default: {default}]"),
+        click.option(
+            "--config", metavar="FOLDER", help="How the networks in a .safetensors file are built; also sd-2.1, ..."
+        ),
+        click.option("--vae", help="Another autoencoder: bundled name, folder or file; none for the model's own."),
+        click.option(
+            "--lora",
+            multiple=True,
+            callback=_joined,
+            metavar="NAME[=WEIGHT]",
+            help="Bundled name, .safetensors file or folder; several with a weight each; or none.  [weight: 1]",
+        ),
+        click.option("--lora-partial", is_flag=True, help="Use a LoRA of which only some parts fit the model."),
+        click.option(
+            "--embedding",
+            "embeddings",
+            multiple=True,
+            callback=_joined,
+            metavar="FILE[=TOKEN]",
+            help="Textual inversion: a word for prompts.  [token: the file's name]",
+        ),
+        click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
+        click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
+    )
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that the command line names, with all that goes with it, as the options say it."""
+
+    model: str | None
+    config: str | None
+    vae: str | None
+    lora: str | None
+    lora_partial: bool
+    embeddings: str | None
+    dtype: str | None
+    device: str | None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "ModelChoice":
+        """The choice among all that a command was given."""
+        return cls(**{each.name: given[each.name] for each in fields(cls)})
+
+    def find(self, default: str = DEFAULT_MODEL, *, video: bool = False) -> "ModelSource":
+        """The model, once all that goes with it is found, and checked by the headers of its files.
+
+        Args:
+            default: the model where none is named.
+            video: bundled models of videos count, too.
+
+        Raises:
+            ModelError: something is not there, or must not be loaded.
+        """
+        from diffaccel import models
+
+        name = self.model or default
+        made = models.video_source if video and name in models.names("video") else None
+        source = made(name) if made else models.resolve(name, self.config)
+        for lora in models.parse_loras(self.lora):
+            models.find_lora(lora.name)
+        if self.vae not in (None, NONE):
+            models.find_vae(str(self.vae))
+        models.check_embeddings(self.embeddings, source)
+        return source
+
+    def open(self, source: "ModelSource") -> Any:
+        """The pipeline of a model that was found, its LoRAs merged into its weights. Raises `ModelError`."""
+        from diffaccel.models.placement import Placement, open_pipeline
+
+        pipe = open_pipeline(
+            source,
+            self.dtype,
+            self.vae,
+            Placement(device=self.device),
+            embeddings=self.embeddings,
+            lora=self.lora,
+            lora_partial=self.lora_partial,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
