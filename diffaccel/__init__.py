@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .reuse.forecast import Newton as Newton
     from .reuse.forecast import Taylor as Taylor
     from .reuse.measure import SeaFilter as SeaFilter
+    from .reuse.per_prompt import PerPrompt as PerPrompt
     from .reuse.schedule import Always as Always
     from .reuse.schedule import BackLoaded as BackLoaded
     from .reuse.schedule import FrontLoaded as FrontLoaded
@@ -66,6 +67,7 @@ _HOME: dict[str, str] = {
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
     "PTDiTTransformer2DModel": ".networks.ptdit",
+    "PerPrompt": ".reuse.per_prompt",
     "Quadratic": ".reuse.schedule",
     "Report": ".attach.report",
     "ScaledSteps": ".reuse.schedule",

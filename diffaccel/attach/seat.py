@@ -183,13 +183,14 @@ class Seat:
             self.session.tally.full[in_full] += 1
             memory = Memory(self.session.parts)
         count = _rows(inputs)
-        features = tuple(Lane(context, row) for row in range(count))
+        roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
+        group = (lambda row: (context, roles[row])) if self._by_prompt and roles else (lambda row: context)  # noqa: ARG005
+        features = tuple(Lane(group(row), row) for row in range(count))
         prompt = ("prompt", own.contexts.constants(inputs), fingerprint(inputs.sample))
         prompts = tuple(Lane(prompt, row) for row in range(count))
-        roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
         assert own.first is not None
         image = own.contexts.prompt(inputs) if self.leader is not None else 0  # a ControlNet's is its control image
-        pictured = tuple(Lane(context, (row, image)) for row in range(count))
+        pictured = tuple(Lane(group(row), (row, image)) for row in range(count))
         lanes = {"run": features, "control": pictured, "prompt": prompts, "frame": prompts}
         step = run.step - own.first
         call = Call(inputs, lanes, step, self._total(run), roles=roles, run=run, view=context[2:])  # type: ignore[arg-type]
@@ -219,20 +220,30 @@ class Seat:
         if self.leader is None:
             return own.contexts.of(inputs, name, run.step), None
         lead = run.networks.get(self.leader) or self.leader._start(run)
-        prompt = self.leader._signature.names[2]  # the ControlNet's own conditioning is its image
-        shared = replace(inputs, names=(*inputs.names[:2], prompt))
-        return lead.contexts.of(shared, name, run.step, peek=True), lead.memory
+        return lead.contexts.of(self._prompted(inputs), name, run.step, peek=True), lead.memory
+
+    def _prompted(self, inputs: Inputs) -> Inputs:
+        """Inputs whose conditioning is the prompt; a ControlNet's own is its control image."""
+        if self.leader is None:
+            return inputs
+        return replace(inputs, names=(*inputs.names[:2], self.leader._signature.names[2]))
 
     @property
     def _reads_roles(self) -> bool:
-        return any(wrapper.reads_roles for wrapper in self.wrappers)
+        return self._by_prompt or any(wrapper.reads_roles for wrapper in self.wrappers)
+
+    @property
+    def _by_prompt(self) -> bool:
+        """Whether rows of the prompt and of the negative prompt decide apart; a ControlNet's as the denoiser's do."""
+        return any(part.schedule.reads_prompt for part in (self.leader or self).session.parts)
 
     def _roles(
         self, run: Run, own: NetworkRun, running: RunningCall | None, inputs: Inputs, context: Any, name: str | None
     ) -> tuple[str, ...]:
         """Which rows see the negative prompt, found out once for each context."""
         if context not in own.roles:
-            own.roles[context] = run.host.roles(inputs.conditioning, _rows(inputs), name, running)
+            conditioning = self._prompted(inputs).conditioning
+            own.roles[context] = run.host.roles(conditioning, _rows(inputs), name, running)
         return own.roles[context]
 
     def _wrapped(

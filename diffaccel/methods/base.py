@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 
 from diffaccel.config import Config
-from diffaccel.config.checks import whole
+from diffaccel.config.checks import check, whole
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import Ends
@@ -60,14 +60,18 @@ class Method(Config, ABC):
     Args:
         warmup: the first calls of a run compute everything; the very first does in any case.
         cooldown: so do the last calls of a run, whose number of calls must be known.
+        offload: features that it stores lie in the machine's memory, and those of one module at a time come to the
+            device; for where the device's memory is short. Each call that stores some waits for the device once.
     """
 
     needs_controlnet: ClassVar[bool] = False
 
     warmup: int = 0
     cooldown: int = 0
+    offload: bool = False
 
     def __post_init__(self) -> None:
+        check(isinstance(self.offload, bool), f"offload must be True or False, not {self.offload!r}")
         whole("warmup", self.warmup, 0)
         whole("cooldown", self.cooldown, 0)
 
@@ -78,7 +82,11 @@ class Method(Config, ABC):
 
     def bounded_parts(self, layout: Layout) -> list[Part]:
         """`parts`, with what every method takes; what customers ask for."""
-        return [replace(part, ends=self.ends) for part in self.parts(layout)]
+        parts = [replace(part, ends=self.ends, offload=self.offload) for part in self.parts(layout)]
+        name = type(self).__name__
+        stores = bool(parts) or self.needs_controlnet
+        check(stores or not self.offload, f"{name} stores no features that offload=True could move: leave it out")
+        return parts
 
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:

@@ -118,7 +118,9 @@ def _part(branch: Branch, interval: int, refresh: RefreshPlan, owner: Method) ->
     """Residuals that are kept for some calls; None for those that are not."""
     if interval == 1:
         return None
-    return Part(Replay(branch), AtMost(interval), refresh.forecast, lifetime="control", ends=owner.ends)
+    return Part(
+        Replay(branch), AtMost(interval), refresh.forecast, lifetime="control", ends=owner.ends, offload=owner.offload
+    )
 
 
 def _left_out(residuals: Sequence[Branch]) -> Part:

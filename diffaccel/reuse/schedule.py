@@ -4,11 +4,11 @@ Static schedules know their decisions from host integers alone, so they never wa
 (arXiv 2312.00858) uses `Uniform` and, as its non-uniform 1:N strategy, `Quadratic`.
 """
 
-import math
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from diffaccel.config import Config, kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.reuse.measure import NOWHERE, Levels, Measure, RunPlace
+from diffaccel.reuse.spacing import front_loaded_steps, quadratic_steps
 
 
 def _unmeasured() -> float:
@@ -49,16 +50,22 @@ class Schedule(Config, ABC):
         decides_rows: whether a call that it does not compute is decided row by row, once the front blocks have run.
         counts_run: whether it places its computed calls within a run of known length, which an endless stream is not.
         quantity: what rows decide by, in words.
+        reads_prompt: whether it is another one for rows that see the negative prompt.
     """
 
     measures: ClassVar[bool] = False
     decides_rows: ClassVar[bool] = False
     counts_run: ClassVar[bool] = False
     quantity: ClassVar[str] = "relative change of the front residual"
+    reads_prompt: ClassVar[bool] = False
 
     @abstractmethod
     def should_compute(self, call: CallInfo) -> bool:
         """Whether this call computes; otherwise it reuses the stored features."""
+
+    def for_prompt(self, *, negative: bool) -> Schedule:  # noqa: ARG002
+        """The schedule in force for rows that see the negative prompt, or for those that do not."""
+        return self
 
     def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
         """Whether a row computes, given its `quantity`, its reused calls in a row, and its place in the run."""
@@ -314,36 +321,3 @@ def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | N
             f"give {name}(..., total=50), or pass the pipeline to accelerate()"
         )
     return known
-
-
-@lru_cache(maxsize=64)
-def front_loaded_steps(total: int, interval: int, power: float) -> tuple[int, ...]:
-    """Calls that `FrontLoaded` computes in a run of `total`: ceil(total / interval) distinct ones."""
-    count = math.ceil(total / interval)
-    steps: list[int] = []
-    for k in range(count):
-        steps.append(max(int(total * (k / count) ** power), steps[-1] + 1 if steps else 0))
-    return tuple(steps)
-
-
-@lru_cache(maxsize=64)
-def quadratic_steps(total: int, interval: int, center: int, power: float) -> tuple[int, ...]:
-    """Calls that `Quadratic` computes in a run of `total`.
-
-    The power is lowered in steps of 0.02 until rounding leaves exactly ceil(total / interval) distinct calls.
-    """
-    wanted = math.ceil(total / interval)
-    if wanted == total:
-        return tuple(range(total))
-    while power > 0:
-        steps = {0, *(center + int(offset) for offset in _spaced(wanted, -center, total - center, power))}
-        if len(steps) == wanted and min(steps) >= 0 and max(steps) < total:
-            return tuple(sorted(steps))
-        power -= 0.02
-    raise ValueError(f"no quadratic schedule of {wanted} calls in {total} around center {center}: move the center")
-
-
-def _spaced(count: int, low: int, high: int, power: float) -> list[float]:
-    """`count - 1` points strictly between low and high, evenly spaced after v -> v ** (1 / power)."""
-    start, end = complex(low) ** (1 / power), complex(high) ** (1 / power)
-    return [((start + (end - start) * i / count) ** power).real for i in range(1, count)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,6 +22,7 @@ from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
 from diffaccel.runtime.drift import Drift
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, take_rows
+from diffaccel.runtime.resting import awake, device_of, renewed, settle
 
 if TYPE_CHECKING:
     from diffaccel.runtime.call import Call
@@ -37,9 +39,11 @@ class Act(ABC):
     Attributes:
         exclusive: whether no other method's act may work at the same modules. One that is not works within the others.
         from_first: whether it may reuse in a call before which nothing was stored.
+        rests: whether what it stores may lie in the machine's memory between the calls that read it.
     """
 
     exclusive: ClassVar[bool] = True
+    rests: ClassVar[bool] = True
     from_first: ClassVar[bool] = False
 
     @property
@@ -99,6 +103,7 @@ class Part:
         merge: what remains of stored rows when a method drops the negative half of a guided batch in mid-run: a
             function of positive and negative rows; None leaves the positive ones as they are.
         ends: calls at the ends of a run, in which it computes in any case.
+        offload: whether what it carries to later calls lies in the machine's memory meanwhile.
     """
 
     act: Act
@@ -107,8 +112,14 @@ class Part:
     lifetime: Lifetime = "run"
     merge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ends: Ends = NO_ENDS
+    offload: bool = False
 
     def __post_init__(self) -> None:
+        if self.offload and not self.act.rests:
+            raise ValueError(
+                "offload=True is for features that later calls read now and then; what this method keeps is read in "
+                "every call: leave it out"
+            )
         if self.forecast is not None and self.forecast.aligns and not self.act.tells_alignment:
             name = type(self.forecast).__name__
             raise ValueError(
@@ -146,6 +157,7 @@ class PartState:
         call: the network call.
         drift: what its rows gathered in earlier calls, by which they decide.
         alignment: for each row how far a forecast that asks for it goes, ``(rows,)``; None where it was not measured.
+        homes: for each slot the device of features that rest in the machine's memory, None for those that do not.
     """
 
     def __init__(self, part: Part) -> None:
@@ -161,6 +173,7 @@ class PartState:
         self.call: Call | None = None
         self.drift = Drift()
         self.alignment: torch.Tensor | None = None
+        self.homes: dict[int, torch.device | None] = {}
 
     @property
     def row_lanes(self) -> Lanes:
@@ -219,6 +232,8 @@ class PartState:
         """Store what was computed, once the network has returned."""
         for block, step in zip(self.blocks, self.steps, strict=True) if self.compute else ():
             kept.put([block], step)
+        if self.compute:
+            settle(self.homes.values())
 
     def why_full(self) -> str:
         """After the call, why it computed in full though it was to reuse; empty where it did not."""
@@ -236,6 +251,8 @@ class PartState:
 
     def _carry(self, index: int, slot: int, carried: bool) -> Any:
         entry, forecast = self.blocks[index].entries[slot], self.part.forecast if carried else None
+        if carried and (home := self.homes.get(slot)) is not None:
+            entry = awake(entry, home)
         if forecast is None:
             return entry
         if forecast.aligns and self.alignment is not None:
@@ -249,10 +266,11 @@ class PartState:
         value = value if forecast is not None and forecast.keeps_graph else detached(value)
         value = copied(value) if self.writable else value
         pieces = [value] if len(self.blocks) == 1 else _pieces(value, self.sizes)
+        home = self.homes[slot] = device_of(value) if carried and self.part.offload else None
         for block, step, piece in zip(self.blocks, self.steps, pieces, strict=True):
-            if forecast is not None:
-                piece = forecast.update(block.entries[slot], piece, step)
-            block.entries[slot] = piece
+            update = partial(_updated, forecast, piece, step)
+            entry = block.entries[slot]
+            block.entries[slot] = update(entry) if home is None else renewed(entry, update, home)
 
 
 class Place:
@@ -285,6 +303,11 @@ class Place:
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """The module's output, as those after it shall see it."""
         return output
+
+
+def _updated(forecast: Forecast | None, piece: Any, step: int, history: Any) -> Any:
+    """What is stored after a feature was computed."""
+    return piece if forecast is None else forecast.update(history, piece, step)
 
 
 def stretches(values: Sequence[int]) -> list[tuple[int, int]]:

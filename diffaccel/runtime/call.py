@@ -113,6 +113,11 @@ class Call:
             )
         return NoiseLevels(scheduler).at(self.run.timestep_of(self.inputs.timestep), sample.float())
 
+    @property
+    def is_negative(self) -> bool:
+        """Whether its first row sees the negative prompt; where schedules ask, all rows that decide together do."""
+        return self.roles[:1] == ("negative",)
+
     def rows_of(self, role: str) -> list[int]:
         """Places of the rows that have a role."""
         return [row for row, own in enumerate(self.roles) if own == role]

@@ -78,8 +78,8 @@ class Memory:
         notes: what methods that wrap whole calls remember, by method and context.
         rows: what they remember of single rows, by method and lane; an object whose tensors are attributes.
         decided: decisions for the coming call of the network, made early because a ControlNet asked.
-        unfed: for each ControlNet the step, and parts of the denoiser that it took to reuse there and left out what
-            they read.
+        unfed: for each ControlNet the step, and for each group parts of the denoiser that it took to reuse there and
+            left out what they read.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -94,11 +94,12 @@ class Memory:
         self.notes.clear()
         self.rows.clear()
         self.decided: dict[Hashable, Decision] = {}
-        self.unfed: dict[Hashable, tuple[int | None, frozenset[int]]] = {}
+        self.unfed: dict[Hashable, tuple[int | None, dict[Hashable, frozenset[int]]]] = {}
 
-    def require_fed(self, step: int | None, computed: Iterable[int]) -> None:
-        """Raise RuntimeError if parts compute that a ControlNet took to reuse in this step."""
-        left_out = {part for when, parts in self.unfed.values() if when == step for part in parts}
+    def require_fed(self, step: int | None, group: Hashable, computed: Iterable[int]) -> None:
+        """Raise RuntimeError if parts compute for a group where a ControlNet took them to reuse in this step."""
+        told = [parts for when, parts in self.unfed.values() if when == step]
+        left_out = {part for parts in told for part in parts.get(group, frozenset().union(*parts.values()))}
         if not left_out.isdisjoint(computed):
             self.decided.clear()
             raise RuntimeError(
@@ -185,8 +186,9 @@ class Memory:
         record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if begun else 0
         computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
-        if computes and part.schedule.measures:
-            record.reference = part.schedule.seen(call.inputs.sample, call.noise_levels).clone()
+        schedule = part.schedule.for_prompt(negative=call.is_negative)
+        if computes and schedule.measures:
+            record.reference = schedule.seen(call.inputs.sample, call.noise_levels).clone()
         return computes
 
     def _is_even(self, index: int, lanes: Lanes) -> bool:
@@ -196,7 +198,7 @@ class Memory:
 
     def _wants(self, index: int, call: Call, record: GroupRecord, age: int) -> bool:
         """What the schedule says, or who forces it."""
-        schedule = self._parts[index].schedule
+        schedule = self._parts[index].schedule.for_prompt(negative=call.is_negative)
         if isinstance(call.forced, tuple):
             return call.forced[index]
         if call.forced is not None and self._parts[index].of_run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class Projection(Act):
             rows apart.
         upstream: modules between the network's inputs and these, whose weights count, too.
     """
+
+    rests: ClassVar[bool] = False
 
     names: tuple[str, ...]
     upstream: tuple[str, ...] = ()

@@ -111,16 +111,16 @@ class Session:
     def _decisions(self, call: Call, memory: Memory, led_by: Memory | None) -> dict[Hashable, Decision]:
         """What computes, by group."""
         decided = memory.decide(call)
-        for decision in decided.values():
-            memory.require_fed(call.step, (part for part, computes in enumerate(decision) if computes))
+        for group, decision in decided.items():
+            memory.require_fed(call.step, group, (part for part, computes in enumerate(decision) if computes))
         if not any(self.ties):
             return decided
         lead = {} if led_by is None else led_by.decide(call)
         reusing = {group: self._reusing(lead.get(group, ()), call) for group in decided}
         tied = {group: self._tied(decision, reusing[group]) for group, decision in decided.items()}
         if led_by is not None and self.leader is not None:
-            unfed = {part for group in tied for part in self._unfed(tied[group], reusing[group])}
-            led_by.unfed[self] = call.step, frozenset(unfed)
+            unfed = {group: frozenset(self._unfed(tied[group], reusing[group])) for group in tied}
+            led_by.unfed[self] = call.step, unfed
         return tied
 
     def _reusing(self, lead: Decision, call: Call) -> set[tuple[int, int]]:
@@ -174,7 +174,8 @@ class Session:
             for index, state in enumerate(self.states):
                 self._prepare(index, state, call, memory, compute=decision[index], writable=writable)
                 if state.compute and state.measures is None:  # where something was missing, an act computes after all
-                    memory.require_fed(call.step, (index,))
+                    for group in {lane.group for lane in call.lanes["run"]}:
+                        memory.require_fed(call.step, group, (index,))
             try:
                 with record_function(self._label()) if profiled else nullcontext():
                     return network(call)

@@ -31,6 +31,7 @@ class ReduceTokens(Act):
     """
 
     exclusive: ClassVar[bool] = False
+    rests: ClassVar[bool] = False
     from_first: ClassVar[bool] = True
 
     attentions: tuple[str, ...]

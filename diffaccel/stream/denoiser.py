@@ -58,6 +58,7 @@ class Denoiser:
         self._cache = cache
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
+        self._by_prompt = any(part.schedule.reads_prompt for part in self._parts)
         self._machine = Machine(model, self._parts, wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
@@ -100,7 +101,7 @@ class Denoiser:
         if self._cache is None:
             features = tuple(Lane("stream", row) for row in range(len(rows)))
         else:
-            features = tuple(self._cache.lane(*row) for row in rows)
+            features = tuple(self._cache.lane(*row, by_prompt=self._by_prompt) for row in rows)
         prompts = tuple(Lane(_prompt(slot, negative), k) for slot, negative, k in rows)
         images = tuple(Lane(slot.control, k) for slot, _, k in rows)
         by_frame = self._cache is not None and self._cache.key == "frame"
@@ -108,7 +109,8 @@ class Denoiser:
         lanes = {"run": features, "prompt": prompts, "frame": images}
         stages = [slot.settings.stages.levels[slot.stage] for slot, _, _ in rows]
         levels = tuple((level.alpha, level.sigma) for level in stages)
-        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places, levels=levels)  # type: ignore[arg-type]
+        roles = tuple("negative" if negative else "positive" for _, negative, _ in rows)
+        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places, roles=roles, levels=levels)  # type: ignore[arg-type]
 
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)

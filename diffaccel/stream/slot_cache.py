@@ -122,14 +122,17 @@ class SlotCache(Config):
         wrapper.ends.validate(None if self.key == "stage" else stages)
         return [wrapper]
 
-    def lane(self, slot: Slot, negative: bool, k: int) -> Lane:
-        """The lane of a slot's k-th frame. What it is told is part of the name: other settings find nothing stored."""
+    def lane(self, slot: Slot, negative: bool, k: int, *, by_prompt: bool = False) -> Lane:
+        """The lane of a slot's k-th frame. What it is told is part of the name: other settings find nothing stored.
+
+        By prompt, rows of the prompt and of the negative prompt decide apart.
+        """
         settings = slot.settings
         prompt = settings.negative if negative else settings.positive
         told: tuple[Hashable, ...] = (negative, prompt, settings.stages, settings.control_scales)
         if self.key == "frame":
             return Lane((slot, *told), k)
-        return Lane("stream", (slot.stage, slot.scene, k, *told))
+        return Lane(("stream", negative) if by_prompt else "stream", (slot.stage, slot.scene, k, *told))
 
 
 def as_slot_cache(cache: object) -> SlotCache | None:

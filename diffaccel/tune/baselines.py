@@ -21,7 +21,8 @@ from diffaccel.methods import (
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS
 from diffaccel.networks import UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast, Newton, Taylor
-from diffaccel.reuse.schedule import Quadratic, Schedule, Uniform, quadratic_steps
+from diffaccel.reuse.schedule import Quadratic, Schedule, Uniform
+from diffaccel.reuse.spacing import quadratic_steps
 from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.probing import Bench, score_of
 from diffaccel.tune.space import Space

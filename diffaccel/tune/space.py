@@ -7,7 +7,8 @@ from itertools import pairwise
 from diffaccel.methods.profile import act_of
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS, Recipe, Reuse
 from diffaccel.networks import Layout, UnsupportedModelError
-from diffaccel.reuse.schedule import Steps, Uniform, quadratic_steps
+from diffaccel.reuse.schedule import Steps, Uniform
+from diffaccel.reuse.spacing import quadratic_steps
 from diffaccel.tune.blend import Gram, blend, taylor
 
 BRANCHES = 4

@@ -28,6 +28,7 @@ class Rule:
         front: blocks that always run and are measured, with `threshold` to their relative change.
         skipped: from the count of the call to the places of the blocks that are skipped, where they change.
         probe: name of the attention whose input is measured: its changes add up to `threshold`.
+        negative: the same as `computes` for rows that see the negative prompt, where that differs.
         check: whether the last block runs always, and how far it is from its forecast decides about the next call.
     """
 
@@ -40,6 +41,7 @@ class Rule:
     skipped: Callable[[int, int], range] | None = None
     probe: Callable[[torch.nn.Module], str] | None = None
     check: bool = False
+    negative: Callable[[int], bool] | None = None
 
 
 @dataclass
@@ -94,14 +96,15 @@ class RowByRow:
         filled = all(key in self.lanes for key in keys)
         self.ticks = self.ticks + 1 if filled else 0
         outputs = []
-        for i, (key, (slot, _, _)) in enumerate(zip(keys, rows, strict=True)):
+        for i, (key, (slot, negative, _)) in enumerate(zip(keys, rows, strict=True)):
             self.count = self.ticks if self.key == "stage" else slot.stage
             whole = self.rule.form == "network"
             known = filled if self.key == "stage" and not whole else key in self.lanes
             if not known:
                 self.lanes[key] = Kept()
             self.own, self.stages = self.lanes[key], len(slot.settings.stages)
-            self.compute = not known or self.rule.computes(self.count)
+            due = self.rule.negative if negative and self.rule.negative else self.rule.computes
+            self.compute = not known or due(self.count)
             if self.rule.check:
                 self.compute = self.compute or not self.own.expected <= self.rule.threshold
                 self.own.expected = 0.0

@@ -37,6 +37,7 @@ from diffaccel import (
     MagCurve,
     NetworkSwitch,
     OneTimeNegative,
+    PerPrompt,
     Profile,
     Quadratic,
     Recipe,
@@ -207,6 +208,13 @@ TRANSFORMER_CASES = [
         IntervalCache(schedule=Uniform(2)),
         Rule(units(), every_second),
         TRANSFORMERS,
+    ),
+    Case(
+        "intervalcache, a schedule per prompt",
+        IntervalCache(schedule=PerPrompt(Always(), Always())),
+        IntervalCache(schedule=PerPrompt(Uniform(2), Uniform(3))),
+        Rule(units(), every_second, negative=lambda count: count % 3 == 0),
+        ("pixart",),
     ),
     Case(
         "intervalcache, taylor",
