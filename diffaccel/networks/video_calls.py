@@ -75,16 +75,11 @@ class LatteNetwork(Network):
 
 
 class Wan(Network):
-    """WanTransformer3DModel: Wan 2.1, and 2.2 with one transformer."""
+    """WanTransformer3DModel: Wan 2.1, and 2.2, whose first transformer this is where there are two."""
 
     patch = 2
 
     def _check(self) -> None:
-        if getattr(self.pipe, "transformer_2", None) is not None:
-            raise ValueError(
-                f"this {type(self.pipe).__name__} has two transformers, one for high noise and one for low, with "
-                "keys and values of their own: use a model with one"
-            )
         if self.model.config.get("image_dim") is not None:
             raise ValueError("image-to-video transformers need an image beside the frames: use a text-to-video one")
 
@@ -118,6 +113,12 @@ class SkyReels(Wan):
         return {"fps": [1] * rows} if self.model.config.inject_sample_info else {}  # how its pipelines say 24 a second
 
 
+class SecondWan(Wan):
+    """The second transformer of Wan 2.2, for low noise."""
+
+    component = "transformer_2"
+
+
 _VIDEO: dict[str, type[Network]] = {
     "LatteTransformer3DModel": LatteNetwork,
     "SkyReelsV2Transformer3DModel": SkyReels,
@@ -133,11 +134,7 @@ def video_network_for(pipe: Any, height: int, width: int) -> Network:
         TypeError: where no supported denoiser is found, or it was compiled as a whole.
     """
     for name in ("unet", "transformer"):
-        model = getattr(pipe, name, None)
-        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-            raise TypeError(
-                f"the {name} was compiled as a whole, and its attentions cannot be reached: leave it uncompiled"
-            )
+        model = _uncompiled(pipe, name)
         family = _VIDEO.get(type(model).__name__)
         if family is not None and hasattr(pipe, "encode_prompt"):
             return family(pipe, height, width)
@@ -145,6 +142,33 @@ def video_network_for(pipe: Any, height: int, width: int) -> Network:
         f"{type(pipe).__name__} cannot make videos chunk by chunk: VideoEngine needs a text-to-video pipeline around "
         f"one of {', '.join(_VIDEO)}"
     )
+
+
+def experts_of(network: Network) -> tuple[tuple[float, Network], ...]:
+    """The networks that take turns in denoising, the first for most noise, each from which timestep on.
+
+    Two for a Wan 2.2 with a `transformer_2` and a `boundary_ratio`; else the network alone.
+    """
+    pipe = network.pipe
+    ratio = getattr(pipe.config, "boundary_ratio", None)
+    if ratio is None or _uncompiled(pipe, SecondWan.component) is None:
+        return ((0.0, network),)
+    boundary = float(ratio) * int(pipe.scheduler.config.num_train_timesteps)
+    return (boundary, network), (0.0, SecondWan(pipe, network.height, network.width))
+
+
+def _uncompiled(pipe: Any, name: str) -> Any:
+    """A network of a pipeline, or None.
+
+    Raises:
+        TypeError: for one that was compiled as a whole.
+    """
+    model = getattr(pipe, name, None)
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise TypeError(
+            f"the {name} was compiled as a whole, and its attentions cannot be reached: leave it uncompiled"
+        )
+    return model
 
 
 def padded(embeds: torch.Tensor | list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

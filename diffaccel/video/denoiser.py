@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,24 +27,34 @@ CLEAN = "clean"
 """The stage of contexts that all stages share."""
 
 
+@dataclass
+class CallCounts:
+    """What has been called for a video.
+
+    Attributes:
+        work: calls of chunks.
+        writes: calls that only keep what later chunks see.
+    """
+
+    work: NetworkWork = field(default_factory=NetworkWork)
+    writes: int = 0
+
+
 class VideoDenoiser:
     """Runs network calls.
 
     Args:
         network: what is called.
         config: of the video.
-
-    Attributes:
-        work: calls of chunks.
-        writes: calls that only keep what later chunks see.
+        counts: where calls are counted.
 
     Raises:
         UnsupportedModelError, ValueError: where the context or the cache does not fit the network.
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: VideoConfig) -> None:
-        self.network, self.config = network, config
+    def __init__(self, network: Network, config: VideoConfig, counts: CallCounts) -> None:
+        self.network, self.config, self._counts = network, config, counts
         self.layout = causal_layout_of(network.model)
         config.context.check_fit(self.layout, config.chunk)
         steps = config.num_steps
@@ -52,7 +63,6 @@ class VideoDenoiser:
         act = ExtendKeyValues(self.layout, config.context)
         self._machine = Machine(network.model, [*self._parts, Part(act, Always(), lifetime="video")])
         self._state: ExtendState = self._machine.session.states[len(self._parts)]  # type: ignore[assignment]
-        self.work, self.writes = NetworkWork(), 0
 
     @property
     def _context(self) -> Any:
@@ -113,7 +123,7 @@ class VideoDenoiser:
         self._machine.run(call, self._run)
         for memory in self._machine.memory.parts:
             memory.lanes.drop(features)
-        self.writes += 1
+        self._counts.writes += 1
 
     def _call(
         self,
@@ -143,9 +153,9 @@ class VideoDenoiser:
         latents, timesteps = values.pop(LATENTS), values.pop(TIMESTEPS)
         prediction = self.network.predict(latents.to(self.network.dtype), timesteps, values)
         if call.places:
-            done, states = self.work, self._machine.session.states[: len(self._parts)]
+            done, states = self._counts.work, self._machine.session.states[: len(self._parts)]
             replayed = 0 if all(state.compute for state in states) else call.count
-            self.work = NetworkWork(done.calls + 1, done.rows + call.count, done.replayed + replayed)
+            self._counts.work = NetworkWork(done.calls + 1, done.rows + call.count, done.replayed + replayed)
         return prediction
 
     def forget(self) -> None:

@@ -22,7 +22,8 @@ from diffaccel.stream.images import Fit, OutputType, finish, to_frames
 from diffaccel.stream.intake import latent_shape
 from diffaccel.video.codec import frame_codec_for, model_size
 from diffaccel.video.config import VideoConfig
-from diffaccel.video.denoiser import VideoDenoiser
+from diffaccel.video.denoiser import CallCounts
+from diffaccel.video.experts import Experts
 from diffaccel.video.history import History
 from diffaccel.video.memory import require_memory
 from diffaccel.video.report import PARTS, ChunkReport, OnStep, VideoChunk, timed
@@ -109,8 +110,9 @@ class VideoEngine:
         self._closed = False
         images = self._pictures(given)
         self._settings = self._build(self.config, has_frames=images is not None)
-        self._denoiser = VideoDenoiser(self._network, self.config)
-        require_memory(self._network, self._denoiser.layout, self.config, self._shape[1:])
+        self._counts = CallCounts()
+        self._denoiser = Experts(self._network, self.config, self._counts)
+        require_memory(self._denoiser.layouts, self.config, self._shape[1:])
         self._start(images)
 
     def _pictures(self, given: Any) -> torch.Tensor | None:
@@ -302,8 +304,7 @@ class VideoEngine:
 
     def _replace_denoiser(self, config: VideoConfig) -> None:
         """Exchange what reuses features; the counts go on."""
-        other = VideoDenoiser(self._network, config)
-        other.work, other.writes = self._denoiser.work, self._denoiser.writes
+        other = Experts(self._network, config, self._counts)
         self._denoiser.close()
         self._denoiser = other
 
@@ -314,14 +315,14 @@ class VideoEngine:
             self._check_open()
             images = self._pictures(given)
             self._settings = self._build(self.config, has_frames=images is not None)
+            self._counts = CallCounts()
             self._replace_denoiser(self.config)
-            self._denoiser.work, self._denoiser.writes = type(self._denoiser.work)(), 0
             self._start(images)
 
     def report(self) -> ChunkReport:
         """Account of chunks and calls since the engine was built or reset."""
         with self._lock:
-            work, denoiser = self._denoiser.work, self._denoiser
+            work, denoiser = self._counts.work, self._denoiser
             return ChunkReport(
                 chunks=self._chunks,
                 pictures=self._pictures_made - self._given_pictures,
@@ -330,7 +331,7 @@ class VideoEngine:
                 network_calls=work.calls,
                 network_rows=work.rows,
                 replayed_rows=work.replayed,
-                context_calls=denoiser.writes,
+                context_calls=self._counts.writes,
                 context_frames=denoiser.held,
                 context_bytes=denoiser.context_bytes,
                 sampler=type(self._settings[0].stages.sampler).__name__,

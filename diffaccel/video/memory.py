@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 import torch
 
@@ -35,9 +37,12 @@ def context_bytes(
     return kept, 2 * largest * frames * rows * stages * network.dtype.itemsize if context.offload else kept
 
 
-def require_memory(network: Network, layout: CausalLayout, config: VideoConfig, size: tuple[int, int]) -> None:
+def require_memory(
+    networks: Sequence[tuple[Network, CausalLayout]], config: VideoConfig, size: tuple[int, int]
+) -> None:
     """Raise `MemoryError` where the context of a video will not fit."""
-    kept, windows = context_bytes(network, layout, config, size)
+    kept, windows = map(sum, zip(*(context_bytes(*each, config, size) for each in networks), strict=True))
+    network = networks[0][0]
     machine = int(psutil.virtual_memory().available)
     on_device = windows if config.context.offload else kept + windows
     free = machine if network.device.type != "cuda" else int(torch.cuda.mem_get_info(network.device)[0])
