@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .stream.worker import StreamWorker as StreamWorker
     from .tune.router_training import train_routers as train_routers
     from .video.engine import VideoEngine as VideoEngine
+    from .video.motion import MotionNoise as MotionNoise
     from .video.report import ChunkReport as ChunkReport
     from .video.report import VideoChunk as VideoChunk
 
@@ -63,6 +64,7 @@ _HOME: dict[str, str] = {
     "Handle": ".attach.handle",
     "HostFull": ".stream.host",
     "HostReport": ".stream.host",
+    "MotionNoise": ".video.motion",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",

@@ -10,7 +10,7 @@ from diffaccel.config.checks import check, one_of, whole
 from diffaccel.networks.causal import CausalLayout
 
 Refresh = Literal["never", "prompt", "chunk"]
-CommitWhen = Literal["clean", "last-step"]
+CommitWhen = Literal["clean", "last-step", "latest"]
 Positions = Literal["auto", "absolute", "cyclic", "relative"]
 
 
@@ -24,7 +24,9 @@ class CausalContext(Config):
         refresh: when kept frames are computed anew: "never", on a new "prompt" under that prompt, or before every
             "chunk", so that nothing is left of frames that are seen no more.
         commit: what later chunks see of a chunk: its "clean" frames in a call at timestep 0, or what its "last-step"
-            made of the frames, which saves that call and is less exact.
+            made of the frames, which saves that call and is less exact. In a stream batch there are no such calls, and
+            each stage sees frames as noisy as its own; or, with "latest", as far denoised as they are by then (Block
+            Cascading, arXiv 2511.20426).
         positions: "absolute" counts frames from the start of the video, as far as the network has positions; "cyclic"
             begins again when they are used up; "relative" counts from the oldest frame that is seen. "auto" is relative
             where keys are turned by positions, and cyclic where positions are added to hidden states.

@@ -18,7 +18,7 @@ from diffaccel.networks.causal import CausalLayout, rotated
 from diffaccel.runtime.act import Act, Part, PartState, Place, detached
 from diffaccel.runtime.causal_context import CausalContext
 from diffaccel.runtime.kept_frames import KeyValueWindow, Visible, write_frames
-from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span
+from diffaccel.runtime.lanes import Block, Lane, LaneMemory, Lanes, Span
 
 HELD_TOGETHER = 2  # calls whose windows are held at once: those of guidance in two calls
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -184,14 +184,15 @@ class ExtendState(PartState):
         missing = len(self.act.layout.attention) - len(self.pending)
         if missing:
             raise RuntimeError(f"{missing} attentions did not run in a call that commits: compute it in full")
-        written = []
-        for row, (lane, span) in enumerate(zip(self.own, self.spans, strict=True)):
+        written: dict[Lane, list[Any]] = {}
+        for row, (own, span) in enumerate(zip(self.own, self.spans, strict=True)):
             if span.commits:
-                block = kept.own_block(lane)
                 pairs = [tuple(x[self._of(row, x)] for x in self.pending[slot]) for slot in range(self.act.slots - 1)]
-                entries = None if block is None else block.entries
-                written.append(Block((lane,), write_frames(entries, pairs, span, self.context)))
-        kept.put(written, 0)
+                for lane in (own, *span.also):
+                    block = kept.own_block(lane)
+                    entries = written.get(lane, None if block is None else block.entries)
+                    written[lane] = write_frames(entries, pairs, span, self.context)
+        kept.put([Block((lane,), entries) for lane, entries in written.items()], 0)
         self.pending.clear()
 
     def _of(self, row: int, value: torch.Tensor) -> slice:

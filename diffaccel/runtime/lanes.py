@@ -36,11 +36,13 @@ class Span(NamedTuple):
         first: number of the first one, counted from the start of the video.
         frames: how many.
         commits: whether later calls shall see them as they are in this one.
+        also: lanes besides the row's own that shall, in place of what they saw of these frames before.
     """
 
     first: int
     frames: int
     commits: bool = False
+    also: tuple[Lane, ...] = ()
 
 
 @dataclass(eq=False)

@@ -18,6 +18,11 @@ class FrameCodec(Codec):
 
     pictures = 1
 
+    @property
+    def begun(self) -> bool:
+        """Whether the next picture is a latent frame with those after it, and not by itself."""
+        return True
+
     def restart(self) -> None:
         """Another video begins."""
 
@@ -41,10 +46,16 @@ class WanCodec(FrameCodec):
         shape = (1, -1, 1, 1, 1)
         self._mean, self._std = (torch.tensor(x).reshape(shape) for x in (config.latents_mean, config.latents_std))
         self._features: list[Any] | None = None
+        self._encoded: list[Any] | None = None
 
     def restart(self) -> None:
         """Forget the features of the frames before."""
-        self._features = None
+        self._features = self._encoded = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether pictures of this video have been encoded: the first one is a latent frame by itself."""
+        return self._encoded is not None
 
     def follow(self, latents: torch.Tensor) -> None:
         """Decode for the features alone."""
@@ -52,10 +63,26 @@ class WanCodec(FrameCodec):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Latents ``(frames, C, h, w)`` of ``(1 + 4 n, 3, H, W)``; pictures beyond such a number are left out."""
-        kept = pixels[: 1 + (len(pixels) - 1) // self.pictures * self.pictures]
-        encoded = self.vae.encode(kept.to(self.dtype).transpose(0, 1)[None]).latent_dist.mode().float()
-        latents: torch.Tensor = (encoded - self._mean.to(encoded)) / self._std.to(encoded)
+        """Latents ``(frames, C, h, w)`` of the next pictures ``(4 n, 3, H, W)``, or first ones ``(1 + 4 n, 3, H, W)``.
+
+        Pictures beyond such a number are left out.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+        vae, each = self.vae, self.pictures
+        whole = pixels.to(self.dtype).transpose(0, 1)[None]
+        if vae.config.patch_size is not None:
+            whole = patchify(whole, patch_size=vae.config.patch_size)
+        features = None if self._encoded is None else list(self._encoded)
+        starts = range(0 if features is not None else 1, whole.shape[2] - each + 1, each)
+        parts = [(start, start + each) for start in starts]
+        if features is None:
+            vae.clear_cache()
+            features, parts = [None] * vae._enc_conv_num, [(0, 1), *parts]
+        hidden = [vae.encoder(whole[:, :, a:b], feat_cache=features, feat_idx=[0]) for a, b in parts]
+        self._encoded = features
+        mode = vae.quant_conv(torch.cat(hidden, 2)).chunk(2, 1)[0].float()
+        latents: torch.Tensor = (mode - self._mean.to(mode)) / self._std.to(mode)
         return latents[0].transpose(0, 1)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
@@ -16,6 +17,7 @@ from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.config import Prompt, StreamConfig, with_values
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.video.motion import MotionNoise
 
 FIXED = frozenset({"height", "width", "chunk", "context", "stream_batch", "seed"})
 """Fields that size what is kept, or what has been drawn; all others can change between chunks."""
@@ -34,6 +36,7 @@ class VideoConfig:
     chunk: int = 4
     num_steps: int = 8
     strength: float = 1.0
+    motion: MotionNoise | None = None
     guidance: Guidance = field(default_factory=NoGuidance)
     context: CausalContext = field(default_factory=CausalContext)
     cache: Method | None = None
@@ -51,6 +54,13 @@ class VideoConfig:
             whole(name, getattr(self, name), 1)
         number("strength", self.strength, 0.0, 1.0)
         check(self.strength > 0, "strength must be above 0, or nothing is painted; got 0")
+        if self.motion is not None:
+            kind("motion", self.motion, MotionNoise)
+            check(
+                self.motion.less < self.strength < 1,
+                f"motion takes up to {self.motion.less} from strength, which must be above it and below 1; got "
+                f"{self.strength}",
+            )
         if not isinstance(self.context, CausalContext):
             raise TypeError(f"context must be a CausalContext, not {self.context!r}")
         if self.cache is not None and not isinstance(self.cache, Method):
@@ -60,16 +70,21 @@ class VideoConfig:
         self.stream(continued=True)
         if self.stream_batch:
             self._check_stream_batch()
+        else:
+            check(
+                self.context.commit != "latest",
+                "commit='latest' is for chunks that are denoised at the same time: give stream_batch=True",
+            )
 
     def _check_stream_batch(self) -> None:
         check(self.cache is None, "in a stream batch every call is kept, and must compute in full: leave cache out")
-        check(self.strength == 1, "in a stream batch the frame before a chunk is not finished yet: leave strength at 1")
         check(
-            self.context.refresh == "never" and self.context.commit == "clean",
-            "in a stream batch each stage keeps what its own calls computed: leave refresh and commit out",
+            self.context.refresh == "never" and self.context.commit != "last-step",
+            "in a stream batch each stage keeps what its own calls computed: leave refresh and commit out, or give "
+            "commit='latest'",
         )
         check(
-            self.guidance.negative_source != "input",
+            self.guidance.negative_source != "input" or self.strength < 1,
             "SelfNegative pushes away from the frame before a chunk, which is not finished yet in a stream batch: use "
             "OneTimeNegative",
         )

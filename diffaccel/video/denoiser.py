@@ -17,7 +17,7 @@ from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.extend_act import ExtendKeyValues, ExtendState
 from diffaccel.runtime.lanes import Lane, Span
-from diffaccel.stream.batch import Tick
+from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.denoiser import LATENTS, TIMESTEPS, NetworkWork
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.slot_cache import SlotCache
@@ -28,7 +28,7 @@ CLEAN = "clean"
 
 
 @dataclass
-class CallCounts:
+class VideoCounts:
     """What has been called for a video.
 
     Attributes:
@@ -53,7 +53,7 @@ class VideoDenoiser:
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: VideoConfig, counts: CallCounts) -> None:
+    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts) -> None:
         self.network, self.config, self._counts = network, config, counts
         self.layout = causal_layout_of(network.model)
         config.context.check_fit(self.layout, config.chunk)
@@ -73,11 +73,7 @@ class VideoDenoiser:
         """Prediction for the rows of a tick, ``(chunks * frames, C, h, w)``."""
         frames, batch = tick.frames, self.config.stream_batch
         told: Keywords = {name: value[::frames] for name, value in tick.inputs.items()}
-        last = self.config.context.commit == "last-step"
-        spans = tuple(
-            Span(slot.frame_ids[0], frames, batch or (last and slot.stage == len(slot.settings.stages) - 1))
-            for slot, _ in tick.groups
-        )
+        spans = tuple(self._span(slot, negative) for slot, negative in tick.groups)
         places = tuple((slot.stage, len(slot.settings.stages)) for slot, _ in tick.groups)
         features = tuple(
             Lane(("chunk", row), 0) if self._cache is None else self._cache.lane(slot, negative, 0)
@@ -92,6 +88,15 @@ class VideoDenoiser:
         prediction: torch.Tensor = self._machine.run(call, self._run)
         self._machine.memory.keep({**call.lanes, "video": tuple(self._context.lanes)})
         return prediction.transpose(1, 2).flatten(0, 1)
+
+    def _span(self, slot: Slot, negative: bool) -> Span:
+        """The frames of a chunk, and who sees them as they are in this call."""
+        commit, frames = self.config.context.commit, len(slot.latents)
+        if not self.config.stream_batch:
+            last = slot.stage == len(slot.settings.stages) - 1
+            return Span(slot.frame_ids[0], frames, last and commit == "last-step")
+        noisier = range(slot.stage) if commit == "latest" else ()
+        return Span(slot.frame_ids[0], frames, True, tuple(Lane(("video", stage), negative) for stage in noisier))
 
     @torch.no_grad()
     def write(

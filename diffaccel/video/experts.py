@@ -17,7 +17,7 @@ from diffaccel.networks.network import Network
 from diffaccel.networks.video_calls import experts_of
 from diffaccel.stream.batch import Tick
 from diffaccel.video.config import VideoConfig
-from diffaccel.video.denoiser import CLEAN, CallCounts, VideoDenoiser
+from diffaccel.video.denoiser import CLEAN, VideoCounts, VideoDenoiser
 
 
 class Experts:
@@ -33,12 +33,12 @@ class Experts:
         RuntimeError: where one is accelerated already.
     """
 
-    def __init__(self, network: Network, config: VideoConfig, counts: CallCounts) -> None:
+    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts) -> None:
         found = experts_of(network)
         check(
-            len(found) == 1 or config.stream_batch or config.context.commit == "clean",
-            "commit='last-step' keeps what the last step made of frames, and only the second of two transformers runs "
-            "it: leave commit out",
+            len(found) == 1 or config.context.commit == "clean",
+            f"commit={config.context.commit!r} keeps what one step made of frames, and each of two transformers needs "
+            "its own keys and values: leave commit out",
         )
         self._experts: list[tuple[float, VideoDenoiser]] = []
         try:

@@ -14,6 +14,7 @@ from diffaccel import (
     CausalContext,
     DeepCache,
     FullGuidance,
+    MotionNoise,
     OneTimeNegative,
     SelfNegative,
     TGate,
@@ -78,7 +79,7 @@ class Loop:
     def video(self, engine: VideoEngine, chunks: int, text: str = "a cat") -> torch.Tensor:
         clean = torch.zeros(1, 4, 0, SIDE, SIDE)
         for k in range(chunks):
-            made = self.chunk(clean, [CHUNK] * k, engine._noise(k, CHUNK), text)
+            made = self.chunk(clean, [CHUNK] * k, engine._video.noise(k, CHUNK), text)
             clean = torch.cat([clean, made], 2)
         return clean
 
@@ -99,10 +100,10 @@ def test_given_frames_are_gone_on_from() -> None:
     context = CausalContext(window=4)
     pictures = [np.random.default_rng(k).random((64, 64, 3)) for k in range(5)]
     engine = engine_of("wan", context=context, given=pictures, strength=0.67)
-    clean = engine._history._frames
+    clean = engine._video.history._frames
     clean = torch.stack([clean[n][0] for n in range(5)], 1)[None]
     loop = Loop("wan", context)
-    expected = loop.chunk(clean, [3, 2], engine._noise(0, CHUNK), "a cat", skip=1)
+    expected = loop.chunk(clean, [3, 2], engine._video.noise(0, CHUNK), "a cat", skip=1)
     chunk = engine.next()
     assert chunk.first == 5
     assert torch.allclose(chunk.latents.transpose(0, 1)[None], expected, atol=1e-4)
@@ -117,7 +118,7 @@ def test_a_new_prompt_reaches_kept_frames_as_the_context_says(refresh: Any) -> N
     engine.update(prompt="a dog")
     found = latents_of(engine, 1)
     seen = clean[:, :, 3:]  # all that the context is computed from
-    anew = Loop("wan", context).chunk(seen, [CHUNK], engine._noise(2, CHUNK), "a dog")
+    anew = Loop("wan", context).chunk(seen, [CHUNK], engine._video.noise(2, CHUNK), "a dog")
     assert torch.allclose(found, anew, atol=1e-4) == (refresh != "never")
 
 
@@ -128,7 +129,7 @@ def test_a_context_that_is_computed_anew_before_every_chunk_forgets_older_frames
     found = latents_of(engine, 1)
     seen = torch.cat([clean[:, :, :1], clean[:, :, 6:]], 2)  # the sink and the window
     loop = Loop("wan", CausalContext(window=None))
-    assert torch.allclose(found, loop.chunk(seen, [1, 3], engine._noise(3, CHUNK), "a cat"), atol=1e-4)
+    assert torch.allclose(found, loop.chunk(seen, [1, 3], engine._video.noise(3, CHUNK), "a cat"), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["motion", "latte", "wan"])
@@ -139,7 +140,7 @@ def test_a_stream_batch_is_a_whole_video_denoised_at_once_under_a_causal_mask(na
     assert engine.report().network_calls == 4 + STEPS - 1
     assert engine.report().chunks_in_flight == STEPS - 1
     loop, chunks = Loop(name, context, 2.0), 4
-    x = torch.cat([engine._noise(k, CHUNK) for k in range(chunks)]).transpose(0, 1)[None]
+    x = torch.cat([engine._video.noise(k, CHUNK) for k in range(chunks)]).transpose(0, 1)[None]
     scheduler = scheduler_of(loop.family)
     scheduler.set_timesteps(STEPS)
     for t in scheduler.timesteps:
@@ -262,9 +263,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"strength": 0}, "strength must be above 0"),
     ({"guidance": SelfNegative()}, "there is none: give frames"),
     ({"stream_batch": True, "cache": DeepCache(2)}, "leave cache out"),
-    ({"stream_batch": True, "strength": 0.5}, "leave strength at 1"),
-    ({"stream_batch": True, "context": CausalContext(refresh="chunk")}, "leave refresh and commit out"),
-    ({"given": []}, "given is empty"),
+    ({"motion": MotionNoise()}, "must be above it and below 1; got 1"),
+    ({"context": CausalContext(commit="latest")}, "give stream_batch=True"),
+    ({"stream_batch": True, "context": CausalContext(refresh="chunk")}, "leave refresh and commit out, or give"),
+    ({"given": []}, "there are no pictures"),
     ({"height": 60}, "height must be a multiple of"),
     ({"context": 4}, "context must be a CausalContext"),
 ]

@@ -54,7 +54,7 @@ def test_a_video_of_two_experts_is_that_of_a_plain_loop() -> None:
     engine = engine_of(guidance=FullGuidance(2.0))
     found, clean = latents_of(engine, 3), torch.zeros(1, 4, 0, 8, 8)
     for k in range(3):
-        grid, x = scheduler(), engine._noise(k, CHUNK).transpose(0, 1)[None]
+        grid, x = scheduler(), engine._video.noise(k, CHUNK).transpose(0, 1)[None]
         grid.set_timesteps(STEPS)
         turns = [bool(t >= BOUNDARY * 1000) for t in grid.timesteps]
         assert turns == [True, True, False, False]
@@ -71,7 +71,7 @@ def test_a_video_of_two_experts_is_that_of_a_plain_loop() -> None:
 def test_a_stream_batch_of_two_experts_is_a_whole_video_denoised_at_once() -> None:
     engine = engine_of(guidance=FullGuidance(2.0), stream_batch=True)
     found = latents_of(engine, 3)
-    x = torch.cat([engine._noise(k, CHUNK) for k in range(3)]).transpose(0, 1)[None]
+    x = torch.cat([engine._video.noise(k, CHUNK) for k in range(3)]).transpose(0, 1)[None]
     grid = scheduler()
     grid.set_timesteps(STEPS)
     for t in grid.timesteps:
@@ -108,7 +108,7 @@ def test_detached_experts_are_as_they_were_and_an_update_goes_on() -> None:
 
 
 def test_what_two_experts_cannot_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="only the second of two transformers runs it: leave commit out"):
+    with pytest.raises(ValueError, match="each of two transformers needs its own keys and values: leave commit out"):
         engine_of(context=CausalContext(commit="last-step"))
     with pytest.raises(UnsupportedModelError, match="DeepCache needs a UNet"):
         engine_of(cache=DeepCache(2))

@@ -1,0 +1,79 @@
+"""How chunks begin: from noise alone, from the frame before with noise, or from pictures of a camera with noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from diffaccel.config.checks import check
+from diffaccel.sampling.guidance import Guidance
+from diffaccel.stream.batch import FrameSettings, Slot
+from diffaccel.video.config import VideoConfig
+from diffaccel.video.motion import entered_at, motion_of
+
+Both = tuple[FrameSettings, FrameSettings]
+"""Settings of chunks that begin from noise alone, and of those that begin from frames."""
+
+
+def seeded_noise(seed: int, number: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The noise of a chunk: equal for equal seed and number, whatever the device."""
+    generator = torch.Generator().manual_seed((seed * 2654435761 + number) % 2**63)
+    return torch.randn(shape, generator=generator).to(device)
+
+
+def from_noise(frame_ids: tuple[int, ...], settings: FrameSettings, noise: torch.Tensor) -> Slot:
+    """A chunk that begins from noise ``(frames, C, h, w)``."""
+    return Slot(frame_ids, settings, settings.stages.entry_scale * noise)
+
+
+def from_frames(frame_ids: tuple[int, ...], settings: FrameSettings, noise: torch.Tensor, source: torch.Tensor) -> Slot:
+    """A chunk that begins from clean latents ``(frames, C, h, w)`` under the noise of its first stage."""
+    level = settings.stages.levels[0]
+    return Slot(frame_ids, settings, level.alpha * source + level.sigma * noise, source)
+
+
+class PushedPictures:
+    """What is known of the pictures that were pushed.
+
+    Args:
+        timesteps: training timesteps of the scheduler.
+
+    Attributes:
+        strength: what the last chunk began at; None before any.
+        waiting: a chunk that has not entered.
+    """
+
+    def __init__(self, timesteps: int) -> None:
+        self._timesteps = timesteps
+        self._last: torch.Tensor | None = None
+        self.strength: float | None = None
+        self.waiting: Slot | None = None
+
+    def settings(self, pictures: torch.Tensor, config: VideoConfig, both: Both) -> FrameSettings:
+        """How pictures ``(pictures, 3, H, W)`` in [-1, 1] are denoised that follow those before."""
+        motion, self._last = motion_of(pictures, self._last), pictures[-1]
+        if config.motion is None:
+            return both[1]
+        before = config.strength if self.strength is None else self.strength
+        self.strength = config.motion.strength(config.strength, before, motion)
+        least = config.strength - config.motion.less
+        stages = entered_at(both[0].stages, self.strength, least, self._timesteps)
+        return replace(both[0], stages=stages)
+
+
+def check_source(guidance: Guidance, source: torch.Tensor | None) -> None:
+    """Raise ValueError where guidance pushes away from the frame before a chunk, and there is none."""
+    check(
+        source is not None or guidance.negative_source != "input",
+        "SelfNegative pushes away from the frame before a chunk, and there is none: give frames",
+    )
+
+
+def check_pushed(config: VideoConfig, pictures: torch.Tensor, wanted: int) -> None:
+    """Raise ValueError where pictures cannot be pushed."""
+    check(config.strength < 1, "pushed pictures need strength below 1: at 1 all is noise, and nothing is left of them")
+    check(
+        len(pictures) == wanted,
+        f"push {wanted} pictures at once, which is a chunk of {config.chunk} latent frames here; got {len(pictures)}",
+    )
