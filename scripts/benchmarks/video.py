@@ -1,16 +1,24 @@
-"""Videos by chunks: against computing the prefix anew, over 200 chunks, in a stream batch, with feature caches."""
+"""Videos by chunks: against computing the prefix anew, over 200 chunks, in a stream batch, with feature caches.
+
+    python scripts/bench.py video --part prefix --network Wan --json benchmarks/video.json
+
+adds one part to the file; without `--part` all are measured. Seconds are of the processor, on one thread, so that other
+work on the machine does not count; those of the part `wan` are of the clock.
+"""
 
 import itertools
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 import diffusers
+import psutil
 import torch
 from benchmarks.tables import markdown
 from diffusers import (
@@ -24,8 +32,10 @@ from diffusers import (
 from diffaccel import CausalContext, DeepCache, FullGuidance, IntervalCache, VideoEngine, models
 from diffaccel.attach.macs import count_macs
 from diffaccel.measure import compare, interleaved
+from diffaccel.measure.timing import Timing
 
 PARTS = ("prefix", "level", "stream", "cache", "play")
+NETWORKS = ("Latte", "Wan")
 STEPS, CHUNK, SIDE = 8, 4, 16  # latents of 16 x 16 are 64 tokens a frame
 FEW = 4
 
@@ -91,11 +101,21 @@ def recomputed(video: VideoEngine, chunks: int) -> None:
             model.temp_pos_embed = table
 
 
-def prefix(rounds: int, chunks: int) -> dict[str, Any]:
+def taking_turns(work: Mapping[str, Callable[[], Any]], rounds: int, warmup: int) -> Mapping[str, Timing]:
+    """Seconds of the processor."""
+    return interleaved(work, rounds, warmup, clock=time.process_time)
+
+
+def build(name: str, *size: int) -> Any:
+    """A network by its name."""
+    return {"Latte": latte, "Wan": wan}[name](*size)
+
+
+def prefix(networks: Sequence[str], rounds: int, chunks: int) -> dict[str, Any]:
     """Chunks against recomputing the prefix at every step: multiply-accumulates, and time."""
     found: dict[str, Any] = {}
-    for name, build in (("Latte", latte), ("Wan", wan)):
-        pipe = pipeline(build())
+    for name in networks:
+        pipe = pipeline(build(name))
         positions = "absolute" if name == "Latte" else "auto"
         whole = engine(pipe, context=CausalContext(window=None, positions=positions))
         windowed = engine(pipe, context=CausalContext(window=8))
@@ -105,7 +125,7 @@ def prefix(rounds: int, chunks: int) -> dict[str, Any]:
             "window of 8": lambda windowed=windowed: some(windowed, chunks),
         }
         macs = {row: count_macs(run) for row, run in work.items()}
-        times = interleaved(work, rounds, warmup=0)
+        times = taking_turns(work, rounds, 0)
         first = next(iter(work))
         found[f"{name}, {chunks} chunks of {CHUNK} frames, {STEPS} steps"] = {
             row: {
@@ -119,27 +139,34 @@ def prefix(rounds: int, chunks: int) -> dict[str, Any]:
     return found
 
 
-def level(chunks: int) -> dict[str, Any]:
+def level(networks: Sequence[str], chunks: int) -> dict[str, Any]:
     """Seconds and memory of a chunk, early and late in a long video."""
     found: dict[str, dict[str, Any]] = {}
-    for name, build in (("Latte", latte), ("Wan", wan)):
-        video = engine(pipeline(build(32, 1)), context=CausalContext(window=8), num_steps=2)
-        seconds, held = [], []
-        for chunk in itertools.islice(video, chunks):
-            seconds.append(sum(chunk.seconds.values()))
-            held.append(video.report().context_bytes / 2**20)
-        quarter = chunks // 4
+    process = psutil.Process(os.getpid())
+    quarter = chunks // 4
+    for name in networks:
+        video = engine(pipeline(build(name, 32, 1)), context=CausalContext(window=8), num_steps=2)
+        seconds, context, memory = [], [], []
+        for _ in range(chunks):
+            start = time.process_time()
+            video.next()
+            seconds.append(time.process_time() - start)
+            context.append(video.report().context_bytes / 2**20)
+            memory.append(process.memory_info().rss / 2**20)
         early, late = (statistics.median(part) for part in (seconds[4 : 4 + quarter], seconds[-quarter:]))
-        found[name] = {"ms early": 1000 * early, "ms late": 1000 * late, "late / early": late / early,
-                       "MiB early": held[4], "MiB late": held[-1]}  # fmt: skip
+        found[name] = {
+            "ms early": 1000 * early, "ms late": 1000 * late, "late / early": late / early,
+            "context, MiB early": context[4], "late": context[-1], "process, MiB early": memory[3 + quarter],
+            "at the end": memory[-1],
+        }  # fmt: skip
     return {f"Chunks 5 to {4 + quarter} and the last {quarter} of {chunks}, a window of 8": found}
 
 
-def stream(rounds: int, chunks: int = 6) -> dict[str, Any]:
+def stream(networks: Sequence[str], rounds: int, chunks: int = 6) -> dict[str, Any]:
     """A stream batch of four stages against one chunk after the other, once it is full."""
     found: dict[str, dict[str, Any]] = {}
-    for name, build in (("Latte", latte), ("Wan", wan)):
-        pipe = pipeline(build())
+    for name in networks:
+        pipe = pipeline(build(name))
         videos = {
             kind: engine(pipe, num_steps=FEW, context=CausalContext(window=8), stream_batch=kind != "one by one")
             for kind in ("one by one", "stream batch")
@@ -152,7 +179,7 @@ def stream(rounds: int, chunks: int = 6) -> dict[str, Any]:
 
         runs = {kind: work(video) for kind, video in videos.items()}
         macs = {kind: count_macs(run) for kind, run in runs.items()}
-        times = interleaved(runs, rounds, warmup=1)
+        times = taking_turns(runs, rounds, 1)
         for kind, timing in times.items():
             found[f"{name}, {kind}"] = {
                 "GMAC a chunk": macs[kind] / chunks / 1e9,
@@ -192,7 +219,7 @@ def cache(rounds: int, chunks: int) -> dict[str, Any]:
 
     work = {name: lambda name=name: run(name) for name in videos}
     macs = {name: count_macs(each) for name, each in work.items()}
-    times = interleaved(work, rounds, warmup=0)
+    times = taking_turns(work, rounds, 0)
     rows = {}
     for name in videos:
         quality = {} if name == "none" else {"dB": compare(frames[name], frames["none"]).psnr}
@@ -206,7 +233,7 @@ def cache(rounds: int, chunks: int) -> dict[str, Any]:
 
 
 def play(rounds: int, chunks: int) -> dict[str, Any]:
-    """Pictures a second of the bundled model."""
+    """Pictures a second of the bundled model, and as many as its multiply-accumulates would allow."""
     pipe = bundled()
     given = [frame for chunk in itertools.islice(VideoEngine(pipe, **play_settings()), 1) for frame in chunk.frames]
     kinds: dict[str, dict[str, Any]] = {
@@ -214,20 +241,30 @@ def play(rounds: int, chunks: int) -> dict[str, Any]:
         "8 steps": {"guidance": None},
         "8 steps, DeepCache(2)": {"guidance": None, "cache": DeepCache(interval=2, branch=0)},
         "4 steps": {"guidance": None, "num_steps": 4},
+        "4 steps, DeepCache(2)": {"guidance": None, "num_steps": 4, "cache": DeepCache(interval=2, branch=0)},
+        "4 steps, stream batch": {"guidance": None, "num_steps": 4, "stream_batch": True},
+        "2 steps": {"guidance": None, "num_steps": 2},
     }
     videos = {name: VideoEngine(pipe, given=given, **{**play_settings(), **more}) for name, more in kinds.items()}
-    work = {name: lambda v=video: [v.next() for _ in range(chunks)] for name, video in videos.items()}
-    macs = {name: count_macs(run) for name, run in work.items()}
-    start = time.process_time()
-    times = interleaved(work, rounds, warmup=0)
-    spent = (time.process_time() - start) / rounds / sum(t.median for t in times.values())
-    pictures = chunks * CHUNK
-    return {
-        f"emoji-video, {torch.get_num_threads()} threads, {spent:.2f} processors busy": {
-            name: {"pictures a second": pictures / times[name].median, "MMAC a picture": macs[name] / pictures / 1e6}
-            for name in videos
-        }
+    work: dict[str, Callable[[], Any]] = {
+        name: lambda video=video: [video.next() for _ in range(chunks)] for name, video in videos.items()
     }
+    macs = {name: count_macs(run) for name, run in work.items()}
+    square = torch.randn(512, 512)
+    work["matrices"] = lambda: [square @ square for _ in range(20)]
+    times = taking_turns(work, rounds, 0)
+    speed = 20 * 512**3 / times["matrices"].median  # multiply-accumulates a second
+    pictures = chunks * CHUNK
+    rows: dict[str, dict[str, float]] = {
+        name: {
+            "pictures a second": pictures / times[name].median,
+            "as matrices would": speed * pictures / macs[name],
+            "MMAC a picture": macs[name] / pictures / 1e6,
+        }
+        for name in videos
+    }
+    rows["product of 512 x 512 matrices"] = {"GMAC a second": speed / 1e9}
+    return {"emoji-video on one thread": rows}
 
 
 def large(layers: int, side: int, dtype: str, device: str) -> dict[str, Any]:
@@ -257,6 +294,7 @@ def large(layers: int, side: int, dtype: str, device: str) -> dict[str, Any]:
 
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice((*PARTS, "wan")), help="Only these.")
+@click.option("--network", "networks", multiple=True, type=click.Choice(NETWORKS), default=NETWORKS, help="Only these.")
 @click.option("--rounds", default=3, show_default=True, help="Interleaved rounds of each measurement.")
 @click.option("--chunks", default=10, show_default=True, help="Length of videos against a prefix computed anew.")
 @click.option("--long", default=200, show_default=True, help="Chunks of the long video.")
@@ -267,6 +305,7 @@ def large(layers: int, side: int, dtype: str, device: str) -> dict[str, Any]:
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Add the figures to this file, too.")
 def command(
     parts: tuple[str, ...],
+    networks: tuple[str, ...],
     rounds: int,
     chunks: int,
     long: int,
@@ -278,17 +317,22 @@ def command(
 ) -> None:
     """What videos by chunks save; `--part wan --device cuda` for a large network on an accelerator."""
     measures: Mapping[str, Callable[[], dict[str, Any]]] = {
-        "prefix": lambda: prefix(rounds, chunks),
-        "level": lambda: level(long),
-        "stream": lambda: stream(rounds),
+        "prefix": lambda: prefix(networks, rounds, chunks),
+        "level": lambda: level(networks, long),
+        "stream": lambda: stream(networks, rounds),
         "cache": lambda: cache(rounds, 3),
         "play": lambda: play(rounds, 1),
         "wan": lambda: large(layers, side, dtype, device),
     }
     diffusers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
     figures: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {}
-    for part in parts or [p for p in PARTS if p in ("prefix", "level", "stream") or "emoji-video" in models.names()]:
-        figures[part] = measures[part]()
-        click.echo(markdown(figures[part]))
+    for part in parts or PARTS:
+        found = measures[part]()
+        click.echo(markdown(found))
+        for title, rows in found.items():
+            figures.setdefault(part, {}).setdefault(title, {}).update(rows)
         if file:
             file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            tables = [markdown(figures[name]) for name in (*PARTS, "wan") if name in figures]
+            file.with_suffix(".md").write_text("# Videos by chunks\n\n" + "\n".join(tables), encoding="utf-8")
