@@ -53,7 +53,7 @@ def pictures(folder: Path) -> int:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_runs_add_up_to_an_unbroken_one(tmp_path: Path) -> None:
-    """Each run is killed a chance moment after its first new pictures, so that a quick machine cannot be done too soon."""
+    """Each run is killed a chance moment after its first new pictures, so that no machine is done too soon."""
     render_the_rest(tmp_path / "unbroken")
     broken, chance, killed = tmp_path / "broken", random.Random(0), 0
     while pictures(broken) < len(JOBS) - 10:
