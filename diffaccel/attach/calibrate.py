@@ -65,17 +65,7 @@ def calibrate(
         raise ValueError("calibrate needs at least one prompt; got none")
     one_of("method", method, METHODS)
     measure = _Measure(max_reuse) if method == METHODS[0] else block_watch(method == METHODS[2])
-    totals = set()
-    with accelerate(pipe, measure):
-        for index, prompt in enumerate(prompts):
-            arguments = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-            generator = torch.Generator().manual_seed(seed + index)
-            measure.start_run()
-            pipe(**{"generator": generator, **settings, **arguments})
-            totals.add(measure.calls())
-    if len(totals) > 1:
-        raise ValueError(f"all runs must make the same number of network calls; these made {sorted(totals)}")
-    total = totals.pop()
+    total = _run(pipe, measure, prompts, seed, settings)
     source = f"diffaccel.calibrate, {counted(len(prompts), 'prompt')}, {total} network calls"
     found: Calibration | MagCurve | TeaCurve
     if isinstance(measure, _Measure):
@@ -85,6 +75,21 @@ def calibrate(
     if path is not None:
         found.save(path)
     return found
+
+
+def _run(pipe: Any, measure: Any, prompts: Sequence[str | Mapping[str, Any]], seed: int, settings: Any) -> int:
+    """Let `measure` see a run of each prompt; how many network calls each of them made."""
+    totals: set[int] = set()
+    with accelerate(pipe, measure):
+        for index, prompt in enumerate(prompts):
+            arguments = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
+            generator = torch.Generator().manual_seed(seed + index)
+            measure.start_run()
+            pipe(**{"generator": generator, **settings, **arguments})
+            totals.add(measure.calls())
+    if len(totals) > 1:
+        raise ValueError(f"all runs must make the same number of network calls; these made {sorted(totals)}")
+    return totals.pop()
 
 
 class _Errors(Forecast):

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from diffaccel.attach.call_rows import COMPUTED, PARTLY, REUSED, CallRow
+from diffaccel.config.files import write_atomically
 
 WIDTH, LEFT, RIGHT = 860, 64, 20
 TITLE, BARS, PLOT, GAP, FOOT, WIDEST = 30, 110, 170, 46, 40, 40
@@ -39,7 +40,7 @@ class Drawing:
 
     def save(self, path: str | Path) -> None:
         """Write it as an SVG file, which every browser shows."""
-        Path(path).write_text(self.svg + "\n", encoding="utf-8")
+        write_atomically(path, self.svg + "\n")
 
 
 def draw(rows: Sequence[CallRow]) -> Drawing:

@@ -14,6 +14,7 @@ from diffaccel.attach.call_rows import CallRow, call_rows
 from diffaccel.attach.cost import CostModel, UncountableError
 from diffaccel.attach.drawing import WORDS, Drawing, draw
 from diffaccel.attach.seat import Seat
+from diffaccel.config.files import write_atomically
 from diffaccel.config.words import counted
 
 MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
@@ -123,7 +124,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write the page."""
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        write_atomically(path, self.to_html())
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""

@@ -14,7 +14,8 @@ from typing import Any
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.names import file_stem
 from diffaccel.batch.readers import InputError
-from diffaccel.batch.store import TARS, Record, atomic_file, explained, is_done
+from diffaccel.batch.store import TARS, Record, explained, is_done
+from diffaccel.config.files import atomic_file
 
 PARQUET = "pictures.parquet"
 _ROW_GROUP = 100

@@ -14,7 +14,8 @@ from urllib.parse import quote
 import jinja2
 from PIL import Image
 
-from diffaccel.batch.store import SHEET, Record, explained, write_atomically
+from diffaccel.batch.store import SHEET, Record, explained
+from diffaccel.config.files import write_atomically
 from diffaccel.config.words import counted
 
 MAX_PICTURES = 1000

@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from diffaccel.batch.jobs import Job
+from diffaccel.config.files import write_atomically
 
 Status = Literal["done", "failed"]
 
@@ -80,27 +80,6 @@ def explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise StoreError(f"cannot write to {folder}: {reason}; repeat the command once that is mended") from error
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream for what `path` shall hold: all of it, or else what `path` held before, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before, whatever happens meanwhile."""
-    with atomic_file(path) as stream:
-        stream.write(data)
 
 
 class ResultSink(Protocol):

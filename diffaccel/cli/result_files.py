@@ -34,7 +34,7 @@ def folder_of(file: Path) -> Iterator[None]:
 
 def write_drawing(file: Path, svg: str) -> None:
     """Write a drawing."""
-    from diffaccel.batch.store import write_atomically
+    from diffaccel.config.files import write_atomically
 
     with folder_of(file):
-        write_atomically(file, svg.encode())
+        write_atomically(file, svg)

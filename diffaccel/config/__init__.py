@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from diffaccel.config.checks import check
+from diffaccel.config.files import write_atomically
 from diffaccel.config.words import did_you_mean
 
 
@@ -99,7 +100,7 @@ class StoredConfig(Config):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

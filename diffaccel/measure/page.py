@@ -14,6 +14,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from diffaccel.config.files import write_atomically
 from diffaccel.measure.bench import Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
 from diffaccel.measure.machine import MachineInfo
@@ -51,9 +52,9 @@ class Setting:
 def write_report(folder: Path, benchmark: Benchmark, setting: Setting) -> None:
     """Write report.html, report.json and report.csv into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(page(benchmark, setting), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(as_json(benchmark, setting), indent=1) + "\n", encoding="utf-8")
-    (folder / "report.csv").write_text(as_csv(benchmark), encoding="utf-8")
+    write_atomically(folder / "report.html", page(benchmark, setting))
+    write_atomically(folder / "report.json", json.dumps(as_json(benchmark, setting), indent=1) + "\n")
+    write_atomically(folder / "report.csv", as_csv(benchmark))
 
 
 def as_json(benchmark: Benchmark, setting: Setting) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import check, whole
+from diffaccel.config.files import write_atomically
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import Workload, other_seeds
@@ -70,7 +71,7 @@ class Tuned:
         else:
             assert self.winner.method is not None
             values = {"methods": [self.winner.method.to_dict()], "evidence": self._evidence(self.winner).to_dict()}
-            Path(path).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
 
     def _evidence(self, winner: Baseline) -> Evidence:
         """What was measured of the fixed setting that is the result."""

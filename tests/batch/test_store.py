@@ -16,8 +16,8 @@ from diffaccel.batch.store import (
     check_writable,
     read_manifest,
     to_render,
-    write_atomically,
 )
+from diffaccel.config.files import write_atomically
 
 JOB = Job(id="a", prompt="p", seed=1, model="m", dtype="float32")
 DONE = Record("a", "done", JOB.fingerprint, "a.png", 3, 0.5, settings={"prompt": "p"})

@@ -1,0 +1,29 @@
+"""Files that are whole or absent: written under a temporary name, synced and renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream for what `path` shall hold: all of it, or else what `path` held before, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write `data`, text as UTF-8: `path` holds all of it or what it held before, whatever happens meanwhile."""
+    with atomic_file(Path(path)) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
