@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -37,6 +38,12 @@ FLOORS = (
 )
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def modules() -> dict[str, Path]:
     files = {"diffaccel." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
     return {name.removesuffix(".__init__"): path for name, path in files.items() if name != "diffaccel.__init__"}
@@ -75,7 +82,7 @@ def test_newcomers_are_told_of_every_room() -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_point_down(name: str) -> None:
-    tree = ast.parse(modules()[name].read_text())
+    tree = parsed(modules()[name])
     for imported in imports(tree, at_load=False):
         if imported == "diffaccel.__version__":
             continue
@@ -88,7 +95,7 @@ def test_imports_do_not_go_round() -> None:
     files = modules()
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
-        found = set(imports(ast.parse(path.read_text()), at_load=True))
+        found = set(imports(parsed(path), at_load=True))
         targets = {target if target in files else target.rpartition(".")[0] for target in found}
         graph[name] = {target for target in targets if target in files and not name.startswith(f"{target}.")}
     for package in [name for name, path in files.items() if path.name == "__init__.py"]:
@@ -98,7 +105,7 @@ def test_imports_do_not_go_round() -> None:
 
 def names_defined(path: Path) -> Iterator[str]:
     """Classes of a file, and its type aliases: capitalised names that are assigned at its top and are no constants."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -118,7 +125,7 @@ def test_kinds_are_asked_for_only_where_they_are_defined() -> None:
     assert len(kinds) >= 25
     homes = {kind.__name__: kind.__module__ for kind in kinds}
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
                 asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)} & set(homes)
                 assert all(homes[kind] == name for kind in asked), f"{name} asks for {asked}"
@@ -133,9 +140,7 @@ def subclasses(base: type) -> Iterator[type]:
 def test_no_chain_of_rooms_is_longer_than_ten() -> None:
     graph: dict[str, set[str]] = {}
     for name, path in modules().items():
-        targets = {found.split(".")[1] for found in imports(ast.parse(path.read_text()), at_load=False)} - {
-            "__version__"
-        }
+        targets = {found.split(".")[1] for found in imports(parsed(path), at_load=False)} - {"__version__"}
         graph.setdefault(name.split(".")[1], set()).update(targets - {name.split(".")[1]})
     height: dict[str, int] = {}
     for room in graphlib.TopologicalSorter(graph).static_order():
@@ -145,14 +150,16 @@ def test_no_chain_of_rooms_is_longer_than_ten() -> None:
 
 def test_no_relative_imports() -> None:
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
 
 
 def test_only_the_command_line_prints_and_nothing_exits() -> None:
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
             assert called not in ("exit", "quit", "sys.exit"), f"{name} calls {called}"
             assert called != "os._exit" or name == "diffaccel.cli.signals", f"{name} calls {called}"
             assert called != "print", f"{name} prints"
@@ -255,7 +262,7 @@ def test_import_is_light() -> None:
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 350
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
             assert (node.end_lineno or start) - start < 60, node.name
