@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,13 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]",
     ),
     *model_options(),
+    click.option("--offer", multiple=True, metavar="MODEL", help="A model that the page can change to; repeat."),
+    click.option(
+        "--offer-lora",
+        multiple=True,
+        metavar="LORA",
+        help="A LoRA that the page can add: bundled name, .safetensors file, or a folder of them; repeat.",
+    ),
     *CONTROLNET_OPTIONS,
     click.option(
         "--size",
@@ -145,6 +153,8 @@ def _check(given: dict[str, Any]) -> None:
 
     if given["sink"] and not given["source"]:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
+    if given["source"] and (given["offer"] or given["offer_lora"]):
+        raise click.UsageError("--offer and --offer-lora are for the page: leave out --source, or name one --model")
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
     if given["size"] == FIT and not given["source"]:
@@ -164,6 +174,8 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
 
     click.echo(f"Loading {given['model'] or DEFAULT_MODEL} ...")
     source = ModelChoice.of(given).find()
+    for model in given["offer"]:
+        models.resolve(model)
     for net in given["controlnet"]:
         models.find_controlnet(net)
     follows = given["control"] is not None or given["controlnet_scale"] is not None
@@ -171,15 +183,14 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
         raise click.UsageError(NO_CONTROLNET)
     if given["device"]:
         models.choose_device(given["device"])
-    from diffaccel.realtime.settings import quickest
+    from diffaccel.realtime.settings import offered_loras, quickest
 
-    return quickest(live_settings(given, START))
+    loras = offered_loras(given["offer_lora"])
+    return quickest(replace(live_settings(given, START), offers=given["offer"], offered_loras=loras))
 
 
 def _with_lines(settings: "LiveSettings") -> "LiveSettings":
     """The bundled model with the ControlNet that follows lines, which does not run until the page's switch is on."""
-    from dataclasses import replace
-
     from diffaccel.realtime.controls import ControlNetControls
     from diffaccel.realtime.settings import LINES
 

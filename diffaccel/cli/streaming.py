@@ -73,9 +73,10 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
     """The controls, checked; with those of a ControlNet where one is asked for."""
     from pydantic import ValidationError
 
-    from diffaccel.realtime.controls import ControlNetControls, Controls
+    from diffaccel.realtime.controls import OFFERED, ControlNetControls, Controls
 
-    named = {name: given[name] for name in ControlNetControls.model_fields if given.get(name) is not None}
+    names = ControlNetControls.model_fields.keys() - OFFERED
+    named = {name: given[name] for name in names if given.get(name) is not None}
     kind = Controls if named.keys() <= Controls.model_fields.keys() and not given["controlnet"] else ControlNetControls
     try:
         return kind.model_validate({**start, **named})

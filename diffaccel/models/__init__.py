@@ -21,7 +21,7 @@ from diffaccel.models.loader import (
     multiplies_bfloat16,
     video_source,
 )
-from diffaccel.models.lora import Lora, load_lora, parse_loras, rebased, write_loras
+from diffaccel.models.lora import Lora, adapters, copied_bytes, load_lora, parse_loras, rebased, with_lora, write_loras
 from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
 
 __all__ = [
@@ -33,10 +33,12 @@ __all__ = [
     "Lora",
     "ModelError",
     "ModelSource",
+    "adapters",
     "check_device_map",
     "check_embeddings",
     "choose_device",
     "choose_dtype",
+    "copied_bytes",
     "defaults",
     "expanded",
     "figures",
@@ -58,6 +60,7 @@ __all__ = [
     "resolve",
     "video_source",
     "with_controlnets",
+    "with_lora",
     "write_embeddings",
     "write_loras",
 ]

@@ -163,6 +163,44 @@ def merge_loras(pipe: Any, lora: str | None, *, partial: bool = False) -> None:
         pipe.unload_lora_weights()
 
 
+def with_lora(pipe: Any, lora: str | os.PathLike[str], weight: float = 1.0) -> Any:
+    """A pipeline of the same parts with a LoRA as adapter layers, in copies of the networks that can hold one.
+
+    Raises:
+        ModelError: as `load_lora`.
+    """
+    with quiet_loading():
+        copies = {name: _copied(part) for name, part in _adaptable(pipe).items()}
+        own = type(pipe)(
+            **{**{k: v for k, v in pipe.config.items() if not k.startswith("_")}, **pipe.components, **copies}
+        )
+    load_lora(own, lora)
+    own.set_adapters(adapters(own), [weight] * len(adapters(own)))
+    return own
+
+
+def adapters(pipe: Any) -> list[str]:
+    """Names of the LoRAs of a pipeline."""
+    return sorted({name for names in pipe.get_list_adapters().values() for name in names})
+
+
+def copied_bytes(pipe: Any) -> int:
+    """What the copies of `with_lora` take."""
+    return sum(p.numel() * p.element_size() for part in _adaptable(pipe).values() for p in part.parameters())
+
+
+def _adaptable(pipe: Any) -> dict[str, Any]:
+    names = [name for name in pipe.components if name in ("unet", "transformer") or name.startswith("text_encoder")]
+    return {name: pipe.components[name] for name in names if pipe.components[name] is not None}
+
+
+def _copied(part: Any) -> Any:
+    """A network like another, without the hooks that may be at work in that one."""
+    own = type(part).from_config(part.config) if hasattr(part, "from_config") else type(part)(part.config)
+    own.load_state_dict(part.state_dict())
+    return own.to(device=part.device, dtype=part.dtype).eval().requires_grad_(False)
+
+
 def rebased(text: str, places: Mapping[str, str]) -> str:
     """The same LoRAs with the names in ``places`` replaced by what they lead to."""
     return write_loras(replace(lora, name=places.get(lora.name, lora.name)) for lora in parse_loras(text))

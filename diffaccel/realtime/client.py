@@ -31,6 +31,10 @@ class Stream(Protocol):
         """Frames that were accepted and have not come out."""
 
     @property
+    def pace(self) -> str:
+        """What is painted more cheaply to hold a rate, in words; empty where nothing is."""
+
+    @property
     def not_finite(self) -> int:
         """Pictures that were withheld so far because the network returned NaN or infinity."""
 
@@ -223,6 +227,7 @@ class Client:
 
     def _send(self, output: StreamOutput, arrived: Arrived, network_ms: float) -> None:
         jpeg = protocol.encode(to_pixels(output.image))
+        network_ms = output.timings.get("network alone", network_ms)  # without the time that it waited until it was due
         server = monotonic() - arrived.at
         self.tally.add("skipped" if output.skipped else "shown")
         self.tally.metrics.network.observe(network_ms / 1000)

@@ -25,11 +25,15 @@ GuidanceKind = Literal["self", "one-time", "full", "none"]
 READS_NEGATIVE: tuple[GuidanceKind, ...] = ("one-time", "full")
 """Guidances for which a negative prompt changes something."""
 ControlKind = Literal["edges", "canny", "identity"]
+OFFERED = frozenset({"model", "lora", "lora_scale", "dream"})
+"""Controls of what a server offers beside the model that it begins with."""
+DreamStart = Literal["off", "words", "input"]
 
 
 def _draw(**hints: Any) -> Any:
-    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``, and
-    ``choices``, the name under which the server's account of itself lists values."""
+    """What the page needs to know beyond JSON schema: ``group``, ``step``, ``labels``, ``placeholder``, ``needs``,
+    ``hidden`` where the page has another way to it, ``choices``, the name under which the server's account of itself
+    lists values, and ``beside``, the name of such a list without which it is not shown."""
     return hints
 
 
@@ -102,6 +106,34 @@ class Controls(BaseModel):
         title="Size",
         description="Width and height. Another one begins a new stream.",
         json_schema_extra=_draw(choices="sizes"),
+    )
+    dream: DreamStart = Field(
+        default="off",
+        title="Dream",
+        description="Play an endless clip instead of painting: from the words alone, or going on from the input.",
+        json_schema_extra=_draw(hidden=True),
+    )
+    model: str = Field(
+        default="",
+        max_length=LONGEST_TEXT,
+        title="Model",
+        description="What paints. One that nobody used yet is loaded first.",
+        json_schema_extra=_draw(choices="models"),
+    )
+    lora: str = Field(
+        default="",
+        max_length=LONGEST_TEXT,
+        title="LoRA",
+        description="A style or a subject that the model learns; it costs time and memory.",
+        json_schema_extra=_draw(choices="loras", labels={"": "none"}),
+    )
+    lora_scale: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        title="LoRA scale",
+        description="How strongly it counts; 0 is not at all.",
+        json_schema_extra=_draw(step=0.05, needs={"lora": True}, beside="loras"),
     )
     guidance: GuidanceKind = Field(
         default="self",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffaccel.media.errors import MediaError
 from diffaccel.realtime.controls import Controls
-from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.metrics import Metrics
+from diffaccel.realtime.offers import ChosenStream, Offers
 from diffaccel.realtime.settings import LiveSettings, controls_for, load_pipeline, open_engine, picture_size, sizes
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.host import StreamHost
@@ -36,6 +37,7 @@ class Studio:
         settings: of new streams.
         about: what a page is told.
         controls: that a session begins with.
+        offers: what else a session may change to.
     """
 
     pipe: Any
@@ -43,6 +45,7 @@ class Studio:
     settings: LiveSettings
     about: dict[str, Any]
     controls: Controls
+    offers: Offers
 
     @classmethod
     def open(cls, settings: LiveSettings, max_rows: int, on_call: OnCall) -> Studio:
@@ -52,13 +55,15 @@ class Studio:
         with open_warm(pipe, settings) as engine:
             engine.warmup()
         about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
-        begin = controls_for(pipe, settings.controls).model_copy(update={"picture_size": f"{width}x{height}"})
         host = StreamHost(pipe, max_rows, on_call=on_call)
-        return cls(pipe, host, settings, about | {"fit": settings.fit}, begin)
+        offers = Offers(settings, pipe, host)
+        chosen = {"picture_size": f"{width}x{height}", "model": about["model"]}
+        begin = controls_for(pipe, settings.controls).model_copy(update=chosen)
+        return cls(pipe, host, settings, about | {"fit": settings.fit, **offers.about}, begin, offers)
 
-    def stream(self, controls: Controls) -> EngineStream:
+    def stream(self, controls: Controls) -> ChosenStream:
         """A session's stream. Raises ValueError where it cannot be had."""
-        return EngineStream(self.pipe, replace(self.settings, controls=controls), self.host)
+        return ChosenStream(self.offers, controls)
 
 
 def open_warm(pipe: Any, settings: LiveSettings) -> StreamEngine:

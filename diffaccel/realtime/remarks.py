@@ -48,6 +48,14 @@ def remark(pipe: Any, prompts: dict[str, str]) -> str:
     return " ".join(f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items())
 
 
+def unread(pipe: Any, controls: Controls) -> str:
+    """What is left out of the prompts that count now, in a sentence; empty where nothing is."""
+    prompts = {"Prompt": controls.prompt, "Second prompt": controls.second_prompt if controls.blend else ""}
+    if controls.guidance in READS_NEGATIVE:
+        prompts["Negative prompt"] = controls.negative_prompt
+    return remark(pipe, prompts)
+
+
 def unread_negative(controls: Controls) -> str:
     """That the guidance reads no negative prompt, in a sentence; empty where it does, or there is none."""
     if not controls.negative_prompt or controls.guidance in READS_NEGATIVE:

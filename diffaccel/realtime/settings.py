@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from diffaccel import models
@@ -26,6 +28,8 @@ COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
 
 LINES = {"emoji-sd": "emoji-control"}
 """The ControlNet that lets a bundled model follow lines, where the page's switch is on."""
+DREAMS = {"emoji-sd": "emoji-video"}
+"""The causal video model that makes clips beside a bundled model."""
 CACHE_BRANCH = 3
 SHAPES = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
 MOST_PIXELS = 4
@@ -53,6 +57,8 @@ class LiveSettings:
         fit: how an input of another shape gets into that size.
         fps: frames a second to hold, by painting more cheaply where they would come late; None for as many as can be.
         controls: what can change later.
+        offers: other models, by bundled name, local folder or Hub id, that a person may change to.
+        offered_loras: names and places of LoRAs that a person may choose.
     """
 
     model: str = DEFAULT_MODEL
@@ -70,6 +76,8 @@ class LiveSettings:
     fit: Fit = "crop"
     fps: float | None = None
     controls: Controls = field(default_factory=Controls)
+    offers: tuple[str, ...] = ()
+    offered_loras: tuple[tuple[str, str], ...] = ()
 
 
 def quickest(settings: LiveSettings) -> LiveSettings:
@@ -78,6 +86,17 @@ def quickest(settings: LiveSettings) -> LiveSettings:
     if settings.dtype is None and models.multiplies_bfloat16(device):
         return replace(settings, dtype="bfloat16")
     return settings
+
+
+def offered_loras(places: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Names and places of LoRAs: bundled ones, files, and those of folders. Raises `ModelError` where there is none."""
+    found: list[tuple[str, str]] = []
+    for place in places:
+        files = sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else []
+        if not files:
+            models.find_lora(place)
+        found += [(file.stem, str(file)) for file in files] or [(Path(place).stem, place)]
+    return tuple(found)
 
 
 def load_pipeline(settings: LiveSettings) -> Any:
@@ -106,10 +125,7 @@ def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
     Raises:
         ValueError: where the controls ask for more than `MOST_PIXELS` times the size that was asked for at the start.
     """
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    sample = denoiser.config.get("sample_size") or 64
-    own = (sample if isinstance(sample, int) else max(sample)) * getattr(pipe, "vae_scale_factor", 8)
-    start = settings.width or settings.height or own, settings.height or settings.width or own
+    start = own_size(pipe, settings)
     if not settings.controls.picture_size:
         return start
     width, height = (int(side) for side in settings.controls.picture_size.split("x"))
@@ -117,6 +133,14 @@ def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
     if width * height > most:
         raise ValueError(f"{width} x {height} is too large here: at most {most} pixels, {MOST_PIXELS} times the start")
     return width, height
+
+
+def own_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
+    """Width and height in pixels that a stream begins with."""
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    sample = denoiser.config.get("sample_size") or 64
+    own = (sample if isinstance(sample, int) else max(sample)) * getattr(pipe, "vae_scale_factor", 8)
+    return settings.width or settings.height or own, settings.height or settings.width or own
 
 
 def sizes(width: int, height: int) -> list[str]:
@@ -168,7 +192,7 @@ def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
     guidance = _guidance(controls)
     return {
         **(_control(controls) if isinstance(controls, ControlNetControls) else {}),
-        "prompt": _blended(controls),
+        "prompt": blended(controls),
         "negative_prompt": controls.negative_prompt if guidance.reads_negative_prompt else "",
         "strength": controls.strength,
         "num_steps": controls.steps,
@@ -194,7 +218,8 @@ def _seeds(controls: Controls) -> int | list[tuple[int, float]]:
     return [(controls.seed, 1 - controls.seed_blend), (controls.second_seed, controls.seed_blend)]
 
 
-def _blended(controls: Controls) -> str | list[tuple[str, float]]:
+def blended(controls: Controls) -> str | list[tuple[str, float]]:
+    """The prompt, or both prompts by their weights."""
     if not controls.second_prompt or controls.blend == 0:
         return controls.prompt
     return [(controls.prompt, 1 - controls.blend), (controls.second_prompt, controls.blend)]

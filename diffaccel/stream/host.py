@@ -61,6 +61,8 @@ class StreamHost:
         vae: an autoencoder to use instead of the pipeline's.
         on_call: told of every call, on the thread that makes it: "network", "controlnet", "encode" or "decode", and its
             rows.
+        beside: a host of another pipeline on the same machine, whose room and turns this one shares: calls of both come
+            one after the other, those with the same autoencoder together.
 
     Raises:
         TypeError: for a pipeline that cannot stream.
@@ -75,14 +77,16 @@ class StreamHost:
         *,
         vae: Any = None,
         on_call: OnCall = lambda _kind, _rows: None,
+        beside: StreamHost | None = None,
     ) -> None:
         whole("max_rows", max_rows, 1)
         number("wait", wait, 0.0, 1.0)
-        self.pipe, self.max_rows, self._vae = pipe, max_rows, vae
-        self._shared = SharedCalls(max_rows, wait, on_call)
-        self._rows: WeakKeyDictionary[SharedRunner, int] = WeakKeyDictionary()
+        self.pipe, self._vae = pipe, vae
+        self.max_rows: int = max_rows if beside is None else beside.max_rows
+        self._shared: SharedCalls = SharedCalls(max_rows, wait, on_call) if beside is None else beside._shared
+        self._rows: WeakKeyDictionary[SharedRunner, int] = WeakKeyDictionary() if beside is None else beside._rows
+        self._lock: Any = threading.RLock() if beside is None else beside._lock
         self._engines: WeakKeyDictionary[StreamEngine, None] = WeakKeyDictionary()
-        self._lock = threading.RLock()
         self._closed = False
 
     def open(self, **settings: Any) -> StreamEngine:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffaccel.stream.images import Codec
+from diffaccel.stream.work import WorkRunner
 
 
 class FrameCodec(Codec):
@@ -108,13 +109,13 @@ class WanCodec(FrameCodec):
         return whole[0].transpose(0, 1).float()
 
 
-def frame_codec_for(vae: Any) -> FrameCodec:
-    """The codec of an autoencoder.
+def frame_codec_for(vae: Any, calls: WorkRunner | None = None) -> FrameCodec:
+    """The codec of an autoencoder; one of pictures is run by ``calls``, perhaps with pictures of streams.
 
     Raises:
         TypeError: for one that is neither of pictures nor Wan's.
     """
-    return WanCodec(vae) if type(vae).__name__ == "AutoencoderKLWan" else FrameCodec(vae)
+    return WanCodec(vae) if type(vae).__name__ == "AutoencoderKLWan" else FrameCodec(vae, calls)
 
 
 def model_size(pipe: Any, factor: int) -> dict[str, int]:

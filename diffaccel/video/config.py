@@ -112,6 +112,11 @@ class VideoConfig:
             sampler=self.sampler,
         )
 
+    @property
+    def rows(self) -> int:
+        """Frames that a call sends through the network: of all stages in a stream batch, and of negative prompts."""
+        return replace(self.stream(continued=False), stream_batch=self.stream_batch).most_rows
+
     def updated(self, changes: Mapping[str, Any]) -> VideoConfig:
         """This configuration with ``changes``; ``scale`` and ``delta`` change values of the guidance.
 

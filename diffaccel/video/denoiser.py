@@ -21,6 +21,7 @@ from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.denoiser import LATENTS, TIMESTEPS, NetworkWork
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.work import Rows, Work, WorkRunner
 from diffaccel.video.config import VideoConfig
 
 CLEAN = "clean"
@@ -47,14 +48,15 @@ class VideoDenoiser:
         network: what is called.
         config: of the video.
         counts: where calls are counted.
+        calls: runs the network, perhaps in turn with streams.
 
     Raises:
         UnsupportedModelError, ValueError: where the context or the cache does not fit the network.
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts) -> None:
-        self.network, self.config, self._counts = network, config, counts
+    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts, calls: WorkRunner) -> None:
+        self.network, self.config, self._counts, self._calls = network, config, counts, calls
         self.layout = causal_layout_of(network.model)
         config.context.check_fit(self.layout, config.chunk)
         steps = config.num_steps
@@ -154,14 +156,18 @@ class VideoDenoiser:
         )
 
     def _run(self, call: Call) -> torch.Tensor:
-        values = dict(call.inputs.values)
-        latents, timesteps = values.pop(LATENTS), values.pop(TIMESTEPS)
-        prediction = self.network.predict(latents.to(self.network.dtype), timesteps, values)
+        self._calls.begin()
+        work = Work("network", id(self), self._predict, call.inputs.values, call.count)
+        prediction: torch.Tensor = self._calls.run(work)
         if call.places:
             done, states = self._counts.work, self._machine.session.states[: len(self._parts)]
             replayed = 0 if all(state.compute for state in states) else call.count
             self._counts.work = NetworkWork(done.calls + 1, done.rows + call.count, done.replayed + replayed)
         return prediction
+
+    def _predict(self, rows: Rows) -> torch.Tensor:
+        told = {name: value for name, value in rows.items() if name not in (LATENTS, TIMESTEPS)}
+        return self.network.predict(rows[LATENTS].to(self.network.dtype), rows[TIMESTEPS], told)
 
     def forget(self) -> None:
         """Let later chunks see nothing of what was kept."""

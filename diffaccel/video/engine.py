@@ -18,8 +18,10 @@ from diffaccel.sampling.samplers import Sampler, multistep_sampler_for
 from diffaccel.stream.batch import FrameSettings
 from diffaccel.stream.config import Prompt
 from diffaccel.stream.course import SettingsBuilder
+from diffaccel.stream.host import StreamHost
 from diffaccel.stream.images import Fit, OutputType, to_frames
 from diffaccel.stream.intake import latent_shape
+from diffaccel.stream.work import WorkRunner
 from diffaccel.video.codec import frame_codec_for, model_size
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.entrance import check_pushed, check_source
@@ -64,6 +66,7 @@ class VideoEngine:
         stream_batch: as many chunks as steps in each network call, each at its own noise level, in place of one chunk
             after the other: a chunk a call. Every stage keeps a context of its own, of frames as noisy as its own, so
             that there are no calls for the context alone (StreamDiffusionV2, arXiv 2511.07399).
+        host: of the pipeline, perhaps ``beside`` that of streams: calls take turns. A video has a row for each frame.
 
     Attributes:
         on_step: see `OnStep`; what it returns is gone on with. Not in a stream batch.
@@ -71,6 +74,7 @@ class VideoEngine:
     Raises:
         TypeError, ValueError: for a pipeline that cannot do this, and wrong arguments; the message names valid ones.
         MemoryError: where keys and values would not fit.
+        HostFull: where the host has no room.
     """
 
     def __init__(
@@ -96,12 +100,14 @@ class VideoEngine:
         blend: Interpolation = "linear",
         sampler: Sampler | None = None,
         stream_batch: bool = False,
+        host: StreamHost | None = None,
     ) -> None:
         names = {f.name for f in fields(VideoConfig)}
         values = {name: value for name, value in locals().items() if name in names and value is not None}
         self.pipe = pipe
         self.on_step: OnStep | None = None
-        self._codec = frame_codec_for(pipe.vae if vae is None else vae)
+        self._runner = WorkRunner() if host is None else host.runner(pipe)
+        self._codec = frame_codec_for(pipe.vae if vae is None else vae, self._runner)
         values = {**model_size(pipe, self._codec.factor), **values}
         if not {"height", "width"} <= set(values):
             raise ValueError("this model does not say which size its pictures have: give height and width")
@@ -113,7 +119,8 @@ class VideoEngine:
         self._closed = False
         images = None if given is None else self._pictures(given)
         self._settings = self._build(self.config, has_frames=images is not None)
-        self._video = self._begin(images)
+        with self._runner.room(self.config.rows):
+            self._video = self._begin(images)
         try:
             require_memory(self._video.denoiser.layouts, self.config, self._shape[1:])
         except MemoryError:
@@ -130,7 +137,8 @@ class VideoEngine:
 
     def _begin(self, images: torch.Tensor | None) -> Filming:
         """A video from its first frame on."""
-        return Filming(self._network, self._codec, self._shape, self.config, self._settings, images)
+        both = self.config, self._settings
+        return Filming(self._network, self._codec, self._shape, *both, images, self._runner)
 
     def _build(self, config: VideoConfig, *, has_frames: bool) -> tuple[FrameSettings, FrameSettings]:
         """Settings of the first chunk, and of those that go on from a frame; raises for what does not fit."""
@@ -223,7 +231,8 @@ class VideoEngine:
             config = self.config.updated(changes)
             video = self._video
             settings = self._build(config, has_frames=video.history.length > 0)
-            video.change(config, settings)
+            with self._runner.room(config.rows):
+                video.change(config, settings)
             self.config, self._settings = config, settings
 
     def reset(self, given: Any = None) -> None:
@@ -248,6 +257,7 @@ class VideoEngine:
             if not self._closed:
                 self._closed = True
                 self._video.denoiser.close()
+                self._runner.leave()
 
     def __enter__(self) -> Self:
         return self

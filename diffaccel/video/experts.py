@@ -16,6 +16,7 @@ from diffaccel.networks.conditioning import Conditioning
 from diffaccel.networks.network import Network
 from diffaccel.networks.video_calls import experts_of
 from diffaccel.stream.batch import Tick
+from diffaccel.stream.work import WorkRunner
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import CLEAN, VideoCounts, VideoDenoiser
 
@@ -27,13 +28,14 @@ class Experts:
         network: the one for most noise.
         config: of the video.
         counts: where calls are counted.
+        calls: runs the networks, perhaps in turn with streams.
 
     Raises:
         UnsupportedModelError, ValueError: where the context or the cache does not fit the networks.
         RuntimeError: where one is accelerated already.
     """
 
-    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts) -> None:
+    def __init__(self, network: Network, config: VideoConfig, counts: VideoCounts, calls: WorkRunner) -> None:
         found = experts_of(network)
         check(
             len(found) == 1 or config.context.commit == "clean",
@@ -42,8 +44,9 @@ class Experts:
         )
         self._experts: list[tuple[float, VideoDenoiser]] = []
         try:
-            for least, each in found:
-                self._experts.append((least, VideoDenoiser(each, config, counts)))
+            with calls.quiet():
+                for least, each in found:
+                    self._experts.append((least, VideoDenoiser(each, config, counts, calls)))
         except BaseException:
             self.close()
             raise

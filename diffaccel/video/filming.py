@@ -11,6 +11,7 @@ from diffaccel.networks.conditioning import Conditioning
 from diffaccel.networks.network import Network
 from diffaccel.stream.batch import FrameSettings, Slot, StreamBatch
 from diffaccel.stream.images import finish
+from diffaccel.stream.work import WorkRunner
 from diffaccel.video.codec import FrameCodec
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import VideoCounts
@@ -30,6 +31,7 @@ class Filming:
         config: what is asked for.
         settings: the same as tensors.
         images: pictures that it begins with, ``(pictures, 3, H, W)`` in [-1, 1], or None.
+        calls: runs the network, perhaps in turn with streams.
 
     Attributes:
         config, settings: see `change`.
@@ -45,8 +47,9 @@ class Filming:
         config: VideoConfig,
         settings: Both,
         images: torch.Tensor | None,
+        calls: WorkRunner,
     ) -> None:
-        self.network, self.codec, self.shape = network, codec, shape
+        self.network, self.codec, self.shape, self._calls = network, codec, shape, calls
         self.config, self.settings = config, settings
         self.counts = VideoCounts()
         self.history = History(config.context, config.chunk)
@@ -59,7 +62,7 @@ class Filming:
         codec.restart()
         if images is not None:
             self._begin_with(images)
-        self.denoiser = Experts(network, config, self.counts)
+        self.denoiser = Experts(network, config, self.counts, calls)
 
     def _begin_with(self, images: torch.Tensor) -> None:
         latents = self.codec.encode(images.to(self.network.device))
@@ -99,7 +102,7 @@ class Filming:
         if (rebuilt or asks[0] != asks[1]) and self.begun:
             config.check_anew()
         if rebuilt:
-            other = Experts(self.network, config, self.counts)
+            other = Experts(self.network, config, self.counts, self._calls)
             self.denoiser.close()
             self.denoiser = other
         anew = rebuilt or asks[0] != asks[1] or (prompts and config.context.refresh == "prompt")

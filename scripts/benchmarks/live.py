@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from diffaccel.realtime.client import Stream
-from diffaccel.realtime.hub import EngineStream, Hub, spare_a_core
+from diffaccel.realtime.engine_stream import EngineStream
+from diffaccel.realtime.hub import Hub, spare_a_core
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline, picture_size
 from diffaccel.stream.report import StreamOutput

@@ -22,7 +22,7 @@ from reliability.live_strangers import check_bad_messages, check_bombs, check_wa
 
 from diffaccel import models
 from diffaccel.realtime import protocol
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.metrics import Served
 from diffaccel.realtime.settings import Controls
 

@@ -10,7 +10,7 @@ import psutil
 from realtime.live_client import Client, jpeg
 
 from diffaccel.realtime import protocol
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.server import LiveServer
 from diffaccel.realtime.settings import Controls, LiveSettings
 

@@ -21,7 +21,7 @@ from reliability.live_clients import settings_for
 
 from diffaccel import models
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.engine_stream import EngineStream
 
 Options = argparse.Namespace
 PROGRAM = (sys.executable, "-m", "diffaccel")

@@ -12,7 +12,8 @@ import pytest
 from live_client import Client, StubStream, serving, until
 from page_scripts import AVERAGE, PICTURES
 
-from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.engine_stream import EngineStream
+from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls, LiveSettings, load_pipeline, sizes

@@ -33,6 +33,9 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
         finally:
             process.kill()
     assert about.pop("sizes")[0] == "32x64"
+    assert {name: about.pop(name) for name in ("models", "loras", "dream")} == {
+        "models": [tiny_sd.name], "loras": [], "dream": False,
+    }  # fmt: skip
     assert about == {"model": tiny_sd.name, "width": 32, "height": 64, "fit": "crop"}
     assert "Stopped." in rest
     assert process.returncode == 0
@@ -50,6 +53,9 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
         (["--strength", "nan"], "--strength: must be a finite number"),
         (["--guidance-scale", "inf"], "--guidance-scale: must be a finite number"),
         (["--sink", "window"], "--sink needs --source"),
+        (["--source", "camera", "--offer", "emoji-sd"], "--offer and --offer-lora are for the page"),
+        (["--offer", "emoji-sdd"], "emoji-sdd"),
+        (["--offer-lora", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--device", "abacus"], "abacus"),
     ],
 )

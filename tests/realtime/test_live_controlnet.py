@@ -27,7 +27,7 @@ from diffaccel import models
 from diffaccel.cli import main
 from diffaccel.models import ModelError
 from diffaccel.realtime import protocol
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.opening import open_hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import ControlNetControls, Controls, LiveSettings, load_pipeline

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from live_client import Client, StubStream, get, jpeg, until
 
-from diffaccel.realtime.hub import EngineStream, Hub
+from diffaccel.realtime.engine_stream import EngineStream
+from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.local import Show
 from diffaccel.realtime.opening import most_rows, open_hub
 from diffaccel.realtime.server import LiveServer, ServerOptions

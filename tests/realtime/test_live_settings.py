@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.controls import READS_NEGATIVE
-from diffaccel.realtime.hub import EngineStream
+from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.remarks import cut_off, unread_negative
 from diffaccel.realtime.settings import (
     MOTION,

@@ -13,6 +13,7 @@ export class Controls {
     this.history = [];
     for (const [name, field] of Object.entries(schema.properties)) {
       if (field.choices) field.enum = schema.about[field.choices] ?? [];
+      if (field.hidden || (field.beside && !schema.about[field.beside]?.length)) continue;
       const inPrompt = field.group === "prompt";
       const box = this.widget(name, field, inPrompt);
       (inPrompt ? promptBar : grid).append(box);
@@ -144,7 +145,7 @@ export class Controls {
   // What has no effect now is greyed out, as the schema's `needs` say.
   dependents() {
     for (const [name, field] of Object.entries(this.schema.properties)) {
-      if (!field.needs) continue;
+      if (!field.needs || !this.widgets[name]) continue;
       const works = Object.entries(field.needs).every(([other, wanted]) =>
         Array.isArray(wanted) ? wanted.includes(this.values[other]) : Boolean(this.values[other]) === wanted);
       for (const part of this.widgets[name].box.querySelectorAll("input, select, button")) part.disabled = !works;

@@ -11,7 +11,7 @@ export function select(group, attribute, chosen) {
 
 export function arrows(group) {
   group.addEventListener("keydown", (event) => {
-    const step = STEPS[event.key], members = [...group.children];
+    const step = STEPS[event.key], members = [...group.children].filter((member) => !member.hidden);
     if (!step || !members.includes(event.target)) return;
     event.preventDefault();
     const next = members.at((members.indexOf(event.target) + step) % members.length);

@@ -2,6 +2,7 @@
 
 import { Controls } from "./controls.js";
 import { Drawing } from "./draw.js";
+import { Dream } from "./dream.js";
 import { arrows, select } from "./groups.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
@@ -9,15 +10,18 @@ import { listen } from "./midi.js";
 import { presets } from "./presets.js";
 import { Recorder, fileName, save } from "./record.js";
 import { dismiss, hush, say } from "./say.js";
+import { Share, ownName } from "./share.js";
 
 const FASTEST = 1000 / 30;
 const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
+const SLOWEST = 5000; // milliseconds that a picture of a clip may take on a slow machine
 const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
 const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const token = asked.get("token") ?? "";
-const session = ownName();
+const session = ownName(asked.get("session"));
+const share = new Share(token, session);
 
 const input = $("input").getContext("2d");
 const output = $("output").getContext("2d");
@@ -25,19 +29,12 @@ const small = document.createElement("canvas").getContext("2d", { willReadFreque
 const drawing = new Drawing($("input"), $("hint"), $("pen"));
 const recorder = new Recorder(output.canvas, $("record"), () => fileName(controls.values.prompt));
 const media = new Media($("video"), (words) => say(words, retry, drawInstead));
+const dream = new Dream($("dream-note"), $("media-name"), (values) => link?.sendControls(values));
 
 let source = "draw";
 let link, controls, stats = {}, paused = false, refused = false;
 let about = {};
 let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, paintedAt = 0, freeAt = 0, newest = 0, timer = 0;
-
-// The page keeps its name while it is open, or has the one of its address: viewers find it under that.
-function ownName() {
-  const given = (asked.get("session") ?? sessionStorage.getItem("diffaccel-session") ?? "").replace(/[^\w-]/g, "").slice(0, 64);
-  const name = given || Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(36)).join("");
-  sessionStorage.setItem("diffaccel-session", name);
-  return name;
-}
 
 const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
@@ -51,7 +48,9 @@ function state(kind, words) {
 
 // Sources
 
-async function choose(name, file) {
+// `told`: by the server, which need not be told, and what it said stays.
+async function choose(name, file, told = false) {
+  const shows = source === "draw" ? Boolean(drawing.touched && drawing.strokes.length) : dream.shows || media.shows;
   source = name;
   select($("sources"), "aria-selected", $("sources").querySelector(`[data-source=${name}]`));
   const draws = name === "draw";
@@ -65,8 +64,11 @@ async function choose(name, file) {
   $("cameras").hidden = true;
   $("choose").hidden = !(name in fileOf);
   $("media-name").textContent = "";
+  $("another").hidden = name !== "dream";
   drawing.showPen();
-  hush();
+  if (!told) hush();
+  if (name === "dream") dream.begin(input.canvas, shows, !told);
+  else dream.end(!told);
   media.stop();
   if (!draws) blank();
   try {
@@ -118,6 +120,7 @@ function paintInput() {
     drawing.paint(input);
     return true;
   }
+  if (source === "dream") return dream.paint(input);
   return media.paint(input, source === "camera" && $("mirror").checked, about.fit);
 }
 
@@ -138,7 +141,8 @@ function room({ detail: ms }) {
 function pump() {
   if (!link?.hasRoom || paused) return;
   clearTimeout(timer);
-  const due = Math.max(lastSent + FASTEST, freeAt - HEAD_START);
+  const answered = source !== "dream" || !sentAt.size; // a clip's pictures come one for each frame, when they are made
+  const due = Math.max(lastSent + (answered ? FASTEST : SLOWEST), freeAt - HEAD_START);
   const wait = document.hidden ? 0 : due - performance.now(); // timers of hidden tabs are slow
   if (wait > 1) {
     timer = setTimeout(pump, wait);
@@ -183,6 +187,7 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   }
   for (const old of sentAt.keys()) if (old <= id) sentAt.delete(old);
   $("waiting").hidden = true;
+  if (source === "dream") pump();
 }
 
 function median(values) {
@@ -191,17 +196,20 @@ function median(values) {
 
 function tick() {
   const now = performance.now();
-  shownAt = shownAt.filter((time) => time > now - 2000);
+  const dreams = source === "dream";
+  shownAt = shownAt.filter((time) => time > now - (dreams ? 2 * SLOWEST : 2000));
   const fps = shownAt.length > 1 ? (1000 * (shownAt.length - 1)) / (shownAt.at(-1) - shownAt[0]) : 0;
   const latency = median(latencies);
   $("fps").textContent = fps ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
-  $("latency").textContent = fps && latency ? latency.toFixed(0) : "–";
+  $("latency").textContent = fps && latency && !dreams ? latency.toFixed(0) : "–";
   $("network").textContent = networks.length ? median(networks).toFixed(0) : "–";
-  const still = now - paintedAt > 1000, fresh = now - (shownAt.at(-1) ?? -Infinity) < 1000;
+  const still = now - paintedAt > 1000 && !dreams, fresh = now - (shownAt.at(-1) ?? -Infinity) < (dreams ? SLOWEST : 1000);
   $("live-badge").hidden = !fresh && !paused;
-  $("live-badge").textContent = paused ? "paused" : still ? "still" : "live";
+  $("live-badge").textContent = paused ? "paused" : dreams ? "dream" : still ? "still" : "live";
   $("live-badge").title = still && !paused ? "The input hardly changes, so the last picture is shown again" : "";
   output.canvas.classList.toggle("old", !fresh && !paused);
+  $("model").hidden = !about.model;
+  $("model").textContent = `${controls?.values.model || about.model} · ${output.canvas.width} × ${output.canvas.height}`;
   if (stats.received === undefined) return;
   $("skipped").textContent = stats.skipped;
   $("dropped").textContent = stats.dropped;
@@ -218,22 +226,20 @@ function sizeTo(width, height) {
   Object.assign(small.canvas, { width, height });
   Object.assign(output.canvas, { width, height });
   input.canvas.height = Math.round((input.canvas.width * height) / width);
-  $("model").textContent = `${about.model} · ${width} × ${height}`;
 }
 
 function greet({ detail }) {
   about = detail;
   newest = 0;
   [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
-  $("model").textContent = "";
   sizeTo(detail.width, detail.height);
-  $("model").textContent ||= `${detail.model} · ${output.canvas.width} × ${output.canvas.height}`;
-  $("model").hidden = false;
   if (controls.mine) link.sendControls(controls.values);
   else controls.show(detail.controls);
+  if (source === "dream") dream.again();
+  $("sources").querySelector("[data-source=dream]").hidden = !detail.dream;
   controls.defaults = detail.controls;
   state("on", "Connected");
-  if (source === "draw" || media.stream || media.url || media.still) hush();
+  if (["draw", "dream"].includes(source) || media.shows) hush();
 }
 
 function problem({ detail }) {
@@ -241,8 +247,15 @@ function problem({ detail }) {
     state("off", "Full");
     say(detail.message, ["Try again", () => { state("", "Connecting"); link.connect(); }]);
   } else {
+    dream.waiting = undefined;
     say(detail.message, dismiss);
   }
+}
+
+// Controls as the server has them: somebody else may have changed them, or they cannot be followed.
+function followed({ detail: { values } }) {
+  controls.show(values);
+  if (dream.differs(values.dream)) choose(values.dream === "off" ? "draw" : "dream", undefined, true);
 }
 
 // A program that was started again has another secret: this page's address is good for nothing then.
@@ -272,8 +285,8 @@ function wire() {
   drawing.buildTools($("colours"), $("brushes"), $("fill"), $("undo"), $("clear"));
   for (const tab of $("sources").children) tab.onclick = () => choose(tab.dataset.source);
   for (const [name, file] of Object.entries(fileOf)) file.onchange = () => file.files[0] && choose(name, file.files[0]);
-  const clicks = { choose: chooseFile[1], pause, obs: copyAddress, record: () => recorder.toggle(), full: wholeScreen,
-    alone: () => open(address("/view"), "_blank", "noopener"),
+  const clicks = { choose: chooseFile[1], another: () => controls.widgets.seed.box.querySelector("button").click(), pause, obs: () => share.copy(), record: () => recorder.toggle(), full: () => share.wholeScreen(output.canvas.parentElement),
+    alone: () => open(share.address("/view"), "_blank", "noopener"),
     save: () => output.canvas.toBlob((blob) => save(blob, `${fileName(controls.values.prompt)}.png`)) };
   for (const [id, work] of Object.entries(clicks)) $(id).onclick = work;
   $("record").hidden = !recorder.works;
@@ -304,7 +317,7 @@ async function start() {
   wireControls();
   link = new Link(token, session);
   const events = { hello: greet, problem, lost, room, picture: ({ detail }) => show(detail),
-    stats: ({ detail }) => (stats = detail), controls: ({ detail }) => controls.show(detail.values),
+    stats: ({ detail }) => (stats = detail), controls: followed,
     remark: ({ detail }) => controls.remark(detail.message) };
   for (const [name, work] of Object.entries(events)) link.addEventListener(name, work);
   choose("draw");
@@ -316,24 +329,6 @@ function wireControls() {
   $("back").onclick = () => controls.undo();
   presets(controls, $("keep"), $("load"), $("preset-file"));
   $("midi").onclick = () => listen(controls, $("midi"));
-}
-
-const address = (path) => `${location.origin}${path}?token=${encodeURIComponent(token)}&session=${session}`;
-
-async function wholeScreen() {
-  const frame = output.canvas.parentElement;
-  if (document.fullscreenElement) await document.exitFullscreen();
-  else if (frame.requestFullscreen) await frame.requestFullscreen();
-  else location.href = address("/view"); // telephones that show videos alone on the whole screen
-}
-
-async function copyAddress() {
-  try {
-    await navigator.clipboard.writeText(address("/mjpeg"));
-    say("The address of your painted stream is copied; it stays the same while this page is open. In OBS: add a browser source, or a media source, and paste it.", dismiss);
-  } catch {
-    say(`The address of your painted stream, for OBS: ${address("/mjpeg")}`, dismiss);
-  }
 }
 
 start();

@@ -35,6 +35,11 @@ export class Media {
     return devices.filter(({ kind, deviceId }) => kind === "videoinput" && deviceId);
   }
 
+  // Whether there is a picture.
+  get shows() {
+    return Boolean(this.stream || this.url || this.still);
+  }
+
   get settings() {
     return this.stream?.getVideoTracks()[0]?.getSettings() ?? {};
   }
