@@ -143,7 +143,7 @@ def test_models_and_loras_are_chosen(clips: LiveServer, open_page: OpenPage, scr
     until(lambda: (asked(clips).model, asked(clips).lora) == ("other", "style"))
     page.locator("#control-lora_scale").fill("0.5")
     until(lambda: asked(clips).lora_scale == 0.5)
-    assert page.locator("#model").text_content().startswith("other")
+    page.wait_for_function("() => document.getElementById('model').textContent.startsWith('other')")
     press(page, "Undo change")
     until(lambda: asked(clips).lora_scale == 1)
 
