@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .stream.report import StreamReport as StreamReport
     from .stream.similarity import SimilarityFilter as SimilarityFilter
     from .stream.slot_cache import SlotCache as SlotCache
+    from .stream.steadiness import CrossFrame as CrossFrame
     from .stream.worker import StreamClosed as StreamClosed
     from .stream.worker import StreamWorker as StreamWorker
     from .tune.router_training import train_routers as train_routers
@@ -59,6 +60,7 @@ _HOME: dict[str, str] = {
     "BackLoaded": ".reuse.schedule",
     "CausalContext": ".runtime.causal_context",
     "ChunkReport": ".video.report",
+    "CrossFrame": ".stream.steadiness",
     "FrontLoaded": ".reuse.schedule",
     "FullGuidance": ".sampling.guidance",
     "Handle": ".attach.handle",

@@ -7,20 +7,21 @@ frames before it are all that a call needs (Ca2-VDM, arXiv 2411.16375; ViD-GPT, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+from diffaccel.networks import layout_of
 from diffaccel.networks.layout import UnsupportedModelError
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values, each ``(rows * places, heads, frames, tokens, head_dim)``."""
-Entry = Literal["output", "input", "rotary"]
+Entry = Literal["output", "input", "rotary", "none"]
 """How a frame learns its position: a module returns its input with the position added, it is added to the input of a
-module, or queries and keys are turned by it."""
+module, queries and keys are turned by it, or it does not."""
 
 
 class FrameAttention(ABC):
@@ -79,6 +80,42 @@ class TemporalAttention(FrameAttention):
         hidden = joined.reshape(rows, places // rows, heads, frames, size).permute(0, 3, 1, 2, 4)
         for layer in attn.to_out:
             hidden = layer(hidden.reshape(rows * frames * (places // rows), 1, -1))
+        return hidden
+
+
+class PictureAttention(FrameAttention):
+    """Self-attention of a network for single pictures, whose tokens attend to those of other frames as to their own.
+
+    Hidden states are ``(rows * frames, tokens, channels)``.
+    """
+
+    processors = ("AttnProcessor", "AttnProcessor2_0")
+
+    def project(self, attn: Any, hidden_states: torch.Tensor, rows: int, frames: int) -> Heads:
+        """As the stock processors do."""
+        q, k, v = (
+            # -> (rows, heads, frames, tokens, head_dim)
+            x.reshape(rows, frames, x.shape[1], attn.heads, -1).permute(0, 3, 1, 2, 4)
+            for x in (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+        )
+        return q, k, v
+
+    def attend(
+        self,
+        attn: Any,  # noqa: ARG002
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Scaled dot products, to the bit those of the stock processor where no other frame is seen."""
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+
+    def output(self, attn: Any, joined: torch.Tensor, rows: int, frames: int) -> torch.Tensor:
+        """Through the module's last layers."""
+        hidden = joined.transpose(1, 2).reshape(rows * frames, -1, attn.heads * joined.shape[-1])
+        for layer in attn.to_out:
+            hidden = layer(hidden)
         return hidden
 
 
@@ -246,7 +283,40 @@ def causal_layout_of(model: Any) -> CausalLayout:
             f"{type(model).__name__} cannot keep the keys and values of earlier frames: networks that can are "
             f"{', '.join(_CAUSAL)}"
         )
-    layout = find(model)
+    return _stock(find(model), model)
+
+
+def picture_layout_of(model: Any, blocks: Sequence[str] = ()) -> CausalLayout:
+    """Where tokens of a picture meet in a network, so that they can meet those of other pictures as well.
+
+    Args:
+        model: a network for single pictures.
+        blocks: beginnings of the names of the attentions, such as "up_blocks"; none for all.
+
+    Raises:
+        UnsupportedModelError: for networks without such attentions, and attentions with other processors than the stock
+            ones.
+        ValueError: where a name begins no attention's.
+    """
+    kind = type(model).__name__
+    found = [n for n in layout_of(model).picture_attention if type(model.get_submodule(n)).__name__ == "Attention"]
+    if not found:
+        raise UnsupportedModelError(f"{kind} has no self-attention over pictures whose keys and values could be kept")
+    for block in blocks:
+        known = dict.fromkeys(".".join(name.split(".")[:2]) for name in found)
+        if not any(_within(name, block) for name in found):
+            raise ValueError(f"no self-attention of {kind} lies in {block!r}: choose from {', '.join(known)}")
+    chosen = tuple(name for name in found if not blocks or any(_within(name, block) for block in blocks))
+    layout = CausalLayout(kind, chosen, PictureAttention(), (), "none", 0, lambda *_: 0)
+    return _stock(layout, model)
+
+
+def _within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
+
+
+def _stock(layout: CausalLayout, model: Any) -> CausalLayout:
+    """A layout whose attentions have the processors that are known. Raises UnsupportedModelError for others."""
     for name in layout.attention:
         processor = type(model.get_submodule(name).processor).__name__
         if processor not in layout.heads.processors:

@@ -43,16 +43,19 @@ class ActHook(Hook):
             if place.reuses():
                 return place.recall(args, kwargs)
         args, kwargs = self.enter(args, kwargs)
-        forward = self.original
-        for place in self.places:
-            forward = place.around(forward)
-        return self.leave(args, kwargs, forward(*args, **kwargs))
+        return self.leave(args, kwargs, self.around(self.original)(*args, **kwargs))
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The module's inputs, as it shall see them."""
         for place in self.places:
             args, kwargs = place.enter(args, kwargs)
         return args, kwargs
+
+    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What runs in the place of the module's forward."""
+        for place in self.places:
+            forward = place.around(forward)
+        return forward
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The module's output, as those after it shall see it."""

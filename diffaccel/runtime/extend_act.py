@@ -1,4 +1,4 @@
-"""Extension: attentions of a video network see the keys and values of earlier frames beside those of their own call.
+"""Extension: attentions see the keys and values of earlier frames of a video beside those of their own call.
 
 A lane is a video, under one prompt. What attentions made of its frames is kept in rings; a call reads from them, and
 one that commits writes into them once the network has returned. Keys are kept as they are before rotation, so that
@@ -31,12 +31,15 @@ class ExtendKeyValues(Act):
     Attributes:
         layout: where frames meet in the network.
         context: what they see.
+        whole: whether all attentions must run in a call that commits; else one in which another act passes some of them
+            by leaves what is kept as it is.
     """
 
     exclusive: ClassVar[bool] = False
 
     layout: CausalLayout
     context: CausalContext
+    whole: bool = True
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -119,7 +122,8 @@ class ExtendState(PartState):
             Visible(() if record is None else self.context.seen(record.frames, span.first), record)
             for record, span in zip(records, spans, strict=True)
         ]
-        self._number()
+        if self.act.layout.positions:
+            self._number()
         pairs = zip(self.visible, spans, strict=True)
         version = tuple((seen.version, span.first, span.frames) for seen, span in pairs)
         if self._windows.get(own, (None,))[0] != version:
@@ -161,7 +165,7 @@ class ExtendState(PartState):
         window = KeyValueWindow.gathered(rings, self.visible, self.past, key)
         if self.rotary is not None and self.past:
             window.turn_past(self.rotary)
-        if not self.context.offload:
+        if not (self.context.offload or self.commits):  # the next call sees other frames
             held[slot] = window
         return window
 
@@ -182,6 +186,8 @@ class ExtendState(PartState):
         if not self.commits:
             return
         missing = len(self.act.layout.attention) - len(self.pending)
+        if missing and not self.act.whole:
+            return
         if missing:
             raise RuntimeError(f"{missing} attentions did not run in a call that commits: compute it in full")
         written: dict[Lane, list[Any]] = {}
@@ -214,6 +220,11 @@ class _Attention(Place):
 
     def __init__(self, state: ExtendState, slot: int, attn: torch.nn.Module) -> None:
         self.state, self.slot, self.attn = state, slot, attn
+
+    @property
+    def apart(self) -> bool:
+        """Other callers' frames are none of this one's."""
+        return True
 
     def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:  # noqa: ARG002
         """The extended attention in the module's stead."""

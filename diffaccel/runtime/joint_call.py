@@ -98,6 +98,10 @@ class _Turn:
             self.entered = args is not self.args or kwargs is not self.kwargs
             self.args, self.kwargs = args, kwargs
 
+    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What runs for these rows alone in the place of the module's forward."""
+        return forward if self.hook is None else self.hook.around(forward)
+
     def leave(self, output: Any, *, alone: bool) -> bool:
         """Let the hook see the output, and say whether it changed it. What is stored must not keep others' rows."""
         self.output = output
@@ -143,7 +147,7 @@ class _JointHook(Hook):
         computing = [turn for turn in computing if not turn.apart]
         for turn in apart:
             with self.call.only([turn.member]):
-                turn.leave(self.original(*turn.args, **turn.kwargs), alone=True)
+                turn.leave(turn.around(self.original)(*turn.args, **turn.kwargs), alone=True)
         if not computing:
             return cat_rows([turn.output for turn in turns])
         if len(computing) < len(turns) or any(turn.entered for turn in turns):

@@ -83,6 +83,8 @@ class Slot:
         entered: when each frame was pushed, in seconds.
         control: its control images, where the pipeline has ControlNets.
         scene: number of the scene that it shows; features are not reused from one scene to another.
+        number: its place among all slots of the stream.
+        shot: number of the scene for what frames see of those before.
     """
 
     frame_ids: tuple[int, ...]
@@ -95,6 +97,8 @@ class Slot:
     entered: tuple[float, ...] = field(default=())
     control: ControlImages | None = None
     scene: int = 0
+    number: int = 0
+    shot: int = 0
 
     @property
     def finished(self) -> bool:

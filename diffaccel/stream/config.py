@@ -20,6 +20,7 @@ from diffaccel.stream.seeds import Seed, weighted_seeds
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
 from diffaccel.stream.stages import indices_for
+from diffaccel.stream.steadiness import CrossFrame
 
 Prompt = str | Mapping[str, float] | Sequence[tuple[str, float]]
 
@@ -77,6 +78,7 @@ class StreamConfig:
     control: Control | Sequence[Control] | None = None
     controlnet_scale: float | Sequence[float] = 1.0
     deadline: float | None = None
+    steadiness: CrossFrame | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))
@@ -104,7 +106,8 @@ class StreamConfig:
             number("deadline", self.deadline, 1e-4, 3600.0)
 
     def _check_types(self) -> None:
-        for name, kind in (("guidance", Guidance), ("similarity", SimilarityFilter), ("sampler", Sampler)):
+        kinds = {"guidance": Guidance, "similarity": SimilarityFilter, "sampler": Sampler, "steadiness": CrossFrame}
+        for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and name != "guidance"):
                 raise TypeError(f"{name} must be a {kind.__name__} object, not {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import Network
+from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.stream.batch import Slot, Tick
@@ -17,6 +19,7 @@ from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.slot_cache import Scenes, as_slot_cache
+from diffaccel.stream.steadiness import FramesBefore, kept_with
 from diffaccel.stream.work import Rows, Work, WorkRunner
 
 Row = tuple[Slot, bool, int]
@@ -59,15 +62,18 @@ class Denoiser:
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))
         self._by_prompt = any(part.schedule.reads_prompt for part in self._parts)
-        self._machine = Machine(model, self._parts, wrappers=wrappers)
+        steady = None if config.steadiness is None else config.steadiness.part(network.model)
+        self._before = FramesBefore(config.steadiness if steady else None)
+        self._machine = Machine(model, [*self._parts, *([steady] if steady else [])], wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
-        self._doubtful: tuple[torch.Tensor, Lanes, Lanes] | None = None
+        self._doubtful: tuple[torch.Tensor, Call] | None = None
 
     def enter(self, slot: Slot, pixels: torch.Tensor | None) -> None:
         """Note what enters with the next call, ``(frames, channels, H, W)``; None for text-to-image."""
         if self._cache is not None:
             slot.scene = self._scenes.of(pixels)
+        self._before.enter(slot, pixels)
 
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
@@ -78,10 +84,10 @@ class Denoiser:
         self.calls.end()
         skipped = call.count - (self.work.rows - before)  # rows that the network did not see
         self.work = replace(self.work, rows=self.work.rows + skipped, replayed=self.work.replayed + skipped)
-        if self._cache is not None:
+        if self._cache is not None or call.spans:
             finite = prediction.isfinite().flatten(1).all(1)  # read with the next tick, whose frames wait for this one
-            self._doubtful = finite, call.lanes["run"], call.lanes["frame"]
-        self._machine.memory.keep(call.lanes)
+            self._doubtful = finite, call
+        self._machine.memory.keep(self._lasting(call))
         self._control.keep(call.lanes)
         return prediction
 
@@ -89,10 +95,18 @@ class Denoiser:
         """Drop what rows stored whose prediction was not finite: it would spoil the frames that follow them."""
         if self._doubtful is None:
             return
-        (finite, lanes, images), self._doubtful = self._doubtful, None
+        (finite, call), self._doubtful = self._doubtful, None
         spoilt = [row for row, sound in enumerate(finite.tolist()) if not sound]
-        self._machine.memory.drop([lanes[row] for row in spoilt])
-        self._control.drop(tuple(lanes[row] for row in spoilt), tuple(images[row] for row in spoilt))
+        own, images, video = (tuple(call.lanes[kind][row] for row in spoilt) for kind in ("run", "frame", "video"))
+        self._machine.memory.drop([*own, *video])
+        self._control.drop(own, images)
+
+    def _lasting(self, call: Call) -> Mapping[Lifetime, Lanes]:
+        """The lanes of a call, and those of earlier frames at all stages."""
+        if not call.spans:
+            return call.lanes
+        memory = self._machine.memory.parts[len(self._parts)].lanes
+        return {**call.lanes, "video": kept_with(call.lanes["video"], memory)}
 
     def _call(self, tick: Tick) -> Call:
         """The call of a tick: features by stage or frame, keys and values by prompt, embeddings by control image."""
@@ -106,11 +120,23 @@ class Denoiser:
         images = tuple(Lane(slot.control, k) for slot, _, k in rows)
         by_frame = self._cache is not None and self._cache.key == "frame"
         places = tuple((slot.stage, len(slot.settings.stages)) for slot, _, _ in rows) if by_frame else ()
-        lanes = {"run": features, "prompt": prompts, "frame": images}
+        lanes: dict[Lifetime, Lanes] = {
+            "run": features,
+            "prompt": prompts,
+            "frame": images,
+            "video": self._before.lanes(rows),
+        }
         stages = [slot.settings.stages.levels[slot.stage] for slot, _, _ in rows]
         levels = tuple((level.alpha, level.sigma) for level in stages)
         roles = tuple("negative" if negative else "positive" for _, negative, _ in rows)
-        return Call(Inputs(values, (LATENTS, TIMESTEPS, None)), lanes, places=places, roles=roles, levels=levels)  # type: ignore[arg-type]
+        return Call(
+            Inputs(values, (LATENTS, TIMESTEPS, None)),
+            lanes,
+            places=places,
+            roles=roles,
+            levels=levels,
+            spans=self._before.spans(rows),
+        )
 
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)
@@ -142,11 +168,15 @@ class Denoiser:
         Raises:
             UnsupportedModelError, ValueError, RuntimeError: where the cache does not fit; this one goes on then.
         """
-        if config.cache == self._config.cache and len(config.indices) == len(self._config.indices):
+        before, steady = self._config, config.steadiness == self._config.steadiness
+        if config.cache == before.cache and len(config.indices) == len(before.indices) and steady:
             return self
         with self.calls.quiet():
             other = Denoiser(self.network, config, self.calls)
         other.work = self.work
+        if steady:  # frames go on seeing those before
+            other._before = self._before
+            other._machine.memory.parts[len(other._parts) :] = self._machine.memory.parts[len(self._parts) :]
         return other
 
     def forget(self) -> None:

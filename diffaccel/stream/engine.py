@@ -28,6 +28,7 @@ from diffaccel.stream.seeds import Seed
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.state import Frame, StreamState
+from diffaccel.stream.steadiness import CrossFrame
 from diffaccel.stream.work import WorkRunner
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class StreamEngine(MovingFrames):
         controlnet_scale: how strongly ControlNets act; one number, or one for each.
         deadline: seconds that a frame may take, as in ``1 / 24``: where frames run late, deep layers are computed more
             rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
+        steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
@@ -112,6 +114,7 @@ class StreamEngine(MovingFrames):
         control: Control | Sequence[Control] | None = None,
         controlnet_scale: float | Sequence[float] = 1.0,
         deadline: float | None = None,
+        steadiness: CrossFrame | None = None,
         host: StreamHost | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}

@@ -96,6 +96,7 @@ class MovingFrames:
             self._state.adopt(self._course.settings)
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
         slot = self._intake.slot(group, padded, self._course.settings, self._state, self.config)
+        slot.number = self._state.count_slot()
         self._denoiser.enter(slot, seen_in(padded))
         return slot
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ class StreamState:
         self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
         self.next_id = 0
+        self._slots = count()
         self._withheld: list[tuple[Slot, list[Any]]] = []
         self._ready: list[StreamOutput] = []
         self._last_image: Any = None
@@ -103,6 +105,10 @@ class StreamState:
         self.next_id = start + count
         self.counts.frames_in += count
         return start
+
+    def count_slot(self) -> int:
+        """The number of an entering slot."""
+        return next(self._slots)
 
     def noise(self, frame: Frame, shape: tuple[int, int, int]) -> torch.Tensor:
         """The initial noise of a text-to-image frame, ``(1, C, h, w)``: its own, or a draw."""
