@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.conditioning import Conditioning, Keywords
-from diffaccel.networks.network import ADDED, Network, dynamic_shift
+from diffaccel.networks.network import ADDED, BESIDE, Network, dynamic_shift
 
 
 def _falling(grid: Any, num_inference_steps: int, image_tokens: int) -> None:
@@ -31,16 +31,31 @@ class UNet(Network):
 
     def _check(self) -> None:
         config = self.model.config
-        if config.in_channels != self.pipe.vae.config.latent_channels:
+        if config.in_channels - self.channels not in self._kinds:
             raise ValueError(
-                f"this UNet takes {config.in_channels} input channels (inpainting, depth or instruction editing): "
-                "StreamEngine needs a text-to-image or image-to-image network"
+                f"this UNet takes {config.in_channels} input channels for {self.channels} of latents, such as depth: "
+                "StreamEngine needs a network for text-to-image, image-to-image, inpainting or InstructPix2Pix"
             )
+
+    @property
+    def channels(self) -> int:
+        """Latent channels, which are those of its prediction."""
+        return int(self.model.config.out_channels)
+
+    @property
+    def _kinds(self) -> dict[int, str]:
+        """What channels beside the latents are, by their number."""
+        return {0: "", self.channels: "instructed", self.channels + 1: "masked"}
+
+    @property
+    def beside(self) -> str:
+        """By the number of input channels."""
+        return self._kinds[int(self.model.config.in_channels) - self.channels]
 
     def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
         """Text embeddings; for SDXL with pooled embeddings and time ids."""
         if self.model.config.addition_embed_type != "text_time":
-            embeds, _ = self.pipe.encode_prompt(text, self.device, 1, False)
+            embeds = self._encode_text(text)
             return Conditioning({"encoder_hidden_states": embeds, **self._timestep_cond(embedded_scale)})
         embeds, _, pooled, _ = self.pipe.encode_prompt(
             prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -57,6 +72,12 @@ class UNet(Network):
             }
         )
 
+    def _encode_text(self, text: str) -> torch.Tensor:
+        """Embeddings of one encoder, ``(1, tokens, features)``."""
+        if hasattr(self.pipe, "encode_prompt"):
+            return self.pipe.encode_prompt(text, self.device, 1, False)[0]  # type: ignore[no-any-return]
+        return self.pipe._encode_prompt(text, self.device, 1, False)  # type: ignore[no-any-return]  # InstructPix2Pix
+
     def _timestep_cond(self, embedded_scale: float | None) -> dict[str, torch.Tensor]:
         size = self.model.config.time_cond_proj_dim
         if size is None:
@@ -68,8 +89,9 @@ class UNet(Network):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the UNet, with what ControlNets add to it."""
         added = {k: inputs[k] for k in ADDED if k in inputs}
+        beside = inputs.get(BESIDE)
         result: torch.Tensor = self.model(
-            latents,
+            latents if beside is None else torch.cat([latents, beside.to(latents)], 1),  # type: ignore[union-attr]
             timesteps,
             encoder_hidden_states=inputs["encoder_hidden_states"],
             timestep_cond=inputs.get("timestep_cond"),
@@ -249,7 +271,8 @@ def network_for(pipe: Any, height: int, width: int) -> Network:
     for name in ("unet", "transformer"):
         model = getattr(pipe, name, None)
         family = _NETWORKS.get(type(getattr(model, "_orig_mod", model)).__name__)
-        if family is not None and family.component == name and hasattr(pipe, "encode_prompt"):
+        encodes = hasattr(pipe, "encode_prompt") or hasattr(pipe, "_encode_prompt")
+        if family is not None and family.component == name and encodes:
             return family(pipe, height, width)
     raise TypeError(
         f"{type(pipe).__name__} cannot stream: "

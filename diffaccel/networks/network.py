@@ -51,6 +51,11 @@ class Network(ABC):
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
     @property
+    def beside(self) -> str:
+        """What the network is given in channels beside the latents: "masked" pictures, "instructed" ones, or ""."""
+        return ""
+
+    @property
     def channels(self) -> int:
         """Latent channels."""
         return int(self.model.config.in_channels)
@@ -85,6 +90,8 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
 
 
 ADDED = ("text_embeds", "time_ids")
+BESIDE = "beside"
+"""Name of the channels that a network is given beside the latents, ``(rows, channels, h, w)``."""
 
 
 def controlnets_of(pipe: Any) -> tuple[Any, ...]:

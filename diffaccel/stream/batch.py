@@ -19,6 +19,7 @@ import torch
 from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import NoiseLevel
+from diffaccel.stream.conditions import Shown
 from diffaccel.stream.stages import StageRows, Stages, gather
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class Slot:
         scene: number of the scene that it shows; features are not reused from one scene to another.
         number: its place among all slots of the stream.
         shot: number of the scene for what frames see of those before.
+        shown: what its frames show beside latents and prompts.
     """
 
     frame_ids: tuple[int, ...]
@@ -99,6 +101,13 @@ class Slot:
     scene: int = 0
     number: int = 0
     shot: int = 0
+    shown: tuple[Shown, ...] = ()
+
+    def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:
+        """Latents at a noise level, or (None) finished, once what it shows has had its last word."""
+        for shown in self.shown:
+            latents = shown.settled(latents, level)
+        return latents
 
     @property
     def finished(self) -> bool:
@@ -134,12 +143,13 @@ class Slot:
         (reached, clean, noise), stages = self.estimate, settings.stages
         stage = stages.first_below(reached.timestep)
         if stage is None:
-            self.stage, self.latents = len(stages), clean
+            self.stage, self.latents = len(stages), self.settled(clean, None)
             return
         weights = stages.transition(reached, stages.levels[stage])
         fresh = stages.noise_of(stage).to(self.latents)
         self.stage = stage
-        self.latents = weights.clean * clean + weights.noise * noise + weights.fresh * fresh
+        latents = weights.clean * clean + weights.noise * noise + weights.fresh * fresh
+        self.latents = self.settled(latents, stages.levels[stage])
 
 
 class Memo(Generic[T]):
@@ -248,8 +258,10 @@ class StreamBatch:
         denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
         following = self._corrected(slots, rows.advance(denoised, noise), denoised)
         for slot, x, d, n in zip(slots, *map(self._split, (following, denoised, noise)), strict=True):
-            slot.latents, slot.estimate = x, Estimate(slot.settings.stages.levels[slot.stage], d, n)
+            levels = slot.settings.stages.levels
+            slot.estimate = Estimate(levels[slot.stage], d, n)
             slot.stage += 1
+            slot.latents = slot.settled(x, None if slot.finished else levels[slot.stage])
 
     def _corrected(self, slots: Sequence[Slot], following: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The next latents, by what multistep samplers learn from the estimate of the stage before."""

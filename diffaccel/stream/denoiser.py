@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.stream.batch import Slot, Tick
+from diffaccel.stream.conditions import rows_of
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.machine import Machine
@@ -111,7 +112,8 @@ class Denoiser:
     def _call(self, tick: Tick) -> Call:
         """The call of a tick: features by stage or frame, keys and values by prompt, embeddings by control image."""
         rows: list[Row] = [(slot, negative, k) for slot, negative in tick.groups for k in range(tick.frames)]
-        values: dict[str, Any] = {**tick.inputs, LATENTS: tick.latents, TIMESTEPS: tick.timesteps, ROWS: rows}
+        told = {**tick.inputs, **_shown(rows)}
+        values: dict[str, Any] = {**told, LATENTS: tick.latents, TIMESTEPS: tick.timesteps, ROWS: rows}
         if self._cache is None:
             features = tuple(Lane("stream", row) for row in range(len(rows)))
         else:
@@ -189,6 +191,13 @@ class Denoiser:
         with self.calls.quiet():
             self._machine.close()
             self._control.close()
+
+
+def _shown(rows: Sequence[Row]) -> Keywords:
+    """Arguments of the network by what each row's frame shows."""
+    slots = {slot: [shown.keywords(slot.settings.control_scales) for shown in slot.shown] for slot, _, _ in rows}
+    merged = {slot: {name: x for keywords in found for name, x in keywords.items()} for slot, found in slots.items()}
+    return rows_of([(merged[slot], k) for slot, _, k in rows])
 
 
 def _prompt(slot: Slot, negative: bool) -> Any:

@@ -161,6 +161,7 @@ class StreamEngine(MovingFrames):
         latents: torch.Tensor | None = None,
         *,
         control: Given | None = None,
+        mask: Picture | None = None,
         frame_id: int | None = None,
     ) -> list[StreamOutput]:
         """Put in one frame (or a batch, frame by frame) and get what is finished.
@@ -171,6 +172,8 @@ class StreamEngine(MovingFrames):
             latents: initial noise ``(C, h, w)`` or ``(frames, C, h, w)``; None for the seeded one.
             control: control image, as ``image``, fitted like it; for several ControlNets one for all, or a list of one
                 for each. None makes it from the picture, as the engine's ``control`` says.
+            mask: white where the picture is painted anew, of the picture's size; networks that were trained to inpaint
+                need one, with others what is black is put back behind every stage.
             frame_id: number of the (first) frame; None counts on. Numbers must rise.
 
         Raises:
@@ -180,7 +183,7 @@ class StreamEngine(MovingFrames):
         with self._lock:
             self._check_open()
             with self._state.clock.stage("preprocess"):
-                inputs = self._intake.accept(image, latents, control, self.config)
+                inputs = self._intake.accept(image, latents, control, self.config, mask)
             first = self._state.take_ids(len(inputs), frame_id)
             now = time.perf_counter()
             for k, given in enumerate(inputs):

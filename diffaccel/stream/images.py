@@ -24,6 +24,12 @@ def to_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor
     return to_unit_frames(image, height, width, fit) * 2 - 1
 
 
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Height and width of a picture as it was given. Raises as `to_unit_frames`."""
+    height, width = _channels_first(image).shape[-2:]
+    return int(height), int(width)
+
+
 def to_unit_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
     """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [0, 1].
 
@@ -123,6 +129,10 @@ class Codec:
         """Latents ``(frames, C, h, w)`` in float32 of ``(frames, 3, H, W)``."""
         return self._run("encode", self._encode, pixels)
 
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder has them."""
+        return latents / self.scale + self.offset
+
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures ``(frames, 3, H, W)`` in float32, about [-1, 1]."""
@@ -145,8 +155,8 @@ class Codec:
         return result
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        unscaled = (latents / self.scale + self.offset).to(self.dtype, memory_format=torch.channels_last)
-        result: torch.Tensor = self.vae.decode(unscaled, return_dict=False)[0]
+        raw = self.unscaled(latents).to(self.dtype, memory_format=torch.channels_last)
+        result: torch.Tensor = self.vae.decode(raw, return_dict=False)[0]
         return result.float()
 
 

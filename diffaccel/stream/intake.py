@@ -9,10 +9,12 @@ import torch
 
 from diffaccel.networks.network import Network
 from diffaccel.stream.batch import ControlImages, FrameSettings, Slot
+from diffaccel.stream.conditions import Arrival, conditions_for, require_needs
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.control import Given, functions_for, given_images, made_images
 from diffaccel.stream.images import Codec, Picture, to_frames
-from diffaccel.stream.state import Frame, StreamState, entering_slot
+from diffaccel.stream.masks import given_masks
+from diffaccel.stream.state import Frame, StreamState, entering_slot, first_noise
 
 NO_CONTROL = (
     "this pipeline's ControlNet needs a control image: give it with the frame, as control=..., or let the engine make "
@@ -27,11 +29,13 @@ class Input(NamedTuple):
         pixels: ``(1, 3, H, W)`` in [-1, 1], or None for text-to-image.
         noise: own noise ``(1, C, h, w)``, or None.
         control: control images that were given, ``(1, 3, H, W)`` in [0, 1] for each ControlNet, or None.
+        mask: ``(1, 1, H, W)``, 1 where it is painted anew, or None.
     """
 
     pixels: torch.Tensor | None
     noise: torch.Tensor | None
     control: tuple[torch.Tensor, ...] | None
+    mask: torch.Tensor | None = None
 
 
 def latent_shape(config: StreamConfig, network: Network, codec: Codec) -> tuple[int, int, int]:
@@ -66,6 +70,7 @@ class Intake:
     def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
         self._codec, self._shape, self._device = codec, shape, network.device
         self._nets = len(network.controlnets)
+        self._conditions = conditions_for(network, codec)
         self._still: tuple[tuple[torch.Tensor, ...], ControlImages] | None = None
         if _asks_for_image_prompts(network.pipe):
             raise ValueError(
@@ -74,28 +79,37 @@ class Intake:
             )
 
     def accept(
-        self, image: Picture | None, latents: torch.Tensor | None, control: Given | None, config: StreamConfig
+        self,
+        image: Picture | None,
+        latents: torch.Tensor | None,
+        control: Given | None,
+        config: StreamConfig,
+        mask: Picture | None = None,
     ) -> list[Input]:
         """What was pushed, as frames.
 
         Raises:
-            TypeError, ValueError: for an unusable picture, noise or control image, naming what is wrong.
+            TypeError, ValueError: for an unusable picture, noise, control image or mask, naming what is wrong.
         """
         if image is None and config.guidance.negative_source == "input":
             raise ValueError(
                 "SelfNegative needs an input picture: for text-to-image use OneTimeNegative or FullGuidance"
             )
         self._require_control(image, control, config)
+        require_needs(self._conditions, {"picture": image, "mask": mask})
         size = config.height, config.width, config.fit
         pixels = None if image is None else to_frames(image, *size)
         noise = None if latents is None else _checked(latents, self._shape)
         images = () if control is None else given_images(control, self._nets, *size)
+        masks = None if mask is None else given_masks(mask, image, *size)
         counts = [len(x) for x in (pixels, noise, *images[:1]) if x is not None] or [1]
+        if masks is not None and len(masks) != counts[0]:
+            raise ValueError(f"{counts[0]} frames need as many masks, not {len(masks)}")
         if noise is not None and len(noise) != counts[0]:
             raise ValueError(f"{counts[0]} pictures need as many latents, not {len(noise)}")
         if len(set(counts)) > 1:
             raise ValueError(f"{counts[0]} frames need as many control images, not {counts[-1]}")
-        return [Input(_nth(pixels, k), _nth(noise, k), _nth_each(images, k)) for k in range(counts[0])]
+        return [Input(_nth(pixels, k), _nth(noise, k), _nth_each(images, k), _nth(masks, k)) for k in range(counts[0])]
 
     def _require_control(self, image: Picture | None, control: Given | None, config: StreamConfig) -> None:
         if not self._nets or control is not None:
@@ -124,17 +138,23 @@ class Intake:
         pictures = [f.pixels for f in padded if f.pixels is not None]
         if pictures and len(pictures) < len(padded):
             raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
-        pixels = source = None
+        pixels = source = encoded = None
         if pictures:
             with state.clock.stage("encode"):
                 pixels = torch.cat(pictures).to(self._device, non_blocking=True)
-                source = state.fed_back(self._codec.encode(pixels), config.feedback)
+                encoded = self._codec.encode(pixels)
+                source = state.fed_back(encoded, config.feedback)
         noises = [state.noise(f, self._shape) if source is None else f.noise for f in group]
         noises += noises[-1:] * (len(padded) - len(group))
-        slot = entering_slot(group, settings, source, noises, self._device)
+        masks, noise = _masks(padded, self._device), first_noise(settings, noises, self._device)
+        bare = config.indices[0] == 0 and any(condition.bare(masks) for condition in self._conditions)
+        slot = entering_slot(group, settings, source, noise, bare=bare)
         if self._nets:
             with state.clock.stage("control"):
                 slot.control = self._control(padded, pixels, config)
+        with state.clock.stage("encode"):
+            arrival = Arrival(pixels, encoded, noise, masks)
+            slot.shown = tuple(shown for condition in self._conditions if (shown := condition.enter(arrival)))
         return slot
 
     @torch.no_grad()
@@ -164,7 +184,8 @@ class Intake:
         """A black frame, to warm up with."""
         black = torch.zeros(1, 3, config.height, config.width)
         given = self._nets and config.control is None
-        return Frame(0, 0.0, black, None, (black,) * self._nets if given else None)
+        mask = black[:, :1] + 1 if any("mask" in condition.needs for condition in self._conditions) else None
+        return Frame(0, 0.0, black, None, (black,) * self._nets if given else None, mask)
 
 
 def _asks_for_image_prompts(pipe: Any) -> bool:
@@ -172,6 +193,15 @@ def _asks_for_image_prompts(pipe: Any) -> bool:
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     asks = getattr(denoiser, "config", {}).get("encoder_hid_dim_type") == "ip_image_proj"
     return asks or getattr(denoiser, "image_proj", None) is not None
+
+
+def _masks(frames: Sequence[Frame], device: torch.device) -> torch.Tensor | None:
+    """The masks of frames, ``(frames, 1, H, W)``; a frame without one is painted anew everywhere."""
+    given = [frame.mask for frame in frames]
+    like = next((mask for mask in given if mask is not None), None)
+    if like is None:
+        return None
+    return torch.cat([torch.ones_like(like) if mask is None else mask for mask in given]).to(device)
 
 
 def _nth(frames: torch.Tensor | None, k: int) -> torch.Tensor | None:

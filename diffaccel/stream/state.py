@@ -26,7 +26,8 @@ from diffaccel.stream.stopwatch import Clock
 class Frame:
     """An accepted input: pixels ``(1, 3, H, W)`` in [-1, 1] or None, own noise ``(1, C, h, w)`` or None.
 
-    ``control`` are control images that were given with it, ``(1, 3, H, W)`` in [0, 1] for each ControlNet.
+    ``control`` are control images that were given with it, ``(1, 3, H, W)`` in [0, 1] for each ControlNet, ``mask`` is
+    ``(1, 1, H, W)``, 1 where it is painted anew, or None.
     """
 
     frame_id: int
@@ -34,13 +35,15 @@ class Frame:
     pixels: torch.Tensor | None
     noise: torch.Tensor | None
     control: tuple[torch.Tensor, ...] | None = None
+    mask: torch.Tensor | None = None
 
     @property
     def seen(self) -> torch.Tensor | None:
-        """What makes it like another frame or not: its picture and given control images, ``(1, channels, H, W)``."""
-        if self.pixels is None or self.control is None:
+        """What makes it like another frame or not: picture, mask and given control images, ``(1, channels, H, W)``."""
+        beside = [*(self.control or ()), *([] if self.mask is None else [self.mask])]
+        if self.pixels is None or not beside:
             return self.pixels
-        return torch.cat([self.pixels, *(image.to(self.pixels) * 2 - 1 for image in self.control)], 1)
+        return torch.cat([self.pixels, *(image.to(self.pixels) * 2 - 1 for image in beside)], 1)
 
 
 def seen_in(frames: Sequence[Frame]) -> torch.Tensor | None:
@@ -51,28 +54,29 @@ def seen_in(frames: Sequence[Frame]) -> torch.Tensor | None:
     return torch.cat(seen) if seen else None
 
 
+def first_noise(settings: FrameSettings, noises: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
+    """The noise of entering frames, ``(frames, C, h, w)``: their own, or for None the first stage's."""
+    own = settings.stages.noise_of(0)
+    rows = [own[k : k + 1] if noise is None else noise for k, noise in enumerate(noises)]
+    return own if all(noise is None for noise in noises) else torch.cat([row.to(device, torch.float32) for row in rows])
+
+
 def entering_slot(
     frames: Sequence[Frame],
     settings: FrameSettings,
     source: torch.Tensor | None,
-    noises: Sequence[torch.Tensor | None],
-    device: torch.device,
+    noise: torch.Tensor,
+    *,
+    bare: bool = False,
 ) -> Slot:
     """Frames at their first stage: clean latents ``source`` noised, or for text-to-image (None) noise alone.
 
-    ``noises`` has one entry ``(1, C, h, w)`` for each row; None stands for the stage's own noise.
+    ``bare`` frames begin as noise alone though they have a source.
     """
     ids, entered = tuple(f.frame_id for f in frames), tuple(f.entered for f in frames)
     stages, level = settings.stages, settings.stages.levels[0]
-    own = [noise for noise in noises if noise is not None]
-    if source is None:
-        latents = stages.entry_scale * torch.cat(own).to(device, torch.float32)
-        return Slot(ids, settings, latents, entered=entered)
-    noise = stages.noise_of(0)
-    if own:
-        rows = [noise[k : k + 1] if n is None else n.to(noise) for k, n in enumerate(noises)]
-        noise = torch.cat(rows)
-    return Slot(ids, settings, level.alpha * source + level.sigma * noise, source, entered=entered)
+    latents = stages.entry_scale * noise if source is None or bare else level.alpha * source + level.sigma * noise
+    return Slot(ids, settings, latents, source, entered=entered)
 
 
 class StreamState:

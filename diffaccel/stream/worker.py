@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -17,7 +17,7 @@ from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.images import Picture
 from diffaccel.stream.report import StreamOutput
 
-Pushed = tuple[int, Picture | None, torch.Tensor | None, Given | None]
+Pushed = tuple[int, Picture | None, torch.Tensor | None, dict[str, Any]]
 
 
 class StreamClosed(RuntimeError):
@@ -59,7 +59,12 @@ class StreamWorker:
         self._thread.start()
 
     def put(
-        self, image: Picture | None = None, latents: torch.Tensor | None = None, *, control: Given | None = None
+        self,
+        image: Picture | None = None,
+        latents: torch.Tensor | None = None,
+        *,
+        control: Given | None = None,
+        mask: Picture | None = None,
     ) -> int:
         """Hand over one frame without waiting, as `StreamEngine.push` takes it, and get its number.
 
@@ -70,7 +75,7 @@ class StreamWorker:
             if self._closing:
                 raise StreamClosed("this StreamWorker is closed: build a new one")
             frame_id, self._next_id = self._next_id, self._next_id + 1
-            self._inputs.append((frame_id, image, latents, control))
+            self._inputs.append((frame_id, image, latents, {"control": control, "mask": mask}))
             if len(self._inputs) > self._sizes[0]:
                 self._inputs.popleft()
                 self._dropped += 1
@@ -146,9 +151,9 @@ class StreamWorker:
                 self._deliver_from(self.engine.flush)
 
     def _step(self, waiting: Pushed) -> None:
-        frame_id, image, latents, control = waiting
+        frame_id, image, latents, given = waiting
         self._account()
-        self._deliver_from(lambda: self.engine.push(image, latents, control=control, frame_id=frame_id))
+        self._deliver_from(lambda: self.engine.push(image, latents, frame_id=frame_id, **given))
 
     def _deliver_from(self, work: Callable[[], list[StreamOutput]]) -> None:
         items: list[StreamOutput | Exception]

@@ -1,0 +1,188 @@
+"""What frames show to the network beside latents and prompts: one small class for each kind.
+
+A `Condition` makes something of the frames that enter together, and what it made travels with them as `Shown`: it
+adds keyword arguments to the network's calls, row by row, and has a last word on their latents behind each step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from diffaccel.networks.conditioning import Keywords
+from diffaccel.networks.network import BESIDE, Network
+from diffaccel.sampling.samplers import NoiseLevel
+from diffaccel.stream.images import Codec
+
+
+class Shown:
+    """What frames that entered together show, from stage to stage."""
+
+    def keywords(self, scales: Sequence[float]) -> Keywords:  # noqa: ARG002
+        """Arguments of the network, each ``(frames, ...)``, in lists where there are several.
+
+        Args:
+            scales: of the frames' settings, one for each control image.
+        """
+        return {}
+
+    def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:  # noqa: ARG002
+        """Latents ``(frames, C, h, w)`` that a step has led to a noise level, or (None) to the finished picture."""
+        return latents
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """Frames as they enter.
+
+    Attributes:
+        pixels: ``(frames, 3, H, W)`` in [-1, 1], None for text-to-image.
+        source: their clean latents, before any feedback.
+        noise: of their first stage, ``(frames, C, h, w)``.
+        masks: 1 where they are painted anew, ``(frames, 1, H, W)``; None where no mask was given.
+        images: for each control image that a frame shows, those of all frames, ``(frames, 3, H, W)`` in [0, 1].
+    """
+
+    pixels: torch.Tensor | None
+    source: torch.Tensor | None
+    noise: torch.Tensor
+    masks: torch.Tensor | None = None
+    images: tuple[torch.Tensor, ...] = ()
+
+
+class Condition(ABC):
+    """A kind of input.
+
+    Args:
+        network: the denoiser.
+        codec: encodes pictures.
+
+    Attributes:
+        needs: what each frame has to bring: "picture", "mask".
+    """
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, network: Network, codec: Codec) -> None:
+        self.network, self.codec = network, codec
+
+    def bare(self, masks: torch.Tensor | None) -> bool:  # noqa: ARG002
+        """Whether frames under these masks begin as noise alone, where the first timestep of the grid is their first.
+
+        So do those of the stock pipelines.
+        """
+        return bool(self.needs)
+
+    @abstractmethod
+    def enter(self, arrival: Arrival) -> Shown | None:
+        """What frames that enter show; None for nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Beside(Shown):
+    """Channels ``(frames, channels, h, w)`` beside the latents."""
+
+    channels: torch.Tensor
+
+    def keywords(self, scales: Sequence[float]) -> Keywords:  # noqa: ARG002
+        """The channels."""
+        return {BESIDE: self.channels}
+
+
+class MaskedPicture(Condition):
+    """The mask, and the picture without what is painted anew: UNets that were trained to inpaint."""
+
+    needs = ("picture", "mask")
+
+    def enter(self, arrival: Arrival) -> Shown | None:
+        """Grey stands where the picture is painted anew."""
+        assert arrival.pixels is not None
+        assert arrival.masks is not None
+        mask = _small(arrival.masks, arrival.noise)
+        return Beside(torch.cat([mask, self.codec.encode(arrival.pixels * (arrival.masks < 0.5))], 1))
+
+
+class Instructed(Condition):
+    """The picture that a prompt says how to change (InstructPix2Pix, arXiv 2211.09800)."""
+
+    needs = ("picture",)
+
+    def enter(self, arrival: Arrival) -> Shown | None:
+        """Its latents as the autoencoder makes them, without their scale."""
+        assert arrival.source is not None
+        return Beside(self.codec.unscaled(arrival.source))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Shown):
+    """Latents of what stays, and the mask and the noise they stay under."""
+
+    mask: torch.Tensor
+    source: torch.Tensor
+    noise: torch.Tensor
+
+    def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:
+        """What stays is put back, at the noise level reached."""
+        known = self.source if level is None else level.alpha * self.source + level.sigma * self.noise
+        return torch.lerp(known, latents, self.mask)
+
+
+class MaskedLatents(Condition):
+    """What stays is put back behind every step: any network, frames with a mask."""
+
+    def bare(self, masks: torch.Tensor | None) -> bool:
+        """Only where there is a mask."""
+        return masks is not None
+
+    def enter(self, arrival: Arrival) -> Shown | None:
+        """Only where there is a mask."""
+        if arrival.masks is None or arrival.source is None:
+            return None
+        return Kept(_small(arrival.masks, arrival.noise), arrival.source, arrival.noise)
+
+
+def _small(masks: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Masks in the size of latents, as diffusers makes them."""
+    return F.interpolate(masks, latents.shape[-2:]).to(latents)
+
+
+_BY_CHANNELS: dict[str, Callable[[Network, Codec], Condition]] = {
+    "": MaskedLatents,
+    "masked": MaskedPicture,
+    "instructed": Instructed,
+}
+
+
+def conditions_for(network: Network, codec: Codec) -> list[Condition]:
+    """The kinds of input that a network takes."""
+    return [_BY_CHANNELS[network.beside](network, codec)]
+
+
+def require_needs(conditions: Sequence[Condition], given: Mapping[str, Any]) -> None:
+    """Raise ValueError where a frame lacks what a kind of input needs."""
+    for condition in conditions:
+        missing = [need for need in condition.needs if given[need] is None]
+        if missing:
+            kind = condition.network.beside
+            raise ValueError(
+                f"this UNet paints {kind} pictures, and the frame has no {missing[0]}: push(picture"
+                f"{', mask=...' if 'mask' in condition.needs else ''})"
+            )
+
+
+def rows_of(shown: Sequence[tuple[Keywords, int]]) -> Keywords:
+    """Keyword arguments of a call, given for each of its rows those of its slot and its place there."""
+    names = dict.fromkeys(name for keywords, _ in shown for name in keywords)
+    return {name: _rows([(keywords[name], k) for keywords, k in shown]) for name in names}
+
+
+def _rows(values: Sequence[tuple[Any, int]]) -> Any:
+    first = values[0][0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat([value[k : k + 1] for value, k in values])
+    return [_rows([(value[i], k) for value, k in values]) for i in range(len(first))]
