@@ -19,7 +19,7 @@ import torch
 from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import NoiseLevel
-from diffaccel.stream.conditions import Shown
+from diffaccel.stream.conditions import FrameInput
 from diffaccel.stream.stages import StageRows, Stages, gather
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class Slot:
     scene: int = 0
     number: int = 0
     shot: int = 0
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[FrameInput, ...] = ()
 
     def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:
         """Latents at a noise level, or (None) finished, once what it shows has had its last word."""

@@ -1,6 +1,6 @@
 """What frames show to the network beside latents and prompts: one small class for each kind.
 
-A `Condition` makes something of the frames that enter together, and what it made travels with them as `Shown`: it
+A `Condition` makes something of the frames that enter together, and what it made travels with them as `FrameInput`: it
 adds keyword arguments to the network's calls, row by row, and has a last word on their latents behind each step.
 """
 
@@ -20,7 +20,7 @@ from diffaccel.sampling.samplers import NoiseLevel
 from diffaccel.stream.images import Codec
 
 
-class Shown:
+class FrameInput:
     """What frames that entered together show, from stage to stage."""
 
     def keywords(self, scales: Sequence[float]) -> Keywords:  # noqa: ARG002
@@ -79,12 +79,12 @@ class Condition(ABC):
         return bool(self.needs)
 
     @abstractmethod
-    def enter(self, arrival: Arrival) -> Shown | None:
+    def enter(self, arrival: Arrival) -> FrameInput | None:
         """What frames that enter show; None for nothing."""
 
 
 @dataclass(frozen=True, eq=False)
-class Beside(Shown):
+class Beside(FrameInput):
     """Channels ``(frames, channels, h, w)`` beside the latents."""
 
     channels: torch.Tensor
@@ -99,7 +99,7 @@ class MaskedPicture(Condition):
 
     needs = ("picture", "mask")
 
-    def enter(self, arrival: Arrival) -> Shown | None:
+    def enter(self, arrival: Arrival) -> FrameInput | None:
         """Grey stands where the picture is painted anew."""
         assert arrival.pixels is not None
         assert arrival.masks is not None
@@ -112,14 +112,14 @@ class Instructed(Condition):
 
     needs = ("picture",)
 
-    def enter(self, arrival: Arrival) -> Shown | None:
+    def enter(self, arrival: Arrival) -> FrameInput | None:
         """Its latents as the autoencoder makes them, without their scale."""
         assert arrival.source is not None
         return Beside(self.codec.unscaled(arrival.source))
 
 
 @dataclass(frozen=True, eq=False)
-class Kept(Shown):
+class Kept(FrameInput):
     """Latents of what stays, and the mask and the noise they stay under."""
 
     mask: torch.Tensor
@@ -139,7 +139,7 @@ class MaskedLatents(Condition):
         """Only where there is a mask."""
         return masks is not None
 
-    def enter(self, arrival: Arrival) -> Shown | None:
+    def enter(self, arrival: Arrival) -> FrameInput | None:
         """Only where there is a mask."""
         if arrival.masks is None or arrival.source is None:
             return None
