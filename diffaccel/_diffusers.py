@@ -4,15 +4,17 @@ Checked against diffusers 0.42; a version that moves a name fails here, at impor
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline
-from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook, apply_first_block_cache
+from diffusers import hooks as stock_hooks
+from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook
 from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
 
 REGISTRY_ATTRIBUTE = "_diffusers_hook"
@@ -73,14 +75,20 @@ def hooks_of(module: torch.nn.Module) -> list[str]:
     return [] if registry is None else list(registry._hook_order)
 
 
+def first_block_cache(model: torch.nn.Module, threshold: float) -> AbstractContextManager[None]:
+    """diffusers' FirstBlockCache on a transformer, as `stock_cache`."""
+    return stock_cache(model, FirstBlockCacheConfig(threshold=threshold))
+
+
 @contextmanager
-def first_block_cache(model: torch.nn.Module, threshold: float) -> Iterator[None]:
-    """diffusers' FirstBlockCache on a transformer, in a context of its own, which some pipelines do not set.
+def stock_cache(model: torch.nn.Module, config: Any) -> Iterator[None]:
+    """A cache of diffusers on a network, by its configuration, in a context of its own: some pipelines set none.
 
     Pipelines forget the states of caches at the end of a run if the network has a method for it, which not all have.
     """
     before = {name: hooks_of(module) for name, module in model.named_modules()}
-    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
+    words = re.findall("[A-Z][a-z]+", type(config).__name__.removesuffix("Config").replace("TaylorSeer", "Taylorseer"))
+    getattr(stock_hooks, f"apply_{'_'.join(words).lower()}")(model, config)
 
     def forget() -> None:
         registry_of(model).reset_stateful_hooks(recurse=True)

@@ -28,7 +28,6 @@ PARTS = {
     "cache-overhead": "cache --part overhead",
     "cache-emoji-sd": "cache --part emoji-sd --rounds 3 --steps 20",
     "cache-emoji-dit": "cache --part emoji-dit --rounds 3 --steps 20",
-    "cache-switch": "cache --part switch --rounds 3 --steps 20",
     "cache-emoji-sd-ddim": "cache --part emoji-sd-ddim --rounds 2 --steps 50",
 }
 ABOUT = {

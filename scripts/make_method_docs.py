@@ -1,8 +1,9 @@
 """Fill the tables of docs/methods.md: `python scripts/make_method_docs.py`.
 
 The page is written by hand, but for what stands between `<!-- DeepCache: parameters -->` and `<!-- end -->`:
-parameters, with their defaults, come from the classes and their docstrings, `figures` from the published reports, and
-`streams` from what the classes say of streams, on a tiny network that each works on.
+parameters, with their defaults, come from the classes and their docstrings, `figures` from the published reports,
+`equal` and `best` from the tables of caches at equal cost, and `streams` from what the classes say of streams, on tiny
+networks that each works on.
 """
 
 import json
@@ -15,14 +16,16 @@ from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
 import diffaccel
 from diffaccel.config import ordered_fields
-from diffaccel.methods import Calibration, KindSteps, MagCurve, Method
+from diffaccel.methods import Calibration, DeepCache, KindSteps, MagCurve, Method
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 REPORTS = ("emoji-sd", "emoji-dit")
-TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams) -->\n).*?(<!-- end -->)", re.DOTALL)
+BUDGETS = (0.7, 0.5, 0.35)
+SLACK = 1.02  # what costs so much more still counts as equal
+TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams|equal|best) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write() -> None:
@@ -32,7 +35,7 @@ def write() -> None:
 
 def filled(page: str) -> str:
     """The page with its tables as they should be."""
-    tables = {"parameters": parameters, "figures": figures, "streams": streams}
+    tables = {"parameters": parameters, "figures": figures, "streams": streams, "equal": equal, "best": best}
     return TABLE.sub(lambda m: m[1] + tables[m[3]](named(m[2])) + m[4], page)
 
 
@@ -78,6 +81,60 @@ def figures(method: type[Method]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def equal(method: type[Method]) -> str:
+    """What of a method was run at counted cost: the settings that no other one of it beats."""
+    lines = ["| network | settings | MACs | PSNR, dB | SSIM | against diffusers' best |", "|---|---|--:|--:|--:|--:|"]
+    for network, rows in _equal_costs():
+        own = {name: row for name, row in rows.items() if re.match(r"\w+", name)[0] == method.__name__.lower()}  # type: ignore[index]
+        for name, row in sorted(own.items(), key=lambda item: -item[1]["macs"]):
+            if not any(_beats(other, row) for other in own.values()):
+                figures = f"{row['macs']:.2f} | {row['psnr']:.1f} | {row['ssim']:.3f}"
+                lines.append(f"| {network} | `{name}` | {figures} | {_gain(row, rows)} |")
+    return "\n".join(lines) + "\n"
+
+
+def best(_: type) -> str:
+    """For some costs the best of this package, of diffusers' own caches, and fewer steps."""
+    lines = ["| network | MACs | diffaccel | dB | diffusers | dB | steps | dB |", "|---|--:|---|--:|---|--:|--:|--:|"]
+    for network, rows in _equal_costs():
+        for budget in BUDGETS:
+            found = [_most_alike(rows, whose, budget) for whose in ("diffaccel", "diffusers", "steps")]
+            cells = [f"{_code(name, whose)} | {psnr:.1f}" if name else " | " for name, whose, psnr in found]
+            lines.append(f"| {network} | {budget:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _equal_costs() -> list[tuple[str, dict[str, Any]]]:
+    """Each table of caches at equal cost, under the name of its network and run."""
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((ROOT / "benchmarks").glob("equal-*.json"))]
+    runs = [f"{known['model']}, {known['steps']} steps{' of LCM' if known['lcm'] else ''}" for known in read]
+    return [(run, known["rows"]) for run, known in zip(runs, read, strict=True)]
+
+
+def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a row is no more expensive and no less alike than another one, and better in one of both."""
+    better = (-one["macs"], one["psnr"]), (-other["macs"], other["psnr"])
+    return one is not other and all(a >= b for a, b in zip(*better, strict=True)) and better[0] != better[1]
+
+
+def _gain(row: dict[str, Any], rows: dict[str, Any]) -> str:
+    """How much nearer to the plain pictures than the best of diffusers' own caches that costs no more."""
+    rivals = [r["psnr"] for r in rows.values() if r["whose"] == "diffusers" and r["macs"] <= row["macs"] * SLACK]
+    return f"{row['psnr'] - max(rivals):+.1f} dB" if rivals else "none as cheap"
+
+
+def _most_alike(rows: dict[str, Any], whose: str, budget: float) -> tuple[str, str, float]:
+    """The best within a cost."""
+    allowed = {n: r["psnr"] for n, r in rows.items() if r["whose"] == whose and r["macs"] <= budget * SLACK}
+    name = max(allowed, key=allowed.__getitem__, default="")
+    return name, whose, allowed.get(name, 0.0)
+
+
+def _code(name: str, whose: str) -> str:
+    """A name as it is typed, where it is."""
+    return f"`{name}`" if whose == "diffaccel" else name.removesuffix(" steps")
+
+
 def streams(_: type) -> str:
     """How each method works in a stream, by stage and by frame, or why it does not."""
     layouts = [layout_of(network) for network in _networks()]
@@ -115,6 +172,7 @@ def _in_a_stream(cls: type[Method], layouts: list[Layout]) -> tuple[str, str]:
         "MagCache": curves,
         "NetworkSwitch": ["emoji-sd"],
         "Profile": ["profile.json"],
+        "Staged": [((DeepCache(2),), (DeepCache(3),))],
     }
     methods = [cls(value) for value in given[cls.__name__]] if cls.__name__ in given else [cls()]  # type: ignore[call-arg]
     reason = methods[0].no_stream

@@ -51,15 +51,10 @@ class CallRow:
 def call_rows(costs: Sequence[CostModel], seats: Sequence[Seat], tallies: Sequence[Tally]) -> list[CallRow]:
     """The last calls of some networks, each given by the cost of its calls, by its seat and by its tally."""
     return [
-        _row(_name(seat), call, cost)
+        _row(seat.label, call, cost)
         for seat, tally, cost in zip(seats, tallies, map(_counted, costs, tallies), strict=True)
         for call in tally.tracer.calls
     ]
-
-
-def _name(seat: Seat) -> str:
-    """What a network is called in the report."""
-    return seat.name or f"{'small ' if seat.is_substitute else ''}{type(seat.model).__name__}"
 
 
 def _counted(cost: CostModel, tally: Tally) -> CostModel | None:

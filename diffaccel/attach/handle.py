@@ -10,10 +10,10 @@ import torch
 
 from diffaccel._diffusers import hooks_of
 from diffaccel.attach.cost import CostModel, SubstituteCost
-from diffaccel.attach.plan import Plan, companion_plan, plan, substitute_plan
+from diffaccel.attach.plan import Plan, companion_plan, plan, stages_of, substitute_plan
 from diffaccel.attach.report import Report, summarize
 from diffaccel.attach.seat import Seat
-from diffaccel.attach.substitute import SubstituteSeat
+from diffaccel.attach.substitute import StageSeat, SubstituteSeat, no_stages
 from diffaccel.config.checks import check
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
@@ -23,7 +23,7 @@ from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.run import Runs
 from diffaccel.runtime.session import Session
-from diffaccel.runtime.substitute import Substitute
+from diffaccel.runtime.substitute import Stretch, Substitute
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.wrapper import Wrapper
 
@@ -107,11 +107,16 @@ class Handle:
         self._costs: list[CostModel] = []
         self._seats: list[Seat] = []
         self._host = host
-        plans = {name: plan(model, methods[name]) for name, model in denoisers.items()}
+        stages = {name: stages_of(model, methods[name]) for name, model in denoisers.items()}
+        whole = {name: () if stages[name] else methods[name] for name in denoisers}
+        plans = {name: plan(model, whole[name]) for name, model in denoisers.items()}
         substitutes = {name: self._substitute(denoisers[name], planned, companions) for name, planned in plans.items()}
         first = next(iter(denoisers))
         _require_companions(methods[first], companions, host)
-        leading, led = denoisers[first], methods[first]
+        check(
+            not (companions and stages[first]), "Staged cannot work with a ControlNet: use one method, without stages"
+        )
+        leading, led = denoisers[first], whole[first]
         followers = [(net, companion_plan(net, leading, led, i)) for i, net in enumerate(companions)]
         self._runs = Runs(host, scheduler, self._require_attached)
         self._detached = False
@@ -120,6 +125,7 @@ class Handle:
                 self._attach(denoisers[name], planned, name or None, several=several)
                 if (found := substitutes[name]) is not None:
                     self._attach_substitute(*found)
+                self._attach_stages(denoisers[name], stages[name])
             for net, planned in followers:
                 if planned.parts:
                     self._attach(net, planned, None, leader=self._seats[0])
@@ -164,9 +170,19 @@ class Handle:
     def _attach_substitute(self, model: torch.nn.Module, planned: Plan, substitute: Substitute) -> None:
         """Put a network to work that takes calls of the one attached last."""
         place, session = self._seats[-1], Session(model, planned.parts)
-        place.substitute = SubstituteSeat(place, model, session, substitute, self._wrappers(model, planned))
-        self._seats.append(place.substitute)
+        seat = SubstituteSeat(place, model, session, substitute, self._wrappers(model, planned))
+        place.deputies = (seat,)
+        self._seats.append(seat)
         self._costs.append(SubstituteCost(model, planned, self._costs[-1]))
+
+    def _attach_stages(self, model: torch.nn.Module, stages: Sequence[tuple[Plan, Stretch]]) -> None:
+        """Put stages to work that take all calls of the network attached last."""
+        place = self._seats[-1]
+        for planned, turns in stages:
+            seat = StageSeat(place, model, Session(model, planned.parts), turns, self._wrappers(model, planned))
+            place.deputies = (*place.deputies, seat)
+            self._seats.append(seat)
+            self._costs.append(CostModel(model, planned))
 
     def _require_attached(self) -> None:
         """Refuse to go on in silence where a network was exchanged."""
@@ -237,12 +253,13 @@ class Handle:
         """Network calls within compute (True) or reuse (False), whatever the schedules say.
 
         For callers that drive the network themselves. Runs are not looked for meanwhile: `reset` says that one starts.
-        The first call of a context computes.
+        The first call of a context computes. Not with stages, which are stretches of a run.
 
         Args:
             compute: True or False for all, one of them per reusable part, or None to let the schedules decide.
             context: keeps the features of these calls apart from those of other contexts.
         """
+        no_stages(self._seats)
         with ExitStack() as stack:
             for seat in self._seats:
                 stack.enter_context(seat.forced(compute, context))

@@ -11,6 +11,7 @@ from diffaccel.methods.companions import tied_parts
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.session import Tie
+from diffaccel.runtime.substitute import Stretch
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     require_disjoint(owned)
     parts = tuple(part for _, part in owned)
     return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
+
+
+def stages_of(model: torch.nn.Module, methods: Sequence[Method]) -> list[tuple[Plan, Stretch]]:
+    """The plan of each stage of a run, with the calls that it is for; none where methods are the same throughout.
+
+    Raises:
+        UnsupportedModelError, ValueError: as `plan`.
+    """
+    staged = [method for method in methods if method.stages()]
+    if not staged:
+        return []
+    turning = [m for m in methods if m in staged[1:] or type(m).substitute is not Method.substitute]
+    for other in turning[:1]:
+        raise ValueError(f"{_name(staged[0])} and {_name(other)} cannot work together: both take turns in a run")
+    others = tuple(method for method in methods if method is not staged[0])
+    return [(plan(model, (*stage.methods, *others)), stage.turns) for stage in staged[0].stages()]
+
+
+def plans_of(model: torch.nn.Module, methods: Sequence[Method]) -> list[Plan]:
+    """All plans of `methods` on a denoiser: one for each stage of a run, or the only one.
+
+    Raises:
+        UnsupportedModelError, ValueError: as `plan`.
+    """
+    return [planned for planned, _ in stages_of(model, methods)] or [plan(model, methods)]
 
 
 def substitute_plan(substitute: torch.nn.Module, methods: Sequence[Method], switch: Method) -> Plan:

@@ -24,7 +24,7 @@ from diffaccel.runtime.session import RunNetwork, Session
 from diffaccel.runtime.wrapper import Wrapper, within
 
 if TYPE_CHECKING:
-    from diffaccel.attach.substitute import SubstituteSeat
+    from diffaccel.attach.substitute import DeputySeat
 
 
 class RootHook(Hook):
@@ -60,11 +60,11 @@ class Seat:
         several: whether it is one of several denoisers.
 
     Attributes:
-        substitute: the seat of a network that takes some of the calls.
-        is_substitute: whether it is one itself.
+        deputies: seats that take some of the calls.
+        is_substitute: whether it takes calls of another network.
     """
 
-    substitute: SubstituteSeat | None = None
+    deputies: Sequence[DeputySeat] = ()
     is_substitute: ClassVar[bool] = False
 
     def __init__(
@@ -86,6 +86,11 @@ class Seat:
         self._steered = Memory(session.parts)  # features of calls that somebody else decides about
         self._lock = threading.RLock()  # one call at a time: the hooks read one state
         self.attach()
+
+    @property
+    def label(self) -> str:
+        """What the network is called in the report."""
+        return self.name or type(self.model).__name__
 
     def attach(self) -> None:
         """Put the hooks on, for the first time or after `detach`."""
@@ -135,7 +140,7 @@ class Seat:
                 run.advance(inputs.timestep)
                 seat = self._on_duty(run)
                 output = seat.follow(run, running, inputs, self._context or name, network)
-                if seat is not self:
+                if seat.is_substitute:
                     self.session.tally.pass_on(inputs)
                 return output
             except BaseException:
@@ -158,17 +163,19 @@ class Seat:
         return self._wrapped(call, self._steered, network, None)
 
     def _on_duty(self, run: Run) -> Seat:
-        """Whose network takes the call at hand; one that comes back has nothing to reuse."""
+        """Who takes the call at hand; one that comes back has nothing to reuse."""
         own = run.networks.get(self) or self._start(run)
-        if self.substitute is None or own.in_full:
+        if not self.deputies or own.in_full:
             return self
         assert own.first is not None
-        takes = self.substitute.turns.takes(run.step - own.first, self._total(run))
-        seat, other = (self.substitute, self) if takes else (self, self.substitute)
-        if run.networks[seat].idle:
-            run.networks[seat].memory.break_off()
-        run.networks[seat].idle, run.networks[other].idle = False, True
-        return seat
+        step, total = run.step - own.first, self._total(run)
+        chosen = next((seat for seat in self.deputies if seat.turns.takes(step, total)), self)
+        for seat in (self, *self.deputies):
+            theirs = run.networks[seat]
+            if seat is not chosen and not theirs.idle:
+                theirs.memory.break_off()
+            theirs.idle = seat is not chosen
+        return chosen
 
     def follow(
         self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork
@@ -207,8 +214,8 @@ class Seat:
             wrapper.ends.validate(total)
             wrapper.start_run(run, total)
         run.networks[self] = own
-        if self.substitute is not None:
-            self.substitute._start(run)
+        for seat in self.deputies:
+            seat._start(run)
         return own
 
     def _total(self, run: Run) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from diffaccel.attach.plan import Plan, plan
+from diffaccel.attach.plan import Plan, plan, plans_of
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
 from diffaccel.methods import Method, Profile
@@ -113,7 +113,7 @@ class _HollowModel:
             return f"{self._source.name} has no denoiser that features could be reused in: use none"
         try:
             run = _SchedulerOnly(sampler_named(scheduler, self.scheduler))
-            plans = [plan(model, methods) for model in self.denoisers]
+            plans = [found for model in self.denoisers for found in plans_of(model, methods)]
             self._check_run(plans, methods, run, steps)
         except UnsupportedModelError as error:
             return f"{error}; methods that fit it: {', '.join(self._fitting()) or 'none'}"
@@ -128,6 +128,9 @@ class _HollowModel:
         host, total = Host(run), run.calls(steps)
         for part in (part for each in plans for part in each.parts):
             part.schedule.validate(total)
+        for turns in (stage.turns for method in methods for stage in method.stages()):
+            if total is not None:
+                turns.validate(total)
         for method in methods:
             if isinstance(method, Profile):
                 method.wrapper(layout_of(self.denoisers[0]), host).start_run(Run(host, None, waits=False), total)

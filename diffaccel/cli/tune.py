@@ -23,7 +23,7 @@ DEFAULT_PROMPTS = 24
         "The model": MODEL_NAMES,
         "What to tune": RUN_OPTIONS,
         "The budget, one of": ("--min-psnr", "--min-ssim", "--max-time", "--max-macs", "--best-effort"),
-        "The search": ("--runs", "--refine", "--output", "--quiet", "--help"),
+        "The search": ("--runs", "--refine", "--small", "--output", "--quiet", "--help"),
     },
     examples={
         "The model": "diffaccel tune --model sd15.safetensors --lora style=0.7 --min-psnr 30",
@@ -47,6 +47,7 @@ DEFAULT_PROMPTS = 24
     is_flag=True,
     help="Refine the best schedule's blend weights by gradient; minutes more, and memory, told.",
 )
+@click.option("--small", metavar="NAME", help="A small network that may take a run's first calls, if that does better.")
 @click.option("--best-effort", is_flag=True, help="Write the profile although the budget could not be met.")
 def tune(
     subject: Subject,
@@ -57,6 +58,7 @@ def tune(
     output: Path,
     runs: int,
     refine: bool,
+    small: str | None,
     best_effort: bool,
 ) -> None:
     """Tune a schedule for a model, a sampler and a budget, and write it as a profile.
@@ -71,7 +73,7 @@ def tune(
     check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
-    options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None}
+    options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None, "small": small}
     tuned = search(subject.load(), prompts, budget, **options, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence
     assert evidence is not None

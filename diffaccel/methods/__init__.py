@@ -30,6 +30,7 @@ from diffaccel.methods.recipe import Reuse as Reuse
 from diffaccel.methods.residual_guidance import ResidualGuidance
 from diffaccel.methods.routers import Routers, RouterTraining
 from diffaccel.methods.speca import SpeCa
+from diffaccel.methods.staged import Staged
 from diffaccel.methods.tea_cache import TeaCache
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
@@ -57,6 +58,7 @@ __all__ = [
     "RouterTraining",
     "Routers",
     "SpeCa",
+    "Staged",
     "TGate",
     "TeaCache",
     "TeaCurve",

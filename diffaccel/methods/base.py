@@ -17,7 +17,7 @@ from diffaccel.reuse.ends import Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
-from diffaccel.runtime.substitute import Substitute
+from diffaccel.runtime.substitute import Stretch, Substitute
 from diffaccel.runtime.wrapper import Wrapper
 
 
@@ -48,6 +48,19 @@ class RefreshPlan:
 
     intervals: Sequence[int]
     forecast: Forecast | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some calls of a run, and what is reused in them.
+
+    Attributes:
+        methods: the methods.
+        turns: which calls.
+    """
+
+    methods: tuple[Method, ...]
+    turns: Stretch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,3 +155,7 @@ class Method(Config, ABC):
             ValueError: if it does not fit.
         """
         return None
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a run, where each has methods of its own; none for a method that is the same throughout."""
+        return ()

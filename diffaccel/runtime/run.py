@@ -36,7 +36,7 @@ class NetworkRun:
         first: the sampling step in which it was called first.
         roles: for each context which of its rows see the negative prompt.
         in_full: why all calls must compute, empty where they need not.
-        idle: whether another network took the last call in its place.
+        idle: whether somebody else took the last call.
     """
 
     memory: Memory

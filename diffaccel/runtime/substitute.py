@@ -56,6 +56,46 @@ class Turns:
         return [call for call in range(1, total) if self.takes(call, total) != self.takes(call - 1, total)]
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a run's calls.
+
+    Args:
+        start: its first call: a share of the run's calls, rounded to whole ones, or the call itself.
+        end: the first call behind it, in the same way; None for none, so that it lasts to the end.
+    """
+
+    start: float
+    end: float | None = None
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError where a run of `total` calls (None: unknown) has no such stretch."""
+        for place in (self.start, self.end):
+            known = total is not None or not isinstance(place, float)
+            check(known, f"{place} is a share of a run whose length is not known: say at which call the stage begins")
+        first, last = self.first(total), self.last(total)
+        fits = (total is None or first < total) and (last is None or first < last)
+        check(fits, f"a stage from call {first} on has none of the run's {total} calls: let it begin elsewhere")
+
+    def first(self, total: int | None) -> int:
+        """Its first call."""
+        return _at(self.start, total)
+
+    def last(self, total: int | None) -> int | None:
+        """The first call behind it."""
+        return None if self.end is None else _at(self.end, total)
+
+    def takes(self, step: int, total: int | None) -> bool:
+        """Whether a call lies in it."""
+        last = self.last(total)
+        return self.first(total) <= step and (last is None or step < last)
+
+
+def _at(place: float, total: int | None) -> int:
+    """The call at a share of a run of `total` calls, or the one that is given."""
+    return math.floor(place * (total or 0) + 0.5) if isinstance(place, float) else place
+
+
 @dataclass(frozen=True, eq=False)
 class Substitute:
     """A network that takes some calls of another one.

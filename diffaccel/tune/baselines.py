@@ -17,6 +17,7 @@ from diffaccel.methods import (
     FeatureInheritance,
     IntervalCache,
     Method,
+    NetworkSwitch,
 )
 from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS
 from diffaccel.networks import UnsupportedModelError
@@ -29,6 +30,7 @@ from diffaccel.tune.space import Space
 
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
 EASY_THRESHOLDS = (0.1, 0.3, 0.9)
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)  # of the calls that a small network takes
 LEVELS = ("block", "layer", "unit")
 FORECASTS: tuple[Forecast | None, ...] = (None, Taylor(1), Taylor(2), Newton(2))
 SCREENED = 4  # most pictures by which all settings are ranked
@@ -61,10 +63,13 @@ class FixedSettings:
             num_inference_steps.
         space: what reusing the network's parts saves.
         screen: other pictures, by which settings are ranked, and the best are run on those that confirm; None runs all.
+        small: name of a small network that may take the first calls, as of `NetworkSwitch`; None for none.
     """
 
-    def __init__(self, pipe: Any, bench: Bench, space: Space, screen: Bench | None = None) -> None:
-        self.pipe = pipe
+    def __init__(
+        self, pipe: Any, bench: Bench, space: Space, screen: Bench | None = None, small: str | None = None
+    ) -> None:
+        self.pipe, self.small = pipe, small
         self.bench = bench
         self.screen = screen
         self.space = space
@@ -134,7 +139,7 @@ class FixedSettings:
 
     def _cost_of(self, method: Method, handle: Handle) -> float:
         """Cost of a method's run as a fraction, counted once for all forecasts where decisions do not hang on them."""
-        if isinstance(method, BlockCache | EasyCache):
+        if isinstance(method, BlockCache | EasyCache | NetworkSwitch):
             return 1 - handle.report().macs_saved
         text = replace(method, forecast=None).to_text()  # type: ignore[call-arg]
         if text not in self._costs:
@@ -155,6 +160,8 @@ class FixedSettings:
         for forecast in FORECASTS:
             yield from self._of_unets(macs, forecast) if self.space.nested else self._of_blocks(macs, forecast)
         yield from (EasyCache(threshold=threshold) for threshold in EASY_THRESHOLDS)
+        if self.small is not None:
+            yield from (NetworkSwitch(self.small, until=share) for share in SHARES)
 
     def _fits(self, method: Method) -> bool:
         """Whether the network has what a method reuses."""

@@ -97,6 +97,7 @@ class Tuner:
         refinement: how the blend weights of the best plan are refined by gradient, on the prompts that were searched on
             with noise of three further seeds; None leaves them as the search found them. The result is kept where the
             pictures that choose say that it is better.
+        small: a small network that may take a run's first calls, as of `NetworkSwitch`; tried as a fixed setting.
         progress: told what is being done.
         settings: arguments of the pipeline, num_inference_steps among them.
     """
@@ -110,6 +111,7 @@ class Tuner:
         runs: int = 40,
         calibration: int = CALIBRATION,
         refinement: Refinement | None = None,
+        small: str | None = None,
         progress: Callable[[str], None] = log.info,
         **settings: Any,
     ) -> None:
@@ -121,7 +123,7 @@ class Tuner:
         self.pipe = pipe
         self.runs = runs
         self.seed = seed
-        self.refinement = refinement
+        self.refinement, self.small = refinement, small
         self.progress = progress
         self.split = split(prompts, seed, calibration, settings)
 
@@ -143,7 +145,7 @@ class Tuner:
     @cached_property
     def fixed(self) -> FixedSettings:
         """The fixed settings, on the held-out workload."""
-        return FixedSettings(self.pipe, self.held_out, self.known.space, screening(self.validation))
+        return FixedSettings(self.pipe, self.held_out, self.known.space, screening(self.validation), self.small)
 
     @cached_property
     def floor(self) -> Quality:

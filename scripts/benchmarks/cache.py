@@ -14,7 +14,6 @@ import torch
 from benchmarks.overhead import host_overhead, reads_values
 from benchmarks.peers import Attach, stored_bytes
 from benchmarks.quality import against_fewer_steps
-from benchmarks.switch import worth
 from benchmarks.tables import Tables, markdown
 
 from benchmarks import shapes
@@ -101,7 +100,6 @@ PARTS: dict[str, Callable[[int, int], Tables]] = {
     "overhead": overhead,
     "emoji-sd": partial(against_fewer_steps, "emoji-sd"),
     "emoji-dit": partial(against_fewer_steps, "emoji-dit"),
-    "switch": worth,
     "emoji-sd-ddim": partial(against_fewer_steps, "emoji-sd", ddim=True),
     "emoji-dit-ddim": partial(against_fewer_steps, "emoji-dit", ddim=True),
 }

@@ -46,6 +46,7 @@ from diffaccel import (
     ScaledSteps,
     SlotCache,
     SpeCa,
+    Staged,
     Steps,
     StreamEngine,
     Taylor,
@@ -425,6 +426,7 @@ REFUSED = [
         for key in KEYS
     ),
     *(("sd", NetworkSwitch("emoji-sd"), key, "NetworkSwitch gives whole calls to another network") for key in KEYS),
+    *(("sd", Staged([DeepCache(2), DeepCache(3)]), key, "Staged takes turns by the calls of a run") for key in KEYS),
     *(("sd", TextKVCache(), key, "TextKVCache is what every stream does by itself") for key in KEYS),
 ]
 
