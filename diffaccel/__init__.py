@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .measure.relevance import relevance as relevance
     from .methods import *  # noqa: F403
     from .networks import UnsupportedModelError as UnsupportedModelError
+    from .networks.image_prompts import ImagePrompt as ImagePrompt
     from .networks.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
     from .reuse.forecast import Aligned as Aligned
     from .reuse.forecast import Newton as Newton
@@ -67,6 +68,7 @@ _HOME: dict[str, str] = {
     "HostFull": ".stream.host",
     "HostReport": ".stream.host",
     "MotionNoise": ".video.motion",
+    "ImagePrompt": ".networks.image_prompts",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
 from diffaccel.networks.network import ADDED, BESIDE, Network, dynamic_shift
 
 
@@ -78,6 +79,16 @@ class UNet(Network):
             return self.pipe.encode_prompt(text, self.device, 1, False)[0]  # type: ignore[no-any-return]
         return self.pipe._encode_prompt(text, self.device, 1, False)  # type: ignore[no-any-return]  # InstructPix2Pix
 
+    def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:
+        """Embeddings for each IP-Adapter of the UNet, and scales; zeros without a prompt."""
+        adapters = adapters_of(self.model)
+        if not adapters:
+            return super().encode_images(prompt, negative=negative)
+        found = embeddings(self.pipe, prompt, self.device)[negative]
+        scales = [0.0] * len(adapters) if prompt is None else prompt.scales_for(len(adapters))
+        named = {f"{EMBEDS}.{place}": embeds.to(self.dtype) for place, embeds in enumerate(found)}
+        return {**named, SCALES: torch.tensor([scales], device=self.device)}
+
     def _timestep_cond(self, embedded_scale: float | None) -> dict[str, torch.Tensor]:
         size = self.model.config.time_cond_proj_dim
         if size is None:
@@ -88,7 +99,10 @@ class UNet(Network):
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the UNet, with what ControlNets add to it."""
-        added = {k: inputs[k] for k in ADDED if k in inputs}
+        added: dict[str, Any] = {k: inputs[k] for k in ADDED if k in inputs}
+        images = [value for name, value in inputs.items() if name.startswith(EMBEDS)]
+        if images:
+            added[EMBEDS] = images
         beside = inputs.get(BESIDE)
         result: torch.Tensor = self.model(
             latents if beside is None else torch.cat([latents, beside.to(latents)], 1),  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ import torch
 from diffaccel.models.controlnet import require_fit
 from diffaccel.networks import is_companion, layout_of
 from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.image_prompts import ImagePrompt
 
 
 class Network(ABC):
@@ -71,6 +72,12 @@ class Network(ABC):
         default.
         """
 
+    def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """What an image prompt adds to a conditioning. Raises ValueError where the network has no IP-Adapter."""
+        if prompt is not None:
+            raise ValueError(NO_ADAPTER)
+        return {}
+
     @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """One network call: latents ``(rows, C, h, w)``, timesteps ``(rows,)``, stacked conditionings."""
@@ -89,6 +96,7 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
     return {"mu": low + (high - low) * (image_tokens - base) / (top - base)}
 
 
+NO_ADAPTER = "an image prompt needs an IP-Adapter in the pipeline's UNet: call pipe.load_ip_adapter(...) first"
 ADDED = ("text_embeds", "time_ids")
 BESIDE = "beside"
 """Name of the channels that a network is given beside the latents, ``(rows, channels, h, w)``."""

@@ -12,6 +12,7 @@ from diffaccel.config.checks import number, weighted_pairs, weights
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import Interpolation
+from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.control import Control
@@ -79,6 +80,7 @@ class StreamConfig:
     controlnet_scale: float | Sequence[float] = 1.0
     deadline: float | None = None
     steadiness: CrossFrame | None = None
+    image_prompt: ImagePrompt | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))
@@ -106,7 +108,13 @@ class StreamConfig:
             number("deadline", self.deadline, 1e-4, 3600.0)
 
     def _check_types(self) -> None:
-        kinds = {"guidance": Guidance, "similarity": SimilarityFilter, "sampler": Sampler, "steadiness": CrossFrame}
+        kinds = {
+            "guidance": Guidance,
+            "similarity": SimilarityFilter,
+            "sampler": Sampler,
+            "steadiness": CrossFrame,
+            "image_prompt": ImagePrompt,
+        }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and name != "guidance"):

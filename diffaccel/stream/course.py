@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
 
 from diffaccel.networks.conditioning import Conditioning, Interpolation, blend
+from diffaccel.networks.image_prompts import EMBEDS, ImagePrompt
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import sampler_for
@@ -33,12 +35,14 @@ class SettingsBuilder:
     def __init__(self, network: Network, latent_shape: tuple[int, int, int]) -> None:
         self.network, self.latent_shape = network, latent_shape
         self._prompts: dict[object, Conditioning] = {}
+        self._images: dict[tuple[ImagePrompt | None, bool], Mapping[str, torch.Tensor]] = {}
         self._stages: tuple[object, Stages] | None = None
         self._unread: object = None  # what was said last of a negative prompt without effect
 
     def forget(self) -> None:
         """Encode prompts anew from now on, because the text encoder or its adapters changed."""
         self._prompts.clear()
+        self._images.clear()
 
     def build(self, config: StreamConfig) -> FrameSettings:
         """Settings of ``config``."""
@@ -102,18 +106,29 @@ class SettingsBuilder:
 
     @torch.no_grad()
     def _encode(self, prompt: Prompt, config: StreamConfig, *, negative: bool) -> Conditioning:
-        key = (weighted(prompt), config.blend, negative, config.embedded_guidance_scale)
+        image = config.image_prompt
+        key = (weighted(prompt), config.blend, negative, config.embedded_guidance_scale, image)
         if key not in self._prompts:
             scale, encode = config.embedded_guidance_scale, self.network.encode
             parts = [
                 (encode(text, negative=negative, embedded_scale=scale), weight) for text, weight in weighted(prompt)
             ]
-            self._prompts[key] = parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
+            words = parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
+            self._prompts[key] = Conditioning({**words.tensors, **self._seen(image, negative)})
         return self._prompts[key]
+
+    def _seen(self, prompt: ImagePrompt | None, negative: bool) -> Mapping[str, torch.Tensor]:
+        """What an image prompt adds."""
+        key = prompt, negative
+        if key not in self._images:
+            self._images[key] = self.network.encode_images(prompt, negative=negative)
+        return self._images[key]
 
     def _trim(self, most: int = 32) -> None:
         while len(self._prompts) > most:
             self._prompts.pop(next(iter(self._prompts)))
+        while len(self._images) > most:
+            self._images.pop(next(iter(self._images)))
 
 
 def check_way(at: At, transition: int) -> None:
@@ -135,6 +150,22 @@ class Course:
         self.settings = self._start = self._end = settings
         self._done = self._frames = 0
         self._at: At = "all"
+
+    def require_company(self, end: FrameSettings, frames: int, at: At) -> None:
+        """Raise ValueError where frames in flight could not share calls with those that follow.
+
+        They do where other settings are for new frames alone, or are headed for over a number of `frames`.
+        """
+        if at == "all" and frames == 0:
+            return
+        now, then = (
+            {name: x.shape for name, x in settings.positive.tensors.items() if name.startswith(EMBEDS)}
+            for settings in (self.settings, end)
+        )
+        if now != then:
+            raise ValueError(
+                "image prompts that share calls have as many pictures: repeat one of them, or change all at once"
+            )
 
     def turn(self, end: FrameSettings, frames: int, at: At) -> bool:
         """Head for other settings, over a number of entering frames; 0 reaches them at once.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.conditioning import Keywords
+from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import Network
 from diffaccel.runtime.act import Lifetime
@@ -18,7 +19,7 @@ from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.conditions import rows_of
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
-from diffaccel.stream.machine import Machine
+from diffaccel.stream.machine import Machine, scaling_part
 from diffaccel.stream.slot_cache import Scenes, as_slot_cache
 from diffaccel.stream.steadiness import FramesBefore, kept_with
 from diffaccel.stream.work import Rows, Work, WorkRunner
@@ -65,7 +66,8 @@ class Denoiser:
         self._by_prompt = any(part.schedule.reads_prompt for part in self._parts)
         steady = None if config.steadiness is None else config.steadiness.part(network.model)
         self._before = FramesBefore(config.steadiness if steady else None)
-        self._machine = Machine(model, [*self._parts, *([steady] if steady else [])], wrappers=wrappers)
+        beside = [part for part in (steady, scaling_part(model)) if part is not None]
+        self._machine = Machine(model, [*self._parts, *beside], wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
         self._doubtful: tuple[torch.Tensor, Call] | None = None
@@ -143,6 +145,7 @@ class Denoiser:
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)
         latents, timesteps, rows = values.pop(LATENTS), values.pop(TIMESTEPS), values.pop(ROWS)
+        values.pop(SCALES, None)
         latents = latents.to(self.network.dtype)
         added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
         prediction: torch.Tensor = self.calls.run(self._work(latents, timesteps, {**values, **added}))

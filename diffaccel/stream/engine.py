@@ -12,6 +12,7 @@ import torch
 from diffaccel.methods.base import Method
 from diffaccel.networks.calls import network_for
 from diffaccel.networks.conditioning import Interpolation
+from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.config import Prompt, StreamConfig
@@ -77,6 +78,7 @@ class StreamEngine(MovingFrames):
         deadline: seconds that a frame may take, as in ``1 / 24``: where frames run late, deep layers are computed more
             rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
         steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
+        image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
@@ -115,6 +117,7 @@ class StreamEngine(MovingFrames):
         controlnet_scale: float | Sequence[float] = 1.0,
         deadline: float | None = None,
         steadiness: CrossFrame | None = None,
+        image_prompt: ImagePrompt | None = None,
         host: StreamHost | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}
@@ -242,6 +245,7 @@ class StreamEngine(MovingFrames):
             standing = config if pace is None else pace.rung.of(config)
             target = self._builder.build(standing)
             self._state.check_guidance(target.guidance, at)
+            self._course.require_company(target, transition, at)
             with self._runner.room(config.most_rows):
                 denoiser = self._denoiser.configured(standing)
                 if lora_scale:

@@ -189,10 +189,8 @@ class Intake:
 
 
 def _asks_for_image_prompts(pipe: Any) -> bool:
-    """Whether IP-Adapters were loaded into the pipeline's denoiser."""
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    asks = getattr(denoiser, "config", {}).get("encoder_hid_dim_type") == "ip_image_proj"
-    return asks or getattr(denoiser, "image_proj", None) is not None
+    """Whether IP-Adapters were loaded into the pipeline's transformer."""
+    return getattr(getattr(pipe, "transformer", None), "image_proj", None) is not None
 
 
 def _masks(frames: Sequence[Frame], device: torch.device) -> torch.Tensor | None:

@@ -9,12 +9,14 @@ import torch
 
 from diffaccel._diffusers import hooks_of
 from diffaccel.networks import UnsupportedModelError, layout_of
-from diffaccel.reuse.schedule import Once
+from diffaccel.networks.image_prompts import SCALES, scaled_modules
+from diffaccel.reuse.schedule import Always, Once
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.attachment import HOOK, ActHook
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
+from diffaccel.runtime.scale_act import ScaleRows
 from diffaccel.runtime.session import RunNetwork, Session, Tie
 from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled
 from diffaccel.runtime.wrapper import Wrapper, within
@@ -61,6 +63,12 @@ class Machine:
     def around(self, network: RunNetwork, led_by: Memory) -> RunNetwork:
         """A function that runs `network` on a call with this network's hooks at work, as the denoiser decided."""
         return lambda call: self.run(call, network, led_by)
+
+
+def scaling_part(model: torch.nn.Module) -> Part | None:
+    """How strongly each row follows its image prompt; None in a network without IP-Adapters."""
+    scaled = scaled_modules(model)
+    return Part(ScaleRows(scaled, SCALES), Always(), lifetime="prompt") if scaled else None
 
 
 def prompt_parts(model: torch.nn.Module) -> list[Part]:

@@ -78,9 +78,9 @@ def test_an_autoencoder_of_other_channels_is_refused_at_once(engine: OpenEngine)
         engine(vae=stream_pipelines._kl(16))
 
 
-def test_ip_adapter_layers_are_refused_at_once(engine: OpenEngine) -> None:
-    pipe = stream_pipelines.sd()
-    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+def test_ip_adapter_layers_of_transformers_are_refused_at_once(engine: OpenEngine) -> None:
+    pipe = stream_pipelines.flux()
+    pipe.transformer.image_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"IP-Adapter layers.*pipe\.unload_ip_adapter\(\)"):
         engine(pipe)
 

@@ -1,0 +1,187 @@
+"""Image prompts in streams: as the stock pipelines read them, a scale for each row, and live."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stream_pipelines
+import torch
+from diffusers.models.embeddings import ImageProjection
+from PIL import Image
+from safetensors.torch import save_file
+from test_stream_host import hold
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from diffaccel import DeepCache, FullGuidance, ImagePrompt, StreamEngine
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+Build = Callable[..., StreamEngine]
+EMBEDDED, STEPS = 24, 4
+
+
+def adapted(pipe: Any, folder: Path, adapters: int = 1) -> Any:
+    """A pipeline with IP-Adapters of random weights and an image encoder."""
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, projection_dim=EMBEDDED, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    encoder = stream_pipelines._seeded(lambda: CLIPVisionModelWithProjection(vision))
+    size = {"height": 16, "width": 16}
+    pipe.register_modules(image_encoder=encoder, feature_extractor=CLIPImageProcessor(size=size, crop_size=size))
+    width = pipe.unet.config.cross_attention_dim
+    attentions = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
+    sizes = [pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features for name in attentions]
+    names = []
+    for adapter in range(adapters):
+        chance = torch.Generator().manual_seed(adapter)
+        projection = stream_pipelines._seeded(lambda: ImageProjection(EMBEDDED, width, 4))
+        weights = {
+            "image_proj.proj.weight": projection.image_embeds.weight,
+            "image_proj.proj.bias": projection.image_embeds.bias,
+            "image_proj.norm.weight": projection.norm.weight,
+            "image_proj.norm.bias": projection.norm.bias,
+        }
+        for i, inner in enumerate(sizes):
+            for kind in "kv":
+                name = f"ip_adapter.{2 * i + 1}.to_{kind}_ip.weight"
+                weights[name] = torch.randn(inner, width, generator=chance)
+        names.append(f"ip{adapter}.safetensors")
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / names[-1])
+    where = {"subfolder": "", "image_encoder_folder": None}
+    pipe.load_ip_adapter([str(folder)] * adapters, weight_name=names, **where | {"subfolder": [""] * adapters})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return adapted(stream_pipelines.sd(), tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return adapted(stream_pipelines.sd(), tmp_path_factory.mktemp("two"), 2)
+
+
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (20, 16), colour)
+
+
+def painted(engine: StreamEngine, frames: torch.Tensor) -> torch.Tensor:
+    with engine:
+        return torch.stack([output.image for output in engine.stream(frames)])
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, share: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=share * theirs.abs().max().item())
+
+
+def compared(pipe: Any, images: Any, scales: Any, guidance: float, ours: ImagePrompt) -> None:
+    """One frame of text-to-image, beside the stock pipeline's."""
+    seed, chance = 3, torch.Generator().manual_seed(5)
+    side = 32 // pipe.vae_scale_factor
+    noise = torch.randn(4, side, side, generator=chance)
+    chance = torch.Generator().manual_seed(seed)
+    torch.randn(1, 4, side, side, generator=chance)
+    pipe.set_ip_adapter_scale(scales)
+    stock = pipe(
+        "a cat", latents=noise[None], generator=chance, num_inference_steps=STEPS, guidance_scale=guidance, height=32,
+        width=32, ip_adapter_image=images, output_type="latent",
+    ).images[0]  # fmt: skip
+    pipe.set_ip_adapter_scale([1.0] * len(pipe.unet.encoder_hid_proj.image_projection_layers))
+    more: dict[str, Any] = {} if guidance == 1 else {"guidance": FullGuidance(guidance)}
+    engine = StreamEngine(
+        pipe, prompt="a cat", timestep_indices=range(STEPS), num_inference_steps=STEPS, height=32, width=32, seed=seed,
+        output_type="latent", image_prompt=ours, **more,
+    )  # fmt: skip
+    with engine:
+        (output,) = engine.push(latents=noise) + engine.flush()
+    close(output.image, stock)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_an_image_prompt_as_the_stock_pipeline_reads_it(pipe: Any, guidance: float) -> None:
+    compared(pipe, picture("red"), 0.6, guidance, ImagePrompt(picture("red"), 0.6))
+
+
+def test_several_pictures_and_several_adapters(pipe: Any, two: Any) -> None:
+    both = [picture("red"), picture("green")]
+    compared(pipe, [both], 0.6, 1.0, ImagePrompt(both, 0.6))
+    compared(two, both, [0.3, 1.2], 2.5, ImagePrompt(both, (0.3, 1.2)))
+    compared(two, [both, picture("blue")], [0.3, 1.2], 1.0, ImagePrompt([both, picture("blue")], (0.3, 1.2)))
+
+
+def test_sdxl(tmp_path: Path) -> None:
+    compared(adapted(stream_pipelines.sdxl(), tmp_path), picture("red"), 0.6, 2.5, ImagePrompt(picture("red"), 0.6))
+
+
+def test_embeddings_stand_for_pictures(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    embeds = pipe.prepare_ip_adapter_image_embeds(picture("red"), None, "cpu", 1, True)
+    theirs = painted(engine(pipe, image_prompt=ImagePrompt(picture("red"))), frames)
+    close(painted(engine(pipe, image_prompt=ImagePrompt(embeds=embeds)), frames), theirs, 1e-5)
+
+
+def test_no_image_prompt_leaves_the_adapter_without_a_say(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    plain = painted(engine(), frames)
+    close(painted(engine(pipe), frames), plain, 1e-5)
+    close(painted(engine(pipe, image_prompt=ImagePrompt(picture("red"), 0.0)), frames), plain, 1e-5)
+    close(painted(engine(pipe), frames[:1]), painted(engine(), frames[:1]), 1e-5)
+    assert not torch.allclose(painted(engine(pipe, image_prompt=ImagePrompt(picture("red"))), frames), plain, atol=0.1)
+
+
+def test_the_stream_batch_gives_what_the_sequential_mode_gives(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    settings = {"image_prompt": ImagePrompt(picture("red"), 0.7), "guidance": FullGuidance(1.5), "cache": DeepCache(1)}
+    ours, theirs = (painted(engine(pipe, **settings, stream_batch=batch), frames) for batch in (True, False))
+    close(ours, theirs)
+
+
+def test_streams_of_a_host_read_their_own_image_prompts(pipe: Any, frames: torch.Tensor) -> None:
+    settings: list[dict[str, Any]] = [
+        {"image_prompt": ImagePrompt(picture("red"), 0.7)},
+        {"image_prompt": ImagePrompt(picture("green"), 1.4), "cache": DeepCache(2), "guidance": FullGuidance(1.5)},
+        {"prompt": "a star"},
+    ]
+    films = [frames[k : k + 5] for k in range(3)]
+    assert hold(pipe, settings, films).report().streams_per_call["network"] > 1.5
+
+
+def test_live_changes_of_picture_and_scale(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    red, green = picture("red"), picture("green")
+    alone = {
+        c: painted(engine(pipe, image_prompt=ImagePrompt(p, s)), frames)
+        for c, p, s in (("a", red, 1), ("b", green, 0.5))
+    }
+    with engine(pipe, image_prompt=ImagePrompt(red)) as stream:
+        shown = [o.image for f in frames[:4] for o in stream.push(f)]
+        stream.update(image_prompt=ImagePrompt(green, 0.5), at="new")
+        shown += [o.image for f in frames[4:] for o in stream.push(f)] + [o.image for o in stream.flush()]
+    close(torch.stack(shown), torch.cat([alone["a"][:4], alone["b"][4:]]))
+    with engine(pipe, image_prompt=ImagePrompt(red)) as stream:
+        stream.push(frames[0])
+        stream.update(image_prompt=ImagePrompt(red, 0.0), transition=4)
+        slow = [o.image for f in frames for o in stream.push(f)]
+    assert all(image.isfinite().all() for image in slow)
+    close(slow[-1], painted(engine(), frames)[-3], 1e-3)
+
+
+def test_wrong_image_prompts_are_refused_by_name(pipe: Any, two: Any, engine: Build, frames: torch.Tensor) -> None:
+    red = picture("red")
+    with pytest.raises(ValueError, match=r"needs an IP-Adapter .*call pipe\.load_ip_adapter"):
+        engine(image_prompt=ImagePrompt(red))
+    with pytest.raises(ValueError, match="2 IP-Adapters, and the image prompt 1 pictures: give one for each"):
+        engine(two, image_prompt=ImagePrompt(red))
+    with pytest.raises(ValueError, match="2 IP-Adapters, and the image prompt 3 scales"):
+        engine(two, image_prompt=ImagePrompt([red, red], (1, 1, 1)))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 7\), and the IP-Adapter takes \(2, pictures, \.\.\., 24\)"):
+        engine(pipe, image_prompt=ImagePrompt(embeds=[torch.zeros(2, 1, 7)]))
+    with pytest.raises(ValueError, match="either images or embeds"):
+        ImagePrompt()
+    with pytest.raises(TypeError, match="image_prompt must be a ImagePrompt"):
+        engine(pipe, image_prompt=red)
+    with engine(pipe, image_prompt=ImagePrompt(red)) as stream:
+        stream.push(frames[0])
+        with pytest.raises(ValueError, match="as many pictures"):
+            stream.update(image_prompt=ImagePrompt([red, red]), at="new")
+        stream.update(image_prompt=ImagePrompt([red, red]))
+        assert len(list(stream.stream(frames))) == 10
