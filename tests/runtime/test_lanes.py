@@ -37,8 +37,11 @@ def test_other_orders_halves_and_strangers() -> None:
     assert [len(b.lanes) for b in found] == [1, 1, 1]
     assert found[1].entries == []
     assert not memory.has((A, D))
-    together = memory.take((B, C))
-    assert memory.take((B, C)) == together  # what was joined stays so
+    (together,) = memory.take((B, C))
+    assert together.lanes == (B, C)
+    assert values([together]) == list("bbcc")
+    assert memory.take((B, C))[0] is together  # what was joined stays so
+    assert memory.own_block(D) is None
 
 
 def test_what_was_stored_at_other_calls_is_not_joined() -> None:
@@ -46,6 +49,10 @@ def test_what_was_stored_at_other_calls_is_not_joined() -> None:
     memory.put([block(A, note=1)], 0)
     memory.put([block(B, note=2)], 1)
     assert [b.lanes for b in memory.take((A, B))] == [(A,), (B,)]
+    memory.put([Block((C,), [(torch.ones(1), torch.ones(1))])], 2)  # a tensor where A has a number
+    assert [b.lanes for b in memory.take((A, C))] == [(A,), (C,)]
+    memory.put([Block((D,), [(torch.ones(1),)])], 3)
+    assert [b.lanes for b in memory.take((C, D))] == [(C,), (D,)]
 
 
 def test_merge_drop_and_keep() -> None:
@@ -92,9 +99,18 @@ def test_rows_of_inputs() -> None:
     assert found["names"] == ["b"]
     assert [r.shape[0] for r in found["residuals"]] == [1, 1]
     assert found["more"]["mask"].tolist() == [[4.0]]
+    pooled = {"x": torch.zeros(2, 1), "prompt": torch.zeros(4, 1)}  # no tokens: not a prompt repeated for frames
+    assert select(Inputs(pooled, ("x", None, "prompt")), [1], 2).values["prompt"] is pooled["prompt"]
+    numbers = {"x": torch.arange(2.0)}
+    assert select(Inputs(numbers, ("x", None, None)), [1], 2).values["x"].tolist() == [1.0]
 
 
 def test_outputs_are_put_back_in_order() -> None:
     late, early = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0]])
     assert scatter([(late, [0, 2]), (early, [1])]).flatten().tolist() == [0, 1, 2]
     assert scatter([((late, "extra"), [0, 2]), ((early, "other"), [1])])[1] == "extra"
+    found = scatter([({"sample": late, "note": 1}, [0, 2]), ({"sample": early, "note": 2}, [1])])
+    assert (found["sample"].flatten().tolist(), found["note"]) == ([0, 1, 2], 1)
+    shared, other = torch.tensor(5.0), torch.zeros(3)
+    assert scatter([(shared, [0, 2]), (torch.tensor(6.0), [1])]) is shared
+    assert scatter([(other, [0, 2]), (torch.zeros(1), [1])]) is other  # a row more than it was given
