@@ -1,4 +1,4 @@
-"""Videos of any length with AnimateDiff, Latte, Wan and SkyReels-V2: chunks of frames that see the frames before them.
+"""Videos of any length with AnimateDiff, Latte, Wan, SkyReels-V2, AnyFlow-FAR: chunks that see the frames before them.
 
     pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipelines/causal_video.py", trust_remote_code=True)
     frames = pipe("a rocket flies up", num_frames=80).frames[0]
@@ -18,6 +18,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
+from diffusers.pipelines.anyflow.pipeline_output import AnyFlowPipelineOutput
 from diffusers.pipelines.latte.pipeline_latte import LattePipelineOutput
 from diffusers.pipelines.skyreels_v2.pipeline_output import SkyReelsV2PipelineOutput
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
@@ -30,6 +31,7 @@ from diffaccel.sampling.guidance import Guidance
 logger = logging.getLogger(__name__)
 OUTPUTS = {
     "AnimateDiffPipeline": AnimateDiffPipelineOutput,
+    "AnyFlowFARPipeline": AnyFlowPipelineOutput,
     "LattePipeline": LattePipelineOutput,
     "WanPipeline": WanPipelineOutput,
     "SkyReelsV2Pipeline": SkyReelsV2PipelineOutput,

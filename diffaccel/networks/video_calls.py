@@ -8,6 +8,8 @@ temporal layers are called with one frame a row, so that nothing but attention j
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ import torch
 from diffaccel.networks.calls import UNet
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.network import ADDED, Network
+
+TEXT_LENGTH = 512
+"""Tokens of a prompt in the calls of Wan's pipelines; `encode_prompt` by itself has fewer."""
 
 
 def folded(latents: torch.Tensor) -> torch.Tensor:
@@ -84,8 +89,9 @@ class Wan(Network):
             raise ValueError("image-to-video transformers need an image beside the frames: use a text-to-video one")
 
     def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
-        """Text embeddings, padded to one length."""
-        embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, device=self.device)
+        """Text embeddings, padded to the length of the stock calls, as the padding is read, too."""
+        options = {"max_sequence_length": TEXT_LENGTH, "device": self.device}
+        embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, **options)
         return Conditioning({"encoder_hidden_states": embeds})
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
@@ -113,6 +119,101 @@ class SkyReels(Wan):
         return {"fps": [1] * rows} if self.model.config.inject_sample_info else {}  # how its pipelines say 24 a second
 
 
+@dataclass(frozen=True, eq=False)
+class FarCache:
+    """What an AnyFlowFARTransformer3DModel keeps of clean frames.
+
+    Attributes:
+        sizes: frames of each chunk that it is of.
+        blocks: keys and values of each block, of compressed frames and of the last ones in full.
+    """
+
+    sizes: tuple[int, ...]
+    blocks: dict[int, dict[str, torch.Tensor]]
+
+    @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All keys and values."""
+        return (tensor for block in self.blocks.values() for tensor in block.values())
+
+
+class AnyFlow(Wan):
+    """AnyFlowFARTransformer3DModel, which has a cache of its own, and is told where each step leads to."""
+
+    @property
+    def patch(self) -> int:  # type: ignore[override]
+        """Side of the patches of compressed frames."""
+        return int(self.model.config.compressed_patch_size[1])
+
+    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+        """Evenly from 1 to 0, then shifted, as FlowMapEulerDiscreteScheduler does in double precision."""
+        even, shift = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64), float(grid.config.shift)
+        grid.sigmas = shift * even / (1 + (shift - 1) * even)
+        grid.timesteps = grid.sigmas[:-1] * grid.config.num_train_timesteps
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
+        """Not without a cache: see `from_cache`."""
+        raise NotImplementedError("this network is called with a cache of its own: see from_cache")
+
+    def cached(self, pieces: Sequence[torch.Tensor], prompts: Sequence[Conditioning]) -> FarCache:
+        """The cache of clean frames, chunk by chunk ``(frames, C, h, w)``, under the last one's prompt."""
+        sizes = tuple(len(piece) for piece in pieces)
+        if not pieces:
+            return FarCache((), self._room(sizes, (0, 0)))
+        latents = torch.cat(list(pieces))[None].to(self.dtype)
+        cache = FarCache(sizes, self._room(sizes, (latents.shape[3], latents.shape[4])))
+        told = prompts[-1].tensors["encoder_hidden_states"]
+        flag = {"num_cached_chunks": len(sizes) - 1, "is_cache_step": True}
+        clean = torch.zeros(1, latents.shape[1], device=latents.device)
+        self.model(
+            hidden_states=latents, timestep=clean, r_timestep=clean, encoder_hidden_states=told,
+            chunk_partition=list(sizes), kv_cache=cache.blocks, kv_cache_flag=flag, return_dict=False,
+        )  # fmt: skip
+        return cache
+
+    def from_cache(
+        self, latents: torch.Tensor, timestep: float, following: float, prompt: Conditioning, cache: FarCache
+    ) -> torch.Tensor:
+        """The mean velocity of a chunk ``(frames, C, h, w)`` from one timestep to the following one."""
+        frames = len(latents)
+        start, end = (torch.full((1, frames), float(t), device=latents.device) for t in (timestep, following))
+        found: torch.Tensor = self.model(
+            hidden_states=latents[None].to(self.dtype), timestep=start, r_timestep=end,
+            encoder_hidden_states=prompt.tensors["encoder_hidden_states"],
+            chunk_partition=[*cache.sizes, frames], kv_cache=cache.blocks,
+            kv_cache_flag={"num_cached_chunks": len(cache.sizes), "is_cache_step": False}, return_dict=False,
+        )[0]  # fmt: skip
+        return found[0]
+
+    def cache_bytes(self, sizes: Sequence[int], size: tuple[int, int]) -> int:
+        """Bytes of a cache of chunks of so many frames, of latents of this height and width."""
+        config = self.model.config
+        width = 2 * config.num_attention_heads * config.attention_head_dim * config.num_layers
+        return sum(self._tokens(sizes, size)) * int(width) * self.dtype.itemsize
+
+    def _tokens(self, sizes: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens of compressed frames, and of those in full."""
+        config = self.model.config
+        split = max(0, len(sizes) - (config.full_chunk_limit - 1))
+        sides = (config.compressed_patch_size[1], config.patch_size[1])
+        small, full = ((size[0] // side) * (size[1] // side) for side in sides)
+        return sum(sizes[:split]) * small, sum(sizes[split:]) * full
+
+    def _room(self, sizes: Sequence[int], size: tuple[int, int]) -> dict[int, dict[str, torch.Tensor]]:
+        """An empty cache."""
+        config, counts = self.model.config, self._tokens(sizes, size)
+        return {
+            block: {
+                name: torch.zeros(
+                    2, 1, config.num_attention_heads, count, config.attention_head_dim, dtype=self.dtype,
+                    device=self.device,
+                )
+                for name, count in zip(("compressed_cache", "full_cache"), counts, strict=True)
+            }
+            for block in range(config.num_layers)
+        }  # fmt: skip
+
+
 class SecondWan(Wan):
     """The second transformer of Wan 2.2, for low noise."""
 
@@ -120,6 +221,7 @@ class SecondWan(Wan):
 
 
 _VIDEO: dict[str, type[Network]] = {
+    "AnyFlowFARTransformer3DModel": AnyFlow,
     "LatteTransformer3DModel": LatteNetwork,
     "SkyReelsV2Transformer3DModel": SkyReels,
     "UNetMotionModel": MotionUNet,

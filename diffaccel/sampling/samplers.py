@@ -217,7 +217,7 @@ def sampler_for(scheduler: Any) -> Sampler:
         return LCM(timestep_scaling=config.timestep_scaling)
     if name in _BY_SCHEDULER:
         return _BY_SCHEDULER[name]
-    if getattr(config, "prediction_type", None) == "flow_prediction" or "FlowMatch" in name:
+    if getattr(config, "prediction_type", None) == "flow_prediction" or name.startswith(("FlowMatch", "FlowMap")):
         return FlowMatching()
     if hasattr(scheduler, "alphas_cumprod"):
         return LCM()

@@ -23,6 +23,7 @@ from diffaccel.stream.machine import Machine
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.work import Rows, Work, WorkRunner
 from diffaccel.video.config import VideoConfig
+from diffaccel.video.memory import context_bytes
 
 CLEAN = "clean"
 """The stage of contexts that all stages share."""
@@ -178,6 +179,10 @@ class VideoDenoiser:
     def context_bytes(self) -> int:
         """Bytes that kept keys and values take, with the windows that are gathered from them."""
         return int(self._context.nbytes()) + self._state.window_bytes()
+
+    def planned_bytes(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See `context_bytes` of memory.py."""
+        return context_bytes(self.network, self.layout, self.config, size)
 
     @property
     def held(self) -> int:

@@ -43,7 +43,7 @@ class VideoEngine:
     Weights that were not trained for it (as Self-Forcing's, CausVid's and Ca2-VDM's are) run, but drift within seconds.
 
     Args:
-        pipe: a loaded text-to-video pipeline of AnimateDiff, Latte, Wan or SkyReels-V2.
+        pipe: a loaded text-to-video pipeline of AnimateDiff, Latte, Wan, SkyReels-V2 or AnyFlow-FAR.
         prompt: text, or several with weights (mapping, or pairs), blended as ``blend`` says.
         negative_prompt: likewise; only read by guidance that asks for it.
         chunk: latent frames that are made together. A latent frame is a picture, in Wan and SkyReels four.
@@ -122,7 +122,8 @@ class VideoEngine:
         with self._runner.room(self.config.rows):
             self._video = self._begin(images)
         try:
-            require_memory(self._video.denoiser.layouts, self.config, self._shape[1:])
+            planned = self._video.denoiser.planned_bytes(self._shape[1:])
+            require_memory(self._network.device, planned, self.config)
         except MemoryError:
             self.close()
             raise

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 
 from diffaccel.config.checks import check
-from diffaccel.networks.causal import CausalLayout
 from diffaccel.networks.conditioning import Conditioning
 from diffaccel.networks.network import Network
 from diffaccel.networks.video_calls import experts_of
@@ -19,6 +18,7 @@ from diffaccel.stream.batch import Tick
 from diffaccel.stream.work import WorkRunner
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import CLEAN, VideoCounts, VideoDenoiser
+from diffaccel.video.own_cache import OwnCache, denoiser_for
 
 
 class Experts:
@@ -42,11 +42,11 @@ class Experts:
             f"commit={config.context.commit!r} keeps what one step made of frames, and each of two transformers needs "
             "its own keys and values: leave commit out",
         )
-        self._experts: list[tuple[float, VideoDenoiser]] = []
+        self._experts: list[tuple[float, VideoDenoiser | OwnCache]] = []
         try:
             with calls.quiet():
                 for least, each in found:
-                    self._experts.append((least, VideoDenoiser(each, config, counts, calls)))
+                    self._experts.append((least, denoiser_for(each, config, counts, calls)))
         except BaseException:
             self.close()
             raise
@@ -88,14 +88,13 @@ class Experts:
             denoiser.write(first, latents, prompts, timestep, stage)
 
     @property
-    def denoisers(self) -> list[VideoDenoiser]:
+    def denoisers(self) -> list[VideoDenoiser | OwnCache]:
         """The networks, the one for most noise first."""
         return [denoiser for _, denoiser in self._experts]
 
-    @property
-    def layouts(self) -> list[tuple[Network, CausalLayout]]:
-        """The networks, and where their frames meet."""
-        return [(each.network, each.layout) for each in self.denoisers]
+    def planned_bytes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """For each network bytes of keys and values to come, and of windows, for latents of this height and width."""
+        return [denoiser.planned_bytes(size) for denoiser in self.denoisers]
 
     def forget(self) -> None:
         """Let later chunks see nothing of what was kept."""

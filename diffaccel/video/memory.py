@@ -37,21 +37,24 @@ def context_bytes(
     return kept, 2 * largest * frames * rows * stages * network.dtype.itemsize if context.offload else kept
 
 
-def require_memory(
-    networks: Sequence[tuple[Network, CausalLayout]], config: VideoConfig, size: tuple[int, int]
-) -> None:
-    """Raise `MemoryError` where the context of a video will not fit."""
-    kept, windows = map(sum, zip(*(context_bytes(*each, config, size) for each in networks), strict=True))
-    network = networks[0][0]
+def require_memory(device: torch.device, planned: Sequence[tuple[int, int]], config: VideoConfig) -> None:
+    """Raise `MemoryError` where the context of a video will not fit.
+
+    Args:
+        device: where the networks are.
+        planned: for each of them bytes of kept keys and values, and of the windows gathered from them.
+        config: of the video.
+    """
+    kept, windows = map(sum, zip(*planned, strict=True))
     machine = int(psutil.virtual_memory().available)
     on_device = windows if config.context.offload else kept + windows
-    free = machine if network.device.type != "cuda" else int(torch.cuda.mem_get_info(network.device)[0])
+    free = machine if device.type != "cuda" else int(torch.cuda.mem_get_info(device)[0])
     for where, needed, there in (
-        (f"on {network.device}", on_device, free),
+        (f"on {device}", on_device, free),
         ("in the machine's memory", kept if config.context.offload else 0, machine),
     ):
         if needed > there:
-            offload = "" if config.context.offload or network.device.type == "cpu" else ", or offload=True"
+            offload = "" if config.context.offload or device.type == "cpu" else ", or offload=True"
             raise MemoryError(
                 f"keys and values of a window of {config.context.window} and a chunk of {config.chunk} take "
                 f"{needed / 2**30:.1f} GiB, and {there / 2**30:.1f} GiB are free {where}: give a smaller window"

@@ -234,16 +234,13 @@ def test_a_cache_that_always_computes_changes_nothing() -> None:
 
 
 def test_memory_is_known_before_and_stays_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffaccel.video.memory import context_bytes
-
     for name in ("motion", "latte", "wan"):
         engine = engine_of(name, guidance=FullGuidance(2.0), context=CausalContext(window=4))
         latents_of(engine, 3)
         level = engine.report().context_bytes
         latents_of(engine, 3)
         assert engine.report().context_bytes == level
-        layout = causal_layout_of(engine._network.model)
-        assert sum(context_bytes(engine._network, layout, engine.config, (SIDE, SIDE))) == level
+        assert sum(map(sum, engine._video.denoiser.planned_bytes((SIDE, SIDE)))) == level
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(MemoryError, match=r"free on cpu: give a smaller window"):
         engine_of("wan")

@@ -1,0 +1,96 @@
+"""AnyFlow's FAR transformer makes the frames of its stock pipeline, through its own cache."""
+
+from itertools import islice
+from typing import Any
+
+import diffusers
+import pytest
+import stream_pipelines
+import torch
+
+from diffaccel import CausalContext, DeepCache, FullGuidance, VideoEngine
+from diffaccel.pipelines import CausalVideoPipeline
+
+CHUNK, CHUNKS, STEPS, SIDE = 2, 4, 3, 64
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as the stock one
+WHOLE = CausalContext(window=16, refresh="chunk")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    torch.manual_seed(0)
+    network = diffusers.AnyFlowFARTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32, freq_dim=16,
+        ffn_dim=32, num_layers=2, rope_max_seq_len=64, full_chunk_limit=3,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1] * 4, latents_std=[0.8] * 4,
+    )  # fmt: skip
+    made = diffusers.AnyFlowFARPipeline(
+        stream_pipelines._words(), stream_pipelines._t5(), network.eval(), vae.eval(),
+        diffusers.FlowMapEulerDiscreteScheduler(shift=5.0),
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def engine_of(pipe: Any, **settings: Any) -> VideoEngine:
+    chosen = {"prompt": "a cat", "chunk": CHUNK, "num_steps": STEPS, "height": SIDE, "width": SIDE, "context": WHOLE}
+    return VideoEngine(pipe, **{**chosen, "output_type": "latent", **settings})
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_video_is_the_stock_pipelines(pipe: Any, scale: float) -> None:
+    engine = engine_of(pipe, guidance=FullGuidance(scale) if scale > 1 else None)
+    found = torch.cat([chunk.latents for chunk in islice(engine, CHUNKS)])
+    noise = torch.cat([engine._video.noise(k, CHUNK) for k in range(CHUNKS)])
+    frames = CHUNK * CHUNKS
+    expected = pipe(
+        "a cat", height=SIDE, width=SIDE, num_frames=1 + 4 * (frames - 1), num_inference_steps=STEPS,
+        guidance_scale=scale, latents=noise.transpose(0, 1)[None], chunk_partition=[CHUNK] * CHUNKS,
+        output_type="latent",
+    ).frames[0].transpose(0, 1)  # fmt: skip
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    report = engine.report()
+    rows = 2 if scale > 1 else 1
+    assert (report.network_rows, report.context_calls) == (CHUNKS * STEPS * rows, (CHUNKS - 1) * rows)
+    assert report.context_frames == frames - CHUNK
+
+
+def test_memory_is_known_before_and_a_window_keeps_it_level(pipe: Any) -> None:
+    engine = engine_of(pipe, context=CausalContext(window=6, refresh="chunk"))
+    held = [(engine.next(), engine.report().context_bytes)[1] for _ in range(6)]
+    assert held[3] == held[4] == held[5] == engine._video.denoiser.planned_bytes((8, 8))[0][0]
+    assert engine.report().context_frames == 6
+    engine.close()
+    assert engine.report().context_bytes == 0
+
+
+def test_given_pictures_prompts_and_the_pipeline(pipe: Any) -> None:
+    given = [torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(k)) for k in range(5)]
+    engine = engine_of(pipe, given=given, output_type="pt")
+    first = engine.next()
+    assert (first.first, len(first.frames)) == (5, 4 * CHUNK)
+    engine.update(prompt="a dog", guidance=FullGuidance(1.5))
+    assert torch.stack(engine.next().frames).isfinite().all()
+    own = CausalVideoPipeline.from_pipe(pipe)
+    call = {"num_frames": 3, "chunk_size": 2, "num_inference_steps": 1, "height": SIDE, "width": SIDE}
+    found = own("a cat", context=WHOLE, output_type="np", **call)
+    assert found.frames.shape == (1, 3, SIDE, SIDE, 3)
+    assert isinstance(own, diffusers.AnyFlowFARPipeline)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"context": CausalContext()}, r"give CausalContext\(refresh='chunk', window="),
+    ({"context": CausalContext(refresh="chunk", window=80)}, "82 frames are seen at once, and it has 64 positions"),
+    ({"context": CausalContext(refresh="chunk", offload=True)}, "leave offload out"),
+    ({"cache": DeepCache(2)}, "leave cache out"),
+    ({"height": 48}, "height must be a multiple of 32"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), WRONG, ids=range(len(WRONG)))
+def test_what_it_cannot_have_is_refused(pipe: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        engine_of(pipe, **settings)
