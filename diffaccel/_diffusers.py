@@ -6,6 +6,7 @@ Checked against diffusers 0.42; a version that moves a name fails here, at impor
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -27,6 +28,26 @@ SINGLE_FILES = {  # kinds of checkpoints, as diffusers tells them apart, by how 
     "v2": "StableDiffusionPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
 }
+
+
+_LENT = threading.Lock()
+
+
+@contextmanager
+def text_model_of(encoder: Any) -> Iterator[None]:
+    """Within, a CLIP encoder has the ``text_model`` by which Stable Diffusion's ``clip_skip`` finds its last norm.
+
+    In transformers 5 the encoder is that model itself.
+    """
+    if hasattr(encoder, "text_model") or not hasattr(encoder, "final_layer_norm"):
+        yield
+        return
+    with _LENT:
+        vars(encoder)["text_model"] = encoder  # no module of it: what walks over modules must not go round
+        try:
+            yield
+        finally:
+            del vars(encoder)["text_model"]
 
 
 class Hook(ModelHook):  # type: ignore[misc]

@@ -10,11 +10,12 @@ take effect at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
+from diffaccel._diffusers import text_model_of
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
 from diffaccel.networks.network import ADDED, BESIDE, Network, dynamic_shift
@@ -29,6 +30,10 @@ class UNet(Network):
     """UNet2DConditionModel: Stable Diffusion 1.x / 2.x / Turbo, LCM, SDXL and SDXL-Turbo."""
 
     component = "unet"
+    names: ClassVar[Mapping[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "text_embeds",
+    }
 
     def _check(self) -> None:
         config = self.model.config
@@ -53,30 +58,41 @@ class UNet(Network):
         """By the number of input channels."""
         return self._kinds[int(self.model.config.in_channels) - self.channels]
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
-        """Text embeddings; for SDXL with pooled embeddings and time ids."""
-        if self.model.config.addition_embed_type != "text_time":
-            embeds = self._encode_text(text)
-            return Conditioning({"encoder_hidden_states": embeds, **self._timestep_cond(embedded_scale)})
+    @property
+    def _is_xl(self) -> bool:
+        return bool(self.model.config.addition_embed_type == "text_time")
+
+    def _widths(self) -> dict[str, int]:
+        config = self.model.config
+        width = config.cross_attention_dim if config.get("encoder_hid_dim") is None else config.encoder_hid_dim
+        widths = {"prompt_embeds": int(width if isinstance(width, int) else width[0])}
+        if self._is_xl:
+            six = 6 * config.addition_time_embed_dim  # sizes and corners, beside the pooled embeddings
+            widths["pooled_prompt_embeds"] = int(config.projection_class_embeddings_input_dim) - six
+        return widths
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
+        if not self._is_xl:
+            return {"prompt_embeds": self._encode_text(text, **skip)}
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False, **skip
         )
         if negative and not text and self.pipe.config.get("force_zeros_for_empty_prompt"):
             embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
-        time_ids = torch.tensor([[self.height, self.width, 0, 0, self.height, self.width]], device=self.device)
-        return Conditioning(
-            {
-                "encoder_hidden_states": embeds,
-                "text_embeds": pooled,
-                "time_ids": time_ids.to(embeds.dtype),
-                **self._timestep_cond(embedded_scale),
-            }
-        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _encode_text(self, text: str) -> torch.Tensor:
+    def _conditioning(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None) -> Conditioning:
+        tensors = {self.names[name]: value for name, value in embeds.items()}
+        if self._is_xl:
+            sizes = torch.tensor([[self.height, self.width, 0, 0, self.height, self.width]], device=self.device)
+            tensors["time_ids"] = sizes.to(embeds["prompt_embeds"].dtype)
+        return Conditioning({**tensors, **self._timestep_cond(embedded_scale)})
+
+    def _encode_text(self, text: str, **skip: int) -> torch.Tensor:
         """Embeddings of one encoder, ``(1, tokens, features)``."""
         if hasattr(self.pipe, "encode_prompt"):
-            return self.pipe.encode_prompt(text, self.device, 1, False)[0]  # type: ignore[no-any-return]
+            with text_model_of(self.pipe.text_encoder):
+                return self.pipe.encode_prompt(text, self.device, 1, False, **skip)[0]  # type: ignore[no-any-return]
         return self.pipe._encode_prompt(text, self.device, 1, False)  # type: ignore[no-any-return]  # InstructPix2Pix
 
     def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:
@@ -122,12 +138,16 @@ class SD3(Network):
 
     patch = 2
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
-        """Text embeddings of three encoders, and pooled ones."""
+    def _widths(self) -> dict[str, int]:
+        config = self.model.config
+        return {"prompt_embeds": config.joint_attention_dim, "pooled_prompt_embeds": config.pooled_projection_dim}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
+        """Embeddings of three encoders, and pooled ones."""
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            text, None, None, device=self.device, do_classifier_free_guidance=False
+            text, None, None, device=self.device, do_classifier_free_guidance=False, **skip
         )
-        return Conditioning({"encoder_hidden_states": embeds, "pooled_projections": pooled})
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the transformer."""
@@ -149,10 +169,17 @@ class Flux(Network):
         """Evenly from 1 towards 0."""
         _falling(grid, num_inference_steps, image_tokens)
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+    def _widths(self) -> dict[str, int]:
+        config = self.model.config
+        return {"prompt_embeds": config.joint_attention_dim, "pooled_prompt_embeds": config.pooled_projection_dim}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
         """T5 embeddings and pooled CLIP embeddings."""
         embeds, pooled, _ = self.pipe.encode_prompt(prompt=text, prompt_2=None, device=self.device)
-        tensors = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def _conditioning(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None) -> Conditioning:
+        tensors = {self.names[name]: value for name, value in embeds.items()}
         if self.model.config.guidance_embeds:
             scale = 3.5 if embedded_scale is None else embedded_scale
             tensors["guidance"] = torch.full((1,), scale, device=self.device)
@@ -192,13 +219,18 @@ class _Masked(Network):
     def _arguments(self) -> dict[str, Any]:
         return {}
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+    _masks = ("prompt_attention_mask",)
+
+    def _widths(self) -> dict[str, int]:
+        return {"prompt_embeds": self.model.config.caption_channels}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
         """Text embeddings and their attention mask."""
         arguments = {} if negative else self._arguments()
         embeds, mask, _, _ = self.pipe.encode_prompt(
             text, do_classifier_free_guidance=False, device=self.device, clean_caption=False, **arguments
         )
-        return Conditioning({"encoder_hidden_states": embeds, "encoder_attention_mask": mask})
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 
 class Sana(_Masked):
@@ -239,15 +271,19 @@ class ZImage(Network):
 
     patch = 2
     ragged = ("cap_feats",)
+    names: ClassVar[Mapping[str, str]] = {"prompt_embeds": "cap_feats"}
 
     def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
         """Evenly from 1 towards 0."""
         _falling(grid, num_inference_steps, image_tokens)
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
-        """Caption features, ``(1, tokens, features)``, as many as the prompt has tokens."""
+    def _widths(self) -> dict[str, int]:
+        return {"prompt_embeds": self.model.config.cap_feat_dim}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
+        """Caption features, as many as the prompt has tokens."""
         embeds, _ = self.pipe.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
-        return Conditioning({"cap_feats": embeds[0][None]})
+        return {"prompt_embeds": embeds[0][None]}
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the transformer on lists of frames."""

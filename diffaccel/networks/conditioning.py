@@ -21,6 +21,34 @@ class Conditioning:
     tensors: Mapping[str, torch.Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class PromptEmbeds:
+    """Embeddings of one prompt, by the names under which pipelines take them, each with a leading dimension of 1."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+
+GivenEmbeds = torch.Tensor | Mapping[str, torch.Tensor] | PromptEmbeds | None
+
+
+def as_embeds(name: str, given: GivenEmbeds) -> PromptEmbeds | None:
+    """Embeddings in their one form: a tensor is ``prompt_embeds``.
+
+    Raises:
+        TypeError: for what is neither a tensor nor a mapping of names to tensors.
+        ValueError: for embeddings that are not finite.
+    """
+    if given is None or isinstance(given, PromptEmbeds):
+        return given
+    tensors = {"prompt_embeds": given} if isinstance(given, torch.Tensor) else given
+    if not (isinstance(tensors, Mapping) and all(isinstance(each, torch.Tensor) for each in tensors.values())):
+        raise TypeError(f"{name} must be a tensor, or a mapping of names to tensors, not {type(given).__name__}")
+    for part, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{part} of {name} are not finite: encode the prompt in float32 or bfloat16")
+    return PromptEmbeds(dict(tensors))
+
+
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
     """Spherical interpolation along the last dimension (Shoemake 1985), linear where the vectors are nearly parallel.
 

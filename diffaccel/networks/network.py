@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -24,11 +26,17 @@ class Network(ABC):
     Attributes:
         controlnets: the pipeline's ControlNets.
         ragged: names of conditionings whose rows may have other lengths each.
+        names: of a prompt's embeddings, as pipelines take them, and as the network does.
     """
 
     component: ClassVar[str] = "transformer"
     patch: ClassVar[int] = 1
     ragged: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[Mapping[str, str]] = {
+        "prompt_embeds": "encoder_hidden_states",
+        "pooled_prompt_embeds": "pooled_projections",
+        "prompt_attention_mask": "encoder_attention_mask",
+    }
 
     def __init__(self, pipe: Any, height: int, width: int) -> None:
         self.pipe, self.height, self.width = pipe, height, width
@@ -64,13 +72,66 @@ class Network(ABC):
     def _check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raise ValueError where this pipeline's network needs more than latents and a prompt."""
 
-    @abstractmethod
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+    def encode(
+        self, text: str, *, negative: bool = False, embedded_scale: float | None = None, clip_skip: int | None = None
+    ) -> Conditioning:
         """Encode one prompt.
 
         ``embedded_scale`` is the guidance scale that guidance-distilled networks are told, None for the family's
-        default.
+        default; ``clip_skip`` how many last layers of CLIP encoders do not count, which pipelines ask of positive
+        prompts alone.
+
+        Raises:
+            ValueError: for a ``clip_skip`` that the encoders do not have.
         """
+        skip = {} if clip_skip is None or negative else {"clip_skip": self._checked_skip(clip_skip)}
+        return self._conditioning(self._embed(text, negative, **skip), embedded_scale)
+
+    def told(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None = None) -> Conditioning:
+        """Conditioning of embeddings, by the names under which pipelines take them.
+
+        Raises:
+            ValueError: for names, shapes and widths that are not the network's.
+        """
+        widths = self._widths()
+        if set(embeds) != {*widths, *self._masks}:
+            names = ", ".join([*widths, *self._masks])
+            raise ValueError(f"{type(self.model).__name__} is told {names}: give these, not {', '.join(embeds)}")
+        for name, value in embeds.items():
+            shape = (1, *value.shape[1:-1], widths.get(name, value.shape[-1]))
+            if value.ndim != (3 if name == "prompt_embeds" else 2) or tuple(value.shape) != shape:
+                wanted = "(1, tokens, {})" if name == "prompt_embeds" else "(1, {})"
+                wanted = wanted.format(widths.get(name, "tokens"))
+                raise ValueError(f"{name} of {type(self.model).__name__} are {wanted}, not {tuple(value.shape)}")
+        on_device = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in embeds.items()
+        }
+        return self._conditioning(on_device, embedded_scale)
+
+    def _checked_skip(self, clip_skip: int) -> int:
+        encoder = getattr(self.pipe, "text_encoder", None)
+        layers = int(getattr(getattr(encoder, "config", None), "num_hidden_layers", 0))
+        encode = getattr(self.pipe, "encode_prompt", None)  # InstructPix2Pix has none
+        if encode is None or "clip_skip" not in inspect.signature(encode).parameters:
+            raise ValueError(f"{type(self.pipe).__name__} knows no clip_skip, which is for CLIP encoders: leave it out")
+        if clip_skip >= layers:
+            raise ValueError(f"clip_skip must be below {layers}, the text encoder's layers; got {clip_skip}")
+        return clip_skip
+
+    _masks: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def _widths(self) -> dict[str, int]:
+        """Widths of a prompt's embeddings, by the names under which pipelines take them."""
+
+    @abstractmethod
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
+        """A prompt's embeddings, by the same names."""
+
+    def _conditioning(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None) -> Conditioning:  # noqa: ARG002
+        """What the network is told, by its own names."""
+        return Conditioning({self.names[name]: value for name, value in embeds.items()})
 
     def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """What an image prompt adds to a conditioning. Raises ValueError where the network has no IP-Adapter."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.calls import UNet
-from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.network import ADDED, Network
 
 TEXT_LENGTH = 512
@@ -60,10 +60,13 @@ class LatteNetwork(Network):
 
     patch = 2
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+    def _widths(self) -> dict[str, int]:
+        return {"prompt_embeds": self.model.config.caption_channels}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
         """Text embeddings, as many as the prompt has tokens."""
         embeds, _ = self.pipe.encode_prompt(text, False, device=self.device, clean_caption=False)
-        return Conditioning({"encoder_hidden_states": embeds})
+        return {"prompt_embeds": embeds}
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the transformer on single frames."""
@@ -88,11 +91,14 @@ class Wan(Network):
         if self.model.config.get("image_dim") is not None:
             raise ValueError("image-to-video transformers need an image beside the frames: use a text-to-video one")
 
-    def encode(self, text: str, *, negative: bool = False, embedded_scale: float | None = None) -> Conditioning:
+    def _widths(self) -> dict[str, int]:
+        return {"prompt_embeds": self.model.config.text_dim}
+
+    def _embed(self, text: str, negative: bool, **skip: int) -> dict[str, torch.Tensor]:
         """Text embeddings, padded to the length of the stock calls, as the padding is read, too."""
         options = {"max_sequence_length": TEXT_LENGTH, "device": self.device}
         embeds, _ = self.pipe.encode_prompt(text, do_classifier_free_guidance=False, **options)
-        return Conditioning({"encoder_hidden_states": embeds})
+        return {"prompt_embeds": embeds}
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the transformer; with one timestep for each token where the model is trained so."""

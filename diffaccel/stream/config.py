@@ -8,10 +8,10 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
-from diffaccel.config.checks import number, weighted_pairs, weights
+from diffaccel.config.checks import number, weighted_pairs, weights, whole
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
-from diffaccel.networks.conditioning import Interpolation
+from diffaccel.networks.conditioning import GivenEmbeds, Interpolation, as_embeds
 from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
@@ -54,8 +54,11 @@ class StreamConfig:
         TypeError, ValueError: on construction, naming the value and what is valid.
     """
 
-    prompt: Prompt
+    prompt: Prompt | None = None
     negative_prompt: Prompt = ""
+    prompt_embeds: GivenEmbeds = None
+    negative_prompt_embeds: GivenEmbeds = None
+    clip_skip: int | None = None
     timestep_indices: Sequence[int] | None = None
     strength: float | None = None
     num_steps: int | None = None
@@ -84,12 +87,29 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))
-        weighted(self.prompt)
-        weighted(self.negative_prompt)
+        self._check_prompts()
         self._check_choices()
         self._check_numbers()
         self._check_types()
         _ = self.indices
+
+    def _check_prompts(self) -> None:
+        for name, beside in (
+            ("prompt_embeds", self.prompt is not None),
+            ("negative_prompt_embeds", self.negative_prompt),
+        ):
+            embeds = as_embeds(name, getattr(self, name))
+            object.__setattr__(self, name, embeds)
+            if embeds is not None and beside:
+                prompt = name.removesuffix("_embeds")
+                raise ValueError(f"{name} stand in for {prompt}: give one of them, not both")
+        if self.prompt is None and self.prompt_embeds is None:
+            raise TypeError("say what to paint: give prompt, or prompt_embeds")
+        for words in (self.prompt, self.negative_prompt):
+            if words is not None:
+                weighted(words)
+        if self.clip_skip is not None:
+            whole("clip_skip", self.clip_skip, 0)
 
     def _check_choices(self) -> None:
         for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Interpolation)):
@@ -154,7 +174,8 @@ class StreamConfig:
     def updated(self, changes: Mapping[str, Any]) -> StreamConfig:
         """This configuration with ``changes``; ``scale`` and ``delta`` change values of the guidance.
 
-        New timestep indices replace strength and number of steps, and the other way round.
+        New timestep indices replace strength and number of steps, and the other way round; a prompt replaces
+        embeddings, and they a prompt.
 
         Raises:
             TypeError: for unknown fields, and fields that size the buffers.
@@ -169,6 +190,11 @@ class StreamConfig:
             values = {"strength": None, "num_steps": None, **values}
         elif values.get("strength") is not None or values.get("num_steps") is not None:
             values = {"timestep_indices": None, "num_steps": len(self.indices), "strength": self._strength(), **values}
+        for prompt, empty in (("prompt", None), ("negative_prompt", "")):
+            if values.get(f"{prompt}_embeds") is not None:
+                values = {prompt: empty, **values}
+            elif prompt in values:
+                values = {f"{prompt}_embeds": None, **values}
         inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
         if inner:
             values["guidance"] = with_values(values.get("guidance", self.guidance), inner)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from diffaccel.networks.conditioning import Conditioning, Interpolation, blend
+from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
 from diffaccel.networks.image_prompts import EMBEDS, ImagePrompt
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
@@ -54,8 +54,10 @@ class SettingsBuilder:
         asks = config.guidance.reads_negative_prompt
         if config.negative_prompt and not asks:
             self._tell_unread(config)
-        positive = self._encode(config.prompt, config, negative=False)
-        negative = self._encode(config.negative_prompt, config, negative=True) if asks else None
+        positive = self._encode(config.prompt, config.prompt_embeds, config, negative=False)
+        negative = None
+        if asks:
+            negative = self._encode(config.negative_prompt, config.negative_prompt_embeds, config, negative=True)
         self._trim()
         return FrameSettings(stages, positive, negative, config.guidance, scales)
 
@@ -104,19 +106,27 @@ class SettingsBuilder:
             noise = noise.repeat_interleave(frames, 0)
         return noise.to(self.network.device)
 
-    @torch.no_grad()
-    def _encode(self, prompt: Prompt, config: StreamConfig, *, negative: bool) -> Conditioning:
-        image = config.image_prompt
-        key = (weighted(prompt), config.blend, negative, config.embedded_guidance_scale, image)
+    def _encode(
+        self, prompt: Prompt | None, embeds: GivenEmbeds, config: StreamConfig, *, negative: bool
+    ) -> Conditioning:
+        words = embeds if prompt is None or embeds is not None else weighted(prompt)
+        key = (words, config.blend, negative, config.embedded_guidance_scale, config.clip_skip, config.image_prompt)
         if key not in self._prompts:
-            scale, encode = config.embedded_guidance_scale, self.network.encode
-            parts = [
-                (encode(text, negative=negative, embedded_scale=scale), weight) for text, weight in weighted(prompt)
-            ]
-            words = parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
-            self._prompts[key] = Conditioning({**words.tensors, **self._seen(image, negative)})
+            told = self._told(words, config, negative)
+            self._prompts[key] = Conditioning({**told.tensors, **self._seen(config.image_prompt, negative)})
         return self._prompts[key]
 
+    @torch.no_grad()
+    def _told(self, words: Any, config: StreamConfig, negative: bool) -> Conditioning:
+        """What the network is told of embeddings, or of pairs of text and weight."""
+        scale, skip = config.embedded_guidance_scale, config.clip_skip
+        if isinstance(words, PromptEmbeds):
+            return self.network.told(words.tensors, scale)
+        encode = self.network.encode
+        parts = [(encode(text, negative=negative, embedded_scale=scale, clip_skip=skip), w) for text, w in words]
+        return parts[0][0] if len(parts) == 1 else blend(parts, config.blend)
+
+    @torch.no_grad()
     def _seen(self, prompt: ImagePrompt | None, negative: bool) -> Mapping[str, torch.Tensor]:
         """What an image prompt adds."""
         key = prompt, negative

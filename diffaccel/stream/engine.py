@@ -11,7 +11,7 @@ import torch
 
 from diffaccel.methods.base import Method
 from diffaccel.networks.calls import network_for
-from diffaccel.networks.conditioning import Interpolation
+from diffaccel.networks.conditioning import GivenEmbeds, Interpolation
 from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import Sampler
@@ -47,6 +47,9 @@ class StreamEngine(MovingFrames):
             PixArt, Z-Image; SD and SDXL also with ControlNets).
         prompt: text, or several with weights (mapping, or pairs), blended as ``blend`` says.
         negative_prompt: likewise; only read by guidance that asks for it.
+        prompt_embeds, negative_prompt_embeds: in place of a prompt what encodes it, ``(1, tokens, width)``; where a
+            network is told more a mapping: "prompt_embeds" with "pooled_prompt_embeds", or "prompt_attention_mask".
+        clip_skip: how many last layers of CLIP text encoders do not count, as the stock pipelines take it.
         timestep_indices: ascending positions of the N stages in the grid of ``num_inference_steps`` timesteps; or
         strength, num_steps: N stages over the last ``strength`` of the grid, in (0, 1].
         num_inference_steps: length of the grid.
@@ -90,8 +93,11 @@ class StreamEngine(MovingFrames):
         self,
         pipe: Any,
         *,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         negative_prompt: Prompt = "",
+        prompt_embeds: GivenEmbeds = None,
+        negative_prompt_embeds: GivenEmbeds = None,
+        clip_skip: int | None = None,
         timestep_indices: Sequence[int] | None = None,
         strength: float | None = None,
         num_steps: int | None = None,
