@@ -92,6 +92,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         type=click.FloatRange(0.1, 240),
         help="Hold this rate: paint more cheaply where frames would come late.",
     ),
+    click.option("--webrtc", is_flag=True, help="Video over WebRTC, for links that lose packets (extra: webrtc)."),
     click.option("--no-browser", is_flag=True, help="Do not open the page."),
     click.option("--source", metavar="SOURCE", help="camera, screen, a video file, rtmp://...: run without a browser."),
     click.option(
@@ -155,6 +156,10 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
     if given["source"] and (given["offer"] or given["offer_lora"]):
         raise click.UsageError("--offer and --offer-lora are for the page: leave out --source, or name one --model")
+    if given["webrtc"]:
+        from diffaccel.realtime.rtc import library
+
+        library()
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
     if given["size"] == FIT and not given["source"]:
@@ -208,6 +213,7 @@ def _options(given: dict[str, Any]) -> "ServerOptions":
         host=given["host"],
         port=given["port"],
         allow_hosts=given["allow_host"],
+        webrtc=given["webrtc"],
         certificate=given["ssl_certfile"],
         key=given["ssl_keyfile"],
         **token,

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
@@ -21,6 +21,9 @@ from diffaccel.realtime import protocol
 from diffaccel.realtime.channels import Channel
 from diffaccel.realtime.client import Client, Message, Notice
 from diffaccel.realtime.hub import Hub
+
+if TYPE_CHECKING:
+    from diffaccel.realtime.rtc import Peer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Connection:
         self._unshown: deque[int] = deque()
         self._wake = asyncio.Event()
         self.session: Client = hub.join(self._post)
+        self._peer: Peer | None = None
 
     def _post(self, message: Message) -> None:
         """Take a message of the hub, from any thread."""
@@ -61,9 +65,21 @@ class Connection:
         elif isinstance(message, Notice):
             self._notices[message.type] = message
         else:
-            self._picture = message
             self._channel.show(self, message.jpeg)
+            if self._peer is not None and self._peer.connected:
+                self._peer.show(message.jpeg)
+                return
+            self._picture = message
         self._wake.set()
+
+    async def answer(self, sdp: str) -> str:
+        """Send pictures, and take frames, over WebRTC from now on. Raises `MediaError` for what is no offer."""
+        from diffaccel.realtime.rtc import Peer
+
+        if self._peer is not None:
+            await self._peer.close()
+        self._peer = Peer(lambda frame: self._hub.offer(self.session, frame))
+        return await self._peer.answer(sdp)
 
     async def run(self, hello: dict[str, Any]) -> None:
         """Talk until the client leaves."""
@@ -74,6 +90,8 @@ class Connection:
         finally:
             self._hub.leave(self.session)
             self._channel.leave(self)
+            if self._peer is not None:
+                await self._peer.close()
             for task in tasks:
                 task.cancel()
             for result in await asyncio.gather(*tasks, return_exceptions=True):

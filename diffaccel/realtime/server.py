@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
+from diffaccel.media.errors import MediaError
 from diffaccel.realtime import address, protocol
 from diffaccel.realtime.channels import Channels
 from diffaccel.realtime.connection import Connection, words
@@ -38,6 +39,7 @@ class ServerOptions:
         host, port: where to listen; port 0 takes any that is free.
         token: secret of the URL.
         allow_hosts: host names, besides the machine's own, that it may be reached by.
+        webrtc: whether pages may send and get video over WebRTC.
         certificate, key: PEM files for https, which browsers ask for before they lend a camera to another machine.
     """
 
@@ -45,6 +47,7 @@ class ServerOptions:
     port: int = 7860
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
     allow_hosts: tuple[str, ...] = ()
+    webrtc: bool = False
     certificate: Path | None = None
     key: Path | None = None
 
@@ -88,7 +91,12 @@ class LiveApp:
             await websocket.close(code, kind)
             return
         self.connections[connection.session.id] = connection
-        hello = {**self.about, "session": name, "controls": self.hub.controls.model_dump()}
+        hello = {
+            **self.about,
+            "session": name,
+            "webrtc": self.options.webrtc,
+            "controls": self.hub.controls.model_dump(),
+        }
         try:
             await connection.run({**hello, "window": protocol.WINDOW})
         finally:
@@ -246,6 +254,15 @@ def build_app(server: LiveApp) -> FastAPI:
         except ValidationError as error:
             raise HTTPException(422, words(error)) from error
         return client.asked.model_dump()
+
+    @app.post("/rtc")
+    async def rtc(offer: dict[str, Any], session: str | None = None) -> dict[str, str]:
+        if not server.options.webrtc:
+            raise HTTPException(404, "this program was started without --webrtc")
+        try:
+            return {"type": "answer", "sdp": await server.painting(session).answer(str(offer.get("sdp")))}
+        except MediaError as error:
+            raise HTTPException(422, str(error)) from error
 
     @app.get("/mjpeg")
     async def mjpeg(session: str | None = None) -> Response:

@@ -4,10 +4,13 @@ import { Controls } from "./controls.js";
 import { Drawing } from "./draw.js";
 import { Dream } from "./dream.js";
 import { arrows, select } from "./groups.js";
+import { median } from "./figures.js";
+import { takeFiles } from "./files.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
 import { listen } from "./midi.js";
 import { presets } from "./presets.js";
+import { Rtc } from "./rtc.js";
 import { Recorder, fileName, save } from "./record.js";
 import { dismiss, hush, say } from "./say.js";
 import { Share, ownName } from "./share.js";
@@ -30,6 +33,8 @@ const drawing = new Drawing($("input"), $("hint"), $("pen"));
 const recorder = new Recorder(output.canvas, $("record"), () => fileName(controls.values.prompt));
 const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 const dream = new Dream($("dream-note"), $("media-name"), (values) => link?.sendControls(values));
+
+const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 
 let source = "draw";
 let link, controls, stats = {}, paused = false, refused = false;
@@ -139,7 +144,7 @@ function room({ detail: ms }) {
 }
 
 function pump() {
-  if (!link?.hasRoom || paused) return;
+  if (!(rtc.connected || link?.hasRoom) || paused) return;
   clearTimeout(timer);
   const answered = source !== "dream" || !sentAt.size; // a clip's pictures come one for each frame, when they are made
   const due = Math.max(lastSent + (answered ? FASTEST : SLOWEST), freeAt - HEAD_START);
@@ -158,6 +163,10 @@ function pump() {
 function send() {
   lastSent = performance.now();
   small.drawImage(input.canvas, 0, 0, small.canvas.width, small.canvas.height);
+  if (rtc.connected) {
+    timer = setTimeout(pump, FASTEST); // the canvas is filmed
+    return;
+  }
   const url = small.canvas.toDataURL("image/jpeg", QUALITY); // at once, where toBlob waits until the page is idle
   const id = link.sendFrame(atob(url.slice(url.indexOf(",") + 1)));
   sentAt.set(id, lastSent);
@@ -190,8 +199,22 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   if (source === "dream") pump();
 }
 
-function median(values) {
-  return values.length ? [...values].sort((a, b) => a - b)[values.length >> 1] : NaN;
+// A picture that came over WebRTC: it has no number.
+function showVideo(video) {
+  if (!rtc.connected || paused) return;
+  sizeTo(video.videoWidth, video.videoHeight);
+  output.drawImage(video, 0, 0);
+  paintedAt = performance.now();
+  shownAt.push(paintedAt);
+  [latencies, networks] = [[], []];
+  $("waiting").hidden = true;
+  window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail: { webrtc: true } }));
+}
+
+function withoutRtc(why) {
+  sentAt.clear();
+  say(`WebRTC does not work here: ${why}. The page goes on without it, over its WebSocket.`, dismiss);
+  pump();
 }
 
 function tick() {
@@ -236,6 +259,7 @@ function greet({ detail }) {
   if (controls.mine) link.sendControls(controls.values);
   else controls.show(detail.controls);
   if (source === "dream") dream.again();
+  if (detail.webrtc) rtc.open();
   $("sources").querySelector("[data-source=dream]").hidden = !detail.dream;
   controls.defaults = detail.controls;
   state("on", "Connected");
@@ -260,6 +284,7 @@ function followed({ detail: { values } }) {
 
 // A program that was started again has another secret: this page's address is good for nothing then.
 async function lost({ detail }) {
+  rtc.close();
   state("off", "Disconnected");
   const answer = await fetch(`/schema?token=${encodeURIComponent(token)}`).catch(() => null);
   if (answer?.status === 403) {
@@ -292,12 +317,7 @@ function wire() {
   $("record").hidden = !recorder.works;
   $("cameras").onchange = () => openCamera($("cameras").value).catch((error) => say(error.message, retry, drawInstead));
   for (const group of [$("sources"), $("colours"), $("brushes")]) arrows(group);
-  addEventListener("paste", (event) => received(event.clipboardData.files) && event.preventDefault());
-  addEventListener("dragover", (event) => event.preventDefault());
-  addEventListener("drop", (event) => {
-    event.preventDefault();
-    if (event.dataTransfer.files.length && !received(event.dataTransfer.files)) say("Drop a picture or a video.", dismiss);
-  });
+  takeFiles(received);
 }
 
 async function start() {
