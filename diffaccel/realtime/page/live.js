@@ -12,7 +12,7 @@ import { listen } from "./midi.js";
 import { presets } from "./presets.js";
 import { Rtc } from "./rtc.js";
 import { Recorder, fileName, save } from "./record.js";
-import { dismiss, hush, say } from "./say.js";
+import { dismiss, hush, say, state } from "./say.js";
 import { Share, ownName } from "./share.js";
 
 const FASTEST = 1000 / 30;
@@ -45,11 +45,6 @@ const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
 const chooseFile = ["Choose a file", () => fileOf[source]?.click()];
 const fileOf = { video: $("file"), picture: $("picture-file") };
-
-function state(kind, words) {
-  $("state").className = `state ${kind}`;
-  $("state").lastElementChild.textContent = words;
-}
 
 // Sources
 
@@ -199,14 +194,13 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   if (source === "dream") pump();
 }
 
-// A picture that came over WebRTC: it has no number.
+// A picture that came over WebRTC: it has no number, and nobody knows how late it is.
 function showVideo(video) {
   if (!rtc.connected || paused) return;
   sizeTo(video.videoWidth, video.videoHeight);
   output.drawImage(video, 0, 0);
   paintedAt = performance.now();
   shownAt.push(paintedAt);
-  [latencies, networks] = [[], []];
   $("waiting").hidden = true;
   window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail: { webrtc: true } }));
 }
@@ -224,8 +218,8 @@ function tick() {
   const fps = shownAt.length > 1 ? (1000 * (shownAt.length - 1)) / (shownAt.at(-1) - shownAt[0]) : 0;
   const latency = median(latencies);
   $("fps").textContent = fps ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
-  $("latency").textContent = fps && latency && !dreams ? latency.toFixed(0) : "–";
-  $("network").textContent = networks.length ? median(networks).toFixed(0) : "–";
+  $("latency").textContent = fps && latency && !dreams && !rtc.connected ? latency.toFixed(0) : "–";
+  $("network").textContent = networks.length && !rtc.connected ? median(networks).toFixed(0) : "–";
   const still = now - paintedAt > 1000 && !dreams, fresh = now - (shownAt.at(-1) ?? -Infinity) < (dreams ? SLOWEST : 1000);
   $("live-badge").hidden = !fresh && !paused;
   $("live-badge").textContent = paused ? "paused" : dreams ? "dream" : still ? "still" : "live";

@@ -16,3 +16,10 @@ export function say(words, ...actions) {
 
 export const hush = () => (box.hidden = true);
 export const dismiss = ["Dismiss", hush];
+
+// How the connection is, beside a light.
+export function state(kind, words) {
+  const light = document.getElementById("state");
+  light.className = `state ${kind}`;
+  light.lastElementChild.textContent = words;
+}
