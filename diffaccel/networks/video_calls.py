@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.calls import UNet
-from diffaccel.networks.conditioning import Keywords
+from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.network import ADDED, Network
 
 TEXT_LENGTH = 512
