@@ -18,7 +18,7 @@ import torch
 from diffaccel._diffusers import text_model_of
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
-from diffaccel.networks.network import ADDED, BESIDE, Network, dynamic_shift
+from diffaccel.networks.network import ADDED, BESIDE, INTRABLOCK, Network, dynamic_shift
 
 
 def _falling(grid: Any, num_inference_steps: int, image_tokens: int) -> None:
@@ -128,6 +128,7 @@ class UNet(Network):
             added_cond_kwargs=added or None,
             down_block_additional_residuals=inputs.get("down_block_additional_residuals"),
             mid_block_additional_residual=inputs.get("mid_block_additional_residual"),
+            down_intrablock_additional_residuals=[x.to(latents) for x in inputs.get(INTRABLOCK, ())] or None,
             return_dict=False,
         )[0]
         return result

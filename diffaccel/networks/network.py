@@ -25,6 +25,7 @@ class Network(ABC):
 
     Attributes:
         controlnets: the pipeline's ControlNets.
+        adapters: its T2I-Adapters, where it has no ControlNets.
         ragged: names of conditionings whose rows may have other lengths each.
         names: of a prompt's embeddings, as pipelines take them, and as the network does.
     """
@@ -41,6 +42,7 @@ class Network(ABC):
     def __init__(self, pipe: Any, height: int, width: int) -> None:
         self.pipe, self.height, self.width = pipe, height, width
         self.controlnets = controlnets_of(pipe)
+        self.adapters = () if self.controlnets else t2i_adapters_of(pipe)
         self._check()
 
     @property
@@ -58,6 +60,11 @@ class Network(ABC):
         """Type of the network's weights, asked once."""
         dtype = self.model.dtype
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    @property
+    def control_images(self) -> int:
+        """How many control images a frame shows."""
+        return len(self.controlnets or self.adapters)
 
     @property
     def beside(self) -> str:
@@ -159,8 +166,28 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
 
 NO_ADAPTER = "an image prompt needs an IP-Adapter in the pipeline's UNet: call pipe.load_ip_adapter(...) first"
 ADDED = ("text_embeds", "time_ids")
+INTRABLOCK = "down_intrablock_additional_residuals"
+"""Name of what T2I-Adapters add to the blocks on the way down."""
 BESIDE = "beside"
 """Name of the channels that a network is given beside the latents, ``(rows, channels, h, w)``."""
+
+
+def t2i_adapters_of(pipe: Any) -> tuple[Any, ...]:
+    """The T2I-Adapters of a pipeline, of a MultiAdapter each.
+
+    Raises:
+        ValueError: where one was made for another UNet.
+    """
+    whole = getattr(pipe, "adapter", None)
+    adapters = () if whole is None else tuple(getattr(whole, "adapters", (whole,)))
+    for adapter in adapters:
+        made, has = (tuple(c) for c in (adapter.config.channels, pipe.unet.config.block_out_channels))
+        if made[: len(has)] != has[: len(made)]:
+            raise ValueError(
+                f"this T2I-Adapter was made for a UNet of {', '.join(map(str, made))} channels, and the pipeline's has "
+                f"{', '.join(map(str, has))}: load one for this base model"
+            )
+    return adapters
 
 
 def controlnets_of(pipe: Any) -> tuple[Any, ...]:

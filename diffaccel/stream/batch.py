@@ -19,7 +19,7 @@ import torch
 from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import NoiseLevel
-from diffaccel.stream.conditions import FrameInput
+from diffaccel.stream.conditions import ControlImages, FrameInput
 from diffaccel.stream.stages import StageRows, Stages, gather
 
 T = TypeVar("T")
@@ -48,17 +48,6 @@ class FrameSettings:
         if self.negative is None:
             raise ValueError(f"{type(self.guidance).__name__} needs an encoded negative prompt")
         return self.negative
-
-
-@dataclass(frozen=True, eq=False)
-class ControlImages:
-    """What a group of frames shows to ControlNets.
-
-    Attributes:
-        images: for each ControlNet ``(frames, 3, H, W)`` in [0, 1].
-    """
-
-    images: tuple[torch.Tensor, ...]
 
 
 class Estimate(NamedTuple):

@@ -15,9 +15,20 @@ import torch
 import torch.nn.functional as F
 
 from diffaccel.networks.conditioning import Keywords
-from diffaccel.networks.network import BESIDE, Network
+from diffaccel.networks.network import BESIDE, INTRABLOCK, Network
 from diffaccel.sampling.samplers import NoiseLevel
 from diffaccel.stream.images import Codec
+
+
+@dataclass(frozen=True, eq=False)
+class ControlImages:
+    """What a group of frames shows to ControlNets or T2I-Adapters.
+
+    Attributes:
+        images: for each of them ``(frames, 3, H, W)`` in [0, 1].
+    """
+
+    images: tuple[torch.Tensor, ...]
 
 
 class FrameInput:
@@ -45,14 +56,14 @@ class Arrival:
         source: their clean latents, before any feedback.
         noise: of their first stage, ``(frames, C, h, w)``.
         masks: 1 where they are painted anew, ``(frames, 1, H, W)``; None where no mask was given.
-        images: for each control image that a frame shows, those of all frames, ``(frames, 3, H, W)`` in [0, 1].
+        control: their control images; the same object as that of the frames before where it shows the same.
     """
 
     pixels: torch.Tensor | None
     source: torch.Tensor | None
     noise: torch.Tensor
     masks: torch.Tensor | None = None
-    images: tuple[torch.Tensor, ...] = ()
+    control: ControlImages | None = None
 
 
 class Condition(ABC):
@@ -146,6 +157,53 @@ class MaskedLatents(Condition):
         return Kept(_small(arrival.masks, arrival.noise), arrival.source, arrival.noise)
 
 
+@dataclass(frozen=True, eq=False)
+class Features(FrameInput):
+    """What each T2I-Adapter made of its control image, for each block on the way down ``(frames, C, h, w)``."""
+
+    made: tuple[Sequence[torch.Tensor], ...]
+
+    def keywords(self, scales: Sequence[float]) -> Keywords:
+        """Their sum, each by its scale."""
+        scaled = [[scale * x for x in features] for scale, features in zip(scales, self.made, strict=True)]
+        return {INTRABLOCK: [torch.stack(level).sum(0) for level in zip(*scaled, strict=True)]}
+
+
+class Sketched(Condition):
+    """Control images through T2I-Adapters (arXiv 2302.08453), which run once for all stages of a frame."""
+
+    _last: tuple[ControlImages, Features] | None = None
+
+    @torch.no_grad()
+    def enter(self, arrival: Arrival) -> FrameInput | None:
+        """Anew only where the control image is another one."""
+        control = arrival.control
+        assert control is not None
+        if self._last is None or self._last[0] is not control:
+            pairs = zip(self.network.adapters, control.images, strict=True)
+            self._last = control, Features(tuple(_features(adapter, image) for adapter, image in pairs))
+        return self._last[1]
+
+
+def _features(adapter: Any, image: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Of one adapter; those for sketches take one channel."""
+    if adapter.config.in_channels == 1:
+        image = image.mean(1, keepdim=True)
+    made: Sequence[torch.Tensor] = adapter(image.to(adapter.dtype))
+    return made
+
+
+def require_size(network: Network) -> None:
+    """Raise ValueError where T2I-Adapters cannot divide the picture."""
+    for adapter in network.adapters:
+        multiple = adapter.total_downscale_factor
+        if network.height % multiple or network.width % multiple:
+            raise ValueError(
+                f"this T2I-Adapter needs height and width to be multiples of {multiple}, not {network.height} and "
+                f"{network.width}"
+            )
+
+
 def _small(masks: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Masks in the size of latents, as diffusers makes them."""
     return F.interpolate(masks, latents.shape[-2:]).to(latents)
@@ -160,7 +218,8 @@ _BY_CHANNELS: dict[str, Callable[[Network, Codec], Condition]] = {
 
 def conditions_for(network: Network, codec: Codec) -> list[Condition]:
     """The kinds of input that a network takes."""
-    return [_BY_CHANNELS[network.beside](network, codec)]
+    sketched: list[Condition] = [Sketched(network, codec)] if network.adapters else []
+    return [_BY_CHANNELS[network.beside](network, codec), *sketched]
 
 
 def require_needs(conditions: Sequence[Condition], given: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ class SettingsBuilder:
         """Settings of ``config``."""
         stages = self._build_stages(config)
         config.guidance.check(stages.alphas)
-        nets = len(self.network.controlnets)
+        nets = self.network.control_images
         functions_for(config.control, nets)
         scales = scales_for(config.controlnet_scale, nets)
         asks = config.guidance.reads_negative_prompt

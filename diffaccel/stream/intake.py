@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from diffaccel.networks.network import Network
-from diffaccel.stream.batch import ControlImages, FrameSettings, Slot
-from diffaccel.stream.conditions import Arrival, conditions_for, require_needs
+from diffaccel.stream.batch import FrameSettings, Slot
+from diffaccel.stream.conditions import Arrival, ControlImages, conditions_for, require_needs, require_size
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.control import Given, functions_for, given_images, made_images
 from diffaccel.stream.images import Codec, Picture, to_frames
@@ -17,8 +17,8 @@ from diffaccel.stream.masks import given_masks
 from diffaccel.stream.state import Frame, StreamState, entering_slot, first_noise
 
 NO_CONTROL = (
-    "this pipeline's ControlNet needs a control image: give it with the frame, as control=..., or let the engine make "
-    "it from the picture, as in StreamEngine(..., control='edges')"
+    "this pipeline's ControlNet or T2I-Adapter needs a control image: give it with the frame, as control=..., or let "
+    "the engine make it from the picture, as in StreamEngine(..., control='edges')"
 )
 
 
@@ -69,7 +69,8 @@ class Intake:
 
     def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
         self._codec, self._shape, self._device = codec, shape, network.device
-        self._nets = len(network.controlnets)
+        self._nets = network.control_images
+        require_size(network)
         self._conditions = conditions_for(network, codec)
         self._still: tuple[tuple[torch.Tensor, ...], ControlImages] | None = None
         if _asks_for_image_prompts(network.pipe):
@@ -153,7 +154,7 @@ class Intake:
             with state.clock.stage("control"):
                 slot.control = self._control(padded, pixels, config)
         with state.clock.stage("encode"):
-            arrival = Arrival(pixels, encoded, noise, masks)
+            arrival = Arrival(pixels, encoded, noise, masks, slot.control)
             slot.shown = tuple(shown for condition in self._conditions if (shown := condition.enter(arrival)))
         return slot
 
