@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .stream.host import HostFull as HostFull
     from .stream.host import HostReport as HostReport
     from .stream.host import StreamHost as StreamHost
+    from .stream.regions import Region as Region
     from .stream.report import StreamOutput as StreamOutput
     from .stream.report import StreamReport as StreamReport
     from .stream.similarity import SimilarityFilter as SimilarityFilter
@@ -75,6 +76,7 @@ _HOME: dict[str, str] = {
     "PTDiTTransformer2DModel": ".networks.ptdit",
     "PerPrompt": ".reuse.per_prompt",
     "Quadratic": ".reuse.schedule",
+    "Region": ".stream.regions",
     "Report": ".attach.report",
     "ScaledSteps": ".reuse.schedule",
     "SeaFilter": ".reuse.measure",

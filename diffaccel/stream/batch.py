@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import NoiseLevel
 from diffaccel.stream.conditions import ControlImages, FrameInput
+from diffaccel.stream.regions import RegionPrompt, composed
 from diffaccel.stream.stages import StageRows, Stages, gather
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet.
+    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet, the regions.
 
     Stages and prompts are compared by identity.
     """
@@ -37,6 +38,7 @@ class FrameSettings:
     negative: Conditioning | None
     guidance: Guidance
     control_scales: tuple[float, ...] = ()
+    regions: tuple[RegionPrompt, ...] = ()
 
     @property
     def negative_prompt(self) -> Conditioning:
@@ -76,6 +78,7 @@ class Slot:
         number: its place among all slots of the stream.
         shot: number of the scene for what frames see of those before.
         shown: what its frames show beside latents and prompts.
+        whole: of what stands for a region in a call, the slot that it is a part of.
     """
 
     frame_ids: tuple[int, ...]
@@ -91,6 +94,13 @@ class Slot:
     number: int = 0
     shot: int = 0
     shown: tuple[FrameInput, ...] = ()
+    whole: Slot | None = None
+
+    def parts(self) -> list[Slot]:
+        """For each region what stands for it in a call: the same frames under another prompt."""
+        settings = self.settings
+        alone = [replace(settings, positive=region.positive, regions=()) for region in settings.regions]
+        return [replace(self, settings=one, whole=self) for one in alone]
 
     def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:
         """Latents at a noise level, or (None) finished, once what it shows has had its last word."""
@@ -165,7 +175,8 @@ class Tick:
 
     Attributes:
         latents, timesteps, inputs: of all rows, ``(groups * frames, ...)``.
-        groups: names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first.
+        groups: names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first, those of
+            regions last.
         frames: rows of a group.
         slots: all slots that move on, newest first.
         table: what their rows are multiplied by.
@@ -220,12 +231,16 @@ class StreamBatch:
             return None
         table = self._gather(slots)
         asked = [s for s in slots if s.asks_negative]
-        conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in slots]
+        parts = [part for s in slots if s.settings.regions for part in s.parts()]
+        told = [*slots, *parts]
+        conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in told]
         inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
-        latents, timesteps = torch.cat([s.latents for s in (*asked, *slots)]), table.timesteps
-        if asked:
-            timesteps = torch.cat([*(self._of(slots, s, table.timesteps) for s in asked), timesteps])
-        groups = tuple((s, True) for s in asked) + tuple((s, False) for s in slots)
+        latents, timesteps = torch.cat([s.latents for s in (*asked, *told)]), table.timesteps
+        if asked or parts:
+            before, behind = asked, [s for s in slots for _ in s.settings.regions]
+            each = [[self._of(slots, s, table.timesteps) for s in some] for some in (before, behind)]
+            timesteps = torch.cat([*each[0], timesteps, *each[1]])
+        groups = tuple((s, True) for s in asked) + tuple((s, False) for s in told)
         return Tick(latents, timesteps, inputs, groups, self.frames, tuple(slots), table)
 
     @torch.no_grad()
@@ -240,9 +255,10 @@ class StreamBatch:
 
     def _advance(self, tick: Tick, prediction: torch.Tensor) -> None:
         slots, rows, asked = tick.slots, tick.table, tick.asked
-        latents = tick.latents[len(asked) * self.frames :]  # (slots * frames, C, h, w)
+        own = slice(len(asked) * self.frames, (len(asked) + len(slots)) * self.frames)
+        latents = tick.latents[own]  # (slots * frames, C, h, w)
         negatives = self._negatives(slots, asked, prediction, rows)
-        clean = rows.clean(latents, prediction[len(asked) * self.frames :])
+        clean = rows.clean(latents, self._composed(slots, prediction[own], prediction[own.stop :]))
         clean = self._guide(slots, clean, negatives, latents, rows.alpha)
         denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
         following = self._corrected(slots, rows.advance(denoised, noise), denoised)
@@ -251,6 +267,17 @@ class StreamBatch:
             slot.estimate = Estimate(levels[slot.stage], d, n)
             slot.stage += 1
             slot.latents = slot.settled(x, None if slot.finished else levels[slot.stage])
+
+    def _composed(self, slots: Sequence[Slot], own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Predictions of all slots, with those of their regions in them."""
+        if not len(others):
+            return own
+        each, behind = list(self._split(own)), iter(self._split(others))
+        for index, slot in enumerate(slots):
+            regions = slot.settings.regions
+            if regions:
+                each[index] = composed(each[index], [next(behind) for _ in regions], regions)
+        return torch.cat(each)
 
     def _corrected(self, slots: Sequence[Slot], following: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The next latents, by what multistep samplers learn from the estimate of the stage before."""

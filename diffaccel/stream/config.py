@@ -17,6 +17,7 @@ from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.control import Control
 from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.regions import Region
 from diffaccel.stream.seeds import Seed, weighted_seeds
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
@@ -84,6 +85,7 @@ class StreamConfig:
     deadline: float | None = None
     steadiness: CrossFrame | None = None
     image_prompt: ImagePrompt | None = None
+    regions: Sequence[Region] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))
@@ -140,6 +142,9 @@ class StreamConfig:
             if not isinstance(value, kind) and not (value is None and name != "guidance"):
                 raise TypeError(f"{name} must be a {kind.__name__} object, not {value!r}")
 
+        if not isinstance(self.regions, Sequence) or not all(isinstance(region, Region) for region in self.regions):
+            raise TypeError(f"regions must be a sequence of Region objects, not {self.regions!r}")
+
     @property
     def indices(self) -> tuple[int, ...]:
         """Positions of the stages in the grid of ``num_inference_steps`` timesteps.
@@ -169,7 +174,7 @@ class StreamConfig:
         """The most rows that a tick sends through the network: of all stages in a stream batch, of one otherwise."""
         stages, source = len(self.indices) if self.stream_batch else 1, self.guidance.negative_source
         negatives = {"predicted": stages, "first": 1}.get(source, 0)
-        return (stages + negatives) * self.frame_buffer
+        return (stages * (1 + len(self.regions)) + negatives) * self.frame_buffer
 
     def updated(self, changes: Mapping[str, Any]) -> StreamConfig:
         """This configuration with ``changes``; ``scale`` and ``delta`` change values of the guidance.

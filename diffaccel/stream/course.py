@@ -17,6 +17,7 @@ from diffaccel.sampling.samplers import sampler_for
 from diffaccel.stream.batch import FrameSettings
 from diffaccel.stream.config import Prompt, StreamConfig, weighted
 from diffaccel.stream.control import functions_for, scales_for
+from diffaccel.stream.regions import Region, RegionPrompt
 from diffaccel.stream.seeds import SeededNoise, weighted_seeds
 from diffaccel.stream.stages import Stages, build_stages
 
@@ -35,6 +36,7 @@ class SettingsBuilder:
     def __init__(self, network: Network, latent_shape: tuple[int, int, int]) -> None:
         self.network, self.latent_shape = network, latent_shape
         self._prompts: dict[object, Conditioning] = {}
+        self._regions: dict[tuple[Region, Conditioning], RegionPrompt] = {}
         self._images: dict[tuple[ImagePrompt | None, bool], Mapping[str, torch.Tensor]] = {}
         self._stages: tuple[object, Stages] | None = None
         self._unread: object = None  # what was said last of a negative prompt without effect
@@ -43,6 +45,7 @@ class SettingsBuilder:
         """Encode prompts anew from now on, because the text encoder or its adapters changed."""
         self._prompts.clear()
         self._images.clear()
+        self._regions.clear()
 
     def build(self, config: StreamConfig) -> FrameSettings:
         """Settings of ``config``."""
@@ -58,8 +61,17 @@ class SettingsBuilder:
         negative = None
         if asks:
             negative = self._encode(config.negative_prompt, config.negative_prompt_embeds, config, negative=True)
+        regions = tuple(self._region(region, config) for region in config.regions)
         self._trim()
-        return FrameSettings(stages, positive, negative, config.guidance, scales)
+        return FrameSettings(stages, positive, negative, config.guidance, scales, regions)
+
+    def _region(self, region: Region, config: StreamConfig) -> RegionPrompt:
+        key = region, self._encode(region.prompt, None, config, negative=False)
+        if key not in self._regions:
+            _, h, w = self.latent_shape
+            mask = region.small_mask(config.height, config.width, (h, w))
+            self._regions[key] = RegionPrompt(key[1], mask.to(self.network.device))
+        return self._regions[key]
 
     def _tell_unread(self, config: StreamConfig) -> None:
         """Say once that a negative prompt changes nothing."""
@@ -135,10 +147,10 @@ class SettingsBuilder:
         return self._images[key]
 
     def _trim(self, most: int = 32) -> None:
-        while len(self._prompts) > most:
-            self._prompts.pop(next(iter(self._prompts)))
-        while len(self._images) > most:
-            self._images.pop(next(iter(self._images)))
+        kept: list[dict[Any, Any]] = [self._prompts, self._images, self._regions]
+        for known in kept:
+            while len(known) > most:
+                known.pop(next(iter(known)))
 
 
 def check_way(at: At, transition: int) -> None:
@@ -211,6 +223,7 @@ class Course:
             else _between(start.negative, end.negative, weight, how),
             _between_guidances(start.guidance, end.guidance, weight),
             _between_scales(start.control_scales, end.control_scales, weight),
+            end.regions,
         )
 
 

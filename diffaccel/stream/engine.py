@@ -24,6 +24,7 @@ from diffaccel.stream.intake import Intake, latent_shape
 from diffaccel.stream.ladder import ladder
 from diffaccel.stream.moving import MovingFrames
 from diffaccel.stream.pace import Pace, PaceReport
+from diffaccel.stream.regions import Region
 from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.seeds import Seed
 from diffaccel.stream.similarity import SimilarityFilter
@@ -82,6 +83,7 @@ class StreamEngine(MovingFrames):
             rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
         steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
         image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
+        regions: prompts for parts of the picture, each a Region(prompt, mask); each has rows of its own.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
@@ -124,6 +126,7 @@ class StreamEngine(MovingFrames):
         deadline: float | None = None,
         steadiness: CrossFrame | None = None,
         image_prompt: ImagePrompt | None = None,
+        regions: Sequence[Region] = (),
         host: StreamHost | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}

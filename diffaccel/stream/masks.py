@@ -25,11 +25,7 @@ def given_masks(mask: Picture, image: Picture | None, height: int, width: int, f
     """
     if image is None:
         raise ValueError("a text-to-image frame has no picture to keep outside of a mask: push one, or leave mask out")
-    try:
-        coloured = _coloured(mask)
-        found = to_unit_frames(coloured, *picture_size(coloured), fit)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"the mask cannot be used: {error}") from error
+    found = unit_masks(mask)
     own, other = tuple(found.shape[-2:]), picture_size(image)
     if own != other:
         raise ValueError(
@@ -38,6 +34,15 @@ def given_masks(mask: Picture, image: Picture | None, height: int, width: int, f
         )
     fitted = to_unit_frames(found, height, width, fit)
     return (fitted.mean(1, keepdim=True) >= 0.5).float()
+
+
+def unit_masks(mask: Picture) -> torch.Tensor:
+    """Masks in their own size, ``(frames, 3, H, W)`` in [0, 1]. Raises TypeError or ValueError for what is no mask."""
+    try:
+        coloured = _coloured(mask)
+        return to_unit_frames(coloured, *picture_size(coloured), "stretch")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the mask cannot be used: {error}") from error
 
 
 def _coloured(mask: Any) -> Any:

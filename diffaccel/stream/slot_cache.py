@@ -131,7 +131,7 @@ class SlotCache(Config):
         prompt = settings.negative if negative else settings.positive
         told: tuple[Hashable, ...] = (negative, prompt, settings.stages, settings.control_scales)
         if self.key == "frame":
-            return Lane((slot, *told), k)
+            return Lane((slot.whole or slot, *told), k)
         return Lane(("stream", negative) if by_prompt else "stream", (slot.stage, slot.scene, k, *told))
 
 
