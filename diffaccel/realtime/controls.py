@@ -25,6 +25,8 @@ GuidanceKind = Literal["self", "one-time", "full", "none"]
 READS_NEGATIVE: tuple[GuidanceKind, ...] = ("one-time", "full")
 """Guidances for which a negative prompt changes something."""
 ControlKind = Literal["edges", "canny", "identity"]
+FOLLOWED_BY_CLIPS = ("prompt", "second_prompt", "blend", "steps", "seed", "picture_size")
+"""Controls that count while a clip plays."""
 OFFERED = frozenset({"model", "lora", "lora_scale", "dream"})
 """Controls of what a server offers beside the model that it begins with."""
 DreamStart = Literal["off", "words", "input"]

@@ -22,6 +22,7 @@ from diffaccel.media.errors import MediaError
 from diffaccel.realtime import address, protocol
 from diffaccel.realtime.channels import Channels
 from diffaccel.realtime.connection import Connection, words
+from diffaccel.realtime.controls import FOLLOWED_BY_CLIPS
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
 from diffaccel.realtime.mjpeg import MEDIA_TYPE
@@ -231,7 +232,7 @@ def build_app(server: LiveApp) -> FastAPI:
         drawn = type(hub.controls).model_json_schema()
         for name, value in hub.controls.model_dump().items():  # also a server that is full begins with its own
             drawn["properties"][name]["default"] = value
-        return JSONResponse({**drawn, "about": server.about})
+        return JSONResponse({**drawn, "about": {**server.about, "followed_by_clips": FOLLOWED_BY_CLIPS}})
 
     @app.get("/health")
     def health() -> JSONResponse:

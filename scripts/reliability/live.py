@@ -17,6 +17,7 @@ import psutil
 from realtime.live_client import Client, StubStream, jpeg, serving, until
 from reliability.live_clients import Camera, Sick, megabytes, milliseconds, settings_for
 from reliability.live_clips import CHECKS_OF_CLIPS
+from reliability.live_dreams import CHECKS_OF_DREAMS
 from reliability.live_hosts import CHECKS_OF_HOSTS
 from reliability.live_strangers import check_bad_messages, check_bombs, check_ways_in
 
@@ -255,5 +256,6 @@ CHECKS: dict[str, Callable[[str, Path, Options], str]] = {
     "still scene": check_still,
     "changes under load": check_prompts,
     **CHECKS_OF_CLIPS,
+    **CHECKS_OF_DREAMS,
     **CHECKS_OF_HOSTS,
 }

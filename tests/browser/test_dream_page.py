@@ -72,12 +72,15 @@ def test_a_clip_begins_with_words_or_with_the_drawing(
     assert average(page) == pytest.approx([60] * 3, abs=4)
     assert not page.locator("#latency").text_content().isdecimal()
     page.wait_for_function("() => document.getElementById('live-badge').textContent === 'dream'")
-    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= screen["viewport"]["width"]
+    assert page.locator("#control-strength").is_disabled()
+    assert page.locator("#control-steps").is_enabled()
     sources = box(page, "#sources")
     assert sources["x"] >= 0
     assert sources["x"] + sources["width"] <= screen["viewport"]["width"]
     tab(page, "Draw")
     until(lambda: asked(clips).dream == "off")
+    assert page.locator("#control-strength").is_enabled()
     press(page, "Clear")
     where = box(page, "#input")
     page.mouse.move(where["x"] + 20, where["y"] + 20)

@@ -176,10 +176,10 @@ def test_a_clip_of_a_host_is_that_of_an_engine_alone(studio: Studio) -> None:
 
 @pytest.mark.slow
 def test_another_model_and_a_lora_are_for_one_session_alone(studio: Studio) -> None:
-    one, other = studio.stream(studio.controls), studio.stream(studio.controls)
-    before = painted(one)
-    assert np.array_equal(painted(other), before)
-    change = studio.controls.model_copy
+    plain = studio.controls.model_copy(update={"similarity": False, "cache": 1})
+    one, other = studio.stream(plain), studio.stream(plain)
+    before, change = painted(one), plain.model_copy
+    assert np.abs(painted(other) - before).max() <= 1
     other.configure(change(update={"model": "emoji-sd-small"}))
     assert np.abs(painted(other) - before).mean() > 2
     other.configure(change(update={"lora": "lcm", "lora_scale": 0.0}))
@@ -187,9 +187,9 @@ def test_another_model_and_a_lora_are_for_one_session_alone(studio: Studio) -> N
     assert "MiB" in other.remark(change(update={"lora": "lcm"}))
     other.configure(change(update={"lora": "lcm", "lora_scale": 1.5}))
     assert np.abs(painted(other, first=9) - before).mean() > 1
-    assert np.array_equal(painted(one, first=9), before)
-    other.configure(studio.controls)
-    assert np.array_equal(painted(other, first=20), before)
+    assert np.abs(painted(one, first=9) - before).max() <= 1
+    other.configure(plain)
+    assert np.abs(painted(other, first=20) - before).max() <= 1
     one.close(), other.close()
 
 

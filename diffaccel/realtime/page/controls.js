@@ -142,11 +142,18 @@ export class Controls {
     this.dependents();
   }
 
+  // While a clip plays, many controls have no effect.
+  dream(on) {
+    this.dreaming = on;
+    this.dependents();
+  }
+
   // What has no effect now is greyed out, as the schema's `needs` say.
   dependents() {
     for (const [name, field] of Object.entries(this.schema.properties)) {
-      if (!field.needs || !this.widgets[name]) continue;
-      const works = Object.entries(field.needs).every(([other, wanted]) =>
+      if (!this.widgets[name]) continue;
+      const counts = !this.dreaming || this.schema.about.followed_by_clips.includes(name);
+      const works = counts && Object.entries(field.needs ?? {}).every(([other, wanted]) =>
         Array.isArray(wanted) ? wanted.includes(this.values[other]) : Boolean(this.values[other]) === wanted);
       for (const part of this.widgets[name].box.querySelectorAll("input, select, button")) part.disabled = !works;
     }

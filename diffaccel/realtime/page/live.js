@@ -69,6 +69,7 @@ async function choose(name, file, told = false) {
   if (!told) hush();
   if (name === "dream") dream.begin(input.canvas, shows, !told);
   else dream.end(!told);
+  controls.dream(name === "dream");
   media.stop();
   if (!draws) blank();
   try {
