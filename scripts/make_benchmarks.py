@@ -150,6 +150,11 @@ def tuned_section(results: list[dict[str, Any]]) -> str:
     for (result, row), pair in zip(rows, rivals, strict=True):
         against = " | ".join(f"{b['name']} | {b['psnr']:.1f} | {row['psnr'] - b['psnr']:+.1f}" for b in pair)
         lines.append(f"| {result['model']} | {result['sampler']} | {row['macs']:.1%} | {row['psnr']:.1f} | {against} |")
+    lines += [
+        f"| {r['model']} | {r['sampler']} | | {r['floor']['psnr']:.1f} | *different seed (floor)* | | | | | |"
+        for r in results
+        if "floor" in r
+    ]
     lines.append("\nThe searches' own accounts:\n")
     lines += [f"- {r['model']}, {r['sampler']}, {row['macs']:.0%}: {row['account']}." for r, row in rows]
     return "\n".join(lines) + "\n"

@@ -25,21 +25,26 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
     picture, pipeline = lru_cache(maxsize=None)(_picture_problem), str(source.index["_class_name"])
     lora = lru_cache(maxsize=None)(lambda name: lora_problem(name, source, lora_partial))
     multiple, sampler = pixel_multiple(source), lru_cache(maxsize=None)(scheduler_problem)
+    shared: dict[object, str | None] = {}  # of what all jobs of a group have
     checks: tuple[Callable[[Job], str | None], ...] = (
-        lambda job: next(
-            (words for name in PICTURES if (path := getattr(job, name)) and (words := picture(name, path))), None
-        ),
-        pictures_problem,
         lambda job: lora(job.lora),
         lambda job: sampler(job.scheduler, source, job.init_image is not None),
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
         lambda job: task_problem(pipeline, job),
-        lambda job: text_problem(pipeline, job),
     )
     found = {}
     for job in jobs:
-        reason = next((reason for check in checks if (reason := check(job))), None)
+        reason = None
+        if job.init_image or job.mask_image or job.control_image:
+            paths = ((name, getattr(job, name)) for name in PICTURES)
+            reason = next((words for name, path in paths if path and (words := picture(name, path))), None)
+            reason = reason or pictures_problem(job)
+        if reason is None:
+            group = job.group
+            if group not in shared:
+                shared[group] = next((words for check in checks if (words := check(job))), None)
+            reason = shared[group] or text_problem(pipeline, job)
         if reason is not None:
             found[job.id] = reason
     return found

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
-from diffaccel.batch.jobs import PICTURES, Job
+from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.batch.text_rules import reads_in_parts
@@ -17,6 +17,7 @@ from diffaccel.batch.weights import look_meant
 from diffaccel.models import ModelSource
 
 _SHOWN = 200
+_MARKED = re.compile(r"[({<]|__|BREAK")
 _LORA = re.compile(r"<(lora|lyco|hypernet):[^<>]+>")
 _TEMPLATE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z0-9*][\w*/-]*?__")
 
@@ -33,21 +34,21 @@ class Notes:
         self._source, self._templates, self._controlnet = source, templates, controlnet
         self._limits = TextLimits(source)
         self._picture = lru_cache(maxsize=4096)(_of_picture)
-        self._markup = lru_cache(maxsize=4096)(_markup)
 
     def __call__(self, jobs: Sequence[Job]) -> list[tuple[str, ...]]:
         """The notes about each job, in their order."""
-        prompts = self._lost([(job, "prompt") for job in jobs])
-        negatives = self._lost([(job, "negative_prompt") for job in jobs])
+        lost = [self._lost(name, jobs) for name in ("prompt", "negative_prompt")]
+        about = map(self._about, jobs)
         return [
-            tuple(filter(None, (*lost, *self._about(job)))) for job, *lost in zip(jobs, prompts, negatives, strict=True)
+            tuple(filter(None, (text, other, *more))) if text or other or more else ()
+            for text, other, more in zip(*lost, about, strict=True)
         ]
 
-    def _lost(self, texts: Sequence[tuple[Job, str]]) -> list[str]:
+    def _lost(self, name: str, jobs: Sequence[Job]) -> list[str]:
         """What is said of words that no encoder reads."""
-        asked = ["" if job.long_prompts or job.prompt_weights else getattr(job, name) for job, name in texts]
-        found = self._limits.lost(asked) if any(asked) else [""] * len(asked)
-        return [self._lost_note(name, lost) if lost else "" for (_, name), lost in zip(texts, found, strict=True)]
+        asked = ["" if job.long_prompts or job.prompt_weights else getattr(job, name) for job in jobs]
+        found = self._limits.lost(asked) if any(asked) else asked
+        return [self._lost_note(name, lost) if lost else "" for lost in found]
 
     def _lost_note(self, name: str, lost: str) -> str:
         assert self._limits.reach is not None, "lost words have a limit"
@@ -56,8 +57,9 @@ class Notes:
         return f"{name}: beyond the encoder's {self._limits.reach[1]} tokens, and not read: {shown!r}{remedy}"
 
     def _about(self, job: Job) -> list[str]:
-        notes = [self._picture(path) for name in PICTURES if (path := getattr(job, name))]
-        notes += self._markup(job.prompt, bool(job.prompt_weights), self._templates)
+        notes = [self._picture(path) for path in (job.init_image, job.mask_image, job.control_image) if path]
+        if _MARKED.search(job.prompt):
+            notes += _markup(job.prompt, bool(job.prompt_weights), self._templates)
         if job.negative_prompt and (reason := self._unguided(job)):
             notes.append(f"negative_prompt: it changes nothing, for {reason}")
         if self._controlnet and not job.control_image:

@@ -4,7 +4,7 @@ Where several of a row's pictures are sets (pictures and their masks), they go t
 """
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from diffaccel.models import expanded
 NAMES = ("init_image", "control_image", "mask_image")
 
 
-def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterator[PlacedRow | BadRow]:
+def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterable[PlacedRow | BadRow]:
     """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set."""
-    if isinstance(placed, BadRow):
-        yield placed
-        return
+    if isinstance(placed, BadRow) or not (placed.row.names_pictures or options.names_pictures):
+        return (placed,)
+    return _each(placed, options)
+
+
+def _each(placed: PlacedRow, options: PictureSettings) -> Iterator[PlacedRow | BadRow]:
     named = {name: path for name in NAMES if (path := getattr(placed.row, name) or getattr(options, name))}
-    if not named:
-        yield placed
-        return
     try:
         sets = {name: found for name, path in named.items() if (found := pictures_of(path)) is not None}
     except ValueError as error:

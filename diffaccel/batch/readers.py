@@ -25,6 +25,7 @@ __all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "Row
 
 COMMAND_LINE = "command line"
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
+_decode = json.JSONDecoder().decode
 _PICTURES = ("init_image", "mask_image", "control_image")
 _JSON_ROW, _JSON_DOCUMENT = re.compile(r'\s*\{\s*("|\}|$)'), re.compile(r'\s*(\[\s*([{"\]]|$)|\{\s*("|\}|$))')
 _NO_PROMPTS = re.compile(
@@ -74,9 +75,10 @@ def _there(path: Path, kind: Callable[[Path], bool]) -> bool:
 
 
 def _file(path: Path, keep: bool) -> RowStream:
+    folder = path.parent
     try:
         for row in _READERS[path.suffix.lower()](path, keep):
-            yield _beside(path.parent, row)
+            yield _beside(folder, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
@@ -85,7 +87,7 @@ def _file(path: Path, keep: bool) -> RowStream:
 
 def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     """The row with its files looked for beside the prompt file that names them, before the working folder."""
-    if isinstance(placed, BadRow):
+    if isinstance(placed, BadRow) or not (placed.row.lora or placed.row.names_pictures):
         return placed
     row, pictures = placed.row, ((name, getattr(placed.row, name)) for name in _PICTURES)
     found = {name: str(folder / file) for name, file in pictures if file and _found(folder, file)}
@@ -162,15 +164,16 @@ def _is_json_line(line: str) -> bool:
 
 
 def _json_lines(path: Path, keep: bool) -> RowStream:
+    name = str(path)
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield _json_row(line, f"{path}:{number}", keep)
+                yield _json_row(line, f"{name}:{number}", keep)
 
 
 def _json_row(line: str, where: str, keep: bool) -> PlacedRow | BadRow:
     try:
-        values = json.loads(line)
+        values = _decode(line)
     except (ValueError, RecursionError) as error:
         return BadRow(where, f"not JSON: {error}")
     return make_row(values, where, keep=keep)

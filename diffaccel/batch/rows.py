@@ -79,7 +79,7 @@ def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadR
     Args:
         keep: columns that are no settings go along instead of being refused.
     """
-    if not isinstance(values, Mapping):
+    if not isinstance(values, dict):
         return BadRow(where, "not an object with a prompt")
     try:
         given, columns = _sorted_out(values, keep)

@@ -107,9 +107,15 @@ class PictureSettings(BaseModel):
             raise ValueError("holds a NUL character")
         return text
 
+    @property
+    def names_pictures(self) -> bool:
+        """Whether it names a picture."""
+        return bool(self.init_image or self.mask_image or self.control_image)
+
     def given(self) -> dict[str, Any]:
         """The settings that were given, without those left open."""
-        return self.model_dump(exclude_none=True)
+        values = vars(self)
+        return {name: value for name in self.model_fields_set if (value := values[name]) is not None}
 
 
 class PromptRow(PictureSettings):

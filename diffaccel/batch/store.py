@@ -247,6 +247,8 @@ def to_render(
         records: of the folder's manifest, where that was read already.
     """
     records = {} if overwrite else read_manifest(folder) if records is None else records
+    if not records:
+        return () if retry_failed else tuple(jobs)
     missing = tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))
     failed = {record.id for record in records.values() if record.status == "failed"}
     return tuple(job for job in missing if job.id in failed) if retry_failed else missing

@@ -24,11 +24,15 @@ class TextLimits:
         return max(limits.items(), key=lambda item: item[1], default=None)
 
     def lost(self, texts: Sequence[str]) -> list[str]:
-        """What of each text no encoder reads; empty where all of it is read."""
+        """What of each text no encoder reads; empty where all of it is read.
+
+        An ASCII character is at most one token of CLIP's, or two with a space of others': most texts need no counting.
+        """
         if self.reach is None:
             return [""] * len(texts)
         limit = self.reach[1]
-        long = [index for index, text in enumerate(texts) if not _surely_short(text, limit, clip=self._only_clip)]
+        most = (limit - 2) // (1 if self._only_clip else 2)  # characters
+        long = [index for index, text in enumerate(texts) if len(text) > most or not text.isascii()]
         found = [""] * len(texts)
         if long:
             for index, encoding in zip(long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True):
@@ -110,11 +114,6 @@ def _from_folder(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-
-
-def _surely_short(text: str, limit: int, *, clip: bool) -> bool:
-    """Whether the text is read whole without counting: an ASCII character is at most one token, or two with a space."""
-    return text.isascii() and len(text) * (1 if clip else 2) + 2 <= limit
 
 
 def _beyond(text: str, encoding: Any, limit: int) -> str:

@@ -103,7 +103,7 @@ class Subject:
         from diffaccel.batch.jobs import Job
         from diffaccel.batch.notes import Notes
 
-        extra = dict.fromkeys(name for each in rows for name in each.row.given() if name not in ("prompt", "custom_id"))
+        extra = sorted({name for each in rows for name in each.row.given()} - {"prompt", "custom_id"})
         if extra:
             self.say(f"not used: {', '.join(extra)} of single rows; all prompts are drawn as the options say")
         jobs = [Job(id=each.where, prompt=each.row.prompt, seed=self.seed, model=self.name, dtype="") for each in rows]

@@ -1,5 +1,6 @@
 """The dry run: what a run would do, found out row by row, so that a million rows take a minute and little memory."""
 
+import gc
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,8 +54,12 @@ def survey(prepared: Preparation) -> Survey:
     """Read the input and check every row, without loading the model."""
     looking = _Looking(prepared)
     pictures = _placed(prepared)
-    while chunk := list(islice(pictures, CHUNK)):
-        looking(chunk)
+    gc.disable()  # rows refer to nothing that refers to them, and there are millions
+    try:
+        while chunk := list(islice(pictures, CHUNK)):
+            looking(chunk)
+    finally:
+        gc.enable()
     tally = looking.tally
     require_prompts(prepared.planner.bad, len(tally.states), prepared.request)
     require_fit(prepared.request, prepared.options, list(tally.kinds.values()), prepared.source)

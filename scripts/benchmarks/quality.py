@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from benchmarks.peers import Attach, first_block_cache
-from benchmarks.tables import Tables
+from benchmarks.tables import FLOOR, Tables
 
 from diffaccel import (
     BlockCache,
@@ -34,6 +34,7 @@ from diffaccel.models import load
 from diffaccel.sampling.schedulers import sampler_named
 
 BATCH = 4  # pictures at a time
+OTHER_SEED = 500_000  # of the first picture of those that share the prompts alone
 GUIDANCE = 2.0
 OWN = {"emoji-sd": {}, "emoji-dit": {"use_resolution_binning": False, "clean_caption": False}}
 SPEEDS = (1.1, 1.25, 1.5, 1.75, 2, 2.5, 3.5)  # of the runs with fewer steps; a method is held against the nearest
@@ -49,13 +50,16 @@ class Run:
         steps: sampling steps.
         batches: captions of each batch.
         attach: what is put on the pipeline meanwhile.
+        seed: of the first picture.
 
     Attributes:
         report: on the last batch, where methods of this package were attached.
     """
 
-    def __init__(self, model: str, pipe: Any, steps: int, batches: list[list[str]], attach: Attach) -> None:
-        self.pipe, self.attach = pipe, attach
+    def __init__(
+        self, model: str, pipe: Any, steps: int, batches: list[list[str]], attach: Attach, seed: int = 0
+    ) -> None:
+        self.pipe, self.attach, self.seed = pipe, attach, seed
         self.settings = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "output_type": "pt", **OWN[model]}
         self._next = cycle(enumerate(batches))
         self.pictures: dict[int, torch.Tensor] = {}
@@ -64,7 +68,7 @@ class Run:
     def __call__(self) -> None:
         """Draw the next batch; every picture has the noise that its place gives it."""
         index, prompts = next(self._next)
-        generators = [torch.Generator().manual_seed(1000 * index + i) for i, _ in enumerate(prompts)]
+        generators = [torch.Generator().manual_seed(self.seed + 1000 * index + i) for i, _ in enumerate(prompts)]
         with self.attach() as handle:
             self.pictures[index] = self.pipe(prompts, generator=generators, **self.settings).images
         self.report = handle.report() if isinstance(handle, Handle) else None
@@ -132,12 +136,7 @@ def against_fewer_steps(model: str, rounds: int, steps: int, *, ddim: bool = Fal
         steps: sampling steps of the plain pipeline.
         ddim: sample with DDIM, as most papers on caching do, in place of the pipeline's own second-order sampler.
     """
-    pipe = load(model)
-    if ddim:
-        pipe.scheduler = sampler_named("ddim", pipe.scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    prompts = captions()[:: len(captions()) // (rounds * BATCH)]
-    batches = [list(prompts[i * BATCH : (i + 1) * BATCH]) for i in range(rounds)]
+    pipe, batches = _work(model, rounds, ddim=ddim)
     ways: dict[str, Attach] = {"plain": nullcontext}
     ways |= {name: partial(accelerate, pipe, *methods) for name, methods in methods_for(model, pipe, steps).items()}
     peers, refused = usable(peers_for(model, pipe, steps), partial(Run, model, pipe, steps, batches[:1]))
@@ -147,11 +146,43 @@ def against_fewer_steps(model: str, rounds: int, steps: int, *, ddim: bool = Fal
     baselines = {f"plain, {n} steps": Run(model, pipe, n, batches, nullcontext) for n in fewer}
     times = interleaved(runs | baselines, rounds, warmup=0)
     rows = _rows(runs | baselines, times, [caption for batch in batches for caption in batch])
+    rows[FLOOR] = floor(model, pipe, steps, batches, runs["plain"].all())
     for name in runs.keys() - {"plain"}:
         rows[name] |= _same_time(rows, times, name, list(baselines))
     sampler = type(pipe.scheduler).__name__.removesuffix("Scheduler")
     tables: Tables = {f"{model}, {steps} steps of {sampler}, {rounds * BATCH} pictures, guidance {GUIDANCE}": rows}
     return tables | ({f"{model}: do not run": refused} if refused else {})
+
+
+def _work(model: str, rounds: int, *, ddim: bool) -> tuple[Any, list[list[str]]]:
+    """The pipeline, and the captions of each batch."""
+    pipe = load(model)
+    if ddim:
+        pipe.scheduler = sampler_named("ddim", pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = captions()[:: len(captions()) // (rounds * BATCH)]
+    return pipe, [list(prompts[i * BATCH : (i + 1) * BATCH]) for i in range(rounds)]
+
+
+def drawn(model: str, pipe: Any, steps: int, batches: list[list[str]], seed: int = 0) -> torch.Tensor:
+    """The plain pipeline's pictures of all batches."""
+    run = Run(model, pipe, steps, batches, nullcontext, seed)
+    for _ in batches:
+        run()
+    return run.all()
+
+
+def floor(model: str, pipe: Any, steps: int, batches: list[list[str]], plain: torch.Tensor) -> dict[str, float]:
+    """How far pictures of other seeds are from the plain ones."""
+    quality = compare(drawn(model, pipe, steps, batches, OTHER_SEED), plain)
+    return {"PSNR": quality.psnr, "SSIM": quality.ssim}
+
+
+def floor_alone(model: str, rounds: int, steps: int, *, ddim: bool) -> dict[str, float]:
+    """The floor of `against_fewer_steps`, without all the rest."""
+    torch.set_grad_enabled(False)
+    pipe, batches = _work(model, rounds, ddim=ddim)
+    return floor(model, pipe, steps, batches, drawn(model, pipe, steps, batches))
 
 
 def usable(peers: Mapping[str, Attach], make: Callable[[Attach], "Run"]) -> tuple[dict[str, Attach], dict[str, Any]]:

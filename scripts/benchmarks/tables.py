@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+FLOOR = "different seed (floor)"
+"""Row of a table of likenesses: how far two seeds are apart; what is no nearer has kept the prompt alone."""
 Tables = Mapping[str, Mapping[str, Mapping[str, Any]]]  # title -> row -> column -> figure
 
 

@@ -39,6 +39,7 @@ def command(models: tuple[str, ...], samplers: tuple[str, ...], runs: int, calib
             result: dict[str, Any] = {"model": model, "sampler": sampler, "calibration": calibration}
             result |= {"machine": asdict(machine()), "rows": []}
             for row in tuned(model, sampler, runs, calibration, output):
+                result["floor"] = row.pop("floor")
                 result["rows"].append(row)
                 (output / f"{model}-{sampler}.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -65,7 +66,13 @@ def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -
         click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
         fixed = [{"name": b.name, **asdict(b.score)} for b in sorted(result.fixed, key=lambda b: -b.score.psnr)]
         spent = {"total_seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
-        yield {"interval": interval, **asdict(result.recipe.evidence), "fixed": fixed, **spent}
+        yield {
+            "interval": interval,
+            **asdict(result.recipe.evidence),
+            "fixed": fixed,
+            **spent,
+            "floor": asdict(result.floor),
+        }
     say("done")
 
 

@@ -40,16 +40,35 @@ def examine(page: Page, rounds: int) -> tuple[dict[str, Any], Image.Image]:
             "psnr": None if name == first else quality.psnr,
             "ssim": None if name == first else quality.ssim,
         } | _cost(pipe, call, more)
+    alike = floor(pipe, call, pictures[first])
     step = 4 if "frames" in names else 1
     shown = {"input": names["inputs"]} if "inputs" in names else {}
     shown |= {name: pictures[name][::step][:SHOWN] for name in added}
-    return {"machine": asdict(machine()), "rounds": rounds, "rows": rows}, _sheet(shown)
+    return {"machine": asdict(machine()), "rounds": rounds, "rows": rows, "floor": alike}, _sheet(shown)
 
 
-def _draw(pipe: Any, call: dict[str, Any]) -> list[Image.Image]:
-    """Pictures from the same noise each time; frames of a video."""
-    seeded = {} if hasattr(pipe, "stream") else {"generator": torch.Generator().manual_seed(0)}
-    output = pipe(**call, **seeded)
+def floor(pipe: Any, call: dict[str, Any], pictures: list[Image.Image]) -> dict[str, float]:
+    """How far pictures of another seed are from those of a page's first variant."""
+    quality = compare(_draw(pipe, call, seed=1), pictures)
+    return {"psnr": quality.psnr, "ssim": quality.ssim}
+
+
+def floor_alone(page: Page) -> dict[str, float]:
+    """The same, of a page whose other figures are known."""
+    names: dict[str, Any] = {}
+    exec(page.code, names)
+    pipe, call = names["pipe"], names["call"] | eval(f"dict({next(iter(page.variants.values()))})", names)
+    pipe.set_progress_bar_config(disable=True)
+    return floor(pipe, call, _draw(pipe, call))
+
+
+def _draw(pipe: Any, call: dict[str, Any], seed: int = 0) -> list[Image.Image]:
+    """Pictures from the noise of a seed; frames of a video."""
+    if hasattr(pipe, "stream"):  # whose calls name a seed
+        call = call | {"seed": call["seed"] + seed}
+    else:
+        call = call | {"generator": torch.Generator().manual_seed(seed)}
+    output = pipe(**call)
     return list(output.frames[0] if "frames" in output else output.images)
 
 

@@ -61,6 +61,9 @@ def _table(page: Page, figures: dict[str, Any]) -> str:
             _number(row["ssim"], ".3f"), _number(row["cache_bytes"], ".2f", 1e6),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    if "floor" in figures:
+        alike = figures["floor"]
+        lines.append(f"| *different seed (floor)* | | | | | {alike['psnr']:.1f} | {alike['ssim']:.3f} | |")
     return "\n".join(lines) + "\n"
 
 
