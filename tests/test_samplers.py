@@ -64,6 +64,8 @@ def test_default_is_a_new_one_of_the_same_class() -> None:
         ("DPM2 a Karras", "dpm2-a karras", {"use_karras_sigmas": True}),
         ("PLMS", "pndm", {}),
         ("uni_pc", "unipc", {}),
+        ("uni_pc_bh2", "unipc", {}),
+        ("dpmpp_2m_sde_gpu karras", "dpm++ 2m sde karras", {"use_karras_sigmas": True}),
     ],
 )
 def test_names_as_other_tools_write_them(written: str, name: str, options: dict[str, Any]) -> None:

@@ -7,16 +7,18 @@ from urllib.parse import quote
 
 MAX_ID = 120
 MAX_STEM = 180  # of the 255 bytes that file systems give a name, with room for suffixes and temporary names
-_ID = re.compile(r"\w[^/\\:*?\"<>|]*")
+_ID = re.compile(r"[^\s.~/\\:*?\"<>|-][^/\\:*?\"<>|]*")
+_JOINERS = str.maketrans("", "", "\u200c\u200d")  # which words of some scripts, and some emoji, are written with
 
 
 def check_id(name: str) -> str:
     """The name, where it can be one. Raises `ValueError` otherwise."""
-    if len(name) <= MAX_ID and _ID.fullmatch(name) and name.isprintable() and not name.endswith((" ", ".")):
+    printable = name.translate(_JOINERS).isprintable()
+    if len(name) <= MAX_ID and _ID.fullmatch(name) and printable and not name.endswith((" ", ".")):
         return name
     raise ValueError(
-        f"write up to {MAX_ID} characters of any script, the first a letter, a digit or _, none of them "
-        '/ \\ : * ? " < > | or a line break, the last no dot or space'
+        f"write up to {MAX_ID} characters of any script, none of them "
+        '/ \\ : * ? " < > | or a line break, the first no dot, dash, ~ or space, the last no dot or space'
     )
 
 

@@ -28,10 +28,13 @@ class Notes:
     Args:
         templates: wildcards and alternatives are drawn, so that braces left in a prompt are meant as such.
         controlnet: the run has a ControlNet.
+        remedies: name the options by which `diffaccel generate` reads more of a prompt.
     """
 
-    def __init__(self, source: ModelSource, *, templates: bool = False, controlnet: bool = False) -> None:
-        self._source, self._templates, self._controlnet = source, templates, controlnet
+    def __init__(
+        self, source: ModelSource, *, templates: bool = False, controlnet: bool = False, remedies: bool = True
+    ) -> None:
+        self._source, self._templates, self._controlnet, self._remedies = source, templates, controlnet, remedies
         self._limits = TextLimits(source)
         self._picture = lru_cache(maxsize=4096)(_of_picture)
 
@@ -53,13 +56,15 @@ class Notes:
     def _lost_note(self, name: str, lost: str) -> str:
         assert self._limits.reach is not None, "lost words have a limit"
         shown = lost if len(lost) <= _SHOWN else f"{lost[: _SHOWN // 2]} ... {lost[-_SHOWN // 2 :]}"
-        remedy = "; --long-prompts reads all" if reads_in_parts(self._source.index["_class_name"]) else ""
+        remedied = self._remedies and reads_in_parts(self._source.index["_class_name"])
+        remedy = "; --long-prompts reads all" if remedied else ""
         return f"{name}: beyond the encoder's {self._limits.reach[1]} tokens, and not read: {shown!r}{remedy}"
 
     def _about(self, job: Job) -> list[str]:
         notes = [self._picture(path) for path in (job.init_image, job.mask_image, job.control_image) if path]
         if _MARKED.search(job.prompt):
-            notes += _markup(job.prompt, bool(job.prompt_weights), self._templates)
+            read = {"weights": bool(job.prompt_weights), "templates": self._templates}
+            notes += markup(job.prompt, **read, remedies=self._remedies)
         if job.negative_prompt and (reason := self._unguided(job)):
             notes.append(f"negative_prompt: it changes nothing, for {reason}")
         if self._controlnet and not job.control_image:
@@ -99,16 +104,28 @@ def _of_picture(path: str) -> str:
     return ""
 
 
-def _markup(prompt: str, weights: bool, templates: bool) -> list[str]:
-    """Notes about what a prompt seems to ask for in the language of other programs."""
-    notes = []
-    if not weights and look_meant(prompt):
-        notes.append("prompt: weights such as (word:1.3) and BREAK are drawn as text: --prompt-weights reads them")
-    if not templates and _TEMPLATE.search(prompt):
-        notes.append("prompt: {a|b} and __name__ are drawn as text: --dynamic-prompts draws one of them")
-    if _LORA.search(prompt):
-        notes.append("prompt: <lora:...> is drawn as text: name the LoRA with --lora, or in a column lora")
-    return notes
+def markup(prompt: str, *, weights: bool = False, templates: bool = False, remedies: bool = False) -> list[str]:
+    """Notes about what a prompt seems to ask for in the language of other programs.
+
+    Args:
+        weights, templates: what is read, and not drawn as text.
+        remedies: name the options by which `diffaccel generate` reads it.
+    """
+    found = {
+        "weights such as (word:1.3) and BREAK are drawn as text": "--prompt-weights reads them",
+        "{a|b} and __name__ are drawn as text": "--dynamic-prompts draws one of them",
+        "<lora:...> is drawn as text": "name the LoRA with --lora, or in a column lora",
+    }
+    meant = (
+        not weights and look_meant(prompt),
+        not templates and _TEMPLATE.search(prompt),
+        _LORA.search(prompt),
+    )
+    return [
+        f"prompt: {what}: {remedy}" if remedies else f"prompt: {what}"
+        for (what, remedy), is_meant in zip(found.items(), meant, strict=True)
+        if is_meant
+    ]
 
 
 def noted(jobs: Sequence[Job], notes: Notes) -> list[Job]:

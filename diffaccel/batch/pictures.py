@@ -163,7 +163,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with expanded(path).open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise PictureError(f"cannot read {path}: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture") from error
+        kinds = "not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one"
+        raise PictureError(f"cannot read {path}: {kinds}") from error
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:

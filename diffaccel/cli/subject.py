@@ -107,7 +107,7 @@ class Subject:
         if extra:
             self.say(f"not used: {', '.join(extra)} of single rows; all prompts are drawn as the options say")
         jobs = [Job(id=each.where, prompt=each.row.prompt, seed=self.seed, model=self.name, dtype="") for each in rows]
-        notes = zip(jobs, Notes(self.source)(jobs), strict=True)
+        notes = zip(jobs, Notes(self.source, remedies=False)(jobs), strict=True)
         for line in told_once((job.id, note) for job, said in notes for note in said):
             self.say(line)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from diffaccel.batch.notes import markup
 from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
 UNLIMITED = 100_000
@@ -43,9 +44,11 @@ def _beyond(tokenizer: Any, limit: int, text: str) -> str:
 
 
 def remark(pipe: Any, prompts: dict[str, str]) -> str:
-    """What is left out of prompts, by their titles, in a sentence; empty where nothing is."""
+    """What is left out of prompts, or drawn as text, by their titles, in sentences; empty where nothing is."""
     lost = {title: end for title, text in prompts.items() if text and (end := cut_off(pipe, text))}
-    return " ".join(f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items())
+    said = [f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items()]
+    meant = [(title, note.removeprefix("prompt: ")) for title, text in prompts.items() for note in markup(text)]
+    return " ".join(said + [f"{title}: {note}." for title, note in meant])
 
 
 def unread(pipe: Any, controls: Controls) -> str:

@@ -75,8 +75,15 @@ _SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _STARTS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 _OWN_LEVELS = ("StableDiffusion3", "Sana")  # pipelines that leave the noise levels to the scheduler
 _OF_FLOW = " of flow"
-_SPELLINGS = {"dpmpp": "dpm++", "euler ancestral": "euler-a", "euler a": "euler-a", "dpm 2": "dpm2", "uni pc": "unipc"}
-_SPELLINGS |= {"dpm2 ancestral": "dpm2-a", "dpm2 a": "dpm2-a", "plms": "pndm", "k ": "", "3m sde gpu": "3m sde"}
+_SPELLINGS = {
+    "uni pc bh2": "unipc",
+    "dpmpp": "dpm++",
+    "euler ancestral": "euler-a",
+    "euler a": "euler-a",
+    "dpm 2": "dpm2",
+    "uni pc": "unipc",
+}
+_SPELLINGS |= {"dpm2 ancestral": "dpm2-a", "dpm2 a": "dpm2-a", "plms": "pndm", "k ": "", "sde gpu": "sde"}
 _ABSENT = {
     "dpm++ 2s a": "dpm++ sde",
     "dpm++ 2s ancestral": "dpm++ sde",
@@ -169,7 +176,7 @@ def sampler_problem(
 def _spacing_problem(base: str, spacing: str, scheduler: str) -> str | None:
     fitting = [name for name, options in SPACINGS.items() if set(options) <= _accepted(scheduler)]
     if spacing not in fitting:
-        return f"{base} has no {spacing} spacing on this model; it has {', '.join(fitting) or 'none'}"
+        return f"{base} has no {spacing} spacing on this model; it has {', '.join(fitting) or 'no other: leave it out'}"
     if spacing == "beta" and find_spec("scipy") is None:
         return "beta spacing needs scipy: pip install 'diffaccel[samplers]'"
     return None

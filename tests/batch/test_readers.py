@@ -313,7 +313,10 @@ def test_lines_with_options_that_are_not_understood(line: str, reason: str) -> N
     assert reason in row.error
 
 
-@pytest.mark.parametrize("name", ["猫 7", "été", "a", "x" * 120, 7])
+JOINED = ("\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f469 1")  # of Persian, and an emoji of two
+
+
+@pytest.mark.parametrize("name", ["猫 7", "été", *JOINED, "#1", "a", "x" * 120, 7])
 def test_ids_in_any_script(name: object) -> None:
     (row,) = read("-", stdin=json.dumps({"prompt": "a", "custom_id": name}))
     assert row == PromptRow(prompt="a", custom_id=str(name))

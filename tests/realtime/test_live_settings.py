@@ -140,6 +140,7 @@ def test_what_no_text_encoder_reads_of_a_prompt_is_named(pipe: Any) -> None:
     assert stream.remark(Controls(prompt="a cat", negative_prompt=words)) == ""
     told = stream.remark(Controls(prompt="a cat", negative_prompt=words, guidance="full"))
     assert told.startswith("Negative prompt is too long for this model, which does not read “")
+    assert stream.remark(Controls(prompt="a (cat:1.3)")).endswith("(word:1.3) and BREAK are drawn as text.")
     stream.close()
 
 
