@@ -92,7 +92,7 @@ def test_names_that_mean_nothing_are_refused(name: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "euler-a", "tcd", "dpm++ sde", "dpm++ karras", "unipc sgm uniform"])
 def test_a_model_of_flow_matching_refuses_what_is_not_for_it(name: str) -> None:
-    with pytest.raises(ValueError, match=r"trained with flow matching: use dpm\+\+|spacing on this model; it has none"):
+    with pytest.raises(ValueError, match=r"trained with flow matching: use dpm\+\+|spacing on this model; it has no"):
         sampler_named(name, FLOW)
 
 

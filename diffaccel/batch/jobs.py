@@ -248,7 +248,7 @@ class Planner:
         settings |= {"resize": None, "background": None, "controlnet": None, "id": "", "prompt": "", "seed": 0}
         return Job(**{**self._common, **settings})
 
-    def _of_pictures(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _of_pictures(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What a row's pictures decide: where they are, how they are used, and the size that a start gives."""
         given = self._given | asked
         named = {name: located(path) for name in PICTURES if (path := given.get(name))}

@@ -13,13 +13,11 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.batch.text_rules import reads_in_parts
-from diffaccel.batch.weights import look_meant
 from diffaccel.models import ModelSource
+from diffaccel.models.markup import markup
 
 _SHOWN = 200
 _MARKED = re.compile(r"[({<]|__|BREAK")
-_LORA = re.compile(r"<(lora|lyco|hypernet):[^<>]+>")
-_TEMPLATE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z0-9*][\w*/-]*?__")
 
 
 class Notes:
@@ -86,7 +84,11 @@ class Notes:
     def _distilled(self) -> bool:
         """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
         from diffaccel.batch.check import part_config
+        from diffaccel.batch.fit import call_defaults
 
+        true_scale = call_defaults(self._source.index["_class_name"]).get("true_cfg_scale")
+        if isinstance(true_scale, int | float) and true_scale <= 1:  # as FLUX, whose guidance_scale is another thing
+            return True
         unet = part_config(self._source, "unet").get("time_cond_proj_dim")
         return unet is not None or bool(part_config(self._source, "transformer").get("guidance_embeds"))
 
@@ -102,30 +104,6 @@ def _of_picture(path: str) -> str:
     with suppress(PictureError):  # one that cannot be read is the row's problem, which others name
         return picture_note(path) or ""
     return ""
-
-
-def markup(prompt: str, *, weights: bool = False, templates: bool = False, remedies: bool = False) -> list[str]:
-    """Notes about what a prompt seems to ask for in the language of other programs.
-
-    Args:
-        weights, templates: what is read, and not drawn as text.
-        remedies: name the options by which `diffaccel generate` reads it.
-    """
-    found = {
-        "weights such as (word:1.3) and BREAK are drawn as text": "--prompt-weights reads them",
-        "{a|b} and __name__ are drawn as text": "--dynamic-prompts draws one of them",
-        "<lora:...> is drawn as text": "name the LoRA with --lora, or in a column lora",
-    }
-    meant = (
-        not weights and look_meant(prompt),
-        not templates and _TEMPLATE.search(prompt),
-        _LORA.search(prompt),
-    )
-    return [
-        f"prompt: {what}: {remedy}" if remedies else f"prompt: {what}"
-        for (what, remedy), is_meant in zip(found.items(), meant, strict=True)
-        if is_meant
-    ]
 
 
 def noted(jobs: Sequence[Job], notes: Notes) -> list[Job]:

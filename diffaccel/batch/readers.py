@@ -16,7 +16,7 @@ from typing import TextIO
 
 import yaml
 
-from diffaccel.batch.rows import SETTINGS, BadRow, InputError, PlacedRow, RowStream, explain, make_row
+from diffaccel.batch.rows import SETTINGS, BadRow, InputError, PlacedRow, RowStream, explain, make_row, setting_name
 from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
 from diffaccel.batch.text_lines import COMMENT, text_values
 from diffaccel.models import parse_loras, rebased
@@ -82,7 +82,7 @@ def _file(path: Path, keep: bool) -> RowStream:
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
 def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
@@ -141,6 +141,8 @@ def _lines(stream: Iterable[str], name: str, keep: bool) -> RowStream:
     else:
         for number, line in enumerate(itertools.chain(begin, lines), 1):
             where = f"{name}:{number}"
+            if number == len(begin) and setting_name(line) == "prompt":  # the header of a table of one column
+                continue
             if _JSON_ROW.match(line):
                 yield _json_row(line, where, keep)
             elif line.strip() and not line.lstrip().startswith(COMMENT):

@@ -114,9 +114,9 @@ def explain(error: ValidationError) -> str:
 
 
 def _explain(problem: Any) -> str:
-    field = ".".join(str(part) for part in problem["loc"]) or "row"
+    field = ".".join(str(part) for part in problem["loc"]) or "size"  # the one check of a whole row
     if problem["type"] == "extra_forbidden":
         return no_such_setting(field)
     message = what_is_wrong(problem)
     shown = repr(problem["input"])
-    return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["type"] != "missing" else "")
+    return f"{field}: {message}" + (f" (got {shown[:60]})" if problem["loc"] and problem["type"] != "missing" else "")

@@ -174,9 +174,13 @@ def parse_colour(name: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
-        red, green, blue = ImageColor.getrgb(name)[:3]
+        red, green, blue, *alpha = ImageColor.getrgb(name)
     except ValueError as error:
         raise ValueError(f"unknown colour {name!r}: write white, #ffffff or rgb(255, 255, 255)") from error
+    if alpha not in ([], [255]):
+        raise ValueError(
+            f"{name!r} is a transparent colour, and a background hides what is behind it: write {name[:7]}"
+        )
     return red, green, blue
 
 
@@ -184,5 +188,5 @@ def parse_size(text: str) -> tuple[int, int]:
     """Width and height in pixels from `"128"` or `"128x96"`. Raises `ValueError` for anything else."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"size {text!r} is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96")
+        raise ValueError(f"{text!r} is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96")
     return int(parts[0]), int(parts[-1])

@@ -6,13 +6,7 @@ from functools import lru_cache
 EMPHASIS = 1.1
 TextPart = tuple[tuple[str, float], ...]
 _TOKEN = re.compile(r"\\.|:\s*\d*\.?\d+\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
-_MEANT = re.compile(r"(?<!\\)\([^()\[\]]+:\s*\d*\.?\d+\s*\)|\bBREAK\b")
 _CHANGING = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
-
-
-def look_meant(text: str) -> bool:
-    """Whether the text seems to have weights in it."""
-    return _MEANT.search(text) is not None
 
 
 @lru_cache(maxsize=1024)

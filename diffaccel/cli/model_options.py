@@ -95,6 +95,8 @@ class ModelChoice:
         """
         from diffaccel import models
 
+        if self.model == "":
+            raise models.ModelError(f"--model is empty: name one, or leave it out for {default}")
         name = self.model or default
         made = models.video_source if video and name in models.names("video") else None
         source = made(name) if made else models.resolve(name, self.config)

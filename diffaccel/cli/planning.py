@@ -111,7 +111,7 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
     source = ModelChoice.of({**vars(request), "lora": options.lora}).find()
     common = Ingredients(
         models.located(source.name),
-        _check(request, options),
+        _check(request, options, source),
         models.located(request.vae) if request.vae not in (None, NONE) else None,
         request.config and models.located(request.config),
         _embeddings(request),
@@ -204,11 +204,24 @@ def require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Jo
     if adapted and (problem := lora_problem(options.lora, source, request.lora_partial)):
         raise ModelError(f"--{problem}")
     _require_task(options, todo, source)
+    _require_common(options, todo, source)
     asked = [job for job in todo if job.cache == options.cache != "none"]
     unfit = misfits(asked, source)
     if asked and len(unfit) == len(asked):
         name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
         raise click.UsageError(f"{name}: {unfit[asked[0].id]}")
+
+
+def _require_common(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
+    """Refuse a strength or size of the command line with which no picture can be painted."""
+    from diffaccel.batch.check import find_problems
+
+    given = {"strength": options.strength, "size": options.width or options.height}
+    kinds = {job.group: job for job in todo} if any(given.values()) else {}
+    problems = find_problems(kinds.values(), source)
+    name, _, words = next(iter(problems.values()), "").partition(": ")
+    if problems and len(problems) == len(kinds) and given.get(name):
+        raise click.UsageError(f"--{name}: {words}")
 
 
 def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
@@ -227,7 +240,7 @@ def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "Mo
         raise click.UsageError(f"--{setting.replace('_', '-')}: {words}")
 
 
-def _check(request: Request, options: "PictureSettings") -> str:
+def _check(request: Request, options: "PictureSettings", source: "ModelSource") -> str:
     """Check that everything is there that the command line names; the dtype of the weights."""
     from diffaccel import models
     from diffaccel.batch.export import require_pyarrow
@@ -235,7 +248,7 @@ def _check(request: Request, options: "PictureSettings") -> str:
 
     check_named(options)
     if request.controlnet:
-        models.find_controlnet(request.controlnet)
+        models.check_controlnet(request.controlnet, source)
     if request.parquet:
         require_pyarrow()
     device = models.choose_device(request.device)

@@ -36,6 +36,7 @@ _LIMITS = {
     "finite_number": "must be a finite number",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
+    "string_unicode": "is not written in UTF-8: save it so",
     "literal_error": "must be {expected}",
     "missing": "is missing",
     "extra_forbidden": "is no setting",

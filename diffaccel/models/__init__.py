@@ -6,7 +6,7 @@ print(models.figures("emoji-sd"))
 """
 
 from diffaccel.models.catalogue import BUNDLED, Bundled, Defaults, defaults, figures, names, path
-from diffaccel.models.controlnet import find_controlnet, load_controlnet, with_controlnets
+from diffaccel.models.controlnet import check_controlnet, find_controlnet, load_controlnet, with_controlnets
 from diffaccel.models.embedding import check_embeddings, load_embeddings, parse_embeddings, write_embeddings
 from diffaccel.models.loader import (
     DEVICE_MAPS,
@@ -34,6 +34,7 @@ __all__ = [
     "ModelError",
     "ModelSource",
     "adapters",
+    "check_controlnet",
     "check_device_map",
     "check_embeddings",
     "choose_device",

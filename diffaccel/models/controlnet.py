@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
+from diffaccel.models.single_file import read_shapes
 from diffaccel.models.single_parts import load_controlnet_file
-from diffaccel.models.source import HUB_ID, ModelError, check_header, check_weights, expanded, fetch
+from diffaccel.models.source import HUB_ID, ModelError, ModelSource, check_weights, expanded, fetch, refuse_pickle
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
 CLASS = "ControlNetModel"
+_MARKS = ("controlnet", "zero_convs.", "input_hint_block.")
+"""In names of the tensors of a ControlNet, as diffusers and the original repositories write them."""
 ALIKE = ("cross_attention_dim", "block_out_channels", "addition_embed_type")
 _HUB_FILES = [
     "config.json",
@@ -34,8 +37,11 @@ def find_controlnet(name: str) -> Path:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
     """
     place = BUNDLED[name].folder if name in names("controlnet") else expanded(name)
+    refuse_pickle(place, "ControlNet")
     if place.is_file() and place.suffix == ".safetensors":
-        check_header(place)
+        tensors = read_shapes(place)
+        if not any(mark in each for each in tensors for mark in _MARKS):
+            raise ModelError(f"{place} holds no ControlNet: it has {next(iter(tensors), 'nothing')[:80]}")
         return place
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)
@@ -56,6 +62,14 @@ def find_controlnet(name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no weights (diffusion_pytorch_model.safetensors)")
     return folder
+
+
+def check_controlnet(name: str, source: ModelSource) -> None:
+    """Raise ModelError where a ControlNet cannot be found, or was made for another network than a model's."""
+    place, unet = find_controlnet(name), source.folder / "unet" / "config.json"
+    if place.is_dir() and unet.is_file():
+        own, other = (json.loads(file.read_text(encoding="utf-8")) for file in (place / "config.json", unet))
+        _require_alike(own, other)
 
 
 def load_controlnet(
@@ -79,9 +93,13 @@ def load_controlnet(
 
 def require_fit(net: Any, unet: Any) -> None:
     """Raise ModelError if a ControlNet, or its configuration, is for UNets of other widths."""
-    config = net if isinstance(net, dict) else net.config
+    _require_alike(net if isinstance(net, dict) else net.config, unet.config)
+
+
+def _require_alike(net: Any, unet: Any) -> None:
+    """Raise ModelError where two configurations differ in what a ControlNet has from its UNet."""
     for name in ALIKE:
-        own, other = (_plain(values.get(name)) for values in (config, unet.config))
+        own, other = (_plain(values.get(name)) for values in (net, unet))
         if own != other:
             raise ModelError(
                 f"this ControlNet was made for another kind of network: its {name} is {own}, the UNet's {other}"

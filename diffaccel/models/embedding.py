@@ -41,8 +41,13 @@ def write_embeddings(files: Mapping[str, str]) -> str | None:
 def check_embeddings(text: str | None, source: ModelSource) -> None:
     """Raise `ModelError` where embeddings are missing, damaged, or for encoders of another width."""
     widths = {name: width for name in _OWN.values() if (width := _width(source.folder / name / "config.json"))}
-    for file in parse_embeddings(text).values():
-        _assigned(file, read_shapes(_found(file)), widths, source.name)
+    for token, file in parse_embeddings(text).items():
+        for encoder in _assigned(file, read_shapes(_found(file)), widths, source.name).values():
+            words = source.folder / encoder.replace("text_encoder", "tokenizer") / "vocab.json"
+            if words.is_file() and token in json.loads(words.read_text(encoding="utf-8")):
+                raise ModelError(
+                    f"--embedding {file}={token}: {source.name} knows the word {token} already: name another"
+                )
 
 
 def load_embeddings(pipe: Any, text: str | None) -> None:
@@ -96,10 +101,11 @@ def _assigned(
     for name, shape in shapes.items():
         fitting = [encoder for encoder, width in widths.items() if shape[-1:] == (width,)]
         own = _OWN.get(name)
-        if len(shape) not in (1, 2) or not fitting or (own in widths and own not in fitting):
+        if len(shape) not in (1, 2) or (own is None and len(shapes) > 1):
+            raise ModelError(f"{file} is not an embedding: it has {name[:80]}")
+        if not fitting or (own in widths and own not in fitting):
             ours = " and ".join(str(width) for width in widths.values())
-            width = shape[-1] if shape else 0
-            raise ModelError(f"the embedding {file} is for an encoder of width {width}, and {model} has {ours}")
+            raise ModelError(f"the embedding {file} is for an encoder of width {shape[-1]}, and {model} has {ours}")
         made[name] = own if own in fitting else fitting[0]
     if set(made.values()) != set(widths):
         missing = ", ".join(sorted(set(widths) - set(made.values())))

@@ -10,7 +10,7 @@ from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import load_single_file
 from diffaccel.models.single_parts import latent_channels, load_vae_file
-from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, resolve
+from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, refuse_pickle, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,7 @@ def find_vae(name: str) -> Path:
     if place.is_file() and place.suffix == ".safetensors":
         latent_channels(place)
         return place
+    refuse_pickle(place, "autoencoder")
     folder = part_folder(place, "vae")
     if folder is None:
         bundled = ", ".join((*names("autoencoder"), *names("pipeline"))) or "none"
@@ -201,6 +202,7 @@ def find_vae(name: str) -> Path:
 def find_lora(name: str) -> Path:
     """The `.safetensors` file of a LoRA, its header checked. Raises `ModelError` where there is not exactly one."""
     place = BUNDLED[name].folder if name in names("lora") else expanded(name)
+    refuse_pickle(place, "LoRA")
     candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
         bundled = ", ".join(names("lora")) or "none"

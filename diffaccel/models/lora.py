@@ -75,16 +75,29 @@ def without_misfits(parts: Parts, components: Mapping[str, Any], name: str, *, p
         flat = not any(each.startswith("text_model.") for each in known)
         for module, factors in modules.items():
             own = module.removeprefix("text_model.") if flat and "text_encoder" in component else module
-            if problem := _misfit(f"{component}.{module}", factors, known.get(own)):
+            shaped = _unrolled(factors, known.get(own))
+            if problem := _misfit(f"{component}.{module}", shaped, known.get(own)):
                 problems.append(problem)
             else:
-                fitting.setdefault(component, {})[module] = factors
-    if not problems or (partial and fitting):
+                fitting.setdefault(component, {})[module] = shaped
+    networks = {component for component in parts if "text_encoder" not in component}
+    if not problems:
         return fitting
-    if not fitting:
+    if fitting and partial and (not networks or networks & fitting.keys()):
+        return fitting
+    if not fitting or (networks and not networks & fitting.keys()):
         raise ModelError(f"the LoRA {name} does not fit: {problems[0]}")
     some = f"{len(problems)} of its {counted(total, 'part')} do not fit: {problems[0]}"
     raise ModelError(f"the LoRA {name}: {some}; --lora-partial leaves them out")
+
+
+def _unrolled(factors: Factors, target: Any) -> Factors:
+    """The factors of a convolution with the kernel's own shape, which LoHa and LoKr keep as a row."""
+    shape = tuple(getattr(getattr(target, "weight", None), "shape", ()))
+    kernel = len(shape) == 4 and shape[2:] != (1, 1)
+    if not kernel or factors.down.ndim != 2 or factors.down.shape[1] != math.prod(shape[1:]):
+        return factors
+    return Factors(factors.down.reshape(-1, *shape[1:]), factors.up[:, :, None, None])
 
 
 def _misfit(module: str, factors: Factors, target: Any) -> str | None:

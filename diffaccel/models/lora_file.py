@@ -172,6 +172,8 @@ def _converted(tensors: Tensors, pipeline: Any, unet_config: Any, file: Path) ->
         except (ValueError, KeyError, NotImplementedError, AttributeError, IndexError) as error:
             raise ModelError(_foreign(file, tensors, pipeline)) from error
         state = found[0] if isinstance(found, tuple) else found
+    if not all(name.startswith(("unet.", "transformer", "text_encoder")) for name in state):
+        raise ModelError(_foreign(file, tensors, pipeline))
     return {name: tensor for name, tensor in state.items() if not name.endswith(".alpha")}
 
 
@@ -196,6 +198,9 @@ def _parts(tensors: Tensors, saved: Mapping[str, float], file: Path) -> Parts:
         odd = [*own, *(name for name, (_, up) in pairs.items() if up is None)]
         if odd:
             raise ModelError(f"{file} is not a LoRA that can be read: {odd[0][:80]} has no counterpart in it")
+        torn = next((name for name, (down, up) in pairs.items() if up is None or down.shape[0] != up.shape[1]), None)
+        if torn is not None:
+            raise ModelError(f"{file} is damaged: the two factors of {torn[:80]} have different ranks")
         parts[component] = {
             name: Factors(down, up * _scale(f"{component}.{name}", down.shape[0], saved))
             for name, (down, up) in pairs.items()

@@ -75,6 +75,8 @@ def _kind(file: Path, shapes: TensorShapes) -> str:
         if "v_pred" in shapes:
             raise ModelError(f"{file} is an SDXL marked as trained for v-prediction: {_HINT}, whose scheduler says so")
         return "sdxl"
+    if any(mark in name for name in shapes for mark in (".lora_", ".hada_", ".lokr_")):
+        raise ModelError(f"{file} is a LoRA, not a model: give it as --lora, with the model that it is for")
     width = shapes.get(_DENOISER + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1]
     if width == 1024:
         raise ModelError(

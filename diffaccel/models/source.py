@@ -18,6 +18,7 @@ from diffaccel.models.catalogue import BUNDLED, names
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 16 * 2**20
+_POINTER = b"version https://git-lfs"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
@@ -209,9 +210,28 @@ def check_weights(folder: Path) -> None:
             check_header(file)
 
 
+def refuse_pickle(place: Path, what: str) -> None:
+    """Raise `ModelError` for a file of pickled weights."""
+    if place.suffix in PICKLES and place.is_file():
+        raise ModelError(f"the {what} {place} is pickled, which can run code when read: convert it to .safetensors")
+
+
 def check_header(file: Path) -> None:
-    """Raise `ModelError` unless the safetensors header's length is plausible."""
+    """Raise `ModelError` unless the safetensors header is plausible, and the file holds all that it announces."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    if length > min(MAX_HEADER_BYTES, file.stat().st_size - 8):
-        raise ModelError(f"{file} is damaged: its header claims {length} bytes; fetch the file again")
+        begin = stream.read(len(_POINTER))
+        if begin == _POINTER:
+            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
+        length = int.from_bytes(begin[:8], "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ModelError(f"{file} is damaged: its header claims {length} bytes; fetch the file again")
+        stream.seek(8)
+        header = stream.read(length)
+    try:
+        tensors = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
+        end = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged or no safetensors file: {error}") from error
+    if end > size:
+        raise ModelError(f"{file} is cut short: it has {size:,} of {end:,} bytes; fetch the file again")

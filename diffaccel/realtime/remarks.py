@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from diffaccel.batch.notes import markup
+from diffaccel.models.markup import markup
 from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
 UNLIMITED = 100_000

@@ -19,8 +19,9 @@ from diffaccel.batch.templates import Templates
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.batch.text_parts import PartedText
 from diffaccel.batch.text_rules import text_problem
-from diffaccel.batch.weights import look_meant, weighted_parts
+from diffaccel.batch.weights import weighted_parts
 from diffaccel.cli import main
+from diffaccel.models.markup import markup
 
 LIMIT = 16  # of the tiny model's encoder; every character is a token, and two mark begin and end
 JOB = Job(id="a", prompt="a cat", seed=0, model="m", dtype="float32")
@@ -181,8 +182,8 @@ def test_what_looks_meant_is_said(tiny_sd: Path) -> None:
     assert "--dynamic-prompts" in notes_of(source, job("{a|b}"))[0][0]
     assert "--lora" in notes_of(source, job("<lora:x:1>"))[0][0]
     assert notes_of(source, job("(cat:1.3)", prompt_weights=True), templates=True) == [()]
-    assert look_meant("a (cat:1.3)")
-    assert not look_meant(r"a \(cat:1.3\)")
+    assert markup("a (cat:1.3)")
+    assert not markup(r"a \(cat:1.3\)")
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def test_parquet_values_that_python_has_not(tmp_path: Path) -> None:
         (b'{"prompt": "  "}', "must not be empty"),
         (b'{"prompt": 3}', "must be text"),
         (b'{"prompt": "a\\u0000b"}', "NUL"),
-        (b'{"prompt": "\xff\xfe"}', "unicode"),
-        (b'{"prompt": "\\ud800"}', "unicode"),
+        (b'{"prompt": "\xff\xfe"}', "UTF-8"),
+        (b'{"prompt": "\\ud800"}', "UTF-8"),
         (b'{"prompt": "a", "steps": 0}', "steps: must be at least 1"),
         (b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale: must be a finite number"),
         (b'{"prompt": "a", "guidance_scale": 1e999}', "finite"),
@@ -311,6 +311,22 @@ def test_lines_with_options_that_are_not_understood(line: str, reason: str) -> N
     (row,) = read(line)
     assert isinstance(row, BadRow)
     assert reason in row.error
+
+
+def test_a_header_of_one_column_is_no_prompt(tmp_path: Path) -> None:
+    rows = [PromptRow(prompt="a, b"), PromptRow(prompt="prompt")]
+    assert read("-", stdin="Prompt\na, b\nprompt\n") == rows
+    assert read(write(tmp_path / "p.txt", "\nprompt\na, b\nprompt\n")) == rows
+
+
+def test_what_is_wrong_is_said_in_our_words(tmp_path: Path) -> None:
+    (size,) = read("-", stdin='{"prompt": "a", "size": "64*64"}')
+    assert isinstance(size, BadRow)
+    assert size.error == "size: '64*64' is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96"
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (encoded,) = read(tmp_path / "latin.txt")
+    assert isinstance(encoded, BadRow)
+    assert "prompt: is not written in UTF-8: save it so" in encoded.error
 
 
 JOINED = ("\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f469 1")  # of Persian, and an emoji of two

@@ -9,7 +9,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from diffaccel import models
+from diffaccel.batch.jobs import Job
 from diffaccel.batch.metadata import read_job
+from diffaccel.batch.notes import Notes
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
 
@@ -105,3 +108,31 @@ def test_a_checkpoint_in_one_file_from_another_folder(
     again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert pixels(tmp_path / "again" / path.name) == pixels(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--strength", "0.5"), "--strength: it needs a picture to start from (init_image)"),
+        (("--model", ""), "--model is empty: name one, or leave it out for emoji-sd"),
+        (("--controlnet", "emoji-control"), "this ControlNet was made for another kind of network"),
+        (("--background", "#12345678"), "--background: '#12345678' is a transparent colour"),
+    ],
+)
+def test_what_fits_no_picture_ends_the_command(
+    options: tuple[str, ...], words: str, tiny_sd: Path, tmp_path: Path
+) -> None:
+    if "emoji-control" in options and "emoji-control" not in models.names("controlnet"):
+        pytest.skip("not bundled")
+    for mode in ((), ("--dry-run",)):
+        arguments = ["generate", "a cat", "--model", str(tiny_sd), "-o", str(tmp_path / "out"), *options, *mode]
+        result = CliRunner().invoke(main, arguments)
+        assert (result.exit_code, words in " ".join(result.stderr.split())) == (2, True), result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_prompt_that_flux_passes_over_is_told(tmp_path: Path) -> None:
+    source = models.ModelSource("flux", tmp_path, {"_class_name": "FluxPipeline"})
+    job = Job(id="a", prompt="a", seed=0, model="flux", dtype="float32", negative_prompt="b", guidance_scale=3.5)
+    ((note,),) = Notes(source)([job])
+    assert note == "negative_prompt: it changes nothing, for flux has its guidance built in"

@@ -67,6 +67,55 @@ def write(factors: Any, spelling: str, folder: Path) -> Path:
     return path
 
 
+def test_a_file_that_is_cut_short_is_told(tiny_sd: Path, tiny_lora: Path, tmp_path: Path) -> None:
+    whole = next(tiny_lora.glob("*.safetensors")) if tiny_lora.is_dir() else tiny_lora
+    files = {
+        "cut.safetensors": (whole.read_bytes()[:-40], "is cut short: it has"),
+        "page.safetensors": (b"<html>not found</html>", "is damaged: its header claims"),
+        "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "git lfs pull"),
+        "old.ckpt": (b"x", "is pickled"),
+    }
+    pipe = models.load(tiny_sd, device="cpu")
+    for name, (data, words) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(models.ModelError, match=words):
+            models.load_lora(pipe, tmp_path / name)
+
+
+def test_loha_of_a_convolution_and_torn_factors(tiny_sd: Path, tmp_path: Path) -> None:
+    pipe = models.load(tiny_sd, device="cpu")
+    name, target = "lora_unet_mid_block_resnets_0_conv1", pipe.unet.mid_block.resnets[0].conv1
+    out, kernel = target.weight.shape[0], target.weight[0].numel()
+    torch.manual_seed(0)
+    a, b, c, d = (torch.randn(shape) for shape in ((out, 2), (2, kernel), (out, 2), (2, kernel)))
+    parts = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d, "alpha": torch.tensor(2.0)}
+    save_file({f"{name}.{part}": tensor for part, tensor in parts.items()}, tmp_path / "loha.safetensors")
+    expected = target.weight + ((a @ b) * (c @ d)).reshape(target.weight.shape)
+    models.load_lora(pipe, tmp_path / "loha.safetensors")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.allclose(pipe.unet.mid_block.resnets[0].conv1.weight, expected, atol=1e-4)
+    query = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    torn = {f"{query}.lora_down.weight": torch.ones(2, 64), f"{query}.lora_up.weight": torch.ones(64, 3)}
+    save_file(torn, tmp_path / "torn.safetensors")
+    with pytest.raises(models.ModelError, match="have different ranks"):
+        models.load_lora(pipe, tmp_path / "torn.safetensors")
+
+
+def test_parts_for_the_text_encoder_alone_are_no_fit(tiny_sd: Path, tmp_path: Path) -> None:
+    pipe = models.load(tiny_sd, device="cpu")
+    width = pipe.text_encoder.config.hidden_size
+    query = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    text = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    tensors = {}
+    for name, size in ((query, 320), (text, width)):
+        tensors |= {f"{name}.lora_down.weight": torch.ones(2, size), f"{name}.lora_up.weight": torch.ones(size, 2)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    for partial in (False, True):
+        with pytest.raises(models.ModelError, match="does not fit: made for a network of width 320"):
+            models.load_lora(pipe, tmp_path / "other.safetensors", partial=partial)
+
+
 def answer(pipe: Any) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(1)
