@@ -86,6 +86,7 @@ class StreamConfig:
     steadiness: CrossFrame | None = None
     image_prompt: ImagePrompt | None = None
     regions: Sequence[Region] = ()
+    lora: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", as_slot_cache(self.cache))

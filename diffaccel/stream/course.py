@@ -11,6 +11,7 @@ import torch
 
 from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
 from diffaccel.networks.image_prompts import EMBEDS, ImagePrompt
+from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scales_of
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import sampler_for
@@ -36,6 +37,7 @@ class SettingsBuilder:
     def __init__(self, network: Network, latent_shape: tuple[int, int, int]) -> None:
         self.network, self.latent_shape = network, latent_shape
         self._prompts: dict[object, Conditioning] = {}
+        self._adapters = adapters_loaded(network.model)
         self._regions: dict[tuple[Region, Conditioning], RegionPrompt] = {}
         self._images: dict[tuple[ImagePrompt | None, bool], Mapping[str, torch.Tensor]] = {}
         self._stages: tuple[object, Stages] | None = None
@@ -122,11 +124,18 @@ class SettingsBuilder:
         self, prompt: Prompt | None, embeds: GivenEmbeds, config: StreamConfig, *, negative: bool
     ) -> Conditioning:
         words = embeds if prompt is None or embeds is not None else weighted(prompt)
-        key = (words, config.blend, negative, config.embedded_guidance_scale, config.clip_skip, config.image_prompt)
+        said = config.blend, negative, config.embedded_guidance_scale, config.clip_skip, config.image_prompt
+        key = (words, *said, *self._lora(config))
         if key not in self._prompts:
             told = self._told(words, config, negative)
-            self._prompts[key] = Conditioning({**told.tensors, **self._seen(config.image_prompt, negative)})
+            scales = torch.tensor([self._lora(config)], device=self.network.device)
+            lora = {LORA_SCALES: scales} if self._adapters else {}
+            self._prompts[key] = Conditioning({**told.tensors, **self._seen(config.image_prompt, negative), **lora})
         return self._prompts[key]
+
+    def _lora(self, config: StreamConfig) -> list[float]:
+        """The scales of all LoRAs that were there when the stream was opened."""
+        return scales_of(self.network.model, self._adapters, config.lora)
 
     @torch.no_grad()
     def _told(self, words: Any, config: StreamConfig, negative: bool) -> Conditioning:

@@ -11,6 +11,7 @@ import torch
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
+from diffaccel.networks.lora_rows import LORA_SCALES
 from diffaccel.networks.network import Network
 from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.call import Call
@@ -19,7 +20,7 @@ from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.conditions import rows_of
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.controlnet import ControlNets
-from diffaccel.stream.machine import Machine, scaling_part
+from diffaccel.stream.machine import Machine, lora_part, scaling_part
 from diffaccel.stream.slot_cache import Scenes, as_slot_cache
 from diffaccel.stream.steadiness import FramesBefore, kept_with
 from diffaccel.stream.work import Rows, Work, WorkRunner
@@ -67,6 +68,7 @@ class Denoiser:
         steady = None if config.steadiness is None else config.steadiness.part(network.model)
         self._before = FramesBefore(config.steadiness if steady else None)
         beside = [part for part in (steady, scaling_part(model)) if part is not None]
+        beside += [] if config.lora is None else [lora_part(model)]
         self._machine = Machine(model, [*self._parts, *beside], wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
@@ -145,7 +147,8 @@ class Denoiser:
     def _run(self, call: Call) -> torch.Tensor:
         values = dict(call.inputs.values)
         latents, timesteps, rows = values.pop(LATENTS), values.pop(TIMESTEPS), values.pop(ROWS)
-        values.pop(SCALES, None)
+        for name in (SCALES, LORA_SCALES):
+            values.pop(name, None)
         latents = latents.to(self.network.dtype)
         added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
         prediction: torch.Tensor = self.calls.run(self._work(latents, timesteps, {**values, **added}))
@@ -174,14 +177,15 @@ class Denoiser:
             UnsupportedModelError, ValueError, RuntimeError: where the cache does not fit; this one goes on then.
         """
         before, steady = self._config, config.steadiness == self._config.steadiness
-        if config.cache == before.cache and len(config.indices) == len(before.indices) and steady:
+        same_lora = (config.lora is None) == (before.lora is None)
+        if config.cache == before.cache and len(config.indices) == len(before.indices) and steady and same_lora:
             return self
         with self.calls.quiet():
             other = Denoiser(self.network, config, self.calls)
         other.work = self.work
-        if steady:  # frames go on seeing those before
+        if steady and config.steadiness is not None:  # frames go on seeing those before
             other._before = self._before
-            other._machine.memory.parts[len(other._parts) :] = self._machine.memory.parts[len(self._parts) :]
+            other._machine.memory.parts[len(other._parts)] = self._machine.memory.parts[len(self._parts)]
         return other
 
     def forget(self) -> None:

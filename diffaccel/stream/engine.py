@@ -84,6 +84,7 @@ class StreamEngine(MovingFrames):
         steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
         image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
         regions: prompts for parts of the picture, each a Region(prompt, mask); each has rows of its own.
+        lora: this stream's scale of each LoRA of the network, times the pipeline's; None leaves them to the pipeline.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
     Raises:
@@ -127,6 +128,7 @@ class StreamEngine(MovingFrames):
         steadiness: CrossFrame | None = None,
         image_prompt: ImagePrompt | None = None,
         regions: Sequence[Region] = (),
+        lora: Mapping[str, float] | None = None,
         host: StreamHost | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "pipe", "vae", "host") and v is not None}

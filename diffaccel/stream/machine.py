@@ -10,6 +10,7 @@ import torch
 from diffaccel._diffusers import hooks_of
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.image_prompts import SCALES, scaled_modules
+from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scaled_layers
 from diffaccel.reuse.schedule import Always, Once
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.attachment import HOOK, ActHook
@@ -69,6 +70,12 @@ def scaling_part(model: torch.nn.Module) -> Part | None:
     """How strongly each row follows its image prompt; None in a network without IP-Adapters."""
     scaled = scaled_modules(model)
     return Part(ScaleRows(scaled, SCALES), Always(), lifetime="prompt") if scaled else None
+
+
+def lora_part(model: torch.nn.Module) -> Part:
+    """How strongly each row follows the LoRAs of a network."""
+    scaled = scaled_layers(model, adapters_loaded(model))
+    return Part(ScaleRows(scaled, LORA_SCALES), Always(), lifetime="prompt")
 
 
 def prompt_parts(model: torch.nn.Module) -> list[Part]:

@@ -1,0 +1,72 @@
+"""LoRAs that each row of a call follows as strongly as its stream says: what peft's layers make is scaled by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from diffaccel.config.checks import check, number
+from diffaccel.config.words import did_you_mean
+
+LORA_SCALES = "lora_scales"
+"""Name of what a prompt's conditioning holds for them: the scales of all adapters, ``(1, adapters)``."""
+MOST = 10.0
+
+
+def adapters_loaded(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the LoRAs in a network, sorted."""
+    return tuple(sorted({name for _, layer in _layers(model) for name in layer.lora_B}))
+
+
+def scaled_layers(model: torch.nn.Module, adapters: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """Modules whose outputs a scale multiplies, and the place of its adapter."""
+    return tuple(
+        (f"{name}.lora_B.{adapter}", adapters.index(adapter))
+        for name, layer in _layers(model)
+        for adapter in layer.lora_B
+    )
+
+
+def scales_of(model: torch.nn.Module, adapters: tuple[str, ...], wanted: Mapping[str, float] | None) -> list[float]:
+    """The scale of each adapter: 1, which is what the pipeline says, where none is wanted.
+
+    Raises:
+        TypeError: for what is no mapping of names to numbers.
+        ValueError: for adapters that are not there or not at work, and scales that are not from 0 to 10.
+    """
+    if wanted is None:
+        return [1.0] * len(adapters)
+    if not isinstance(wanted, Mapping):
+        raise TypeError(f"lora must map names of adapters to scales, not {wanted!r}")
+    for name, scale in wanted.items():
+        number(f"the scale of LoRA {name!r}", scale, 0.0, MOST)
+        check(
+            name in adapters,
+            f"this network has no LoRA {name!r}{did_you_mean(name, adapters)}: it has {', '.join(adapters) or 'none'}; "
+            "load_lora_weights(..., adapter_name=...) before the stream is opened",
+        )
+        _require_at_work(model, name)
+    return [float(wanted.get(name, 1.0)) for name in adapters]
+
+
+def _require_at_work(model: torch.nn.Module, name: str) -> None:
+    layers: list[Any] = [layer for _, layer in _layers(model) if name in layer.lora_B]
+    check(
+        not any(layer.merged for layer in layers),
+        f"LoRA {name!r} is fused into the weights of all rows: pipe.unfuse_lora() first",
+    )
+    check(
+        all(name in layer.active_adapters and not layer.disable_adapters for layer in layers),
+        f"LoRA {name!r} is not at work: pipe.set_adapters([...]) with it first",
+    )
+    check(
+        not any(getattr(layer, "use_dora", {}).get(name, False) for layer in layers),
+        f"LoRA {name!r} is a DoRA, which changes the norms of weights and cannot be scaled by rows: leave it out",
+    )
+
+
+def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Peft's layers."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_B"))
