@@ -127,8 +127,21 @@ def check_settings(model: str, _place: Path, _options: Options) -> str:
 def check_page(_model: str, _place: Path, _options: Options) -> str:
     """What the page says and shows, on a desktop and on a phone both ways."""
     file = Path(__file__).parents[2] / "tests" / "browser" / "test_live_words.py"
+    others = [file.with_name("test_dream_page.py"), "-m", "slow or not slow", "-k", "not bundled"]
     with tempfile.TemporaryDirectory() as place:
-        words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={place}", file]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={place}",
+            file,
+            *others,
+        ]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=file.parents[2])
     assert done.returncode == 0, done.stdout[-2000:]
     return done.stdout.strip().splitlines()[-1].strip("= ")
