@@ -144,7 +144,7 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
     from diffaccel.video.engine import VideoEngine
 
     best = models.defaults(given["model"] or DEFAULT_MODEL)
-    scale = given["guidance_scale"] or best.get("guidance_scale", 1.0)
+    scale = _first(given["guidance_scale"], best.get("guidance_scale"), 1.0)
     every = given["cache"] or 1
     method: Any = DeepCache(interval=every) if hasattr(pipe, "unet") else IntervalCache(interval=every)
     width, height = given["size"] if isinstance(given["size"], tuple) else (None, None)
@@ -153,8 +153,8 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
         prompt=given["prompt"],
         negative_prompt=given["negative_prompt"] or "",
         chunk=chunk,
-        num_steps=given["steps"] or best.get("steps", 8),
-        strength=given["strength"] or 1.0,
+        num_steps=_first(given["steps"], best.get("steps"), 8),
+        strength=_first(given["strength"], 1.0),
         guidance=FullGuidance(scale) if scale > 1 else NoGuidance(),
         context=CausalContext(window=window, refresh=given["refresh"] or "never"),
         cache=method if every > 1 else None,
@@ -164,6 +164,11 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
         given=pictures,
         fit=given["fit"] or "crop",
     )
+
+
+def _first(*values: Any) -> Any:
+    """The first that is given."""
+    return next(value for value in values if value is not None)
 
 
 def summary(target: Path, begun: int, count: int, seconds: float, report: "ChunkReport") -> str:

@@ -107,11 +107,11 @@ _GROUPS = {
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
         *("--size", "--fit"),
     ),
-    "The model": (*MODEL_NAMES, *CONTROLNET_NAMES),
+    "The model": (*MODEL_NAMES, *CONTROLNET_NAMES, "--offer", "--offer-lora"),
     "Speed": ("--cache", "--fps", "--compile", "--processes", "--max-rows"),
     "The page": (
         *("--host", "--port", "--allow-host", "--token", "--ssl-certfile", "--ssl-keyfile", "--max-sessions"),
-        *("--osc", "--no-browser", "--help"),
+        *("--osc", "--webrtc", "--no-browser", "--help"),
     ),
     "Without a page": ("--source", "--sink", "--overwrite"),
 }

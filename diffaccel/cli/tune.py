@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffaccel.tune import Budget
 
 DEFAULT_PROMPTS = 24
+LEAST_STEPS = 3
 
 
 @click.command(
@@ -73,6 +74,8 @@ def tune(
     check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
+    if settings["num_inference_steps"] < LEAST_STEPS:
+        raise click.UsageError(f"--steps: there is nothing to tune in fewer than {LEAST_STEPS} (got {subject.steps})")
     options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None, "small": small}
     tuned = search(subject.load(), prompts, budget, **options, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence

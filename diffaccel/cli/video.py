@@ -41,7 +41,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]"
     ),
-    click.option("--steps", type=int, help="More are finer and slower.  [default: 2]"),
+    click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2]"),
     click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
     click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]"),
     click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
@@ -50,7 +50,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--cache",
-        type=int,
+        type=click.IntRange(1),
         metavar="N",
         help="Compute deep layers in every n-th batch, and where much moves.  [default: 1, always]",
     ),

@@ -28,6 +28,11 @@ def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
         command.make_parser(click.Context(command)).parse_args(rest)
 
 
+def test_too_few_steps_to_tune_are_told_while_parsing() -> None:
+    result = CliRunner().invoke(main, ["tune", "--max-macs", "0.5", "--steps", "2"])
+    assert (result.exit_code, "--steps: there is nothing to tune in fewer than 3 (got 2)" in result.stderr) == (2, True)
+
+
 def test_errors_name_options_as_they_are_typed() -> None:
     result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "--max-macs", "0.5"])
     assert result.exit_code == 2

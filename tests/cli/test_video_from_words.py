@@ -86,6 +86,8 @@ WRONG = [
     (("-o", "out.mp4", "--window", 2), 2, "window=2 is shorter than a chunk of 4"),
     (("-o", "out.mp4", "--size", 33), 2, "height must be a multiple of"),
     (("-o", "out.mp4", "--seconds", 0), 2, "--seconds"),
+    (("-o", "out.mp4", "--steps", 0), 2, "--steps"),
+    (("-o", "out.mp4", "--strength", 0), 2, "strength must be above 0"),
 ]
 
 
