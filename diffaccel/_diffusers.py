@@ -111,6 +111,8 @@ def stock_cache(model: torch.nn.Module, config: Any) -> Iterator[None]:
     words = re.findall("[A-Z][a-z]+", type(config).__name__.removesuffix("Config").replace("TaylorSeer", "Taylorseer"))
     getattr(stock_hooks, f"apply_{'_'.join(words).lower()}")(model, config)
 
+    registry_of(model).invalidate_child_registries_cache()  # this cache may sit on other modules than the last one did
+
     def forget() -> None:
         registry_of(model).reset_stateful_hooks(recurse=True)
         _set_cache_context(model, CacheContext("diffaccel"))
@@ -125,6 +127,7 @@ def stock_cache(model: torch.nn.Module, config: Any) -> Iterator[None]:
         for name, module in model.named_modules():
             for hook in [hook for hook in hooks_of(module) if hook not in before[name]]:
                 registry_of(module).remove_hook(hook, recurse=False)
+        registry_of(model).invalidate_child_registries_cache()
 
 
 def num_timesteps(pipe: Any) -> int | None:

@@ -1,9 +1,9 @@
-"""Fill the tables of docs/methods.md: `python scripts/make_method_docs.py`.
+"""Fill the tables of docs/methods.md and docs/pt-dit.md: `python scripts/make_method_docs.py`.
 
-The page is written by hand, but for what stands between `<!-- DeepCache: parameters -->` and `<!-- end -->`:
+The pages are written by hand, but for what stands between `<!-- DeepCache: parameters -->` and `<!-- end -->`:
 parameters, with their defaults, come from the classes and their docstrings, `figures` from the published reports,
-`equal` and `best` from the tables of caches at equal cost, and `streams` from what the classes say of streams, on tiny
-networks that each works on.
+`equal` and `best` from the tables of caches at equal cost, `saved` from those of fewer tokens, and `streams` from what
+the classes say of streams, on tiny networks that each works on.
 """
 
 import json
@@ -22,20 +22,30 @@ from diffaccel.networks.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
+PAGES = (PAGE, ROOT / "docs" / "pt-dit.md")
 REPORTS = ("emoji-sd", "emoji-dit")
+SHAPES = {"TokenReduction": "level", "PTDiTTransformer2DModel": "ptdit"}  # names of the measured files
 BUDGETS = (0.7, 0.5, 0.35)
 SLACK = 1.02  # what costs so much more still counts as equal
-TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams|equal|best) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams|equal|best|saved) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write() -> None:
     """Fill the tables."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(page: str) -> str:
     """The page with its tables as they should be."""
-    tables = {"parameters": parameters, "figures": figures, "streams": streams, "equal": equal, "best": best}
+    tables = {
+        "parameters": parameters,
+        "figures": figures,
+        "streams": streams,
+        "equal": equal,
+        "best": best,
+        "saved": saved,
+    }
     return TABLE.sub(lambda m: m[1] + tables[m[3]](named(m[2])) + m[4], page)
 
 
@@ -105,6 +115,19 @@ def best(_: type) -> str:
             found = [_most_alike(rows, whose, budget) for whose in ("diffaccel", "diffusers", "steps")]
             cells = [f"{_code(name, whose)} | {psnr:.1f}" if name else " | " for name, whose, psnr in found]
             lines.append(f"| {network} | {budget:g} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def saved(cls: type) -> str:
+    """Shares of multiply-accumulates and of time that fewer tokens save, and how much of the one the other is."""
+    lines = ["| | settings | MACs saved | time saved | of that |", "|---|---|--:|--:|--:|"]
+    for file in sorted((ROOT / "benchmarks").glob(f"tokens-{SHAPES[cls.__name__]}-*.json")):
+        parts = json.loads(file.read_text(encoding="utf-8"))
+        for title, rows in (table for part in parts.keys() - {"machine"} for table in parts[part].items()):
+            for name, row in rows.items():
+                shares = [f"{row[key]:.1%}" if key in row else "" for key in ("MACs saved", "time saved", "reached")]
+                if any(shares) and name != "plain":
+                    lines.append(f"| {title.removesuffix(', float32')} | {name} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ run that was cut short goes on where it was.
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,12 @@ from diffaccel import (
     LearnedCache,
     MagCache,
     NetworkSwitch,
-    Newton,
     PerPrompt,
     SeaFilter,
     SpeCa,
     Staged,
     Taylor,
     TeaCache,
-    TGate,
     Uniform,
     accelerate,
     models,
@@ -53,8 +51,8 @@ BATCH, SEED = 4, 7
 SLACK = 1.02  # what costs so much more still counts as equal
 UNITS = r"transformer_blocks\.\d+\.(attn1|attn2|ff)"
 IN_UNET = ("down_blocks", "up_blocks", "mid_block")
-FEWER = (0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+FEWER = (0.7, 0.5, 0.35, 0.2)
+THRESHOLDS = (0.1, 0.3)
 
 
 def ours(model: str, steps: int) -> dict[str, tuple[Method, ...]]:
@@ -66,17 +64,16 @@ def ours(model: str, steps: int) -> dict[str, tuple[Method, ...]]:
 
 
 def _on_unet() -> list[Method]:
-    forecasts = (None, Taylor(1), Taylor(2))
     slower = [PerPrompt(Uniform(n), Uniform(m)) for n, m in ((2, 4), (3, 6))]
+    staged = [DeepCache(n, forecast=Taylor(1)) for n in (2, 4)]
     return [
-        *(DeepCache(interval=n, forecast=f) for n in (2, 3, 5) for f in forecasts),
-        *(DeepCache(schedule=s, forecast=f) for s in slower for f in (None, Taylor(1))),
-        *(FeatureInheritance(interval=n, forecast=f) for n in (2, 3) for f in (None, Taylor(1))),
-        *(EasyCache(threshold=t) for t in (0.05, 0.1, 0.15, 0.25)),
+        *(DeepCache(interval=n, forecast=f) for n in (2, 3, 5) for f in (None, Taylor(1))),
+        *(DeepCache(schedule=s, forecast=Taylor(1)) for s in slower),
+        *(FeatureInheritance(interval=2, forecast=f) for f in (None, Taylor(1))),
+        *(EasyCache(threshold=t) for t in (0.1, 0.2)),
         *(NetworkSwitch("emoji-sd-small", until=u) for u in (0.2, 0.4, 0.6)),
-        Staged([DeepCache(2, forecast=Taylor(1)), DeepCache(4, forecast=Taylor(1))]),
-        Staged([DeepCache(4, forecast=Taylor(1)), DeepCache(2, forecast=Taylor(1))]),
-        TGate(gate=10),
+        Staged(staged),
+        Staged(staged[::-1]),
     ]
 
 
@@ -85,14 +82,15 @@ def _on_transformer(steps: int) -> list[Method]:
     learned = [LearnedCache("benchmarks/tuned/emoji-dit-harmonica.json")] if steps == 20 else []
     fair = (None, Taylor(1))
     return [
-        *(IntervalCache(n, forecast=f) for n in (2, 3, 4, 5) for f in (*fair, Taylor(2), Newton(2))),
-        *(BlockCache(threshold=t, forecast=f) for t in (0.1, 0.2, 0.3) for f in (*fair, Aligned())),
-        *(MagCache(mag, threshold=t, forecast=f) for t in (0.03, 0.06, 0.12, 0.24) for f in fair),
-        *(TeaCache(tea, threshold=t, forecast=f) for t in (0.1, 0.2, 0.4) for f in fair),
-        *(TeaCache(measure=SeaFilter(p), threshold=t, forecast=f) for p in (2.0,) for t in (0.2, 0.4) for f in fair),
-        *(SpeCa(threshold=t) for t in THRESHOLDS[1::2]),
-        *(EasyCache(threshold=t) for t in (0.05, 0.1, 0.15, 0.25)),
-        *(DeltaCache(n) for n in (2, 3)),
+        *(IntervalCache(n, forecast=Taylor(order)) for n in (2, 3, 5) for order in (1, 2)),
+        *(BlockCache(threshold=t, forecast=f) for t in (0.1, 0.3) for f in fair),
+        BlockCache(threshold=0.3, forecast=Aligned()),
+        *(MagCache(mag, threshold=t, forecast=Taylor(1)) for t in (0.06, 0.24)),
+        *(TeaCache(tea, threshold=t, forecast=Taylor(1)) for t in (0.15, 0.4)),
+        *(TeaCache(measure=SeaFilter(2.0), threshold=t, forecast=Taylor(1)) for t in (0.2, 0.4)),
+        *(SpeCa(threshold=t) for t in (0.1, 0.3)),
+        *(EasyCache(threshold=t) for t in (0.1, 0.2)),
+        DeltaCache(2),
         *learned,
     ]
 
@@ -107,7 +105,7 @@ def theirs(model: str, pipe: Any, steps: int) -> dict[str, Any]:
         f"PyramidAttentionBroadcast {n}": diffusers.PyramidAttentionBroadcastConfig(
             n, None, n, current_timestep_callback=now, **spans, **pab
         )
-        for n in (2, 4)
+        for n in (2,)
     }
     attentions = tuple(rf"^{block}.*attn1" for block in blocks)
     found |= {
@@ -115,7 +113,7 @@ def theirs(model: str, pipe: Any, steps: int) -> dict[str, Any]:
             n, current_timestep_callback=now, tensor_format="BCHW", spatial_attention_block_identifiers=attentions,
             attention_weight_callback=lambda _: 0.5,
         )
-        for n in (2, 4)
+        for n in (2,)
     }  # fmt: skip
     units = UNITS if model == "emoji-dit" else r".*(attn1|attn2|ff)"
     found |= {
@@ -123,17 +121,17 @@ def theirs(model: str, pipe: Any, steps: int) -> dict[str, Any]:
             cache_interval=n, disable_cache_before_step=2, max_order=order, taylor_factors_dtype=torch.float32,
             cache_identifiers=[units],
         )
-        for n in (2, 3, 4, 5) for order in (1, 2)
+        for n, order in ((2, 1), (3, 1), (3, 2), (5, 1))
     }  # fmt: skip
     if model == "emoji-sd":
         return found | {"FirstBlockCache 0.1": diffusers.FirstBlockCacheConfig(threshold=0.1)}
     ratios = json.loads((ROOT / "curves" / "emoji-dit-magcache.json").read_text())["ratios"]
     found |= {
         f"MagCache {t:g}": diffusers.MagCacheConfig(t, num_inference_steps=steps, mag_ratios=list(ratios))
-        for t in (0.03, 0.06, 0.12, 0.24)
+        for t in (0.06, 0.24)
     }
-    found |= {f"SeaCache {t:g}": diffusers.SeaCacheConfig(threshold=t) for t in (0.15, 0.25, 0.4)}
-    return found | {f"FirstBlockCache {t:g}": diffusers.FirstBlockCacheConfig(threshold=t) for t in THRESHOLDS[1:]}
+    found |= {f"SeaCache {t:g}": diffusers.SeaCacheConfig(threshold=t) for t in (0.25,)}
+    return found | {f"FirstBlockCache {t:g}": diffusers.FirstBlockCacheConfig(threshold=t) for t in THRESHOLDS}
 
 
 def _timestep(pipe: Any) -> int:
@@ -158,39 +156,70 @@ class Workbench:
         self.judge, self.words = Judge(captions()), words
         self.batches = [words[i : i + BATCH] for i in range(0, len(words), BATCH)]
 
-    def draw(self, attach: Attach, steps: int | None = None) -> tuple[torch.Tensor, int]:
-        """Pictures ``(n, 3, H, W)``, and the multiply-accumulates of all."""
+        self.plain, self.whole = self._counted(nullcontext)
+        with accelerate(self.pipe, EasyCache(threshold=0.0)) as handle:
+            self.pictures(nullcontext)
+            self.network = handle.report().macs_plain
+        self.top1 = self.judge.accuracy(self.plain, self.words).top1
+
+    def pictures(self, attach: Attach, steps: int | None = None) -> torch.Tensor:
+        """Pictures ``(n, 3, H, W)``."""
+        found = []
+        for number, words in enumerate(self.batches):
+            noise = [torch.Generator().manual_seed(SEED + BATCH * number + i) for i, _ in enumerate(words)]
+            with attach():
+                count = steps or self.steps
+                found.append(self.pipe(words, generator=noise, num_inference_steps=count, **self.settings).images)
+        return torch.cat(found)
+
+    def _counted(self, attach: Attach) -> tuple[torch.Tensor, int]:
+        """Pictures, and the multiply-accumulates of all, encoders and decoders among them."""
         found: list[torch.Tensor] = []
+        macs = count_macs(lambda: found.append(self.pictures(attach)))
+        return found[0], macs
 
-        def run() -> None:
-            for number, words in enumerate(self.batches):
-                noise = [torch.Generator().manual_seed(SEED + BATCH * number + i) for i, _ in enumerate(words)]
-                with attach():
-                    count = steps or self.steps
-                    found.append(self.pipe(words, generator=noise, num_inference_steps=count, **self.settings).images)
+    def measure(self, way: "Way") -> dict[str, Any]:
+        """What one way costs, as a share of the plain network's multiply-accumulates, and what it gives."""
+        if way.methods:
+            with accelerate(self.pipe, *way.methods) as handle:
+                drawn = self.pictures(nullcontext)
+                share = 1 - handle.report().macs_saved
+        elif way.config is not None:
+            network = self.pipe.transformer if hasattr(self.pipe, "transformer") else self.pipe.unet
+            drawn, macs = self._counted(partial(stock_cache, network, way.config))
+            share = 1 - (self.whole - macs) / self.network
+        else:
+            drawn, share = self.pictures(nullcontext, way.steps), way.steps / self.steps
+        quality = compare(drawn, self.plain)
+        top1 = self.judge.accuracy(drawn, self.words).top1
+        return {"whose": way.whose, "macs": share, "psnr": quality.psnr, "ssim": quality.ssim, "top1": top1}
 
-        macs = count_macs(run)
-        return torch.cat(found), macs
+    def ways(self, model: str) -> "list[Way]":
+        """Everything to compare."""
+        fewer = sorted({max(1, round(share * self.steps)) for share in FEWER} - {self.steps})
+        return [
+            *(Way(name, "diffaccel", methods=methods) for name, methods in ours(model, self.steps).items()),
+            *(Way(name, "diffusers", config=c) for name, c in theirs(model, self.pipe, self.steps).items()),
+            *(Way(f"{count} steps", "steps", steps=count) for count in fewer),
+        ]
 
-    def ways(self, model: str) -> dict[str, tuple[str, Attach, int]]:
-        """Everything to compare: whose it is, what is attached, and the steps."""
-        pipe, steps = self.pipe, self.steps
-        network = pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
-        found: dict[str, tuple[str, Attach, int]] = {}
-        for name, methods in ours(model, steps).items():
-            found[name] = "diffaccel", partial(accelerate, pipe, *methods), steps
-        for name, config in theirs(model, pipe, steps).items():
-            found[name] = "diffusers", partial(stock_cache, network, config), steps
-        for count in sorted({max(1, round(share * steps)) for share in FEWER} - {steps}):
-            found[f"{count} steps"] = "steps", nullcontext, count
-        return found
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the pipeline: methods of this package, a cache of diffusers, or fewer steps."""
+
+    name: str
+    whose: str
+    methods: tuple[Method, ...] = ()
+    config: Any = None
+    steps: int = 0
 
 
 @click.command()
 @click.option("--model", type=click.Choice(["emoji-sd", "emoji-dit"]), default="emoji-dit", show_default=True)
 @click.option("--steps", type=int, default=20, show_default=True)
 @click.option("--lcm", is_flag=True, help="With emoji-lcm-lora and its sampler, without guidance; emoji-sd alone.")
-@click.option("--pictures", type=int, default=8, show_default=True)
+@click.option("--pictures", type=int, default=4, show_default=True)
 @click.option("--only", help="Names that begin so.")
 def command(model: str, steps: int, lcm: bool, pictures: int, only: str | None) -> None:
     """Likeness to the plain pipeline at equal multiply-accumulates, of all caches; goes on where it was stopped."""
@@ -199,23 +228,19 @@ def command(model: str, steps: int, lcm: bool, pictures: int, only: str | None) 
     known = json.loads(file.read_text()) if file.exists() else {"rows": {}, "refused": {}}
     known |= {"model": model, "steps": steps, "lcm": lcm, "pictures": pictures, "machine": asdict(machine())}
     bench = Workbench(model, steps, lcm, pictures)
-    plain, full = bench.draw(nullcontext)
-    known["top1"] = bench.judge.accuracy(plain, bench.words).top1
-    for name, (whose, attach, count) in bench.ways(model).items():
+    known["top1"] = bench.top1
+    for way in bench.ways(model):
+        name = way.name
         if name in known["rows"] or name in known["refused"] or not name.startswith(only or ""):
             continue
         try:
-            drawn, macs = bench.draw(attach, count)
+            row = known["rows"][name] = bench.measure(way)
         except Exception as error:
-            if whose == "steps":
+            if way.whose != "diffusers":
                 raise
             known["refused"][name] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
             click.echo(f"refused {name}: {known['refused'][name]}")
         else:
-            quality = compare(drawn, plain)
-            row = {"whose": whose, "macs": macs / full, "psnr": quality.psnr, "ssim": quality.ssim}
-            row["top1"] = bench.judge.accuracy(drawn, bench.words).top1
-            known["rows"][name] = row
             click.echo(f"{row['macs']:.3f} {row['psnr']:.1f} {name}")
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(page(known), encoding="utf-8")
@@ -233,8 +258,8 @@ def page(known: Mapping[str, Any]) -> str:
     command = f"python scripts/bench.py equal --model {known['model']} --steps {known['steps']}"
     head = (
         "# Caches at equal cost\n\n"
-        f"`{command}{' --lcm' if known['lcm'] else ''}`. *MACs* are those of the whole pipeline, counted, as a share "
-        f"of the plain one's; *nearest rival* is the best of diffusers' own caches that takes at most {SLACK - 1:.0%}"
+        f"`{command}{' --lcm' if known['lcm'] else ''}`. *MACs* are those of the network, counted, as a share of the "
+        f"plain one's; *nearest rival* is the best of diffusers' own caches that takes at most {SLACK - 1:.0%}"
         " more. The "
         f"plain pictures show what was asked for to {known['top1']:.0%}.\n\n"
     )

@@ -15,7 +15,7 @@ import tomesd
 import torch
 from benchmarks.peers import Attach
 from benchmarks.tables import FLOOR, Tables, markdown
-from diffusers import PixArtTransformer2DModel
+from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
 from benchmarks import shapes
 from diffaccel import PTDiTTransformer2DModel, TokenReduction, accelerate
@@ -72,9 +72,20 @@ def macs_saved(unet: Any, method: TokenReduction, size: int) -> float:
         return handle.report().macs_saved
 
 
-def sd15(rounds: int, dtype: torch.dtype, size: int) -> Tables:
-    """Shares of a whole call that are saved, of multiply-accumulates and of time, at latents of a size."""
-    unet = shapes.sd15_unet().to(dtype)
+def finest_level() -> UNet2DConditionModel:
+    """The finest level of Stable Diffusion 1.5 alone, a layer down and two up: where attention costs most."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=128, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320,), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
+    ).eval()  # fmt: skip
+
+
+def sd15(
+    rounds: int, dtype: torch.dtype, size: int, make: Callable[[], Any] = shapes.sd15_unet, what: str = "One call"
+) -> Tables:
+    """Shares of a call that are saved, of multiply-accumulates and of time, at latents of a size."""
+    unet = make().to(dtype)
     call = unet_call(unet, size)
     ways: dict[str, Attach] = {"plain": nullcontext, "tomesd 0.5": partial(Tomesd, unet)}
     ways |= {name: partial(accelerate, unet, method) for name, method in METHODS.items()}
@@ -84,7 +95,7 @@ def sd15(rounds: int, dtype: torch.dtype, size: int) -> Tables:
         rows[name] = {"s": timing.median, "time saved": 1 - 1 / timing.speedup(times["plain"])}
         if name in METHODS:
             rows[name] |= _reached(rows[name]["time saved"], macs_saved(unet, METHODS[name], size))
-    return {f"One call of the Stable Diffusion 1.5 shape, {size} x {size} latents, {_name(dtype)}": rows}
+    return {f"{what} of the Stable Diffusion 1.5 shape, {size} x {size} latents, {_name(dtype)}": rows}
 
 
 def _reached(time_saved: float, macs: float) -> dict[str, float]:
@@ -171,6 +182,8 @@ def likeness(pictures: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
 PARTS: dict[str, Callable[[int, torch.dtype], Tables]] = {
     "sd15-64": partial(sd15, size=64),
     "sd15-128": partial(sd15, size=128),
+    "level-64": partial(sd15, size=64, make=finest_level, what="The finest level"),
+    "level-128": partial(sd15, size=128, make=finest_level, what="The finest level"),
     "emoji-sd": emoji,
     "ptdit-1024": partial(ptdit, size=128),
     "ptdit-2048": partial(ptdit, size=256),
