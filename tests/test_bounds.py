@@ -23,6 +23,8 @@ RANGES = [
     (BackLoaded, {"interval": 2}, "total", 1, None),
     (Quadratic, {}, "interval", 1, None),
     (Quadratic, {"interval": 2}, "center", 0, None),
+    (Quadratic, {"interval": 2}, "power", 0.1, 10.0),
+    (Quadratic, {"interval": 2}, "total", 1, None),
     (Taylor, {}, "order", 0, 4),
     (Newton, {}, "order", 1, 4),
     (Aligned, {}, "limit", 1.0, INF),

@@ -34,9 +34,18 @@ def test_quadratic_computes_one_in_interval(total: int, interval: int, center: i
     assert steps == sorted(set(steps))
 
 
+def test_steps_end_within_the_run() -> None:
+    assert Steps(0) == Steps((0,))  # type: ignore[arg-type]
+    Steps((0, 2, 7)).validate(8)
+    with pytest.raises(ValueError, match=r"^steps lists call 7, but the run has 7 network calls \(0\.\.6\)$"):
+        Steps((0, 2, 7)).validate(7)
+    with pytest.raises(ValueError, match=r"the run has 0 network calls \(0\.\.-1\)$"):
+        Steps((0,)).validate(0)
+
+
 def test_quadratic_needs_the_number_of_calls() -> None:
     assert Quadratic(5, total=50).should_compute(CallInfo(5))
-    with pytest.raises(ValueError, match=r"total=50"):
+    with pytest.raises(ValueError, match=r"Quadratic\(..., total=50\)"):
         Quadratic(5).validate(None)
 
 
@@ -58,7 +67,9 @@ def test_steps_longer_than_the_run() -> None:
     [
         (lambda: Uniform(0), "interval must be an integer >= 1; got 0"),
         (lambda: Uniform(2.5), "interval must be an integer >= 1; got 2.5"),
-        (lambda: Steps(()), r"at least one call; got \(\)"),
+        (lambda: Steps(()), r"^steps must list at least one call; got \(\)$"),
+        (lambda: Steps((0, -1)), "^each of steps must be an integer >= 0; got -1$"),
+        (lambda: Steps((0, 2, 2)), r"must be ascending; got \(0, 2, 2\)"),
         (lambda: Steps((1, 2)), r"must start with 0.*got \(1, 2\)"),
         (lambda: Steps((0, 5, 3)), r"must be ascending; got \(0, 5, 3\)"),
         (lambda: Threshold(float("nan")), r"threshold must be a number in \[0.0, inf\]; got nan"),

@@ -115,6 +115,7 @@ def test_a_server_for_others_is_reached_by_numbers_and_by_its_names() -> None:
         ("http://127.0.0.1:7860.evil.example", "origin"),
         ("http://evil@127.0.0.1:7860", "origin"),
         ("ftp://127.0.0.1:7860", "origin"),
+        ("http://evil.example://127.0.0.1:7860", "origin"),
         ("127.0.0.1:7860", "origin"),
         ("null", "origin"),
         ("", "origin"),
@@ -124,6 +125,10 @@ def test_the_origin_is_this_server(origin: str, expected: str) -> None:
     headers = {"host": HOST, "origin": origin}
     assert comes_in(headers) == expected
     assert comes_in(headers, kind="websocket", path="/ws", query="token=s3cret") == expected
+
+
+def test_names_are_compared_in_small_letters() -> None:
+    assert comes_in({"host": "LocalHost:7860", "origin": "http://LOCALHOST:7860"}) == "in"
 
 
 def test_a_websocket_names_its_origin_once() -> None:
