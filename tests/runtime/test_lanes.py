@@ -24,6 +24,7 @@ def test_a_block_that_is_asked_for_as_it_was_stored_is_itself() -> None:
     assert memory.take((A, B)) == [stored]
     assert memory.is_before((A, B), 4)
     assert not memory.is_before((A, C), 3)
+    assert memory.is_before((C,), 0)  # nothing is stored for C
     assert memory.own_block(A) is stored
 
 
@@ -36,6 +37,7 @@ def test_other_orders_halves_and_strangers() -> None:
     found = memory.take((A, D, B))
     assert [len(b.lanes) for b in found] == [1, 1, 1]
     assert found[1].entries == []
+    assert [b.lanes for b in found] == [(A,), (D,), (B,)]
     assert not memory.has((A, D))
     (together,) = memory.take((B, C))
     assert together.lanes == (B, C)
@@ -60,8 +62,8 @@ def test_merge_drop_and_keep() -> None:
     memory.put([block(A), block(B), block(C)], 0)
     memory.merge((A,), (D,), torch.add)  # nothing is known of D
     assert values(memory.take((A,))) == ["a"]
-    memory.merge((A,), (B,), torch.maximum)
-    assert values(memory.take((A,))) == ["b"]
+    memory.merge((A,), (B,), lambda own, other: 2 * other - own)
+    assert values(memory.take((A,))) == ["c"]
     assert memory.lanes == [A, C]
     assert memory.nbytes() == 8
     memory.keep([C])
