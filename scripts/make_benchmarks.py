@@ -23,6 +23,8 @@ PARTS = {
     "live": "live",
     "stream": "stream",
     "stream-sd15": "stream --part sd15",
+    "video": "video --rounds 1",
+    "control-sd15": "control --part shape",
     "cache-sd15": "cache --part sd15 --rounds 3 --steps 8",
     "cache-controlnet": "cache --part controlnet",
     "cache-overhead": "cache --part overhead",

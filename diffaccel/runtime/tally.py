@@ -32,7 +32,7 @@ class Tally:
         self.full: Counter[str] = Counter()
         self.tracer = Tracer()
         self.switched: Counter[Shapes] = Counter()
-        self._current: list[CallKind] = []
+        self._current: list[CallKind] | None = None
 
     def copy(self) -> "Tally":
         """A tally that later calls do not change."""
@@ -46,11 +46,14 @@ class Tally:
     def outer(self, call: Call) -> Iterator[None]:
         """Count a call that the pipeline makes; calls of the network within belong to it."""
         shapes = self._shapes(call.inputs)
-        self._current.clear()
-        yield
-        computed = bool(self._current) and all(kind.shapes == shapes and all(kind.computes) for kind in self._current)
-        self.asked[shapes, computed] += 1
-        self.tracer.note(call, shapes, self._current)
+        within = self._current = []
+        try:
+            yield
+            computed = bool(within) and all(kind.shapes == shapes and all(kind.computes) for kind in within)
+            self.asked[shapes, computed] += 1
+            self.tracer.note(call, shapes, within)
+        finally:
+            self._current = None
 
     def pass_on(self, inputs: Inputs) -> None:
         """Count a call that another network took."""
@@ -61,7 +64,8 @@ class Tally:
         computes = tuple(state.compute for state in states)
         variants = tuple(0 if state.compute else state.variant for state in states)
         kind = CallKind(self._shapes(inputs), computes, variants)
-        self._current.append(kind)
+        if self._current is not None:  # streams and videos, which have no end, make no such calls
+            self._current.append(kind)
         self.calls[kind] += 1
         self.full.update(reason for state in states if (reason := state.why_full()))
 

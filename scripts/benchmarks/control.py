@@ -1,7 +1,8 @@
 """Control: what ControlCache gives for its cost on emoji-control, beside fewer steps and `control_guidance_end`; and
 the ceilings of multiply-accumulates in the shape of Stable Diffusion 1.5 with a ControlNet, counted without weights.
 
-    python scripts/bench.py control --json benchmarks/emoji-sd/control.json
+    python scripts/bench.py control --part emoji --json benchmarks/emoji-sd/control.json
+    python scripts/bench.py control --part shape --json benchmarks/control-sd15.json
 """
 
 import json
@@ -220,7 +221,9 @@ def command(parts: tuple[str, ...], file: Path | None) -> None:
     if "shape" in (parts or ["shape"]):
         known["ceilings"] = shape_ceilings(SHAPE_STEPS)
     shape = f"Stable Diffusion 1.5 shape with a ControlNet, 64 x 64 latents, {SHAPE_STEPS} steps: ceilings"
-    tables = {f"emoji-sd with emoji-control, {STEPS} steps, processor time": as_rows(known.get("rows", []))}
+    tables = {}
+    if "rows" in known:
+        tables[f"emoji-sd with emoji-control, {STEPS} steps, processor time"] = as_rows(known["rows"])
     tables |= {shape: known["ceilings"]} if "ceilings" in known else {}
     click.echo(markdown(tables))
     if file:

@@ -127,7 +127,7 @@ def prefix(networks: Sequence[str], rounds: int, chunks: int) -> dict[str, Any]:
         macs = {row: count_macs(run) for row, run in work.items()}
         times = taking_turns(work, rounds, 0)
         first = next(iter(work))
-        found[f"{name}, {chunks} chunks of {CHUNK} frames, {STEPS} steps"] = {
+        found[f"Against a prefix computed anew: {name}, {chunks} chunks of {CHUNK} frames, {STEPS} steps"] = {
             row: {
                 "GMAC": macs[row] / 1e9,
                 "fewer": macs[first] / macs[row],

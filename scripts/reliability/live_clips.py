@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from realtime import videos
-from reliability.live_clients import settings_for
+from reliability.live_clients import megabytes, settings_for
 
 from diffaccel import models
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
@@ -169,7 +169,29 @@ def check_address(_model: str, _place: Path, options: Options) -> str:
     return f"{count} connections under one address"
 
 
+def check_endless(_model: str, _place: Path, options: Options) -> str:
+    """5,000 frames of a video without end, whose prompt changes now and then; memory stays level."""
+    from benchmarks import video
+    from diffaccel import CausalContext
+
+    count, levels = max(200, int(5000 * options.scale)) // video.CHUNK, []
+    context = CausalContext(window=8, refresh="prompt")
+    with video.engine(video.pipeline(video.build("Wan", 32, 1)), num_steps=1, context=context) as engine:
+        for number in range(count):
+            engine.next()
+            if number % max(1, count // 10) == 0:
+                levels.append((megabytes(), engine.report().context_bytes))
+                engine.update(prompt=f"prompt {number}")
+    frames = count * video.CHUNK
+    slope = (levels[-1][0] - levels[2][0]) / (frames * 0.7 / 1000)
+    said = f"{frames} frames, {slope:+.2f} MB per 1,000"
+    assert slope <= 1, said
+    assert levels[-1][1] == levels[2][1], f"{said}; keys and values grew from {levels[2][1]} to {levels[-1][1]} bytes"
+    return said
+
+
 CHECKS_OF_CLIPS = {
+    "endless clip": check_endless,
     "window": check_window,
     "hanging device": check_hanging,
     "display matrices": check_matrices,

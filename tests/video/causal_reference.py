@@ -95,7 +95,7 @@ def video_pipe(family: Family, scheduler: Any) -> Any:
         num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4))  # fmt: skip
     return family.pipe(
         family.build(), vae=vae, scheduler=scheduler, encode_prompt=lambda text, *_, **__: (embedded(text), None),
-        _execution_device="cpu",
+        text_encoder=None, _execution_device="cpu",
     )  # fmt: skip
 
 

@@ -246,6 +246,14 @@ def test_memory_is_known_before_and_stays_level(monkeypatch: pytest.MonkeyPatch)
         engine_of("wan")
 
 
+def test_a_video_keeps_no_note_of_each_call() -> None:
+    engine = engine_of("wan", num_steps=1)
+    latents_of(engine, 3)
+    tally = engine._video.denoiser.denoisers[0]._machine.session.tally
+    assert not tally._current
+    assert len(tally.calls) <= 3  # kinds of calls, not calls
+
+
 def test_frames_that_are_not_finite_stop_the_video() -> None:
     engine = engine_of("wan")
     latents_of(engine, 1)
