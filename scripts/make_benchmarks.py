@@ -23,6 +23,8 @@ PARTS = {
     "live": "live",
     "stream": "stream",
     "stream-sd15": "stream --part sd15",
+    "streams-batches": "streams --part batches --rounds 7",
+    "steadiness": "steadiness",
     "video": "video --rounds 1",
     "control-sd15": "control --part shape",
     "cache-sd15": "cache --part sd15 --rounds 3 --steps 8",
@@ -36,6 +38,8 @@ ABOUT = {
     "batch": ("docs/batch.md", "Batch generation against a bare loop"),
     "live": ("docs/live.md", "The live page in a real browser"),
     "stream": ("docs/streaming.md", "Streams on the bundled model"),
+    "streams-batches": ("docs/streaming.md", "Rows of the bundled network against batch size, on one thread"),
+    "steadiness": ("docs/streaming.md", "Steadiness between frames"),
     "stream-sd15": ("docs/streaming.md", "Streams on the shape of Stable Diffusion 1.5"),
 }
 PROFILES = {"emoji-sd": "emoji-sd-dpm++", "emoji-dit": "emoji-dit-dpm++"}

@@ -134,7 +134,11 @@ def bundled(pipe: Any, streams: int, rounds: int) -> dict[str, Any]:
 
 
 def batches(pipe: Any, rounds: int, size: int, sizes: Sequence[int], text: tuple[int, ...]) -> dict[str, Any]:
-    """Rows per second of the network alone against batch size, and what share of a large matrix product's rate."""
+    """Rows per second of the network alone against batch size, and what share of a large matrix product's rate.
+
+    On one thread, so that the share is one of a core.
+    """
+    torch.set_num_threads(1)
     unet, channels = pipe.unet, pipe.unet.config.in_channels
     side, dtype = size // 8, unet.dtype
     ceiling = matrix_rate(dtype)
