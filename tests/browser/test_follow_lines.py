@@ -40,7 +40,7 @@ def comes_to(page: Any, live: LiveServer, scale: float) -> bool:
     for _ in range(30):
         page.evaluate(PICTURES, 1)
         (session,) = live.hub._sessions
-        if session._stream is not None and session._stream._engine.config.controlnet_scale == scale:
+        if session._stream is not None and session._stream._stream._engine.config.controlnet_scale == scale:
             return True
     return False
 
@@ -85,9 +85,10 @@ def test_frames_have_the_shape_of_the_picture(live: LiveServer, open_page: OpenP
     page.evaluate(PICTURES, 1)
     (session,) = live.hub._sessions
     sent: list[tuple[int, ...]] = []
-    push = session._stream.push
-    session._stream.push = lambda image, **given: sent.append(np.array(image).shape) or push(image, **given)
-    page.evaluate(PICTURES, 2)
+    stream = session._stream._stream
+    push = stream.push
+    stream.push = lambda image, **given: sent.append(np.array(image).shape) or push(image, **given)
+    page.evaluate(PICTURES, 6)  # those in flight, and some more
     assert set(sent) == {(128, 128, 3)}
 
 
