@@ -124,7 +124,7 @@ def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(
         ("--guidance-scale", "-1", "--guidance-scale: must be at least 0"),
         ("--size", "0", "--size: must be at least 8"),
         ("--size", "33", "--size: must be a multiple of 8"),
-        ("--size", "wide", "--size: size 'wide' is neither"),
+        ("--size", "wide", "--size: 'wide' is neither a number of pixels nor WIDTHxHEIGHT"),
         ("--seed", str(2**64), "--seed: must be less than"),
         ("--seed", "-1", "'--seed'"),
         ("--steps", "1000000", "--steps: must be at most 1000"),

@@ -261,7 +261,7 @@ def test_dry_run_finds_the_rows_that_a_run_finds(generate, tmp_path: Path) -> No
     assert result.exit_code == 3
     assert result.stdout == "2 pictures, 2 to render; 7 bad rows, 0 repeated\n"
     assert f"{tmp_path / 'p.csv'}:3: init_image: cannot read nowhere.png: No such file or directory\n" in result.stderr
-    assert "text.png: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture\n" in result.stderr
+    assert "text.png: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one\n" in result.stderr
     assert "p.csv:6: lora: no LoRA at 'nowhere'" in result.stderr
     places = {line.rpartition("p.csv:")[2].partition(":")[0] for line in result.stderr.splitlines()}
     assert places == {"3", "4", "5", "6", "7", "9", "10"}
@@ -379,7 +379,7 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--init-image", "nowhere.png"], "--init-image: cannot read nowhere.png: No such file or directory"),
         (["p", "--init-image", "."], "--init-image: no pictures in .; they end in .png, "),
         (["p", "--init-image", __file__], "test_generate.py: not a PNG, JPEG, WebP, GIF, TIFF or BMP picture"),
-        (["p", "--size", "wide"], "--size: size 'wide' is neither"),
+        (["p", "--size", "wide"], "--size: 'wide' is neither a number of pixels nor WIDTHxHEIGHT"),
         (["p", "--scheduler", "magic"], "--scheduler: unknown scheduler 'magic'; one of default, ddim"),
         (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
         (["p", "--cache", "deepcache:interval=0"], "--cache: interval must be an integer >= 1"),

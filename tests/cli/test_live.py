@@ -33,6 +33,7 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
         finally:
             process.kill()
     assert about.pop("sizes")[0] == "32x64"
+    assert {"prompt", "steps"} <= set(about.pop("followed_by_clips"))
     assert {name: about.pop(name) for name in ("models", "loras", "dream")} == {
         "models": [tiny_sd.name], "loras": [], "dream": False,
     }  # fmt: skip
