@@ -70,7 +70,7 @@ class RowByRow:
     def __init__(self, engine: Any, rule: Rule, key: str) -> None:
         self.engine, self.network, self.rule, self.key = engine, engine._network, rule, key
         self.lanes: dict[Any, Kept] = {}
-        self.ticks = 0
+        self.ticks = {False: 0, True: 0}
         self.replayed = 0
         names = rule.modules(self.network.model)
         assert names or rule.form == "network"
@@ -93,13 +93,16 @@ class RowByRow:
         """As `Denoiser.predict`, row after row."""
         rows = [(slot, negative, k) for slot, negative in tick.groups for k in range(tick.frames)]
         keys = [(slot.stage if self.key == "stage" else slot, negative, k) for slot, negative, k in rows]
-        filled = all(key in self.lanes for key in keys)
-        self.ticks = self.ticks + 1 if filled else 0
+        apart = self.rule.negative is not None  # then rows of the two prompts decide by themselves, else all together
+        sides = {negative: [key for key in keys if not apart or key[1] == negative] for _, negative, _ in rows}
+        filled = {side: all(key in self.lanes for key in own) for side, own in sides.items()}
+        for side in sides:
+            self.ticks[side] = self.ticks[side] + 1 if filled[side] else 0
         outputs = []
         for i, (key, (slot, negative, _)) in enumerate(zip(keys, rows, strict=True)):
-            self.count = self.ticks if self.key == "stage" else slot.stage
+            self.count = self.ticks[negative] if self.key == "stage" else slot.stage
             whole = self.rule.form == "network"
-            known = filled if self.key == "stage" and not whole else key in self.lanes
+            known = filled[negative] if self.key == "stage" and not whole else key in self.lanes
             if not known:
                 self.lanes[key] = Kept()
             self.own, self.stages = self.lanes[key], len(slot.settings.stages)
