@@ -67,9 +67,9 @@ class Act(ABC):
         return self.modules
 
     @property
-    @abstractmethod
     def slots(self) -> int:
         """Number of things that it stores for a lane."""
+        return 0
 
     @abstractmethod
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:

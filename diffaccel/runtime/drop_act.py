@@ -28,11 +28,6 @@ class DropAct(Act):
         """All of them."""
         return self.branch.modules
 
-    @property
-    def slots(self) -> int:
-        """None."""
-        return 0
-
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """One for each module."""
         for name in self.branch.skipped:

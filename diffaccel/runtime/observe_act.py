@@ -41,11 +41,6 @@ class Observe(Act):
         """Nothing."""
         return ()
 
-    @property
-    def slots(self) -> int:
-        """Nothing is stored."""
-        return 0
-
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """Three."""
         yield self.first, _Seen(state, self.tell, Streams(model.get_submodule(self.first)), ENTERING)

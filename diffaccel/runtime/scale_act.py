@@ -37,11 +37,6 @@ class ScaleRows(Act):
         """Nothing."""
         return ()
 
-    @property
-    def slots(self) -> int:
-        """Nothing is stored."""
-        return 0
-
     def state(self, part: Part) -> ScalingState:
         """Of its own kind: it holds the scales."""
         return ScalingState(part, self.name)

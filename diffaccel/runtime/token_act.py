@@ -49,11 +49,6 @@ class ReduceTokens(Act):
         """Nothing."""
         return ()
 
-    @property
-    def slots(self) -> int:
-        """Nothing is stored."""
-        return 0
-
     def state(self, part: Part) -> ReductionState:
         """Of its own kind: it finds the tokens of the picture."""
         return ReductionState(part, self)

@@ -49,7 +49,6 @@ from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.reuse.ends import Ends
 from diffaccel.runtime.substitute import Turns, translated
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 STEPS = 6
 
 

@@ -62,8 +62,6 @@ from diffaccel.networks import layout_of
 from diffaccel.reuse.schedule import Always, Uniform
 from diffaccel.sampling.samplers import LCM
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 STAGES = (5, 15, 30, 45)
 TRANSFORMERS = ("pixart", "sd3", "flux")
 KEYS = ("stage", "frame")

@@ -15,7 +15,6 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from diffaccel import DeepCache, FullGuidance, ImagePrompt, StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 EMBEDDED, STEPS = 24, 4
 

@@ -12,7 +12,6 @@ from test_stream_host import hold
 
 from diffaccel import DeepCache, FullGuidance, StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 
 

@@ -9,8 +9,6 @@ import torch
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance
 from diffaccel.stream.engine import StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 STEPS = 3
 NAMES = {
     "sd": ("prompt_embeds",),

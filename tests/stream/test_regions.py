@@ -22,7 +22,6 @@ from diffaccel import (
     StreamHost,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 
 

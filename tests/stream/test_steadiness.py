@@ -22,7 +22,6 @@ from diffaccel import (
     TokenReduction,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 ALIKE = CrossFrame(2, scene_change=1.0)
 

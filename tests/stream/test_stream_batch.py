@@ -12,8 +12,6 @@ from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneT
 from diffaccel.sampling.samplers import LCM, TCD, Euler, EulerAncestral
 from diffaccel.stream.engine import StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 Build = Callable[..., StreamEngine]
 GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
 NAMES = {NoGuidance: "none", FullGuidance: "full", SelfNegative: "self", OneTimeNegative: "once"}

@@ -13,8 +13,6 @@ from diffaccel.methods import EncoderPropagation
 from diffaccel.reuse.schedule import Uniform
 from diffaccel.stream.engine import StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 Build = Callable[..., StreamEngine]
 STILL = torch.zeros(3, 32, 32)
 STILL[:, 8:20, 4:9] = 1

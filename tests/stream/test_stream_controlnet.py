@@ -29,8 +29,6 @@ from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.worker import StreamWorker
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 Build = Callable[..., StreamEngine]
 GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
 STAGES = {1: (30,), 2: (20, 40), 3: (10, 25, 40)}

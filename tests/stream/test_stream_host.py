@@ -27,8 +27,6 @@ from diffaccel import (
 )
 from diffaccel.methods.base import Method
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 SETTINGS: dict[str, Any] = {
     "prompt": "a cat",
     "negative_prompt": "blurry",

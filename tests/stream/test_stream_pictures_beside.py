@@ -25,7 +25,6 @@ from diffaccel import (
     StreamHost,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 STEPS = 4
 

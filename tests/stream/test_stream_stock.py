@@ -17,8 +17,6 @@ from diffaccel.sampling.guidance import FullGuidance, NoGuidance
 from diffaccel.sampling.samplers import TCD
 from diffaccel.stream.engine import StreamEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 STEPS = 4
 FAMILIES = ("sdxl", "sd3", "flux", "flux_dev", "sana", "pixart", "z_image")
 

@@ -18,8 +18,6 @@ from diffaccel.sampling.samplers import TCD, Euler
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.similarity import SimilarityFilter
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
-
 Build = Callable[..., StreamEngine]
 CHANGE = 4  # the frame that enters right after the update
 

@@ -17,7 +17,6 @@ from test_stream_host import together
 
 from diffaccel import DeepCache, FullGuidance, OneTimeNegative, StreamEngine, StreamHost
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 Build = Callable[..., StreamEngine]
 STEPS = 4
 
