@@ -1,6 +1,8 @@
 """Who may come in, request by request, without a server."""
 
 import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,6 +10,12 @@ import pytest
 from diffaccel.realtime.guard import HEADERS, WORDS, Guard
 
 HOST, ORIGIN = "127.0.0.1:7860", "http://127.0.0.1:7860"
+
+
+def drive(work: Coroutine[Any, Any, None]) -> None:
+    """Run it on a loop of its own; this thread's may be held by a browser that another test drives."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 class Application:
@@ -48,7 +56,7 @@ def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(guard(scope, receive, send))
+    drive(guard(scope, receive, send))
     return sent, reasons, application.asked
 
 
