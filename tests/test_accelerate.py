@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.hooks import HookRegistry, ModelHook
-from tiny_networks import generate, pipeline, sd_unet, sdxl_unet, unet_inputs
+from tiny_networks import LIGHT, generate, picture_unet, pipeline, sd_unet, sdxl_unet, unet_inputs
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
@@ -17,7 +17,7 @@ from diffaccel.networks import UnsupportedModelError
 
 @pytest.fixture(scope="module")
 def unet() -> Any:
-    return sd_unet()
+    return sd_unet(**LIGHT)
 
 
 def attributes(model: torch.nn.Module) -> list[list[str]]:
@@ -119,7 +119,7 @@ def test_a_network_compiled_as_a_whole_is_refused(unet: Any) -> None:
             accelerate(target, DeepCache())
 
 
-@pytest.mark.parametrize("build", [sd_unet, sdxl_unet])
+@pytest.mark.parametrize("build", [picture_unet, sdxl_unet])
 def test_report_counts_what_ran(build: Any) -> None:
     unet = build()
     pipe = pipeline(unet)

@@ -237,6 +237,7 @@ with torch.no_grad(), diffaccel.accelerate(unet, diffaccel.NewMethod()) as handl
 """
 
 
+@pytest.mark.slow
 def test_a_new_method_is_its_file_and_one_line_in_one_list(tmp_path: Path) -> None:
     shutil.copytree(ROOT, tmp_path / "diffaccel", ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     room = tmp_path / "diffaccel" / "methods"

@@ -1,11 +1,13 @@
 """Multiply-accumulates in a report are those of the calls that were executed, whatever the network has on it."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from cells import cells
 from peft import LoraConfig
-from tiny_networks import sd_unet, unet_inputs
+from tiny_networks import picture_unet, sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel.attach.cost import UncountableError
@@ -21,6 +23,8 @@ ON_TRANSFORMERS = [
     DeltaCache(interval=3, blocks=3),
     DeltaCache(interval=2, gate=4),
 ]
+
+NAMES = ["DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"]
 
 
 def executed(model: Any, calls: list[dict[str, Any]]) -> int:
@@ -39,12 +43,23 @@ def transformer(name: str) -> tuple[Any, list[dict[str, Any]]]:
     ]
 
 
-@pytest.mark.parametrize("method", ON_TRANSFORMERS)
-@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel"])
+@cache
+def plain_cost(name: str) -> int:
+    return executed(*transformer(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    cells(
+        [(name, method) for name in NAMES for method in ON_TRANSFORMERS],
+        lambda cell: ON_TRANSFORMERS.index(cell[1]) % len(NAMES) == NAMES.index(cell[0]),
+        lambda cell: f"{cell[0]}-{cell[1].to_text()}",
+    ),
+)
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 def test_transformers(name: str, method: Any) -> None:
     model, calls = transformer(name)
-    plain = executed(model, calls)
+    plain = plain_cost(name)
     with accelerate(model, method) as handle:
         done = executed(model, calls)
         report = handle.report()
@@ -58,10 +73,23 @@ def adapted(unet: Any) -> None:
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=names))
 
 
-@pytest.mark.parametrize("change", [adapted, lambda unet: unet.fuse_qkv_projections()], ids=["LoRA", "fused"])
-@pytest.mark.parametrize("methods", [(DeepCache(interval=2, branch=1), TextKVCache()), (TGate(gate=2),)])
+def fused(unet: Any) -> None:
+    unet.fuse_qkv_projections()
+
+
+SHALLOW, GATE = (DeepCache(interval=2, branch=1), TextKVCache()), (TGate(gate=2),)
+
+
+@pytest.mark.parametrize(
+    ("change", "methods"),
+    cells(
+        [(adapted, SHALLOW), (adapted, GATE), (fused, SHALLOW), (fused, GATE)],
+        lambda cell: cell in ((adapted, SHALLOW), (fused, GATE)),
+        lambda cell: f"{cell[0].__name__}-{cell[1][0].to_text()}",
+    ),
+)
 def test_the_network_as_it_is(change: Any, methods: Any) -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     inputs = unet_inputs(unet)
     bare = count_macs(lambda: unet(**inputs, timestep=500))
     change(unet)

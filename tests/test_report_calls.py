@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from tiny_networks import sd_unet, unet_inputs
+from tiny_networks import picture_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import BlockCache, DeepCache, EasyCache, IntervalCache, Steps, Threshold, accelerate
@@ -43,7 +43,7 @@ def test_costs_of_calls_add_up_and_states_are_the_schedule() -> None:
 
 
 def test_the_change_of_the_input_is_the_one_that_decided() -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     inputs = unet_inputs(unet)
     samples = [inputs["sample"] * (1 + 0.07 * i) for i in range(CALLS)]
     with accelerate(unet, DeepCache(schedule=Threshold(0.1))) as handle:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import generate, pipeline, sd_unet
+from tiny_networks import generate, picture_unet, pipeline
 
 from diffaccel import EasyCache, accelerate
 
@@ -42,7 +42,7 @@ def inputs(rows: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_threshold_0_is_the_plain_network() -> None:
-    unet, (xs, text) = sd_unet(), inputs()
+    unet, (xs, text) = picture_unet(), inputs()
     plain = run(unet, xs, text)
     with accelerate(unet, EasyCache(threshold=0.0)) as handle:
         assert all(torch.equal(a, b) for a, b in zip(run(unet, xs, text), plain, strict=True))
@@ -51,7 +51,7 @@ def test_threshold_0_is_the_plain_network() -> None:
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3])
 def test_each_row_follows_the_formula(threshold: float) -> None:
-    unet, (xs, text) = sd_unet(), inputs()
+    unet, (xs, text) = picture_unet(), inputs()
     times = torch.linspace(900, 100, len(xs))
     with accelerate(unet, EasyCache(threshold=threshold)):
         ours = run(unet, xs, text)
@@ -70,7 +70,7 @@ def test_each_row_follows_the_formula(threshold: float) -> None:
 
 
 def test_in_a_guided_pipeline_runs_do_not_leak() -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     with accelerate(pipe, EasyCache(threshold=0.5, max_consecutive=2)) as handle:
         first, again = generate(pipe), generate(pipe)
         report = handle.report()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support_matrix import CALLS, METHODS, moving, outputs
-from tiny_networks import UNETS, generate, network_inputs, pipeline, sd_unet
+from tiny_networks import UNETS, generate, network_inputs, picture_unet, pipeline
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import DeepCache, EasyCache, ResidualGuidance, SlotCache, TGate, accelerate
@@ -44,14 +44,20 @@ def test_a_warmup_as_long_as_the_run_is_the_plain_run(method: str, name: str) ->
     assert handle.report().replayed == 0
 
 
+@pytest.fixture(scope="module")
+def painted() -> tuple[Any, torch.Tensor]:
+    """A pipeline, and what it paints in full."""
+    pipe = pipeline(picture_unet())
+    return pipe, generate(pipe)
+
+
 @pytest.mark.parametrize(
     "method",
     [DeepCache(99), EasyCache(threshold=99.0), TGate(gate=1), ResidualGuidance(), ResidualGuidance("self")],
     ids=str,
 )
-def test_the_ends_of_a_guided_run_compute(method: Method) -> None:
-    pipe = pipeline(sd_unet())
-    plain = generate(pipe)
+def test_the_ends_of_a_guided_run_compute(method: Method, painted: tuple[Any, torch.Tensor]) -> None:
+    pipe, plain = painted
     total = 6
     for ends in ({"warmup": total}, {"cooldown": total}, {"warmup": 4, "cooldown": 2}):
         with accelerate(pipe, replace(method, **ends)) as handle:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from cells import cells
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
@@ -150,8 +151,11 @@ def routed(large: Any, small: Any, calls: tuple[int, ...], before: Any = lambda 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float32) for name in BUILDERS] + [("sd", torch.bfloat16), ("pixart", torch.bfloat16)],
-    ids=str,
+    cells(
+        [*((name, torch.float32) for name in BUILDERS), ("sd", torch.bfloat16), ("pixart", torch.bfloat16)],
+        lambda cell: cell in (("sd", torch.float32), ("pixart", torch.bfloat16)),
+        "{0[0]}-{0[1]}".format,
+    ),
 )
 def test_it_is_each_network_alone_and_a_router_between(name: str, dtype: torch.dtype) -> None:
     large, small = pipelines(name, dtype)
@@ -186,7 +190,7 @@ def last_layer(model: Any) -> list[str]:
     ("calls", "small_computes", "large_computes"),
     [((0, 1, 2, 3), {0, 3}, {4}), ((0, 1, 4, 5), {0, 4}, {2, 3}), ((3,), {3}, {0, 4})],
 )
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", cells(BUILDERS, lambda name: name != "sdxl"))
 def test_reuse_begins_anew_where_the_network_changes(
     name: str, calls: tuple[int, ...], small_computes: set[int], large_computes: set[int]
 ) -> None:
@@ -244,7 +248,13 @@ def test_two_prompts_at_each_step_do_not_leak() -> None:
     assert all(torch.equal(a, b) for a, b in zip(both[1::2], outputs(prompts[1:]), strict=True))
 
 
-@pytest.mark.parametrize("method", [TextKVCache(), EasyCache(0.3), ResidualGuidance(), TGate(gate=5, self_interval=1)])
+@pytest.mark.parametrize(
+    "method",
+    cells(
+        [TextKVCache(), EasyCache(0.3), ResidualGuidance(), TGate(gate=5, self_interval=1)],
+        lambda method: isinstance(method, TextKVCache | TGate),
+    ),
+)
 def test_other_methods_stand_on_both(method: Any) -> None:
     large, small = pipelines("sd")
     assert torch.equal(run(large, method, NetworkSwitch(small, until=0)), run(large, method))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cells import cells
 from support_matrix import CALLS, METHODS, moving, outputs
 from tiny_networks import UNETS, network_inputs
 from tiny_transformers import TRANSFORMERS
@@ -38,6 +39,7 @@ from diffaccel.methods import Method, parse
 from diffaccel.runtime import resting
 
 NETWORKS = ("UNet2DConditionModel", "PixArtTransformer2DModel")
+FOR_UNETS = {"DeepCache", "EncoderPropagation", "FeatureInheritance", "TGate"}
 FORECASTS = [
     IntervalCache(schedule=Uniform(2), forecast=Taylor(2)),
     IntervalCache(schedule=Uniform(2), forecast=Newton(2)),
@@ -84,8 +86,14 @@ def stored(handle: Any) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    cells(
+        [(method, name) for method in METHODS for name in NETWORKS],
+        lambda cell: (cell[1] == "UNet2DConditionModel") == (cell[0] in FOR_UNETS),
+        "{0[0]}-{0[1]}".format,
+    ),
+)
 def test_every_method_gives_the_same(method: str, name: str, copies: list[torch.Tensor]) -> None:
     model, calls = network(name)
     try:

@@ -129,6 +129,7 @@ def test_reusing_nothing_is_the_plain_run_and_equal_schedules_are_one(make: Any)
     assert not torch.equal(both, latents(one))
 
 
+@pytest.mark.slow
 def test_it_saves_what_the_negative_prompt_leaves_out() -> None:
     pipe, saved = pipeline(picture_unet()), []
     for schedule in (Uniform(2), PerPrompt(Uniform(2), Uniform(4)), Uniform(4)):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from tiny_networks import generate, pipeline, sd_unet, unet_inputs
+from tiny_networks import LIGHT, generate, picture_unet, pipeline, sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import (
@@ -31,7 +31,7 @@ SCHEDULER = DDIMScheduler(steps_offset=1, clip_sample=False)
 
 @pytest.fixture(scope="module")
 def unet() -> Any:
-    return sd_unet()
+    return sd_unet(**LIGHT)
 
 
 def recipe(model: Any, *reuses: Reuse, total: int = 6) -> Recipe:
@@ -138,7 +138,8 @@ def test_an_output_is_blended_and_the_network_does_not_run(unet: Any) -> None:
     assert report.macs * 6 == report.macs_plain * 4
 
 
-def test_costs_of_nested_branches_are_counted_by_call(unet: Any) -> None:
+def test_costs_of_nested_branches_are_counted_by_call() -> None:
+    unet = picture_unet()
     with accelerate(unet, Profile(recipe(unet, Reuse(1, "branch 4"), Reuse(2, "branch 0")))) as handle:
         calls(unet)
         mixed = handle.report().macs

@@ -13,7 +13,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
-from tiny_networks import TEXT, generate, pipeline, sd_unet
+from tiny_networks import TEXT, generate, picture_unet, pipeline
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache, Method, ResidualGuidance, TGate
@@ -27,7 +27,7 @@ SCALE = 1.3
 @pytest.mark.parametrize("negative", ["one-time", "self"])
 @pytest.mark.parametrize("delta", [1.0, 0.8])
 def test_equals_equation_five(prediction: str, negative: str, delta: float) -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=prediction)
     pipe = pipeline(unet, scheduler)
     with accelerate(pipe, ResidualGuidance(negative, delta)):
@@ -61,7 +61,7 @@ def test_equals_equation_five(prediction: str, negative: str, delta: float) -> N
 
 @pytest.mark.parametrize(("negative", "expected"), [("one-time", [2, 1, 1, 1, 1, 1]), ("self", [1] * 6)])
 def test_rows(negative: str, expected: list[int]) -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     rows: list[int] = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
     with accelerate(pipe, ResidualGuidance(negative)) as handle:
@@ -74,7 +74,7 @@ def test_rows(negative: str, expected: list[int]) -> None:
 
 @pytest.mark.parametrize(("renew", "expected"), [(1, [2] * 6), (2, [2, 1, 2, 1, 2, 1]), (4, [2, 1, 1, 1, 2, 1])])
 def test_renewed_negative(renew: int, expected: list[int]) -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     plain = generate(pipe, guidance_scale=SCALE)
     once, rows = ResidualGuidance(), []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
@@ -89,7 +89,7 @@ def test_renewed_negative(renew: int, expected: list[int]) -> None:
 
 
 def test_a_held_difference_follows_the_picture() -> None:
-    pipe, seen = pipeline(sd_unet(), DDIMScheduler(steps_offset=1, clip_sample=False)), []
+    pipe, seen = pipeline(picture_unet(), DDIMScheduler(steps_offset=1, clip_sample=False)), []
     keep = lambda module, args, kwargs, output: seen.append((args[0].chunk(2), args[1], output[0].chunk(2)))  # noqa: E731
     plain = generate(pipe, guidance_scale=SCALE)
     with accelerate(pipe, ResidualGuidance(held="difference", renew=1)):
@@ -115,7 +115,7 @@ class _Watched(Taylor):
 
 
 def test_what_is_stored_outlives_calls_without_the_negative_half() -> None:
-    pipe, forecast = pipeline(sd_unet()), _Watched(1)
+    pipe, forecast = pipeline(picture_unet()), _Watched(1)
     object.__setattr__(forecast, "calls", [])
     with accelerate(pipe, DeepCache(interval=2, forecast=forecast), ResidualGuidance(renew=2)) as handle:
         generate(pipe, guidance_scale=SCALE)
@@ -167,7 +167,7 @@ def test_noise_levels_of_flow_matching() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     pipe = pipeline(unet)
     with accelerate(pipe, ResidualGuidance()), pytest.raises(ValueError, match="guidance_scale > 1"):
         generate(pipe, guidance_scale=1.0)
@@ -179,7 +179,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 
 def test_self_negative_from_a_picture_is_refused() -> None:
-    pipe = Img2Img(**pipeline(sd_unet()).components, requires_safety_checker=False)
+    pipe = Img2Img(**pipeline(picture_unet()).components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     image = torch.randn(1, 4, 16, 16)
     with accelerate(pipe, ResidualGuidance("self")), pytest.raises(ValueError, match="negative='one-time'"):
@@ -190,7 +190,7 @@ def test_self_negative_from_a_picture_is_refused() -> None:
 
 @pytest.mark.parametrize("method", [ResidualGuidance(), ResidualGuidance("self"), TGate(gate=2)], ids=str)
 def test_no_sample_outlives_its_call(method: Method) -> None:
-    pipe, samples, alive = pipeline(sd_unet()), [], []
+    pipe, samples, alive = pipeline(picture_unet()), [], []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
         samples.append(weakref.ref(args[0]))
@@ -211,7 +211,7 @@ def test_runs_that_start_without_any_signal(method: ResidualGuidance) -> None:
         steps_offset=1,
         clip_sample=False,
     )
-    pipe = pipeline(sd_unet(), scheduler)
+    pipe = pipeline(picture_unet(), scheduler)
     pictures = []
     for last in (0.0, 1e-10):  # none, and next to none
         scheduler.alphas_cumprod[-1] = last
@@ -223,7 +223,7 @@ def test_runs_that_start_without_any_signal(method: ResidualGuidance) -> None:
 
 def test_delta_is_refused_where_there_is_no_signal() -> None:
     zero = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1, clip_sample=False)
-    pipe = pipeline(sd_unet(), zero)
+    pipe = pipeline(picture_unet(), zero)
     with accelerate(pipe, ResidualGuidance("self", 0.8)), pytest.raises(ValueError, match=r"delta=0\.8 is undefined"):
         generate(pipe, guidance_scale=SCALE)
     pipe = stream_pipelines.sd3()

@@ -141,6 +141,7 @@ def test_several_methods_in_a_stage_and_rows_dropped_in_one(pipe: Any) -> None:
         latents(pipe, Staged([DeepCache(2), TGate(gate=3)], at=4))
 
 
+@pytest.mark.slow
 def test_the_report_counts_all_stages(pipe: Any) -> None:
     with accelerate(pipe, Staged([DeepCache(2), FeatureInheritance(interval=2)], at=4)) as handle:
         latents(pipe)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import generate, pipeline, sd_unet
+from tiny_networks import generate, picture_unet, pipeline
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import TGate
@@ -41,7 +41,7 @@ class ReferenceGate:
 
 @pytest.mark.parametrize("settings", [(3, 1, 1, 0), (3, 2, 1, 2), (4, 2, 3, 1), (1, 5, 1, 1)])
 def test_equals_a_reference_of_attention_processors(settings: tuple[int, int, int, int]) -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     with accelerate(pipe, TGate(*settings[:3], warmup=settings[3])):
         ours = generate(pipe, steps=7)
 
@@ -65,7 +65,7 @@ def test_equals_a_reference_of_attention_processors(settings: tuple[int, int, in
 
 
 def test_rows_are_halved_from_the_gate_on() -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     rows: list[int] = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
     with accelerate(pipe, TGate(gate=2)):
@@ -74,7 +74,7 @@ def test_rows_are_halved_from_the_gate_on() -> None:
 
 
 def test_without_guidance_only_attention_is_replayed() -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     rows: list[int] = []
     pipe.unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
     with accelerate(pipe, TGate(gate=2)) as handle:
@@ -84,6 +84,6 @@ def test_without_guidance_only_attention_is_replayed() -> None:
 
 
 def test_a_gate_beyond_the_run_is_refused() -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     with accelerate(pipe, TGate(gate=10)), pytest.raises(ValueError, match=r"gate must be <= 6.*got 10"):
         generate(pipe)

@@ -6,7 +6,7 @@ import pytest
 import tomesd.merge
 import torch
 import torch.nn.functional as F
-from tiny_networks import generate, network_inputs, picture_unet, pipeline, sd_unet, unet_inputs
+from tiny_networks import generate, network_inputs, picture_unet, pipeline, unet_inputs
 from tiny_transformers import TRANSFORMERS
 from token_reference import means, pooled
 
@@ -192,7 +192,7 @@ def test_several_packed_pictures_are_left_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["merge", "pool"])
 def test_ratio_0_is_the_plain_network(kind: Any, dtype: torch.dtype) -> None:
-    unet = sd_unet().to(dtype)
+    unet = picture_unet().to(dtype)
     inputs = {name: value.to(dtype) for name, value in unet_inputs(unet).items()}
     plain = run(unet, inputs)
     with accelerate(unet, TokenReduction(kind, ratio=0, min_tokens=16)) as handle:
@@ -250,7 +250,7 @@ def test_rows_that_join_later_are_matched_alone() -> None:
 
 
 def test_the_report_says_where_nothing_is_done() -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     with accelerate(unet, TokenReduction()) as handle:
         plain = run(unet, unet_inputs(unet))
     report = handle.report()
@@ -260,7 +260,7 @@ def test_the_report_says_where_nothing_is_done() -> None:
 
 
 def test_fused_projections_are_not_pooled_in_silence() -> None:
-    unet = sd_unet()
+    unet = picture_unet()
     unet.fuse_qkv_projections()
     with accelerate(unet, TokenReduction("pool", min_tokens=64)) as handle:
         run(unet, unet_inputs(unet))
@@ -268,7 +268,7 @@ def test_fused_projections_are_not_pooled_in_silence() -> None:
 
 
 def test_calls_are_a_part_of_the_run() -> None:
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     with accelerate(pipe, TokenReduction("pool", min_tokens=64, calls=(0.5, 1.0))) as handle:
         latents = generate(pipe, steps=6)
     assert (handle.report().computed, handle.report().replayed) == (3, 3)
@@ -283,7 +283,7 @@ def test_calls_are_a_part_of_the_run() -> None:
 @pytest.mark.parametrize("kind", ["merge", "pool"])
 def test_with_other_methods(kind: Any) -> None:
     """What TGate replays is what left the attention, whatever the order in which the two are given."""
-    pipe = pipeline(sd_unet())
+    pipe = pipeline(picture_unet())
     reduction = TokenReduction(kind, min_tokens=64)
     others = (DeepCache(interval=2), TGate(gate=3), TextKVCache())
     with accelerate(pipe, reduction, *others) as handle:
