@@ -4,7 +4,7 @@ A note costs no picture. It is told once, also by a dry run, and stands in the m
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -12,9 +12,9 @@ from functools import cached_property, lru_cache
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
-from diffaccel.batch.text_rules import reads_in_parts
 from diffaccel.models import ModelSource
-from diffaccel.models.markup import markup
+from diffaccel.models.markup import REMEDIES, markup
+from diffaccel.models.weighted_text import reads_in_parts
 
 _SHOWN = 200
 _MARKED = re.compile(r"[({<]|__|BREAK")
@@ -26,11 +26,16 @@ class Notes:
     Args:
         templates: wildcards and alternatives are drawn, so that braces left in a prompt are meant as such.
         controlnet: the run has a ControlNet.
-        remedies: name the options by which `diffaccel generate` reads more of a prompt.
+        remedies: options by which more of a prompt is read, as `markup` names them; those of `diffaccel generate`.
     """
 
     def __init__(
-        self, source: ModelSource, *, templates: bool = False, controlnet: bool = False, remedies: bool = True
+        self,
+        source: ModelSource,
+        *,
+        templates: bool = False,
+        controlnet: bool = False,
+        remedies: Collection[str] = tuple(REMEDIES),
     ) -> None:
         self._source, self._templates, self._controlnet, self._remedies = source, templates, controlnet, remedies
         self._limits = TextLimits(source)
@@ -54,8 +59,7 @@ class Notes:
     def _lost_note(self, name: str, lost: str) -> str:
         assert self._limits.reach is not None, "lost words have a limit"
         shown = lost if len(lost) <= _SHOWN else f"{lost[: _SHOWN // 2]} ... {lost[-_SHOWN // 2 :]}"
-        remedied = self._remedies and reads_in_parts(self._source.index["_class_name"])
-        remedy = "; --long-prompts reads all" if remedied else ""
+        remedy = "; --long-prompts reads all" if reads_in_parts(self._source.index["_class_name"]) else ""
         return f"{name}: beyond the encoder's {self._limits.reach[1]} tokens, and not read: {shown!r}{remedy}"
 
     def _about(self, job: Job) -> list[str]:

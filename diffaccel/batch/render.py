@@ -28,7 +28,7 @@ from diffaccel.batch.remarks import Remarks
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
 from diffaccel.batch.tasks import Pipelines, pictures_problem
-from diffaccel.batch.text_parts import PartedText
+from diffaccel.batch.text_calls import TextCalls
 from diffaccel.methods import Method
 from diffaccel.models import ModelError, load_lora
 from diffaccel.sampling.schedulers import sampler_named, seed_noise
@@ -82,7 +82,7 @@ class Renderer:
         self._decoding = Decoding(self._overlap)
         self._text = TextMemory(pipe)
         self._remarks, self._open = Remarks(), ExitStack()
-        self._pipelines, self._parts = Pipelines(pipe), PartedText(pipe)
+        self._pipelines, self._text_calls = Pipelines(pipe), TextCalls(pipe)
 
     def __enter__(self) -> Self:
         self._open.enter_context(self._remarks.installed())
@@ -112,7 +112,7 @@ class Renderer:
         try:
             pipe = self._pipelines.of(first)
             self._set_lora(first.lora)
-            parts = self._parts.calls(jobs)
+            parts = self._text_calls(jobs)
         except ValueError as error:
             raise RenderError(str(error)) from error
         self._set_methods(pipe, parse_cache(first.cache) + parse_guidance(first.guidance))

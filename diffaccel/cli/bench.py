@@ -92,7 +92,7 @@ def bench(
 
     check_writable(output)
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
-    pipe = subject.load()
+    pipe = subject.load(workload.prompts)
     own = _own(pipe, workload, specs, profiles)
     candidates = [PLAIN, *own, *_others(pipe, workload.settings["num_inference_steps"], fewer_steps, peers)]
     judge = subject.name in models.names("pipeline") and "emoji-clip" in models.names()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.model_options import ModelChoice
+from diffaccel.cli.streaming import tell, tell_remark
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -132,7 +133,13 @@ def _load(given: dict[str, Any]) -> Any:
     if given["model"] is None and DEFAULT_MODEL not in models.names("video"):
         raise click.UsageError("no video model is bundled with this installation: name one, --model FOLDER")
     choice = ModelChoice.of(given)
-    return choice.open(choice.find(DEFAULT_MODEL, video=True))
+    source = choice.find(DEFAULT_MODEL, video=True)
+    texts = {"--prompt": given["prompt"], "--negative-prompt": given["negative_prompt"] or ""}
+    texts |= {f"--then {second:g}": prompt for second, prompt in given["then"]}
+    choice.check_reading(source.index["_class_name"], texts.values())
+    pipe = choice.open(source, list(texts.values()))
+    tell_remark(pipe, texts)
+    return pipe
 
 
 def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, Any]) -> "VideoEngine":
@@ -145,13 +152,15 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
 
     best = models.defaults(given["model"] or DEFAULT_MODEL)
     scale = _first(given["guidance_scale"], best.get("guidance_scale"), 1.0)
+    if given["negative_prompt"] and scale <= 1:
+        tell(f"--negative-prompt changes nothing at --guidance-scale {scale:g}: raise it above 1.")
     every = given["cache"] or 1
     method: Any = DeepCache(interval=every) if hasattr(pipe, "unet") else IntervalCache(interval=every)
     width, height = given["size"] if isinstance(given["size"], tuple) else (None, None)
     return VideoEngine(
         pipe,
         prompt=given["prompt"],
-        negative_prompt=given["negative_prompt"] or "",
+        negative_prompt=(given["negative_prompt"] or "") if scale > 1 else "",
         chunk=chunk,
         num_steps=_first(given["steps"], best.get("steps"), 8),
         strength=_first(given["strength"], 1.0),

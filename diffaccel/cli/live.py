@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped, declared
-from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, ModelChoice, model_options
+from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.signals import give_up
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
@@ -105,7 +105,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
 _GROUPS = {
     "What to paint": (
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
-        *("--size", "--fit"),
+        *("--size", "--fit", *READING_NAMES),
     ),
     "The model": (*MODEL_NAMES, *CONTROLNET_NAMES, "--offer", "--offer-lora"),
     "Speed": ("--cache", "--fps", "--compile", "--processes", "--max-rows"),
@@ -178,9 +178,11 @@ def _load_settings(given: dict[str, Any]) -> "LiveSettings":
     from diffaccel.realtime.controls import NO_CONTROLNET
 
     click.echo(f"Loading {given['model'] or DEFAULT_MODEL} ...")
-    source = ModelChoice.of(given).find()
+    choice = ModelChoice.of(given)
+    source = choice.find()
+    choice.check_reading(source.index["_class_name"], [given["prompt"] or "", given["negative_prompt"] or ""])
     for model in given["offer"]:
-        models.resolve(model)
+        choice.check_reading(models.resolve(model).index["_class_name"])
     for net in given["controlnet"]:
         models.find_controlnet(net)
     follows = given["control"] is not None or given["controlnet_scale"] is not None

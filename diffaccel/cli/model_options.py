@@ -1,6 +1,6 @@
 """The options that say which model runs, what goes with it, and where: one group for all commands that load one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ MODEL_NAMES = (
     *("--dtype", "--device"),
 )
 """The options as they are typed, for the help's groups."""
+READING_NAMES = ("--long-prompts", "--prompt-weights")
+"""Those of them that say how prompts are read."""
 
 
 def _joined(_context: click.Context, option: click.Parameter, parts: tuple[str, ...]) -> str | None:
@@ -60,6 +62,12 @@ def model_options(default: str = DEFAULT_MODEL) -> tuple[Callable[..., Any], ...
             metavar="FILE[=TOKEN]",
             help="Textual inversion: a word for prompts.  [token: the file's name]",
         ),
+        click.option(
+            "--long-prompts", is_flag=True, default=None, help="Read prompts beyond the encoder's limit in parts."
+        ),
+        click.option(
+            "--prompt-weights", is_flag=True, default=None, help="Read (word:1.3), [word] and BREAK as weights."
+        ),
         click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
         click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
     )
@@ -77,6 +85,8 @@ class ModelChoice:
     embeddings: str | None
     dtype: str | None
     device: str | None
+    long_prompts: bool | None = None
+    prompt_weights: bool | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "ModelChoice":
@@ -105,11 +115,34 @@ class ModelChoice:
         if self.vae not in (None, NONE):
             models.find_vae(str(self.vae))
         models.check_embeddings(self.embeddings, source)
+        self.check_reading(source.index["_class_name"])
         return source
 
-    def open(self, source: "ModelSource") -> Any:
-        """The pipeline of a model that was found, its LoRAs merged into its weights. Raises `ModelError`."""
+    @property
+    def reading(self) -> dict[str, bool]:
+        """How prompts are read, as `diffaccel.models.text_parts.read_in_parts` takes it."""
+        return {"long": bool(self.long_prompts), "weights": bool(self.prompt_weights)}
+
+    def check_reading(self, pipeline: str, texts: Iterable[str] = ()) -> None:
+        """Raise `click.UsageError` where pipelines of a class cannot read texts as asked."""
+        from diffaccel.models.weighted_text import reading_problem
+
+        if problem := reading_problem(pipeline, texts, **self.reading):
+            setting, _, words = problem.partition(": ")
+            raise click.UsageError(f"--{setting.replace('_', '-')}: {words}")
+
+    def open(self, source: "ModelSource", texts: Sequence[str] = (), nets: Sequence[str] = ()) -> Any:
+        """The pipeline of a model that was found, its LoRAs merged into its weights. Raises `ModelError`.
+
+        Args:
+            source: the model.
+            texts: all prompts that it will read.
+            nets: names of ControlNets to put before its UNet.
+        """
+        from diffaccel import models
         from diffaccel.models.placement import Placement, open_pipeline
+        from diffaccel.models.quiet import hold_back_lengths
+        from diffaccel.models.text_parts import read_in_parts
 
         pipe = open_pipeline(
             source,
@@ -120,5 +153,10 @@ class ModelChoice:
             lora=self.lora,
             lora_partial=self.lora_partial,
         )
+        if nets:
+            place = {"dtype": pipe.dtype, "device": pipe.device, "like": pipe.components.get("unet")}
+            pipe = models.with_controlnets(pipe, [models.load_controlnet(name, **place) for name in nets])
+        hold_back_lengths()
+        read_in_parts(pipe, **self.reading, texts=texts)
         pipe.set_progress_bar_config(disable=True)
         return pipe

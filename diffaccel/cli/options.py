@@ -79,10 +79,6 @@ _OPTIONS = (
     click.option("--control-scale", type=float, help="Strength of the ControlNet.  [default: 1]"),
     click.option("--resize", type=click.Choice(RESIZES), help="How pictures get their size.  [default: crop]"),
     click.option("--background", metavar="COLOUR", help="Behind transparent pictures.  [default: white]"),
-    click.option(
-        "--long-prompts", is_flag=True, default=None, help="Read prompts beyond the encoder's limit in parts."
-    ),
-    click.option("--prompt-weights", is_flag=True, default=None, help="Read (word:1.3), [word] and BREAK as weights."),
     _flag("--dynamic-prompts", help="Draw {a|b} and __wildcards__, by the picture's seed."),
     _path("--wildcards", metavar="FOLDER", help="Of __name__'s file name.txt.  [default: wildcards]"),
     _flag("--keep-columns", help="Take other columns along to manifest and Parquet."),

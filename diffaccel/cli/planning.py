@@ -108,7 +108,8 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
 
     options = checked_settings(request.settings | _profile(request))
     rows, request = rows_of(request, options, stdin)
-    source = ModelChoice.of({**vars(request), "lora": options.lora}).find()
+    by_row = {"lora": options.lora, "long_prompts": None, "prompt_weights": None}
+    source = ModelChoice.of({**vars(request), **by_row}).find()
     common = Ingredients(
         models.located(source.name),
         _check(request, options, source),

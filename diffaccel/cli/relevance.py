@@ -61,25 +61,13 @@ def relevance(
         check_result("--plot", plot, "relevance.svg")
     prompts, settings = subject.texts(len(images) or 1), subject.settings()
     lines = _lines(images, len(prompts), settings)
-    pipe = _pipeline(subject, controlnet or DEFAULT_NET)
+    pipe = subject.load(prompts, controlnet or DEFAULT_NET)
     found = measure(pipe, lines, prompts, scale=scale, seed=subject.seed, progress=subject.say, **settings)
     click.echo("\n".join(_table(found)))
     with folder_of(output):
         found.save(output)
     if plot is not None:
         write_drawing(plot, chart(found))
-
-
-def _pipeline(subject: Subject, name: str) -> Any:
-    """The pipeline with the ControlNet."""
-    from diffaccel import models
-
-    pipe = subject.load()
-    unet = pipe.components.get("unet")
-    place = {"dtype": pipe.dtype, "device": pipe.device}
-    pipe = models.with_controlnets(pipe, [models.load_controlnet(name, like=unet, **place)])
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _lines(images: tuple[Path, ...], count: int, settings: dict[str, Any]) -> list[Any]:

@@ -23,6 +23,7 @@ CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
 
 
 CONTROLNET_NAMES = ("--controlnet", "--control", "--controlnet-scale")
+READING = ("long_prompts", "prompt_weights")
 FIT = "fit"
 """The size that asks for the input's shape."""
 FIT_OPTION = click.option(
@@ -54,7 +55,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     checked = controls(given, start)  # before torch is imported, which takes seconds
     from diffaccel.realtime.settings import LiveSettings
 
-    names = ("model", "config", "vae", "lora", "lora_partial", "embeddings", "dtype", "device")
+    names = ("model", "config", "vae", "lora", "lora_partial", "embeddings", "dtype", "device", *READING)
     values = {name: given[name] for name in names if given[name] is not None}
     width, height = given["size"] if given["size"] not in (None, FIT) else (None, None)
     return LiveSettings(
@@ -101,8 +102,21 @@ def fitted(pipe: Any, settings: "LiveSettings", shape: tuple[int, int], *, quiet
 
 def tell_unread(pipe: Any, checked: "Controls") -> None:
     """Say what of the prompts is not read: by the model, or under the guidance at hand."""
-    from diffaccel.realtime.remarks import remark, unread_negative
+    from diffaccel.realtime.remarks import unread_negative
 
-    words = remark(pipe, {"--prompt": checked.prompt, "--negative-prompt": checked.negative_prompt})
-    for note in filter(None, (words, unread_negative(checked))):
-        click.echo(f"Note: {note}", err=True)
+    tell_remark(pipe, {"--prompt": checked.prompt, "--negative-prompt": checked.negative_prompt})
+    if words := unread_negative(checked):
+        tell(words)
+
+
+def tell_remark(pipe: Any, prompts: Mapping[str, str]) -> None:
+    """Say what of prompts the model does not read, by their titles."""
+    from diffaccel.realtime.remarks import remark
+
+    if words := remark(pipe, prompts, remedies=("--prompt-weights", "--lora")):
+        tell(words)
+
+
+def tell(words: str) -> None:
+    """Say what a person should know, on standard error."""
+    click.echo(f"Note: {words}", err=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import declared
-from diffaccel.cli.model_options import DEFAULT_MODEL, ModelChoice, model_options
+from diffaccel.cli.model_options import DEFAULT_MODEL, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.planning import checked_settings, told_once
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffaccel.models import ModelSource
 
 DEFAULT_PROMPTS = 12
-RUN_OPTIONS = ("--prompts", "--steps", "--guidance-scale", "--scheduler", "--size", "--seed")
+RUN_OPTIONS = ("--prompts", *READING_NAMES, "--steps", "--guidance-scale", "--scheduler", "--size", "--seed")
 """The shared options that say what is drawn, for the help's groups."""
 _CALL_NAMES = {
     "steps": "num_inference_steps",
@@ -95,6 +95,7 @@ class Subject:
             return tuple(random.Random(0).sample(captions(), default))
         if not placed:
             raise InputError("no prompts; try: --prompts 'a red heart' --prompts prompts.txt")
+        self.choice.check_reading(self.source.index["_class_name"], [each.row.prompt for each in placed])
         self._tell(placed)
         return tuple(each.row.prompt for each in placed)
 
@@ -106,8 +107,10 @@ class Subject:
         extra = sorted({name for each in rows for name in each.row.given()} - {"prompt", "custom_id"})
         if extra:
             self.say(f"not used: {', '.join(extra)} of single rows; all prompts are drawn as the options say")
-        jobs = [Job(id=each.where, prompt=each.row.prompt, seed=self.seed, model=self.name, dtype="") for each in rows]
-        notes = zip(jobs, Notes(self.source, remedies=False)(jobs), strict=True)
+        fixed: dict[str, Any] = {"seed": self.seed, "model": self.name, "dtype": ""}
+        fixed |= {name: getattr(self.choice, name) for name in ("long_prompts", "prompt_weights")}
+        jobs = [Job(id=each.where, prompt=each.row.prompt, **fixed) for each in rows]
+        notes = zip(jobs, Notes(self.source, remedies=("--prompt-weights", "--lora"))(jobs), strict=True)
         for line in told_once((job.id, note) for job, said in notes for note in said):
             self.say(line)
 
@@ -117,15 +120,19 @@ class Subject:
         values = {"steps": 50, **self.defaults, **checked_settings(options).given()}
         return {call: values[name] for name, call in _CALL_NAMES.items() if name in values}
 
-    def load(self) -> Any:
-        """The pipeline, with its scheduler. Raises `ValueError` for one that does not go with the model."""
+    def load(self, texts: Sequence[str], *nets: str) -> Any:
+        """The pipeline for these prompts, with its scheduler and ControlNets.
+
+        Raises:
+            ValueError: for a scheduler that does not go with the model.
+        """
         from diffaccel.batch.check import scheduler_problem
         from diffaccel.sampling.schedulers import sampler_named
 
         name = self.scheduler or self.defaults.get("scheduler", "default")
         if problem := scheduler_problem(name, self.source, from_picture=False):
             raise click.UsageError(f"--{problem}")
-        pipe = self.choice.open(self.source)
+        pipe = self.choice.open(self.source, texts, nets)
         if name != "default":
             pipe.scheduler = sampler_named(name, pipe.scheduler)
         return pipe

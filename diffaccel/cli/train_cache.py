@@ -78,7 +78,14 @@ def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int,
 
     with bar, folder_of(output):
         routers = train_routers(
-            subject.load(), prompts, seed=subject.seed, runs=runs, path=output, progress=show, **options, **settings
+            subject.load(prompts),
+            prompts,
+            seed=subject.seed,
+            runs=runs,
+            path=output,
+            progress=show,
+            **options,
+            **settings,
         )
     if picture is not None:
         write_drawing(picture, to_svg(routers))

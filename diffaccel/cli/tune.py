@@ -77,7 +77,7 @@ def tune(
     if settings["num_inference_steps"] < LEAST_STEPS:
         raise click.UsageError(f"--steps: there is nothing to tune in fewer than {LEAST_STEPS} (got {subject.steps})")
     options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None, "small": small}
-    tuned = search(subject.load(), prompts, budget, **options, progress=subject.say, **settings)
+    tuned = search(subject.load(prompts), prompts, budget, **options, progress=subject.say, **settings)
     evidence = tuned.recipe.evidence
     assert evidence is not None
     click.echo(to_text(tuned.recipe))

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from diffaccel.cli import film
 from diffaccel.cli.help import Grouped, declared
-from diffaccel.cli.model_options import MODEL_NAMES, model_options
+from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
@@ -72,7 +72,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
 _GROUPS = {
     "What to paint": (
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
-        *("--size", "--fit"),
+        *("--size", "--fit", *READING_NAMES),
     ),
     "The model": (*MODEL_NAMES, *CONTROLNET_NAMES),
     "A video from words": ("--seconds", "--continue", "--then", "--fps", "--chunk", "--window", "--refresh"),
@@ -155,6 +155,9 @@ def paint(
     from diffaccel.media.repaint import repaint
 
     logging.basicConfig(format="%(message)s")
+    choice = ModelChoice.of(given)
+    texts = given["prompt"], given["negative_prompt"] or ""
+    choice.check_reading(choice.find().index["_class_name"], texts)
     settings = live_settings(given, {"similarity": False, "cache": 1})
     bar = _Progress(quiet)
     with interruptible(f"{target} was not written"), bar, _memory_explained(batch_size):

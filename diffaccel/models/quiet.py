@@ -25,6 +25,14 @@ _HARMLESS = {
 }
 
 
+def hold_back_lengths() -> None:
+    """From now on, hold back what libraries say of prompts that are too long: callers name the words."""
+    for library in ("diffusers", "transformers"):
+        import_module(f"{library}.utils.logging").get_logger()  # sets up the handlers
+        for handler in logging.getLogger(library).handlers:
+            handler.addFilter(_LENGTHS)
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Hold back the known harmless messages and the loading bars inside the block, and nothing else."""
@@ -51,6 +59,9 @@ def _drop(pattern: str) -> logging.Filter:
             return re.search(pattern, record.getMessage()) is None
 
     return Drop()
+
+
+_LENGTHS = _drop("input was truncated because|is longer than the specified maximum")
 
 
 @contextmanager

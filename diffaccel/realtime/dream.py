@@ -22,6 +22,7 @@ from diffaccel.realtime.settings import (
     LiveSettings,
     blended,
     picture_size,
+    reading,
 )
 from diffaccel.runtime.causal_context import CausalContext
 from diffaccel.sampling.samplers import LCM
@@ -58,7 +59,7 @@ class DreamModel:
                 kept = {"dtype": still.unet.dtype, "device": still.unet.device, "vae": still.vae}
                 pipe = models.load(DREAMS[settings.model], **kept)
                 merge_loras(pipe, COMPANIONS[settings.model][0])
-                self._host = StreamHost(pipe, beside=self._beside)
+                self._host = StreamHost(reading(pipe, settings), beside=self._beside)
             return self._host
 
     def open(self, controls: Controls) -> VideoEngine:

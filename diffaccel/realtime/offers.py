@@ -18,7 +18,7 @@ from diffaccel.realtime.controls import ControlNetControls, Controls
 from diffaccel.realtime.dream import DreamModel, DreamStream
 from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.remarks import unread
-from diffaccel.realtime.settings import DREAMS, LINES, LiveSettings, load_pipeline, own_size
+from diffaccel.realtime.settings import DREAMS, LINES, LiveSettings, load_pipeline, own_size, reading
 from diffaccel.stream.host import StreamHost
 from diffaccel.stream.report import StreamOutput
 
@@ -98,6 +98,7 @@ class Offers:
                 f"{controls.lora} is not offered here{hint}: {', '.join(self._loras) or 'no LoRA is'}"
             )
         pipe = models.with_lora(painter.pipe, self._loras[controls.lora], controls.lora_scale)
+        pipe = reading(pipe, painter.settings)
         return Painter(pipe, StreamHost(pipe, beside=self._host), painter.settings)
 
     def open(self, controls: Controls) -> Stream:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from diffaccel.models.markup import markup
+from diffaccel.models.text_parts import reading_of
+from diffaccel.models.weighted_text import reads_in_parts
 from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
 UNLIMITED = 100_000
@@ -14,6 +17,8 @@ UNLIMITED = 100_000
 
 def cut_off(pipe: Any, text: str) -> str:
     """The end of a prompt that no text encoder of the pipeline reads; empty where all of it is read."""
+    if reading := reading_of(pipe):
+        return reading.beyond(text)
     lost = [_beyond(tokenizer, limit, text) for tokenizer, limit in _tokenizers(pipe)]
     return min(lost, key=len, default="")
 
@@ -43,12 +48,24 @@ def _beyond(tokenizer: Any, limit: int, text: str) -> str:
     return lost.strip()
 
 
-def remark(pipe: Any, prompts: dict[str, str]) -> str:
-    """What is left out of prompts, or drawn as text, by their titles, in sentences; empty where nothing is."""
+def remark(pipe: Any, prompts: Mapping[str, str], remedies: Collection[str] = ()) -> str:
+    """What is left out of prompts, or drawn as text, by their titles, in sentences; empty where nothing is.
+
+    Args:
+        pipe: reads the prompts.
+        prompts: texts by their titles.
+        remedies: options by which more is read, as `markup` names them.
+    """
+    reading = reading_of(pipe)
+    weights = reading is not None and reading.weights
     lost = {title: end for title, text in prompts.items() if text and (end := cut_off(pipe, text))}
     said = [f"{title} is too long for this model, which does not read “{end}”." for title, end in lost.items()]
-    meant = [(title, note.removeprefix("prompt: ")) for title, text in prompts.items() for note in markup(text)]
-    return " ".join(said + [f"{title}: {note}." for title, note in meant])
+    if lost and remedies and reading is None and reads_in_parts(type(pipe).__name__):
+        said.append("--long-prompts reads more.")
+    for title, text in prompts.items():
+        notes = markup(text, weights=weights, remedies=remedies)
+        said += [f"{title}: {note.removeprefix('prompt: ')}." for note in notes]
+    return " ".join(said)
 
 
 def unread(pipe: Any, controls: Controls) -> str:

@@ -12,6 +12,8 @@ from diffaccel import models
 from diffaccel.media.repaint import size_like
 from diffaccel.methods import ControlCache, DeepCache, IntervalCache
 from diffaccel.models.placement import Placement, open_pipeline
+from diffaccel.models.quiet import hold_back_lengths
+from diffaccel.models.text_parts import read_in_parts
 from diffaccel.realtime.controls import NO_CONTROLNET, ControlNetControls, Controls
 from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Threshold
@@ -50,6 +52,8 @@ class LiveSettings:
         lora: as `diffaccel.models.parse_loras` reads it, merged into the weights; None for the model's own companion,
             "none" for none. With `lora_partial`, parts that do not fit are left out.
         embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
+        long_prompts, prompt_weights: prompts beyond the encoder's limit are read in up to `MOST_PARTS` parts; weights
+            such as `(word:1.3)` are read.
         vae: another autoencoder; None for the model's own companion, "none" for the one it was saved with.
         controlnet: bundled names, local folders or Hub ids of ControlNets, put before the UNet.
         dtype, device, compiled: as `diffaccel.models.load` and `torch.compile` take them.
@@ -66,6 +70,8 @@ class LiveSettings:
     lora: str | None = None
     lora_partial: bool = False
     embeddings: str | None = None
+    long_prompts: bool = False
+    prompt_weights: bool = False
     vae: str | None = None
     controlnet: tuple[str, ...] = ()
     dtype: str | None = None
@@ -116,7 +122,14 @@ def load_pipeline(settings: LiveSettings) -> Any:
     nets = [models.load_controlnet(name, dtype=dtype, device=device, like=unet) for name in settings.controlnet]
     parts: dict[str, Any] = {"embeddings": settings.embeddings, "lora": lora, "lora_partial": settings.lora_partial}
     pipe = open_pipeline(source, str(dtype).removeprefix("torch."), vae, placement, **parts)
-    return models.with_controlnets(pipe, nets) if nets else pipe
+    return reading(models.with_controlnets(pipe, nets) if nets else pipe, settings)
+
+
+def reading(pipe: Any, settings: LiveSettings) -> Any:
+    """A pipeline that reads its prompts as asked. Raises `ModelError` where it cannot."""
+    hold_back_lengths()  # remarks name the words
+    read_in_parts(pipe, long=settings.long_prompts, weights=settings.prompt_weights)
+    return pipe
 
 
 def picture_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:

@@ -16,12 +16,12 @@ from diffaccel.batch.notes import Notes
 from diffaccel.batch.rows import InputError
 from diffaccel.batch.store import read_manifest
 from diffaccel.batch.templates import Templates
+from diffaccel.batch.text_calls import TextCalls
 from diffaccel.batch.text_limits import TextLimits
-from diffaccel.batch.text_parts import PartedText
 from diffaccel.batch.text_rules import text_problem
-from diffaccel.batch.weights import weighted_parts
 from diffaccel.cli import main
 from diffaccel.models.markup import markup
+from diffaccel.models.weighted_text import weighted_parts
 
 LIMIT = 16  # of the tiny model's encoder; every character is a token, and two mark begin and end
 JOB = Job(id="a", prompt="a cat", seed=0, model="m", dtype="float32")
@@ -99,7 +99,7 @@ def test_long_prompts_change_what_is_beyond_the_limit_alone(tiny_sd: Path, tmp_p
 def test_parts_are_encoded_one_by_one(pipe: Any) -> None:
     text = "abcdefgh. ijklmnop"  # the full stop is where it is parted
     long = job(text, long_prompts=True, negative_prompt="no")
-    ((places, found),) = PartedText(pipe).calls([long])
+    ((places, found),) = TextCalls(pipe)([long])
     encode = lambda part: pipe.encode_prompt(part, "cpu", 1, False)[0]  # noqa: E731
     with torch.inference_mode():
         expected = torch.cat([encode("abcdefgh."), encode("ijklmnop")], dim=1)
@@ -111,14 +111,14 @@ def test_parts_are_encoded_one_by_one(pipe: Any) -> None:
 
 def test_a_batch_of_several_lengths_is_called_once_for_each(pipe: Any) -> None:
     texts = ["a", "b" * 20, "c" * 40, "d" * 21, "e"]
-    calls = PartedText(pipe).calls([job(text, long_prompts=True) for text in texts])
+    calls = TextCalls(pipe)([job(text, long_prompts=True) for text in texts])
     assert [places for places, _ in calls] == [[0, 4], [1, 3], [2]]
     assert [found["prompt_embeds"].shape[:2] if found else None for _, found in calls] == [None, (2, 32), (1, 48)]
 
 
 def test_weights_of_one_are_none_and_others_pull(pipe: Any) -> None:
     def embedded(text: str) -> Any:
-        ((_, found),) = PartedText(pipe).calls([job(text, prompt_weights=True)])
+        ((_, found),) = TextCalls(pipe)([job(text, prompt_weights=True)])
         return found.get("prompt_embeds")
 
     assert embedded("a cat") is None

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from diffaccel import models
 from diffaccel.cli import main
-from diffaccel.cli.model_options import MODEL_NAMES, ModelChoice
+from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice
 
 LOADING = ("bench", "generate", "live", "relevance", "train-cache", "tune", "video")
 NOTHING = ModelChoice(None, None, None, None, False, None, None, "cpu")
@@ -22,7 +22,7 @@ def test_every_command_that_loads_a_model_has_them(command: str) -> None:
     options = [param for param in main.commands[command].params if isinstance(param, click.Option)]
     named = {max(option.opts, key=len): option for option in options}
     assert named.keys() >= set(MODEL_NAMES)
-    shared = {name: named[name].help for name in MODEL_NAMES if name != "--model"}
+    shared = {name: named[name].help for name in (*MODEL_NAMES, *READING_NAMES) if name != "--model"}
     assert shared == {name: option.help for name, option in _of("generate").items() if name in shared}
 
 

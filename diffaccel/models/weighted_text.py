@@ -1,16 +1,23 @@
-"""Weights in prompts as AUTOMATIC1111's web UI writes them: `(word:1.3)`, `(word)`, `[word]`, `\\(` and `BREAK`."""
+"""Weights in prompts as AUTOMATIC1111's web UI writes them: `(word:1.3)`, `(word)`, `[word]`, `\\(` and `BREAK`.
+
+And by which pipelines such prompts, and long ones, can be read, told without torch.
+"""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 
 EMPHASIS = 1.1
 TextPart = tuple[tuple[str, float], ...]
+WeightedText = tuple[TextPart, ...]
+_CLIP_ALONE = ("StableDiffusion", "LatentConsistency", "AnimateDiff")
 _TOKEN = re.compile(r"\\.|:\s*\d*\.?\d+\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _CHANGING = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
 
 
 @lru_cache(maxsize=1024)
-def weighted_parts(text: str) -> tuple[TextPart, ...]:
+def weighted_parts(text: str) -> WeightedText:
     """The parts between `BREAK`s, each as pieces of text with their weights.
 
     Raises `ValueError` for brackets that are not closed, and for `[a:b:0.5]` and `[a|b]`, which change a prompt in the
@@ -50,3 +57,35 @@ def _joined(pieces: list[tuple[str, float]]) -> TextPart:
         else:
             joined.append((text, weight))
     return tuple((text, round(weight, 4)) for text, weight in joined)
+
+
+def read_as(text: str, *, weights: bool) -> WeightedText:
+    """A text with its weights; with none where they are not to be read. Raises as `weighted_parts`."""
+    return weighted_parts(text) if weights else (((text, 1.0),),)
+
+
+def reads_in_parts(pipeline: str) -> bool:
+    """Whether long and weighted prompts can be read: whether CLIP is all that the pipelines of this class read with."""
+    return pipeline.startswith(_CLIP_ALONE) and not pipeline.startswith("StableDiffusion3")
+
+
+def reading_problem(pipeline: str, texts: Iterable[str], *, long: bool, weights: bool) -> str | None:
+    """What keeps a pipeline of the class with this name from reading texts as asked, if anything; names the setting."""
+    if not (long or weights):
+        return None
+    asked = "long_prompts" if long else "prompt_weights"
+    if not reads_in_parts(pipeline):
+        return f"{asked}: {pipeline} does not read with CLIP alone, so its prompts are read as they are: leave it out"
+    if not has_compel():
+        return f"{asked}: it needs compel: pip install 'diffaccel[prompts]'"
+    try:
+        for text in texts:
+            read_as(text, weights=weights)
+    except ValueError as error:
+        return f"prompt: {error}"
+    return None
+
+
+def has_compel() -> bool:
+    """Whether the library that encodes in parts is installed."""
+    return find_spec("compel") is not None
