@@ -153,6 +153,7 @@ def test_a_mask_needs_its_picture_and_its_shape(generate: Generate, tmp_path: Pa
     assert (result.exit_code, "--mask-image: it needs the picture" in result.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_control_image_is_followed(generate: Generate, tmp_path: Path, controlnet: Path) -> None:
     scene(tmp_path / "0.png", (32, 32))
     Image.new("RGB", (32, 32), "white").save(tmp_path / "1.png")

@@ -63,6 +63,7 @@ def test_picture_does_not_depend_on_its_batch(renderer: Renderer, cache: str) ->
     assert np.abs(pixels(alone) - pixels(among)).max() <= 1
 
 
+@pytest.mark.slow
 def test_picture_does_not_depend_on_what_came_before(renderer: Renderer, tiny_lora: Path) -> None:
     first = renderer.render([CACHED]).images[0]
     plain = renderer.render([JOB]).images[0]
@@ -72,6 +73,7 @@ def test_picture_does_not_depend_on_what_came_before(renderer: Renderer, tiny_lo
     assert not np.array_equal(pixels(adapted), pixels(first))
 
 
+@pytest.mark.slow
 def test_calls_are_counted_under_caching_only(tiny_sd: Path) -> None:
     with Renderer(models.load(tiny_sd)) as renderer:
         renderer.render([CACHED, replace(CACHED, seed=8)])
@@ -81,6 +83,7 @@ def test_calls_are_counted_under_caching_only(tiny_sd: Path) -> None:
     assert 0 < renderer.calls.macs_saved < 1
 
 
+@pytest.mark.slow
 def test_methods_compose(renderer: Renderer) -> None:
     both = renderer.render([replace(CACHED, cache="deepcache:interval=3,branch=0 + textkvcache")]).images[0]
     assert np.array_equal(pixels(both), pixels(renderer.render([CACHED]).images[0]))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stream_pipelines
+from cells import cells
 from PIL import Image
 from tiny_pipeline import build_lora
 
@@ -66,7 +67,13 @@ def pictures(renderer: Renderer, *jobs: Job) -> dict[str, np.ndarray]:
     return {job.id: np.asarray(image) for each in rendered for job, image in zip(each.jobs, each.images, strict=True)}
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+QUICK = ("sd", *((family, "negative_prompt") for family in FAMILIES))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    cells(CASES, quick=lambda case: case[0] in QUICK or case in QUICK, name="-".join),
+)
 def test_a_setting_touches_no_other_row(renderers: dict[str, Renderer], folder: Path, family: str, name: str) -> None:
     build, more = FAMILIES[family]
     if family not in renderers:

@@ -45,6 +45,7 @@ def comes_to(page: Any, live: LiveServer, scale: float) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_switch_reaches_the_stream(live: LiveServer, open_page: OpenPage) -> None:
     page = open_page(live.url)
     switch = page.locator("#control-follow_lines")
@@ -63,6 +64,7 @@ def shown(page: Any, selector: str) -> torch.Tensor:
     return edges_of(pixels[..., :3])
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_follows_the_drawing(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
     page = open_page(live.url, reduced_motion="reduce")  # a still drawing, which slow pictures do not lag behind
 
@@ -80,6 +82,7 @@ def test_the_page_shows_what_follows_the_drawing(live: LiveServer, open_page: Op
     keep(page, "live-lines")
 
 
+@pytest.mark.slow
 def test_frames_have_the_shape_of_the_picture(live: LiveServer, open_page: OpenPage) -> None:
     page = open_page(live.url)
     page.evaluate(PICTURES, 1)

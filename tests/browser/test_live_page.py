@@ -123,6 +123,7 @@ def test_four_pages_at_once_share_calls(live: LiveServer, open_page: OpenPage) -
     assert blue[2] > blue[0]
 
 
+@pytest.mark.slow
 def test_another_size_is_painted_without_a_restart(live: LiveServer, open_page: OpenPage) -> None:
     page = open_page(live.url)
     settled(page)
@@ -174,6 +175,7 @@ def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer,
     assert until(lambda: page.wait_for_timeout(50) or page.input_value("#control-guidance") == "self")
 
 
+@pytest.mark.slow
 def test_undo_clear_and_fill(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     press(page, "Clear")
@@ -187,6 +189,7 @@ def test_undo_clear_and_fill(stub: LiveServer, open_page: OpenPage) -> None:
     assert average(page) == pytest.approx([0, 0, 0], abs=2)
 
 
+@pytest.mark.slow
 def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenPage) -> None:
     none = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=device-count=0")
     page = open_page(stub.url, arguments=none)
@@ -197,6 +200,7 @@ def test_no_camera_is_explained_with_a_way_on(stub: LiveServer, open_page: OpenP
     pictures(page, 2)
 
 
+@pytest.mark.slow
 def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage) -> None:
     refused = ("--use-fake-device-for-media-stream", "--deny-permission-prompts")
     page = open_page(stub.url, arguments=refused)
@@ -204,6 +208,7 @@ def test_a_refused_camera_is_explained(stub: LiveServer, open_page: OpenPage) ->
     assert "may not use the camera" in message(page)
 
 
+@pytest.mark.slow
 def test_a_camera_that_comes_when_something_else_was_chosen_is_switched_off(
     stub: LiveServer, open_page: OpenPage
 ) -> None:
@@ -221,6 +226,7 @@ def test_a_camera_that_comes_when_something_else_was_chosen_is_switched_off(
     pictures(page, 2)
 
 
+@pytest.mark.slow
 def test_strokes_are_seen_at_once_where_the_network_is_slow(open_page: OpenPage) -> None:
     with serving(lambda c: StubStream(c, 0.8)) as server:
         page = open_page(server.url)
@@ -231,6 +237,7 @@ def test_strokes_are_seen_at_once_where_the_network_is_slow(open_page: OpenPage)
         page.wait_for_function(seen, timeout=400)
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     pictures(page)
@@ -256,6 +263,7 @@ def test_the_keyboard_reaches_everything(stub: LiveServer, open_page: OpenPage) 
     assert page.evaluate("() => document.activeElement.parentElement.id") == "brushes"
 
 
+@pytest.mark.slow
 def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     page.get_by_role("tab", name="Camera").click()
@@ -267,6 +275,7 @@ def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_
     assert page.locator("#message").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_camera_may_change_its_size_again_and_again(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     page.get_by_role("tab", name="Camera").click()
@@ -277,6 +286,7 @@ def test_a_camera_may_change_its_size_again_and_again(stub: LiveServer, open_pag
     assert until(lambda: page.wait_for_timeout(50) or page.locator("#failed").text_content() == "0")
 
 
+@pytest.mark.slow
 def test_one_too_many_is_told_and_may_try_again(stub: LiveServer, open_page: OpenPage) -> None:
     token = stub.options.token
     with Client(stub, token=token) as one, Client(stub, token=token) as two:
@@ -289,6 +299,7 @@ def test_one_too_many_is_told_and_may_try_again(stub: LiveServer, open_page: Ope
     assert page.locator("#message").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_told_and_restored_with_the_controls(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     page.fill("#control-prompt", "a fox")

@@ -83,6 +83,7 @@ def test_cut_picture_is_rendered_again(generate, tmp_path: Path) -> None:
     assert pictures(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_from_renders_the_same_picture_again(generate, tmp_path: Path) -> None:
     generate("a red heart", "--seed", 3, "--cache", "deepcache:interval=2", "--guidance-scale", 2)
     path = next((tmp_path / "out").glob("*.png"))
@@ -172,6 +173,7 @@ def test_standard_input(generate, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "two.png").exists()
 
 
+@pytest.mark.slow
 def test_shards_make_the_same_set_as_one_run(generate, tmp_path: Path) -> None:
     prompts = [f"p{number}" for number in range(6)]
     one, parts = tmp_path / "one", tmp_path / "parts"
@@ -182,6 +184,7 @@ def test_shards_make_the_same_set_as_one_run(generate, tmp_path: Path) -> None:
     assert "6 pictures" in (parts / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_guidance_and_profile_are_written_into_the_picture(generate, tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text(
         '[{"type": "deepcache", "interval": 2, "branch": 1}, {"type": "textkvcache"}]'
@@ -210,6 +213,7 @@ def test_tars_and_parquet(generate, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "pictures.parquet").exists()
 
 
+@pytest.mark.slow
 def test_the_last_shard_packs_for_all(generate, tmp_path: Path) -> None:
     prompts = [f"p{number}" for number in range(6)]
     assert generate(*prompts, "-o", tmp_path / "one", "--tar", 4, "--batch-size", 2).exit_code == 0
@@ -225,6 +229,7 @@ def test_limit_then_the_rest(generate) -> None:
     assert "1 picture in" in generate("a", "b", "c").output
 
 
+@pytest.mark.slow
 def test_dry_run_does_not_wait_for_diffusers(tiny_sd: Path, tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['diffaccel', 'generate', 'p', '--model', {str(tiny_sd)!r}, '--dry-run']\ntry:\n"
     code += "    from diffaccel.cli import main; main()\nexcept SystemExit as end:\n    assert not end.code\n"
@@ -241,6 +246,7 @@ def test_dry_run_touches_nothing(generate, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_checking_rows_with_pictures_and_caching_prints_nothing(tiny_sd: Path, tmp_path: Path) -> None:
     Image.effect_noise((32, 32), 99).save(tmp_path / "start.png")
     (tmp_path / "p.csv").write_text("prompt,init_image,cache\na,start.png,\nb,,deepcache\n")
@@ -303,6 +309,7 @@ def recipe(folder: Path, total: int = 4) -> Recipe:
     return Recipe("UNet2DConditionModel", layout_of(pipe.unet).fingerprint, *sampler, total, (Reuse(1, "branch 0"),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_caching_that_fits_no_picture_is_told_once_before_anything_is_loaded(
     generate, tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, processes: int
@@ -340,6 +347,7 @@ def test_a_model_that_cannot_start_from_a_picture(generate, tmp_path: Path) -> N
     assert (dry.exit_code, f"p.csv:2: init_image: {words}" in dry.stderr) == (3, True)
 
 
+@pytest.mark.slow
 def test_a_profile_that_fits_some_pictures_costs_the_others_alone(generate, tmp_path: Path, tiny_sd: Path) -> None:
     recipe(tiny_sd).save(tmp_path / "profile.json")
     (tmp_path / "p.csv").write_text("prompt,steps\na,\nb,6\n")
@@ -433,6 +441,7 @@ def test_rows_that_fail_are_named_and_the_others_rendered(generate, tmp_path: Pa
     assert len(pictures(tmp_path / "out")) == 1
 
 
+@pytest.mark.slow
 def test_real_process_is_quiet_and_self_contained(tiny_sd: Path, tmp_path: Path) -> None:
     """Without a terminal, a home or a network: pictures, one line on stdout, nothing on stderr."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}

@@ -31,6 +31,7 @@ def pixels(path: Path) -> bytes:
         return picture.tobytes()
 
 
+@pytest.mark.slow
 def test_several_loras_with_weights_and_none_in_a_row(generate, tiny_lora: Path, tmp_path: Path) -> None:
     rows = [
         {"custom_id": "both"},

@@ -20,6 +20,7 @@ from diffaccel.cli.model_options import ModelChoice
 from diffaccel.realtime.tls import check_certificate
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
     command = [sys.executable, "-m", "diffaccel", "live", "--model", str(tiny_sd), "--device", "cpu", "--size", "32x64"]
     with subprocess.Popen([*command, "--port", "0", "--no-browser"], stdout=subprocess.PIPE, text=True) as process:

@@ -27,12 +27,21 @@ def agrees(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     assert found.keys() == {method for method, cell in said.items() if cell}
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+        "WanPipeline, 2.2",
+    ],
+)
 def test_quick_pipelines(name: str) -> None:
     agrees(name, (torch.float32,))
 
 
-@pytest.mark.parametrize("name", ["FluxKontextPipeline, true guidance", "WanPipeline"])
+@pytest.mark.parametrize("name", ["FluxKontextPipeline, true guidance"])
 def test_half_precision(name: str) -> None:
     agrees(name, (torch.bfloat16,))
 

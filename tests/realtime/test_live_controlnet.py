@@ -78,6 +78,7 @@ def painted(pipe: Any, settings: LiveSettings, *changes: dict[str, Any]) -> np.n
     return np.asarray(outputs[-1].image).astype(int)
 
 
+@pytest.mark.slow
 def test_a_controlnet_is_put_before_the_unet(controlled: Any, settings: LiveSettings, tiny_sd: Path) -> None:
     assert type(controlled) is StableDiffusionControlNetPipeline
     plain = load_pipeline(replace(settings, controlnet=()))
@@ -154,6 +155,7 @@ def test_without_one_there_are_none(settings: LiveSettings) -> None:
         assert "controlnet_scale" in client.wait("problem")["message"]
 
 
+@pytest.mark.slow
 def test_loading_says_nothing_that_is_harmless(settings: LiveSettings) -> None:
     code = (
         "from diffaccel.realtime.settings import LiveSettings, load_pipeline\n"

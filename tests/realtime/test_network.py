@@ -78,6 +78,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("listens", "calls"), WAYS.values(), ids=WAYS.keys())
 def test_what_is_sent_arrives(port: int, listens: str, calls: str) -> None:
     server = Listener(listens.format(port=port), port)
@@ -148,6 +149,7 @@ def test_nobody_there_is_said(port: int) -> None:
         NetworkVideo(f"rtmp://127.0.0.1:{port}/live/key")
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:

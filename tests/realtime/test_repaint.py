@@ -54,6 +54,7 @@ def test_side_by_side_shows_the_input_of_the_same_moment(tmp_path: Path, open_en
         assert np.abs(after[:, :64].astype(int) - before).mean() < 8
 
 
+@pytest.mark.slow
 def test_sound_can_be_left_out_and_what_a_container_does_not_take_is_encoded(
     tmp_path: Path, open_engine: OpenEngine
 ) -> None:
