@@ -5,7 +5,7 @@ import io
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +236,11 @@ def test_the_command_writes_its_report(tiny_sd: Path, tmp_path: Path) -> None:
 
 
 def test_bundled_models_have_prompts_of_their_own() -> None:
+    from diffaccel.cli.model_options import ModelChoice
     from diffaccel.cli.subject import Subject
 
-    subject = Subject(None, (), None, None, None, None, 0, None, None, True)
+    choice = ModelChoice.of(dict.fromkeys(each.name for each in fields(ModelChoice)))
+    subject = Subject(choice, (), None, None, None, None, 0, quiet=True)
     assert len(set(subject.texts())) == 12
     assert subject.settings() == {"num_inference_steps": 20, "guidance_scale": 2.0, "width": 128, "height": 128}
     assert subject.name in models.names("pipeline")
