@@ -6,6 +6,7 @@ from typing import Any
 
 import stream_pipelines
 import torch
+from cells import cells
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKLTemporalDecoder,
@@ -185,3 +186,6 @@ CASES = (
         DEEP,
     ),
 )  # fmt: skip
+QUICK = ("sd", "sd-image", "sdxl-inpaint", "pixart-lines", "flux", "animatediff")
+EVERY = cells(CASES, quick=lambda case: case.name in QUICK, name=lambda case: case.name)
+"""The cases as parameters, of which one of each custom pipeline belongs to the quick tests."""

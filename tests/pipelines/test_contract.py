@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stock_cases import CASES, Case
+from stock_cases import CASES, EVERY, Case
 
 from diffaccel import accelerate
 from diffaccel.methods import Method
 
-ALL = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+ALL = pytest.mark.parametrize("case", EVERY)
 NAMES = {case.name: case for case in CASES}
 EMBEDDINGS = {
     "sd": ("prompt_embeds", "negative_prompt_embeds"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from stock_cases import CASES, Case
+from stock_cases import CASES, EVERY, Case
 
 from diffaccel import accelerate
 from diffaccel._diffusers import hooks_of
@@ -12,7 +12,7 @@ from diffaccel.config import Config
 from diffaccel.methods import Method
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=EVERY)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 

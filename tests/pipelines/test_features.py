@@ -1,11 +1,13 @@
 """What people do to a pipeline - adapters, offloading, slices and tiles - works on the custom ones, reusing or not."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook
+from cells import cells
 from diffusers import StableDiffusionPipeline
 from diffusers.models.embeddings import ImageProjection
 from peft import LoraConfig
@@ -39,8 +41,9 @@ def test_a_misspelt_argument_is_refused() -> None:
         pipe("a cat", xyzzy=2)
 
 
-def ids(case: Case) -> str:
-    return case.name
+def some(cases: Iterable[Case]) -> list[Any]:
+    """Parameters, of which only the plain pipeline's belong to the quick tests."""
+    return cells(cases, quick=lambda case: case is NAMES["sd"], name=lambda case: case.name)
 
 
 def seeds() -> list[torch.Generator]:
@@ -76,7 +79,7 @@ def lora(unet: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", [NAMES["sd"], NAMES["sdxl"], NAMES["sd-image"], NAMES["sd-inpaint"]], ids=ids)
+@pytest.mark.parametrize("case", some(NAMES[name] for name in ("sd", "sdxl", "sd-image", "sd-inpaint")))
 def test_lora(case: Case, tmp_path: Path) -> None:
     stock = case.build()
     plain = case.run(stock)
@@ -126,7 +129,7 @@ def ip_adapter(unet: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", WITH_UNETS, ids=ids)
+@pytest.mark.parametrize("case", some(WITH_UNETS))
 def test_ip_adapter(case: Case, tmp_path: Path) -> None:
     stock = case.build()
     plain = case.run(stock)
@@ -148,7 +151,10 @@ def without_moving(model: torch.nn.Module, device: torch.device, **_: Any) -> No
     attach_align_device_hook(model, execution_device=device, offload=False)
 
 
-@pytest.mark.parametrize(("kind", "case"), OFFLOADING, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    cells(OFFLOADING, quick=lambda cell: cell[1] is NAMES["sd"], name=lambda cell: f"{cell[0]}-{cell[1].name}"),
+)
 def test_offload(kind: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = case.build()
     custom = case.custom.from_pipe(stock)
@@ -169,7 +175,7 @@ def test_offload(kind: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(case.run(custom), plain)
 
 
-@pytest.mark.parametrize("case", [NAMES["sd"], NAMES["sdxl"], NAMES["sd-image"]], ids=ids)
+@pytest.mark.parametrize("case", some(NAMES[name] for name in ("sd", "sdxl", "sd-image")))
 @pytest.mark.parametrize("change", ["enable_slicing", "enable_tiling"])
 def test_slices_and_tiles(case: Case, change: str) -> None:
     stock = case.build()

@@ -82,7 +82,7 @@ def test_a_mix_and_its_gradient_equal_hooks_of_torch() -> None:
                 hook.remove()
 
     method = _TrainRouters(lambda total, units: Trainee(total, units, RouterTraining()))
-    method.wrapper = lambda layout, host: None  # type: ignore[method-assign, assignment, return-value] - the act alone
+    method.wrapper = lambda layout, host: None  # type: ignore[method-assign, assignment, return-value]  # the act alone
 
     def ours(inputs: dict[str, Any], w: torch.Tensor) -> torch.Tensor:
         plain = method.gates.stand_aside() or model(**inputs).sample  # changes nothing that is cached
