@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from cells import cells
 from method_cases import BLOCKS, named
 from row_reference import RowByRow, Rule
 from transformer_reference import UNITS
@@ -305,12 +306,27 @@ WHOLE_CASES = [
         ("sd", "pixart"),
     ),
 ]
-TABLE = [
-    pytest.param(case, name, key, id=f"{case.name}-{name}-{key}")
-    for case in UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES
-    for name in case.on
-    for key in case.keys
-]
+CASES = UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES
+GUIDANCES = (FullGuidance(1.5), OneTimeNegative(1.5))
+
+
+def table(turn: int, *settings: Any) -> list[Any]:
+    """Every case on its pipelines, by its keys, with each of the settings.
+
+    One cell of each case is quick: pipelines, keys and settings take turns, and `turn` says where they begin.
+    """
+    quick = [
+        (case, case.on[i % len(case.on)], case.keys[i % len(case.keys)], *settings[i // 2 % 2 :][:1])
+        for i, case in enumerate(CASES, turn)
+    ]
+    every = [
+        (case, name, key, *setting)
+        for case in CASES
+        for name in case.on
+        for key in case.keys
+        for setting in ([(one,) for one in settings] or [()])
+    ]
+    return cells(every, quick.__contains__, lambda cell: "-".join([cell[0].name, *map(str, cell[1:])]))
 
 
 @cache
@@ -331,18 +347,23 @@ def stream(name: str, cache: Any = None, key: Any = "stage", pipe: Any = None, *
     return StreamEngine(pipe, **settings)
 
 
-@pytest.fixture(scope="module")
 def movie() -> torch.Tensor:
-    """A square that moves over a still background, ``(8, 3, 32, 32)``."""
-    frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).repeat(8, 1, 1, 1)
-    for i in range(8):
+    """A square that moves over a still background, ``(6, 3, 32, 32)``."""
+    frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).repeat(6, 1, 1, 1)
+    for i in range(6):
         frames[i, :, 8:18, i : i + 10] = 0.9
     return frames
 
 
-def run(engine: StreamEngine, frames: torch.Tensor) -> torch.Tensor:
+def run(engine: StreamEngine) -> torch.Tensor:
     with engine:
-        return torch.stack([output.image for output in engine.stream(frames)])
+        return torch.stack([output.image for output in engine.stream(movie())])
+
+
+@cache
+def plain(name: str, **changes: Any) -> torch.Tensor:
+    """What the stream without a cache shows; read-only."""
+    return run(stream(name, **changes))
 
 
 def reference_on(name: str, case: Case, key: str, **changes: Any) -> RowByRow:
@@ -357,42 +378,36 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
-@pytest.mark.parametrize("batched", [True, False], ids=["batch", "sequential"])
-@pytest.mark.parametrize(("case", "name", "key"), TABLE)
-def test_a_reusing_nothing_is_the_plain_stream(
-    case: Case, name: str, key: str, batched: bool, movie: torch.Tensor
-) -> None:
-    plain = run(stream(name, stream_batch=batched), movie)
+@pytest.mark.parametrize(("case", "name", "key", "batched"), table(0, True, False))
+def test_a_reusing_nothing_is_the_plain_stream(case: Case, name: str, key: str, batched: bool) -> None:
     engine = stream(name, case.never, key, stream_batch=batched)
-    ours = run(engine, movie)
+    ours, expected = run(engine), plain(name, stream_batch=batched)
     assert engine.report().replayed_rows == 0
     if case.exact:
-        assert torch.equal(ours, plain)
+        assert torch.equal(ours, expected)
     else:
-        close(ours, plain)
+        close(ours, expected)
 
 
-@pytest.mark.parametrize("guidance", [FullGuidance(1.5), OneTimeNegative(1.5)], ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize(("case", "name", "key"), TABLE)
-def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any, movie: torch.Tensor) -> None:
+@pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES))
+def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any) -> None:
     engine = stream(name, case.reuse, key, guidance=guidance)
-    ours = run(engine, movie)
+    ours = run(engine)
     reference = reference_on(name, case, key, guidance=guidance)
-    close(ours, run(reference.engine, movie))
+    close(ours, run(reference.engine))
     assert case.rule.front or reference.replayed > 0  # what blocks decide by their change may all compute
     if case.rule.front == 0 or engine.report().replayed_rows:
-        plain = run(stream(name, guidance=guidance), movie)
-        assert (ours - plain).abs().max() > 1e-5
+        assert (ours - plain(name, guidance=guidance)).abs().max() > 1e-5
 
 
-@pytest.mark.parametrize(("case", "name", "key"), TABLE)
-def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: str, movie: torch.Tensor) -> None:
+@pytest.mark.parametrize(("case", "name", "key"), table(2))
+def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: str) -> None:
     """Frames of one prompt come out the same, whatever prompt the frames between them have."""
 
     def beside(other: str) -> torch.Tensor:
         with stream(name, case.reuse, key) as engine:
             out = {}
-            for i, frame in enumerate(movie[:6]):
+            for i, frame in enumerate(movie()):
                 engine.update(prompt=("a cat", other)[i // 2 % 2], at="new")
                 out |= {output.frame_id: output.image for output in engine.push(frame)}
             out |= {output.frame_id: output.image for output in engine.flush()}
@@ -445,9 +460,7 @@ def test_d_a_network_without_the_part_is_refused(method: Method) -> None:
 
 def test_every_method_is_in_the_table() -> None:
     """One that is public works somewhere, or is refused everywhere."""
-    tried = [case.reuse for case in UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES] + [
-        method for _, method, _, _ in REFUSED
-    ]
+    tried = [case.reuse for case in CASES] + [method for _, method, _, _ in REFUSED]
     pipes = {True: pipeline("pixart"), False: pipeline("sd")}
     seen = set()
     for method in tried:
@@ -460,10 +473,9 @@ def test_every_method_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_block_cache_of_threshold_0_on_the_bundled_transformer(key: Any, movie: torch.Tensor) -> None:
+def test_a_block_cache_of_threshold_0_on_the_bundled_transformer(key: Any) -> None:
     pipe = models.load("emoji-dit")
     settings = {"pipe": pipe, "timestep_indices": (10, 25, 40), "sampler": LCM()}
-    plain = run(stream("emoji-dit", **settings), movie)
     engine = stream("emoji-dit", BlockCache(threshold=0.0), key, **settings)
-    close(run(engine, movie), plain)
+    close(run(engine), run(stream("emoji-dit", **settings)))
     assert engine.report().replayed_rows == 0
