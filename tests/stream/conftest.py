@@ -17,7 +17,7 @@ def sd() -> Any:
     return stream_pipelines.sd()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(sd: Any) -> Callable[..., StreamEngine]:
     """Builds an engine on the tiny pipeline; keyword arguments replace the defaults."""
 

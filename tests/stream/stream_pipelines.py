@@ -1,6 +1,8 @@
 """Tiny pipelines with random weights, one per family that can stream."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from diffaccel.stream.engine import StreamEngine
+
+Build = Callable[..., StreamEngine]  # what the fixture `engine` gives
 DATA = Path(__file__).parents[1] / "data"
 WORDS = ["<pad>", "<unk>", "</s>", "a", "cat", "dog", "red", "blue", "heart", "star", "blurry", "user"]
 
@@ -106,9 +111,15 @@ def tiny_vae() -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(DATA / "tiny-vae")
 
 
-def sd(scheduler: Any = LCMScheduler, **config: Any) -> StableDiffusionPipeline:
+@cache
+def _tiny_sd() -> StableDiffusionPipeline:
     pipe = StableDiffusionPipeline.from_pretrained(DATA / "tiny-sd", vae=tiny_vae(), safety_checker=None)
     pipe.vae.register_to_config(scaling_factor=20.0)  # random weights encode every picture to nearly the same latents
+    return pipe
+
+
+def sd(scheduler: Any = LCMScheduler, **config: Any) -> StableDiffusionPipeline:
+    pipe = copy.deepcopy(_tiny_sd())
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **config)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -40,6 +40,7 @@ def film(frames: int) -> torch.Tensor:
     return torch.where(discs, torch.tensor([0.9, 0.1, 0.1])[:, None, None], torch.ones(3, 1, 1))
 
 
+@pytest.mark.slow
 def test_four_steps_show_what_was_asked_for(pipe: Any) -> None:
     stream = engine(pipe, prompt=THINGS[0], strength=1.0, num_steps=4)
     pictures = []
@@ -60,6 +61,7 @@ def test_batched_and_sequential_streams_agree(pipe: Any) -> None:
         torch.testing.assert_close(batched, sequential, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_slot_cache_stays_closer_than_showing_pictures_twice(pipe: Any) -> None:
     settings = {"prompt": "red heart", "timestep_indices": (25, 40)}
     plain, cached = ([o.image for o in engine(pipe, cache=c, **settings).stream(film(14))] for c in (None, CLOSE))

@@ -159,7 +159,7 @@ UNET_CASES = [
         ("sd",),
     ),
     Case(
-        "featureinheritance, blocks",
+        "featureinheritance",
         FeatureInheritance("block", 0, 1),
         FeatureInheritance("block", 0, 2),
         Rule(named(BLOCKS), every_second),
@@ -224,7 +224,7 @@ TRANSFORMER_CASES = [
         ("pixart",),
     ),
     Case(
-        "intervalcache with the last stage",
+        "intervalcache, the last stage too",
         IntervalCache(1),
         IntervalCache(2),
         Rule(units(), lambda count: count in (0, 2, 3)),
@@ -310,14 +310,16 @@ CASES = UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES
 GUIDANCES = (FullGuidance(1.5), OneTimeNegative(1.5))
 
 
-def table(turn: int, *settings: Any) -> list[Any]:
+def table(turn: int, *settings: Any, variants: bool = False) -> list[Any]:
     """Every case on its pipelines, by its keys, with each of the settings.
 
-    One cell of each case is quick: pipelines, keys and settings take turns, and `turn` says where they begin.
+    One cell of each method is quick, or of each of its variants (a comma is in their names): pipelines, keys and
+    settings take turns, and `turn` says where they begin.
     """
     quick = [
         (case, case.on[i % len(case.on)], case.keys[i % len(case.keys)], *settings[i // 2 % 2 :][:1])
         for i, case in enumerate(CASES, turn)
+        if variants or "," not in case.name
     ]
     every = [
         (case, name, key, *setting)
@@ -348,9 +350,9 @@ def stream(name: str, cache: Any = None, key: Any = "stage", pipe: Any = None, *
 
 
 def movie() -> torch.Tensor:
-    """A square that moves over a still background, ``(6, 3, 32, 32)``."""
-    frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).repeat(6, 1, 1, 1)
-    for i in range(6):
+    """A square that moves over a still background, ``(5, 3, 32, 32)``."""
+    frames = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(0.3).repeat(5, 1, 1, 1)
+    for i in range(5):
         frames[i, :, 8:18, i : i + 10] = 0.9
     return frames
 
@@ -389,7 +391,7 @@ def test_a_reusing_nothing_is_the_plain_stream(case: Case, name: str, key: str, 
         close(ours, expected)
 
 
-@pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES))
+@pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES, variants=True))
 def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any) -> None:
     engine = stream(name, case.reuse, key, guidance=guidance)
     ours = run(engine)
@@ -411,7 +413,7 @@ def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: s
                 engine.update(prompt=("a cat", other)[i // 2 % 2], at="new")
                 out |= {output.frame_id: output.image for output in engine.push(frame)}
             out |= {output.frame_id: output.image for output in engine.flush()}
-        return torch.stack([out[i] for i in (0, 1, 4, 5)])
+        return torch.stack([out[i] for i in (0, 1, 4)])
 
     close(beside("a red heart"), beside("a dog on a hill"))
 

@@ -1,6 +1,5 @@
 """Image prompts in streams: as the stock pipelines read them, a scale for each row, and live."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from safetensors.torch import save_file
+from stream_pipelines import Build
 from test_stream_host import hold
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffaccel import DeepCache, FullGuidance, ImagePrompt, StreamEngine
 
-Build = Callable[..., StreamEngine]
 EMBEDDED, STEPS = 24, 4
 
 

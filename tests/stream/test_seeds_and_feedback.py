@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from stream_pipelines import Build
 
 from diffaccel.sampling.guidance import NoGuidance
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.seeds import SeededNoise, weighted_seeds
 from diffaccel.stream.state import StreamState
-
-Build = Callable[..., StreamEngine]
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

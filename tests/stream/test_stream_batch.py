@@ -1,20 +1,22 @@
 """The stream batch equals one frame at a time, and an independent reference written from the papers."""
 
-from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import stream_pipelines
 import stream_reference
 import torch
+from cells import cells
+from stream_pipelines import Build
 
 from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.sampling.samplers import LCM, TCD, Euler, EulerAncestral
 from diffaccel.stream.engine import StreamEngine
 
-Build = Callable[..., StreamEngine]
 GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
 NAMES = {NoGuidance: "none", FullGuidance: "full", SelfNegative: "self", OneTimeNegative: "once"}
+SAMPLERS = [LCM(), TCD(), TCD(0.0), Euler(), EulerAncestral()]
 STAGES = {1: (30,), 2: (20, 40), 3: (10, 25, 40), 4: (5, 15, 30, 45)}
 
 
@@ -33,9 +35,13 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("frame_buffer", [1, 2, 3])
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("stages", "frame_buffer", "guidance"),
+    cells(
+        product((1, 2, 3, 4), (1, 2, 3), GUIDANCES),
+        lambda cell: cell[:2] == ((1, 3), (2, 2), (3, 1), (4, 3))[GUIDANCES.index(cell[2])],
+    ),
+)
 def test_equals_sequential_mode(
     stages: int, frame_buffer: int, guidance: Guidance, engine: Build, frames: torch.Tensor
 ) -> None:
@@ -49,8 +55,10 @@ def test_equals_sequential_mode(
     same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("sampler", [LCM(), TCD(), TCD(0.0), Euler(), EulerAncestral()], ids=repr)
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    cells(product(SAMPLERS, GUIDANCES), lambda cell: SAMPLERS.index(cell[0]) % 4 == GUIDANCES.index(cell[1])),
+)
 def test_equals_sequential_mode_with_every_sampler(
     sampler: Any, guidance: Guidance, engine: Build, frames: torch.Tensor
 ) -> None:
@@ -58,8 +66,10 @@ def test_equals_sequential_mode_with_every_sampler(
     same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("frame_buffer", [2, 3, 7])
+@pytest.mark.parametrize(
+    ("frame_buffer", "guidance"),
+    cells(product((2, 3, 7), GUIDANCES), list(zip((2, 3, 7), GUIDANCES[1:], strict=True)).__contains__),
+)
 def test_shared_noise_gives_the_pictures_of_a_buffer_of_one(
     frame_buffer: int, guidance: Guidance, engine: Build, frames: torch.Tensor
 ) -> None:
@@ -76,13 +86,21 @@ def test_shared_noise_gives_the_pictures_of_a_buffer_of_one(
 def test_equals_sequential_mode_on_every_family(name: str, engine: Build, frames: torch.Tensor) -> None:
     pipe = getattr(stream_pipelines, name)()
     settings = {"guidance": OneTimeNegative(1.6), "frame_buffer": 2, "prompt": "a red cat", "negative_prompt": "a dog"}
-    same(run(engine(pipe, **settings), frames[:5]), run(engine(pipe, stream_batch=False, **settings), frames[:5]))
+    same(run(engine(pipe, **settings), frames[:3]), run(engine(pipe, stream_batch=False, **settings), frames[:3]))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("add_noise", [True, False])
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize(
+    ("stages", "guidance", "add_noise", "prediction_type"),
+    cells(
+        product((1, 3), GUIDANCES, (True, False), ("epsilon", "v_prediction", "sample")),
+        lambda cell: (
+            (cell[0], *cell[2:])
+            == ((1, True, "epsilon"), (3, False, "v_prediction"), (3, True, "sample"), (3, True, "epsilon"))[
+                GUIDANCES.index(cell[1])
+            ]
+        ),
+    ),
+)
 def test_equals_independent_reference(
     stages: int, guidance: Guidance, add_noise: bool, prediction_type: str, engine: Build, frames: torch.Tensor
 ) -> None:
@@ -111,29 +129,29 @@ def test_one_time_negative_with_one_stage_equals_full_guidance(engine: Build, fr
     )
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("guidance", cells(GUIDANCES, GUIDANCES[2:].__contains__))
 def test_a_row_of_a_batch_equals_that_row_alone(guidance: Guidance, engine: Build, frames: torch.Tensor) -> None:
-    batch = run(engine(guidance=guidance), frames[:6])
-    for i in range(6):
+    batch = run(engine(guidance=guidance), frames[:4])
+    for i in range(4):
         alone = engine(guidance=guidance)
         close(batch[i], run(alone, frames[i : i + 1])[0])
 
 
 def test_same_seed_same_pictures_bit_for_bit(engine: Build, frames: torch.Tensor) -> None:
-    first, second = run(engine(), frames), run(engine(), frames)
+    first, second = run(engine(), frames[:5]), run(engine(), frames[:5])
     assert all(torch.equal(first[i], second[i]) for i in first)
-    other = run(engine(seed=3), frames)
+    other = run(engine(seed=3), frames[:1])
     assert not torch.allclose(first[0], other[0], atol=1e-2)
 
 
 def test_a_changed_frame_changes_no_earlier_output(engine: Build, frames: torch.Tensor) -> None:
-    changed = frames.clone()
-    changed[4] = 1 - changed[4]
-    before, after = run(engine(), frames), run(engine(), changed)
-    for i in range(9):
-        if i < 4:
+    changed = frames[:6].clone()
+    changed[3] = 1 - changed[3]
+    before, after = run(engine(), frames[:6]), run(engine(), changed)
+    for i in range(6):
+        if i < 3:
             assert torch.equal(before[i], after[i])
-        elif i == 4:
+        elif i == 3:
             assert not torch.allclose(before[i], after[i], atol=1e-2)
         else:
             close(after[i], before[i])
@@ -160,10 +178,10 @@ def test_own_noise_of_a_picture_replaces_the_first_stage_noise(engine: Build, fr
 
 def test_engines_on_one_pipe_do_not_touch_each_other(engine: Build, frames: torch.Tensor) -> None:
     settings = [{"seed": 1}, {"seed": 5, "guidance": OneTimeNegative(1.5), "timestep_indices": (20, 40)}]
-    alone = [run(engine(**s), frames) for s in settings]
+    alone = [run(engine(**s), frames[:5]) for s in settings]
     engines = [engine(**s) for s in settings]
     outputs: list[dict[int, torch.Tensor]] = [{}, {}]
-    for frame in frames:
+    for frame in frames[:5]:
         for k, e in enumerate(engines):
             outputs[k] |= {o.frame_id: o.image for o in e.push(frame)}
     for k, e in enumerate(engines):
@@ -174,7 +192,7 @@ def test_engines_on_one_pipe_do_not_touch_each_other(engine: Build, frames: torc
 @pytest.mark.parametrize(("guidance", "rows"), list(zip(GUIDANCES, (4, 8, 4, 5), strict=True)))
 def test_network_rows_per_frame(guidance: Guidance, rows: int, engine: Build, frames: torch.Tensor) -> None:
     stream = engine(guidance=guidance, timestep_indices=STAGES[4])
-    for frame in frames:
+    for frame in frames[:4]:
         stream.push(frame)
     before = stream.report()
     stream.push(frames[0])

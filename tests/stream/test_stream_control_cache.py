@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from stream_pipelines import Build
 from test_stream_controlnet import close, controlled, counted, run, same
 
 from diffaccel import ControlCache, DeepCache, FullGuidance, SlotCache, UnsupportedModelError
 from diffaccel.methods import EncoderPropagation
 from diffaccel.reuse.schedule import Uniform
-from diffaccel.stream.engine import StreamEngine
 
-Build = Callable[..., StreamEngine]
 STILL = torch.zeros(3, 32, 32)
 STILL[:, 8:20, 4:9] = 1
 

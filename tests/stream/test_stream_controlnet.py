@@ -1,6 +1,7 @@
 """ControlNets in the stream batch: the right image for the right frame, one call a tick, every setting live."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import stream_pipelines
 import stream_reference
 import torch
+from cells import cells
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -17,6 +19,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
+from stream_pipelines import Build
 
 from diffaccel import DeepCache, SimilarityFilter
 from diffaccel._diffusers import hooks_of
@@ -29,7 +32,6 @@ from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.worker import StreamWorker
 
-Build = Callable[..., StreamEngine]
 GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
 STAGES = {1: (30,), 2: (20, 40), 3: (10, 25, 40)}
 
@@ -100,22 +102,29 @@ def differ(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> list[bool]
     return [bool((a[i] - b[i]).abs().max() > 1e-3 * b[i].abs().max()) for i in sorted(a)]
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("stages", "guidance"),
+    cells(product((1, 2, 3), GUIDANCES), lambda cell: cell[0] == (1, 2, 3, 3)[GUIDANCES.index(cell[1])]),
+)
 def test_equals_sequential_mode(
     stages: int, guidance: Guidance, pipe: Any, engine: Build, frames: Any, controls: Any
 ) -> None:
     frame_buffer = 1 + (stages + GUIDANCES.index(guidance)) % 2
     settings = {"timestep_indices": STAGES[stages], "frame_buffer": frame_buffer, "guidance": guidance}
     settings["controlnet_scale"] = 4.0
-    batch = run(engine(pipe, **settings), frames[:5], controls[:5])
-    same(batch, run(engine(pipe, stream_batch=False, **settings), frames[:5], controls[:5]))
-    still = run(engine(pipe, **settings), frames[:5], controls[:1].expand(5, -1, -1, -1))
-    assert differ(batch, still) == [False, True, True, True, True]
+    batch = run(engine(pipe, **settings), frames[:4], controls[:4])
+    same(batch, run(engine(pipe, stream_batch=False, **settings), frames[:4], controls[:4]))
+    still = run(engine(pipe, **settings), frames[:4], controls[:1].expand(4, -1, -1, -1))
+    assert differ(batch, still) == [False, True, True, True]
 
 
-@pytest.mark.parametrize("name", ["two", "xl", "pooled", "bgr"])
-@pytest.mark.parametrize("guidance", [NoGuidance(), FullGuidance(1.8)], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    cells(
+        product(("two", "xl", "pooled", "bgr"), (NoGuidance(), FullGuidance(1.8))),
+        lambda cell: (cell[0] in ("two", "pooled")) == isinstance(cell[1], FullGuidance),
+    ),
+)
 def test_equals_sequential_mode_on_other_kinds(
     name: str, guidance: Guidance, two: Any, engine: Build, frames: Any, controls: Any
 ) -> None:
@@ -128,13 +137,15 @@ def test_equals_sequential_mode_on_other_kinds(
     pipe = kinds[name]()
     given = [(c, c.flip(-1)) if name == "two" else c * torch.tensor([1.0, 0.5, 0.0])[:, None, None] for c in controls]
     settings = {"guidance": guidance, "controlnet_scale": (0.7, 0.4) if name == "two" else 0.7}
-    batch = run(engine(pipe, **settings), frames[:4], given[:4])
-    same(batch, run(engine(pipe, stream_batch=False, **settings), frames[:4], given[:4]))
-    assert all(differ(batch, run(engine(pipe, **settings | {"controlnet_scale": 0.0}), frames[:4], given[:4])))
+    batch = run(engine(pipe, **settings), frames[:3], given[:3])
+    same(batch, run(engine(pipe, stream_batch=False, **settings), frames[:3], given[:3]))
+    assert all(differ(batch, run(engine(pipe, **settings | {"controlnet_scale": 0.0}), frames[:3], given[:3])))
 
 
-@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda g: type(g).__name__)
-@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize(
+    ("stages", "guidance"),
+    cells(product((1, 3), GUIDANCES), lambda cell: cell[0] == (1, 3, 1, 3)[GUIDANCES.index(cell[1])]),
+)
 def test_equals_independent_reference(
     stages: int, guidance: Guidance, pipe: Any, engine: Build, frames: Any, controls: Any, monkeypatch: Any
 ) -> None:
@@ -247,10 +258,10 @@ def test_several_frames_at_once(engine: Build, pipe: Any, frames: Any, controls:
 )
 def test_control_images_are_made_from_the_frames(control: Any, engine: Build, pipe: Any, controls: Any) -> None:
     function = CONTROLS[control] if isinstance(control, str) else control
-    made = run(engine(pipe, control=control), controls)
-    given = run(engine(pipe), controls, [function(c) for c in controls])
-    same(made, given)
-    assert all(differ(made, run(engine(pipe, controlnet_scale=0.0), controls, controls)))
+    few = controls[:3]
+    made = run(engine(pipe, control=control), few)
+    same(made, run(engine(pipe), few, [function(c) for c in few]))
+    assert all(differ(made, run(engine(pipe, controlnet_scale=0.0), few, few)))
 
 
 def test_each_controlnet_has_its_own_function(engine: Build, two: Any, controls: Any) -> None:
@@ -341,8 +352,10 @@ CACHES = [
 
 @pytest.mark.parametrize(
     ("nets", "cache"),
-    [*((1, cache) for cache in CACHES), (2, CACHES[0]), (2, CACHES[1])],
-    ids=lambda value: value if isinstance(value, int) else f"{type(value.method).__name__}-{value.key}",
+    cells(
+        [*((1, cache) for cache in CACHES), (2, CACHES[0]), (2, CACHES[1])],
+        lambda cell: cell in ((1, CACHES[4]), (1, CACHES[-1]), (2, CACHES[1])),
+    ),
 )
 def test_a_cache_leaves_out_only_what_is_not_read(
     nets: int, cache: SlotCache, engine: Build, two: Any, pipe: Any

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from stream_pipelines import Build
 
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.worker import StreamClosed, StreamWorker
-
-Build = Callable[..., StreamEngine]
 
 
 def gated(stream: StreamEngine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:

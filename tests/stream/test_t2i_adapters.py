@@ -1,7 +1,7 @@
 """T2I-Adapters in streams: as the stock pipelines read them, with each frame, at a scale of its stream."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ from diffusers import (
     StableDiffusionXLAdapterPipeline,
     T2IAdapter,
 )
+from stream_pipelines import Build
 from test_stream_host import together
 
 from diffaccel import DeepCache, FullGuidance, OneTimeNegative, StreamEngine, StreamHost
 
-Build = Callable[..., StreamEngine]
 STEPS = 4
 
 

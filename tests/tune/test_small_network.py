@@ -33,6 +33,7 @@ def fixed(pipe: Any, small: str | None) -> FixedSettings:
     return FixedSettings(pipe, Bench(pipe, workload, workload.pictures(pipe)), space, small=small)
 
 
+@pytest.mark.slow
 def test_shares_of_its_calls_are_tried_and_judged_at_their_cost(tiny_pipe: Any, small: str) -> None:
     settings = fixed(tiny_pipe, small)
     switches = [method for method in settings._candidates(0.75) if isinstance(method, NetworkSwitch)]

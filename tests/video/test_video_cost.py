@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+import pytest
 import torch
 from causal_reference import FAMILIES, SIDE, embedded, video_pipe
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -34,15 +35,17 @@ def macs_anew() -> int:
     return STEPS * count_macs(run)
 
 
+@pytest.mark.slow
 def test_ten_chunks_of_eight_steps_cost_less_than_a_quarter_of_a_prefix_computed_anew() -> None:
-    assert macs_anew() / macs_of(engine(CausalContext(window=None)), CHUNKS) >= 4.5
-    assert macs_anew() / macs_of(engine(CausalContext(window=6)), CHUNKS) >= 4.5
+    anew = macs_anew()
+    assert anew / macs_of(engine(CausalContext(window=None)), CHUNKS) >= 4.5
+    assert anew / macs_of(engine(CausalContext(window=6)), CHUNKS) >= 4.5
 
 
 def test_a_chunk_behind_a_full_window_costs_the_same_for_ever() -> None:
     video = engine(CausalContext(window=6, sink=1), num_steps=2)
     macs_of(video, 4)
     costs = [macs_of(video, 1) for _ in range(3)]
-    list(islice(video, 100))
+    list(islice(video, 30))
     assert {*costs, macs_of(video, 1)} == {costs[0]}
     assert video.report().context_frames == 7
