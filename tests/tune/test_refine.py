@@ -208,6 +208,7 @@ def test_nothing_refined_is_nothing_changed(unet_pipe: Any, of_unet: Recipe) -> 
         assert torch.equal(latents_of(unet_pipe, batch_of(unet_pipe, "ab", "cd")), before)
 
 
+@pytest.mark.slow
 def test_refining_is_better_on_its_pictures_fixed_by_its_seed_and_leaves_no_trace(
     unet_pipe: Any, of_unet: Recipe
 ) -> None:

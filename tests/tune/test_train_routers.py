@@ -179,6 +179,7 @@ def test_training_lowers_its_own_objective_and_deploys(pipe: Any, objective: str
         assert handle.report().replayed > 0
 
 
+@pytest.mark.slow
 def test_a_larger_beta_never_computes_more_on_average(pipe: Any) -> None:
     amounts = []
     for beta in (0.0, 1e-4, 1e-1):
