@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cells import cells
 from diffusers import AutoencoderTiny
 from diffusers.hooks import HookRegistry, ModelHook
 from tiny_networks import LIGHT, generate, picture_unet, pipeline, sd_unet, sdxl_unet, unet_inputs
@@ -119,7 +120,9 @@ def test_a_network_compiled_as_a_whole_is_refused(unet: Any) -> None:
             accelerate(target, DeepCache())
 
 
-@pytest.mark.parametrize("build", [picture_unet, sdxl_unet])
+@pytest.mark.parametrize(
+    "build", cells([picture_unet, sdxl_unet], lambda build: build is picture_unet, lambda build: build.__name__)
+)
 def test_report_counts_what_ran(build: Any) -> None:
     unet = build()
     pipe = pipeline(unet)

@@ -52,7 +52,7 @@ def plain_cost(name: str) -> int:
     ("name", "method"),
     cells(
         [(name, method) for name in NAMES for method in ON_TRANSFORMERS],
-        lambda cell: ON_TRANSFORMERS.index(cell[1]) % len(NAMES) == NAMES.index(cell[0]),
+        lambda cell: ON_TRANSFORMERS.index(cell[1]) == NAMES.index(cell[0]),
         lambda cell: f"{cell[0]}-{cell[1].to_text()}",
     ),
 )
@@ -84,7 +84,7 @@ SHALLOW, GATE = (DeepCache(interval=2, branch=1), TextKVCache()), (TGate(gate=2)
     ("change", "methods"),
     cells(
         [(adapted, SHALLOW), (adapted, GATE), (fused, SHALLOW), (fused, GATE)],
-        lambda cell: cell in ((adapted, SHALLOW), (fused, GATE)),
+        lambda cell: cell == (adapted, SHALLOW),
         lambda cell: f"{cell[0].__name__}-{cell[1][0].to_text()}",
     ),
 )

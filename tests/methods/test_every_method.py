@@ -66,7 +66,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize(("case", "name"), table(OTHERS))
+@pytest.mark.parametrize(("case", "name"), table(PICTURES))
 def test_a_reusing_nothing_is_the_plain_network(case: Case, name: str) -> None:
     model = network(name)
     expected = plain(name)

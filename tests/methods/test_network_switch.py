@@ -265,6 +265,7 @@ def test_other_methods_stand_on_both(method: Any) -> None:
     assert exact == isinstance(method, TextKVCache)
 
 
+@pytest.mark.slow
 def test_the_report_counts_calls_and_cost_of_both() -> None:
     large, small = pipelines("sd")
     with accelerate(large, NetworkSwitch(small, until=0.5), DeepCache(2)) as handle:

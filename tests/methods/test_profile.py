@@ -138,6 +138,7 @@ def test_an_output_is_blended_and_the_network_does_not_run(unet: Any) -> None:
     assert report.macs * 6 == report.macs_plain * 4
 
 
+@pytest.mark.slow
 def test_costs_of_nested_branches_are_counted_by_call() -> None:
     unet = picture_unet()
     with accelerate(unet, Profile(recipe(unet, Reuse(1, "branch 4"), Reuse(2, "branch 0")))) as handle:

@@ -1,11 +1,13 @@
 """Residual guidance in ordinary sampling, against equation 5 written out step by step."""
 
 import weakref
+from itertools import product
 from typing import Any
 
 import pytest
 import stream_pipelines
 import torch
+from cells import cells
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -23,9 +25,14 @@ from diffaccel.sampling.noise_levels import NoiseLevels
 SCALE = 1.3
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("negative", ["one-time", "self"])
-@pytest.mark.parametrize("delta", [1.0, 0.8])
+@pytest.mark.parametrize(
+    ("prediction", "negative", "delta"),
+    cells(
+        product(("epsilon", "v_prediction", "sample"), ("one-time", "self"), (1.0, 0.8)),
+        {("epsilon", "self", 0.8), ("v_prediction", "one-time", 0.8), ("sample", "self", 1.0)}.__contains__,
+        "{0[0]}-{0[1]}-{0[2]}".format,
+    ),
+)
 def test_equals_equation_five(prediction: str, negative: str, delta: float) -> None:
     unet = picture_unet()
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, prediction_type=prediction)
@@ -59,7 +66,12 @@ def test_equals_equation_five(prediction: str, negative: str, delta: float) -> N
     torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("negative", "expected"), [("one-time", [2, 1, 1, 1, 1, 1]), ("self", [1] * 6)])
+@pytest.mark.parametrize(
+    ("negative", "expected"),
+    cells(
+        [("one-time", [2, 1, 1, 1, 1, 1]), ("self", [1] * 6)], lambda cell: cell[0] == "one-time", lambda cell: cell[0]
+    ),
+)
 def test_rows(negative: str, expected: list[int]) -> None:
     pipe = pipeline(picture_unet())
     rows: list[int] = []

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from cells import cells
 from method_cases import CASES, Case, reference
 from test_controlnet import build
 from tiny_networks import generate, network_inputs, picture_unet, pipeline
@@ -94,7 +95,9 @@ def with_reference(first: Case, second: Case, at: int) -> tuple[torch.Tensor, to
         return ours, run(tell)
 
 
-@pytest.mark.parametrize(("one", "other"), [(0, 2), (2, 0), (1, 4), (4, 3)])
+@pytest.mark.parametrize(
+    ("one", "other"), cells([(0, 2), (2, 0), (1, 4), (4, 3)], {(0, 2), (4, 3)}.__contains__, "{0[0]}-{0[1]}".format)
+)
 def test_two_methods_equal_their_references(one: int, other: int) -> None:
     """Calls outside of its stage compute for a method's reference; schedules list calls 0 and 2 of the run."""
     ours, expected = with_reference(CASES[one], CASES[other], at=1)
