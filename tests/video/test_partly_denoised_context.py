@@ -55,12 +55,12 @@ def reference(name: str, noise: list[torch.Tensor], numbering: str) -> list[torc
 @pytest.mark.parametrize(("name", "numbering"), [("motion", "cyclic"), ("latte", "cyclic"), ("wan", "relative")])
 def test_chunks_see_the_latest_of_those_before(name: str, numbering: str) -> None:
     context = CausalContext(window=WINDOW, commit="latest")
-    engine = engine_of(name, context=context, stream_batch=True)
+    engine = engine_of(name, context=context, stream_batch=True, num_steps=STEPS)
     found = [chunk.latents.transpose(0, 1)[None] for chunk in islice(engine, CHUNKS)]
     expected = reference(name, [engine._video.noise(k, CHUNK) for k in range(CHUNKS)], numbering)
     for made, plain in zip(found, expected, strict=True):
         assert torch.allclose(made, plain, atol=1e-4 * float(plain.abs().max()))
-    by_stage = engine_of(name, context=CausalContext(window=WINDOW), stream_batch=True)
+    by_stage = engine_of(name, context=CausalContext(window=WINDOW), stream_batch=True, num_steps=STEPS)
     assert not torch.allclose(latents_of(by_stage, CHUNKS)[:, :, -CHUNK:], found[-1], atol=1e-3)
     report = engine.report()
     assert (report.network_calls, report.context_calls) == (CHUNKS + STEPS - 1, 0)
@@ -69,9 +69,9 @@ def test_chunks_see_the_latest_of_those_before(name: str, numbering: str) -> Non
 def test_given_frames_are_seen_clean_by_all_stages() -> None:
     given = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     context = CausalContext(window=WINDOW, commit="latest")
-    engine = engine_of("wan", context=context, stream_batch=True, given=given)
+    engine = engine_of("wan", context=context, stream_batch=True, num_steps=STEPS, given=given)
     chunk = engine.next()
     assert engine.report().context_calls == STEPS
-    plain = engine_of("wan", context=CausalContext(window=WINDOW), given=given)
+    plain = engine_of("wan", context=CausalContext(window=WINDOW), given=given, num_steps=STEPS)
     assert torch.allclose(chunk.latents, plain.next().latents, atol=1e-4)  # the first chunk sees nothing but them
     assert chunk.latents.shape == (CHUNK, 4, SIDE, SIDE)
