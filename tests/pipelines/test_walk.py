@@ -46,7 +46,7 @@ def test_half_precision(name: str) -> None:
     agrees(name, (torch.bfloat16,))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [*SLOW, *QUICK])
 def test_all_pipelines(name: str) -> None:
     agrees(name, walk.DTYPES)
