@@ -1,12 +1,14 @@
-"""Multiply-accumulates of a network call, counted by torch's FlopCounterMode on tensors without storage."""
+"""Multiply-accumulates of a network call, counted by torch's formulas on tensors without storage."""
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE
 from diffaccel.runtime.tally import weightless
@@ -14,15 +16,75 @@ from diffaccel.runtime.tally import weightless
 # What hooks, offloading and torch.compile put on single modules, over the forward of their class.
 PUT_ON = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl", REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
 
+aten = torch.ops.aten
+ELEMENTWISE = {
+    *(aten.add, aten.sub, aten.mul, aten.div, aten.neg, aten.pow, aten.exp, aten.sin, aten.cos, aten.sqrt, aten.rsqrt),
+    *(aten.relu, aten.silu, aten.gelu, aten.sigmoid, aten.tanh, aten.clamp, aten._softmax, aten._safe_softmax),
+}
+PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}  # where their matrices stand
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of the CPU's fused attention, given its operands; torch has the formulas of the others."""
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
+
+
+FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up FLOPs by torch's formulas, which need shapes alone.
+
+    torch's own FlopCounterMode counts the same, by module, too, and works out element-wise work on tensors without
+    storage in Python, which takes most of its time; here their shapes are known at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = getattr(func, "overloadpacket", func)
+        out = _by_shape(packet, args) if "out" not in kwargs and "dtype" not in kwargs else None
+        if packet not in FORMULAS:
+            if out is None:
+                with self:
+                    out = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if out is NotImplemented else out
+        out = func(*args, **kwargs) if out is None else out
+        self.flops += FORMULAS[packet](*args, **kwargs, out_val=out)
+        return out
+
+
+def _by_shape(packet: Any, args: tuple[Any, ...]) -> Any:
+    """What one of the commonest operations makes of real numbers without storage; None where it is another."""
+    tensors = [x for x in args if isinstance(x, torch.Tensor)]
+    if not tensors or not all(x.is_meta and x.is_floating_point() for x in tensors):
+        return None
+    make = partial(torch.empty, dtype=torch.result_type(tensors[0], tensors[-1]), device="meta")
+    if packet in ELEMENTWISE:
+        return make(torch.broadcast_shapes(*(x.shape for x in tensors)))
+    if packet in PRODUCTS:
+        left, right = args[PRODUCTS[packet] :][:2]
+        return make((*left.shape[:-1], right.shape[-1]))
+    if packet is aten.native_group_norm:
+        return make(tensors[0].shape), *(make((args[3], args[6])) for _ in range(2))
+    if packet is aten.native_layer_norm:
+        moments = (*tensors[0].shape[: -len(args[1])], *(1 for _ in args[1]))
+        return make(tensors[0].shape), *(make(moments) for _ in range(2))
+    return None
+
 
 def count_macs(function: Callable[[], Any]) -> int:
     """Multiply-accumulates of one call of `function`: half of the floating-point operations of its matrix products,
     convolutions and attentions. Element-wise work is not counted.
     """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={flash: _cpu_attention_flops}) as counter:
+    with torch.no_grad(), _Counter() as counter:
         function()
-    return int(counter.get_total_flops()) // 2
+    return counter.flops // 2
 
 
 def skeleton(model: torch.nn.Module) -> torch.nn.Module:
@@ -70,8 +132,3 @@ def _is_quantized(module: torch.nn.Linear) -> bool:
     """Whether a linear layer keeps its weights in another form than (out, in) real numbers."""
     weight = module.weight
     return not weight.is_floating_point() or weight.shape != (module.out_features, module.in_features)
-
-
-def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of the CPU's fused attention, given the shapes of its operands; torch counts the others by itself."""
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
