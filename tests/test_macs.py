@@ -64,7 +64,7 @@ def test_what_is_worked_out_by_shape_has_torchs_shapes_and_kinds() -> None:
             [
                 x + y, x * 2, x / y, torch.nn.functional.silu(x), x.softmax(-1), y.softmax(0, dtype=torch.float64),
                 torch.nn.functional.group_norm(x, 2, weight, weight), torch.nn.functional.layer_norm(y, (1, 1)),
-                x.flatten(2) @ x.flatten(2).mT, torch.nn.functional.linear(y.flatten(), torch.ones(3, 4, device=device)),
+                x.flatten(2) @ x.flatten(2).mT, y.flatten() @ torch.ones(4, 3, device=device),
                 x > 0, x + torch.tensor(1.0, dtype=torch.float64, device=device), y.add(y, alpha=2), x.clamp(0, 1),
             ]
         )  # fmt: skip
