@@ -32,7 +32,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up FLOPs by torch's formulas, which need shapes alone.
 
     torch's own FlopCounterMode counts the same, by module, too, and works out element-wise work on tensors without
@@ -40,7 +40,7 @@ class _Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
@@ -66,7 +66,8 @@ def _by_shape(packet: Any, args: tuple[Any, ...]) -> Any:
         return None
     make = partial(torch.empty, dtype=torch.result_type(tensors[0], tensors[-1]), device="meta")
     if packet in ELEMENTWISE:
-        return make(torch.broadcast_shapes(*(x.shape for x in tensors)))
+        shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
+        return make(shape)
     if packet in PRODUCTS:
         left, right = args[PRODUCTS[packet] :][:2]
         return make((*left.shape[:-1], right.shape[-1]))
@@ -84,7 +85,7 @@ def count_macs(function: Callable[[], Any]) -> int:
     """
     with torch.no_grad(), _Counter() as counter:
         function()
-    return counter.flops // 2
+    return int(counter.flops) // 2
 
 
 def skeleton(model: torch.nn.Module) -> torch.nn.Module:
