@@ -8,6 +8,7 @@ from typing import Any
 from diffaccel.models import ModelError, ModelSource
 
 CLIP_LIMIT = 77
+MOST_WORDS = 50_000
 _CLIP = "CLIPTokenizer"
 
 
@@ -27,17 +28,25 @@ class TextLimits:
         """What of each text no encoder reads; empty where all of it is read.
 
         An ASCII character is at most one token of CLIP's, or two with a space of others': most texts need no counting.
+        CLIP's tokens never reach across a space, so that those of a text's words, counted once each, add up.
         """
         if self.reach is None:
             return [""] * len(texts)
-        limit = self.reach[1]
-        most = (limit - 2) // (1 if self._only_clip else 2)  # characters
-        long = [index for index, text in enumerate(texts) if len(text) > most or not text.isascii()]
+        most = self.reach[1] - 2
+        characters = most // (1 if self._only_clip else 2)
+        long = [index for index, text in enumerate(texts) if len(text) > characters or not text.isascii()]
+        if self._only_clip:
+            count = self._words.__getitem__
+            long = [index for index in long if sum(map(count, texts[index].split())) > most]
         found = [""] * len(texts)
         if long:
             for index, encoding in zip(long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True):
-                found[index] = _beyond(texts[index], encoding, limit)
+                found[index] = _beyond(texts[index], encoding, self.reach[1])
         return found
+
+    @cached_property
+    def _words(self) -> "_Words":
+        return _Words(self._tokenizer)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -102,6 +111,23 @@ class TextLimits:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+
+class _Words(dict[str, int]):
+    """Tokens of words, or more for numbers, few of which come twice; what was counted is remembered, up to a number."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> int:
+        if word.isdecimal() and word.isascii():
+            return len(word)
+        if len(self) > MOST_WORDS:
+            self.clear()
+        count = len(self._tokenizer.encode(word, add_special_tokens=False))
+        self[word] = count
+        return count
 
 
 def _from_file(file: str) -> Any:

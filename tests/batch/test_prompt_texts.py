@@ -1,6 +1,7 @@
 """Prompts that are too long, weighted, drawn, or meant for another program: read as asked, or said to be not."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,18 @@ def test_drawn_prompts_are_recorded_and_bad_templates_cost_their_rows(tiny_sd: P
     assert prompts <= set("abcdef")
     again = generate(tmp_path, *arguments, "--format", "json", model=tiny_sd)
     assert json.loads(again.stdout)["skipped"] == 6
+
+
+@pytest.mark.parametrize("model", ["emoji-sd", "emoji-dit"])
+def test_the_tokens_of_words_add_up_to_those_of_texts(model: str) -> None:
+    limits, draw = TextLimits(models.resolve(model)), random.Random(0)
+    letters = "abc xyz'é猫 1234 ,.!<|endoftext|> \t\u00a0\u3000\n don't 🙂👩‍🚀 ABC "
+    texts = ["".join(draw.choices(letters, k=draw.randrange(5, 80))) for _ in range(500)]
+    texts += [("it's 1234 " * n) + "end" for n in range(60)]
+    found = limits.lost(texts)
+    assert limits.reach is not None
+    encoded = limits._tokenizer.encode_batch(texts)
+    counts = [len(each.ids) - sum(each.special_tokens_mask) for each in encoded]
+    assert [bool(lost) for lost in found] == [count > limits.reach[1] - 2 for count in counts]
+    assert any(found)
+    assert not all(found)
