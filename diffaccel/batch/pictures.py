@@ -158,6 +158,8 @@ def strength_problem(steps: int, strength: float) -> str | None:
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     """The picture, not decoded yet; an error says which one it is about."""
+    if "://" in path:
+        raise PictureError(f"{path} is an address, and nothing is fetched: save the picture, and give its path")
     try:
         # Given a name, Pillow maps an uncompressed TIFF into memory, and garbles one that lies on its side.
         with expanded(path).open("rb") as stream, Image.open(stream, formats=FORMATS) as image:

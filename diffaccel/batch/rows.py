@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,6 +42,10 @@ class PlacedRow:
     columns: Columns = ()
 
 
+WEB_UI: Mapping[str, str] = MappingProxyType(
+    {"cfg_scale": "guidance_scale", "sampler_name": "scheduler", "sampler": "scheduler"}
+)
+"""What settings are called in AUTOMATIC1111's web UI."""
 RowStream = Iterator[PlacedRow | BadRow]
 
 
@@ -53,7 +58,9 @@ def setting_name(column: str) -> str:
 @lru_cache(maxsize=1000)
 def no_such_setting(column: str) -> str:
     """What to say of a column that is no setting."""
-    hint = did_you_mean(setting_name(column), SETTINGS) or "; settings are " + ", ".join(SETTINGS)
+    name = setting_name(column)
+    own = f", it is called {WEB_UI[name]} here" if name in WEB_UI else did_you_mean(name, SETTINGS)
+    hint = own or "; settings are " + ", ".join(SETTINGS)
     return f"{column}: no such setting{hint}; --keep-columns takes other columns along"
 
 

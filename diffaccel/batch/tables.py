@@ -13,6 +13,7 @@ from typing import Any
 
 from diffaccel.batch.rows import BadRow, InputError, RowStream, check_columns, make_row, setting_name
 
+_FRACTIONS = ("guidance_scale", "strength", "control_scale")
 DELIMITERS = (",", ";", "\t")
 _LONGEST_FIELD = 65_536  # characters, and at most so many lines, after which a quotation mark counts as stray
 _MOST_LINES = 1000
@@ -51,7 +52,16 @@ def table_rows(lines: Iterable[str], file: str, *, keep: bool) -> RowStream:
             counts = f"{len(cells)} cells where the header has {len(names)}"
             yield BadRow(where, f"{counts}: quote a cell that holds a {delimiter!r}")
         elif any(cells):
-            yield make_row(dict(zip(names, cells, strict=False)), where, keep=keep)
+            values = dict(zip(names, cells, strict=False))
+            yield make_row(_with_points(values) if delimiter == ";" else values, where, keep=keep)
+
+
+def _with_points(values: dict[str, str]) -> dict[str, str]:
+    """Cells whose fractions have points: where semicolons separate cells, spreadsheets write commas."""
+    return {
+        name: value.replace(",", ".", 1) if setting_name(name) in _FRACTIONS else value
+        for name, value in values.items()
+    }
 
 
 def _likely(header: str, file: str) -> str:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from diffaccel.batch.rows import SETTINGS, setting_name
+from diffaccel.batch.rows import SETTINGS, WEB_UI, setting_name
 from diffaccel.config.words import did_you_mean
 
 COMMENT = "#"
@@ -31,9 +31,6 @@ _KOHYA: Mapping[str, str] = MappingProxyType(
         "i": "init_image",
         "cn": "control_image",
     }
-)
-_WEB_UI: Mapping[str, str] = MappingProxyType(
-    {"cfg_scale": "guidance_scale", "sampler_name": "scheduler", "sampler": "scheduler"}
 )
 _IGNORED = ("prompt_for_display", "outpath_samples", "outpath_grids", "do_not_save_samples", "do_not_save_grid")
 
@@ -78,9 +75,9 @@ def _add(values: dict[str, str], option: str, value: str) -> None:
     name = setting_name(option)
     if name in _IGNORED:
         return
-    setting = _KOHYA.get(name) or _WEB_UI.get(name) or name
+    setting = _KOHYA.get(name) or WEB_UI.get(name) or name
     if setting not in SETTINGS:
-        known = (*SETTINGS, *_WEB_UI)
+        known = (*SETTINGS, *WEB_UI)
         hint = did_you_mean(name, known) or f"; there are --{', --'.join(_KOHYA)}, and the names of settings"
         raise ValueError(f"--{option}: no such option of a line of text{hint}")
     if values.get(setting):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+_WEB_UI_LORA = re.compile(r"(?:<lora:)?([^<>:]+):(\d*\.?\d+)>?")
 _STEM = r"(?:model|diffusion_pytorch_model)"
 _PLAIN = re.compile(_STEM + r"(?:-\d{5}-of-\d{5})?")
 _VARIANT = re.compile(_STEM + r"\.(\w+?)(?:-\d{5}-of-\d{5})?")
@@ -205,6 +206,8 @@ def find_lora(name: str) -> Path:
     refuse_pickle(place, "LoRA")
     candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
+        if web_ui := _WEB_UI_LORA.fullmatch(name):
+            raise ModelError(f"no LoRA at {name!r}: a weight is given as in {web_ui[1]}={web_ui[2]}")
         bundled = ", ".join(names("lora")) or "none"
         raise ModelError(
             f"no LoRA at {name!r}: give a .safetensors file, a folder with one, or a bundled name: {bundled}"

@@ -11,6 +11,7 @@ import torch
 from benchmarks.engines import GUIDANCES, STAGES, engine, filled
 from benchmarks.movies import SIZE, films, movie
 from benchmarks.shapes import sd15_unet, stream_pipeline
+from benchmarks.tables import FLOOR
 from benchmarks.turbo import turbo
 
 from diffaccel import DeepCache, SlotCache, StreamEngine, Taylor, Threshold
@@ -38,6 +39,7 @@ CACHES = {
     )
     for branch, reuse in ((2, 2), (3, 3))
 }
+TWO: dict[str, Any] = {"timestep_indices": STAGES[2], "guidance": GUIDANCES["none"]}
 LOOP = 69  # frames of the circle at 2 pixels a frame
 
 
@@ -147,7 +149,20 @@ def cache_quality(pipe: Any, length: int, settings: Mapping[str, Any]) -> dict[s
             stream = engine(pipe, cache=cache, **settings)
             row[name] = {"dB": psnr(pictures(stream, frames), plain), "computed": computed(stream)}
         again = {f"last output again, {n}": {"dB": psnr(held(plain, n), plain), "computed": 1 / n} for n in (2, 3)}
-        result[motion] = row | again
+        result[motion] = row | again | {FLOOR: apart(pipe, frames, plain, settings)}
+    return result
+
+
+def apart(pipe: Any, frames: list[Any], plain: list[torch.Tensor], settings: Mapping[str, Any]) -> dict[str, float]:
+    """How far the stream of another seed is from the plain one, whose pictures are at hand."""
+    return {"dB": psnr(pictures(engine(pipe, seed=1, **settings), frames), plain), "computed": 1.0}
+
+
+def floor_alone(length: int) -> dict[str, dict[str, float]]:
+    """The same by motion, on the bundled model, for published figures that lack it."""
+    pipe, result = subject(), {}
+    for motion, frames in films(length).items():
+        result[motion] = apart(pipe, frames, pictures(engine(pipe, **TWO), frames), TWO)
     return result
 
 
@@ -173,6 +188,17 @@ def overhead(pipe: Any, rounds: int) -> dict[str, float]:
     return {"ms per tick": 1000 * tick.median}
 
 
+def subject(model: str = "emoji-sd", lora: str = "emoji-lcm-lora", vae: str = "emoji-vae-small") -> Any:
+    """The pipeline that streams, with a LoRA for few steps and another autoencoder, where they are named."""
+    pipe = load(model)
+    if lora:
+        load_lora(pipe, lora)
+        pipe.fuse_lora()
+    if vae:
+        pipe.vae = load_vae(vae, dtype=pipe.dtype, device=pipe.device)
+    return pipe
+
+
 PARTS = ("guidance", "batch", "buffer", "cache", "overhead")
 SHAPES = ("sd15", "turbo")  # large ones with random weights
 
@@ -196,18 +222,12 @@ def command(
     model: str, lora: str, vae: str, parts: tuple[str, ...], rounds: int, frames: int, size: int, file: Path | None
 ) -> None:
     """Frame rates of the streaming engine as ratios, and what slot caches cost in quality."""
-    pipe = load(model)
-    if lora:
-        load_lora(pipe, lora)
-        pipe.fuse_lora()
-    if vae:
-        pipe.vae = load_vae(vae, dtype=pipe.dtype, device=pipe.device)
-    two: dict[str, Any] = {"timestep_indices": STAGES[2], "guidance": GUIDANCES["none"]}
+    pipe = subject(model, lora, vae)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "guidance": lambda: guidance(pipe, rounds),
         "batch": lambda: batching(pipe, rounds),
         "buffer": lambda: buffers(pipe, rounds),
-        "cache": lambda: {"speed": cache_speed(pipe, rounds, two), "psnr": cache_quality(pipe, frames, two)},
+        "cache": lambda: {"speed": cache_speed(pipe, rounds, TWO), "psnr": cache_quality(pipe, frames, TWO)},
         "overhead": lambda: overhead(pipe, 20 * rounds),
         "sd15": lambda: larger(pipe, max(3, rounds // 3)),
         "turbo": lambda: turbo(pipe, max(3, rounds // 3), size),

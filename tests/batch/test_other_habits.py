@@ -1,0 +1,57 @@
+"""What people bring from other programs and other countries, and what they are told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from diffaccel.batch.readers import BadRow, read_rows
+from diffaccel.cli import main
+from diffaccel.models import ModelError, find_lora
+
+
+def dry(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["generate", *map(str, arguments), "--dry-run"])
+
+
+def rows_of(path: Path, text: str, encoding: str = "utf-8") -> list[Any]:
+    path.write_bytes(text.encode(encoding))
+    return list(read_rows((str(path),), None))
+
+
+def test_a_spreadsheet_of_a_country_with_decimal_commas(tmp_path: Path) -> None:
+    text = "\ufeffprompt;guidance scale;Strength;seed\r\n1,5 litres, please;2,5;;1\r\n3,5;3;0,25;2\r\n"
+    first, second = (each.row.given() for each in rows_of(tmp_path / "a.csv", text))
+    assert first == {"prompt": "1,5 litres, please", "guidance_scale": 2.5, "seed": 1}
+    assert second == {"prompt": "3,5", "guidance_scale": 3.0, "strength": 0.25, "seed": 2}
+    (bad,) = rows_of(tmp_path / "b.csv", 'prompt,guidance_scale\na,"2,5"\n')
+    assert isinstance(bad, BadRow)
+    assert bad.error == "guidance_scale: must be a number (got '2,5')"
+
+
+def test_a_text_file_of_notepad(tmp_path: Path) -> None:
+    assert [each.row.prompt for each in rows_of(tmp_path / "a.txt", "ein Häuschen\r\n猫\r\n", "utf-16")] == [
+        "ein Häuschen",
+        "猫",
+    ]
+
+
+@pytest.mark.parametrize("column", ["CFG scale", "cfg_scale", "Sampler"])
+def test_columns_of_the_web_ui_are_told_their_names_here(tmp_path: Path, column: str) -> None:
+    (tmp_path / "a.csv").write_text(f"prompt,{column}\na,1\n")
+    called = "scheduler" if column == "Sampler" else "guidance_scale"
+    result = dry(tmp_path / "a.csv")
+    assert (result.exit_code, f"{column}: no such setting, it is called {called} here" in result.output) == (2, True)
+
+
+def test_pictures_are_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,init_image\na,https://example.com/a.png\n")
+    result = dry(tmp_path / "a.csv")
+    assert "a.csv:2: init_image: https://example.com/a.png is an address, and nothing is fetched" in result.output
+
+
+@pytest.mark.parametrize("name", ["emoji-lcm-lora:0.5", "<lora:emoji-lcm-lora:0.5>", "C:/loras/style.safetensors:1"])
+def test_the_web_uis_weight_of_a_lora_is_told_as_it_is_written_here(name: str) -> None:
+    with pytest.raises(ModelError, match="give a .safetensors" if name[0] == "C" else "as in emoji-lcm-lora=0.5"):
+        find_lora(name)
