@@ -122,6 +122,8 @@ def _read_texts(path: Path) -> dict[str, Any]:
             return texts | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder: name its pictures, as in {path}/*.png") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

@@ -56,9 +56,8 @@ def _foreign_rows(request: Request, options: "PictureSettings", found: "ForeignS
     from diffaccel.batch.settings import PromptRow
 
     if request.model is None:
-        raise InputError(
-            f"{request.source_picture} is of {found.tool}, which calls its model {found.model}: give --model"
-        )
+        called = f"calls its model {found.model}" if found.model else "does not name its model"
+        raise InputError(f"{request.source_picture} is of {found.tool}, which {called}: give --model")
     for name in found.without_equivalent:
         click.echo(one_line(f"{request.source_picture}: not carried over: {name}"), err=True)
     try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image, PngImagePlugin
 
 from diffaccel.batch.readers import BadRow, read_rows
 from diffaccel.cli import main
@@ -55,3 +56,18 @@ def test_pictures_are_not_fetched(tmp_path: Path) -> None:
 def test_the_web_uis_weight_of_a_lora_is_told_as_it_is_written_here(name: str) -> None:
     with pytest.raises(ModelError, match="give a .safetensors" if name[0] == "C" else "as in emoji-lcm-lora=0.5"):
         find_lora(name)
+
+
+def test_a_picture_whose_tool_does_not_name_the_model(tmp_path: Path) -> None:
+    said = PngImagePlugin.PngInfo()
+    said.add_text("parameters", "a cat\nSteps: 4, Sampler: Euler a, CFG scale: 1, Seed: 1, Size: 128x128")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=said)
+    assert (
+        "is of AUTOMATIC1111, which does not name its model: give --model" in dry("--from", tmp_path / "a.png").output
+    )
+
+
+def test_a_folder_to_inspect_is_told_as_such_and_the_rest_is_read(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path), str(tmp_path / "none.png")])
+    assert f"{tmp_path} is a folder: name its pictures, as in {tmp_path}/*.png" in result.output
+    assert f"no such picture: {tmp_path / 'none.png'}" in result.output
