@@ -13,6 +13,11 @@ from diffaccel.sampling.schedulers import SPACINGS, canonical
 
 _PAIR = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:>]+)(?::([^>]*))?>")
+_AUTOMATIC = {
+    **dict.fromkeys(("dpm++ 2m", "dpm++ sde", "dpm++ 2s a", "dpm2", "dpm2 a"), "karras"),
+    **dict.fromkeys(("dpm++ 2m sde", "dpm++ 2m sde heun", "dpm++ 3m sde"), "exponential"),
+}
+"""What AUTOMATIC1111's "Automatic" is by sampler; of others it is none."""
 _SAMPLERS = ("KSampler", "KSamplerAdvanced")
 
 
@@ -102,7 +107,9 @@ def _take_pairs(found: ForeignSettings, pairs: dict[str, str]) -> None:
 
 
 def _take_sampler(found: ForeignSettings, name: str, spacing: str) -> None:
-    spacing = "" if spacing.lower() in ("automatic", "normal", "") else spacing.replace("_", " ").lower()
+    if spacing.lower() == "automatic":
+        spacing = _AUTOMATIC.get(name.lower(), "")
+    spacing = "" if spacing.lower() in ("normal", "") else spacing.replace("_", " ").lower()
     written = f"{name} {spacing}" if spacing in SPACINGS else name
     found.take("scheduler", written, canonical, "Sampler")
     if spacing and spacing not in SPACINGS:

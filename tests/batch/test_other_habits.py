@@ -71,3 +71,22 @@ def test_a_folder_to_inspect_is_told_as_such_and_the_rest_is_read(tmp_path: Path
     result = CliRunner().invoke(main, ["inspect", str(tmp_path), str(tmp_path / "none.png")])
     assert f"{tmp_path} is a folder: name its pictures, as in {tmp_path}/*.png" in result.output
     assert f"no such picture: {tmp_path / 'none.png'}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing", "expected"),
+    [
+        ("DPM++ 2M", "Automatic", "dpm++ 2m karras"),
+        ("DPM++ 2M SDE", "Automatic", "dpm++ 2m sde exponential"),
+        ("Euler a", "Automatic", "euler-a"),
+        ("DPM++ 2M", "Exponential", "dpm++ 2m exponential"),
+        ("DPM++ 2M Karras", "", "dpm++ 2m karras"),
+    ],
+)
+def test_what_is_automatic_in_the_web_ui(tmp_path: Path, sampler: str, spacing: str, expected: str) -> None:
+    said = PngImagePlugin.PngInfo()
+    kind = f", Schedule type: {spacing}" if spacing else ""
+    said.add_text("parameters", f"a cat\nSteps: 4, Sampler: {sampler}{kind}, CFG scale: 1, Seed: 1, Size: 128x128")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=said)
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
+    assert f"scheduler: {expected}\n" in result.output
