@@ -111,6 +111,7 @@ def test_bad_input(unet: Any, target: str, methods: Any, error: type[Exception],
         accelerate(targets[target], *methods)
 
 
+@pytest.mark.slow
 def test_a_network_compiled_as_a_whole_is_refused(unet: Any) -> None:
     compiled = torch.compile(unet)
     pipe = pipeline(unet)

@@ -80,6 +80,7 @@ def fused(unet: Any) -> None:
 SHALLOW, GATE = (DeepCache(interval=2, branch=1), TextKVCache()), (TGate(gate=2),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "methods"),
     cells(

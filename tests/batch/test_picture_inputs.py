@@ -63,6 +63,7 @@ def scene(path: Path, size: tuple[int, int] = (64, 32), seed: int = 0) -> None:
     Image.fromarray(pixels).resize(size).save(path)
 
 
+@pytest.mark.slow
 def test_how_pictures_are_brought_to_size_is_asked_and_recorded(generate: Generate, tmp_path: Path) -> None:
     scene(tmp_path / "a.png")
     for resize in (None, "crop", "pad", "stretch"):
@@ -74,6 +75,7 @@ def test_how_pictures_are_brought_to_size_is_asked_and_recorded(generate: Genera
     assert generate("p", "--background", "nothing").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_folder_a_pattern_and_a_column_are_rows(generate: Generate, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for index, name in enumerate(["a.png", "b.jpg", "ü c.png"]):

@@ -78,6 +78,7 @@ def test_lost_words_are_in_dry_run_manifest_and_sheet(tiny_sd: Path, tmp_path: P
     assert "not read: &#39;a&#39;" in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_long_prompts_change_what_is_beyond_the_limit_alone(tiny_sd: Path, tmp_path: Path) -> None:
     rows = {"one": "a cat on a blue sofa", "other": "a cat on a black sofa", "short": "a cat"}
     lines = [json.dumps({"prompt": prompt, "custom_id": name, "seed": 1}) for name, prompt in rows.items()]
@@ -228,6 +229,7 @@ def test_templates_are_drawn_with_the_pictures_seed(tmp_path: Path) -> None:
         Templates(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_drawn_prompts_are_recorded_and_bad_templates_cost_their_rows(tiny_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("{a|b|c|d|e|f}\n__nothing__\n")
     arguments = (tmp_path / "p.txt", "--dynamic-prompts", "--num-images", 6, "--seed", 0)

@@ -115,6 +115,7 @@ def test_setting_that_the_pipeline_lacks_is_named(renderer: Renderer) -> None:
         renderer.render([replace(JOB, strength=0.5)])
 
 
+@pytest.mark.slow
 def test_open_settings_are_filled_in_from_the_pipeline(renderer: Renderer) -> None:
     (job,) = renderer.render([replace(JOB, steps=None, guidance_scale=None)]).jobs
     assert (job.steps, job.guidance_scale) == (50, 7.5)

@@ -83,6 +83,7 @@ def test_one_batch_is_finished_while_the_next_is_started(tmp_path: Path) -> None
     assert run(tmp_path, Overlapped(), batch_size=5).done == 10
 
 
+@pytest.mark.slow
 def test_what_fails_in_its_second_part_is_halved_too(tmp_path: Path) -> None:
     class LateRenderer(FakeRenderer):
         def start(self, jobs: Sequence[Job]) -> Callable[[], Rendered]:
@@ -93,6 +94,7 @@ def test_what_fails_in_its_second_part_is_halved_too(tmp_path: Path) -> None:
     assert (summary.done, summary.failed) == (9, 1)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_for_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     renderer = FakeRenderer(fits=1)
     assert run(tmp_path, renderer, batch_size=8).done == 10
@@ -122,6 +124,7 @@ def test_out_of_memory_frees_what_the_batch_held_before_the_next(tmp_path: Path)
     assert len(held) == 7
 
 
+@pytest.mark.slow
 def test_a_job_too_large_by_itself_fails_alone(tmp_path: Path) -> None:
     summary = run(tmp_path, FakeRenderer(fits=0), JOBS[:3], batch_size=2)
     assert (summary.done, summary.failed) == (0, 3)

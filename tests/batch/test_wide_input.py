@@ -103,6 +103,7 @@ def test_one_fault_of_many_rows_is_told_once(tiny_sd: Path, tmp_path: Path, mode
     assert (result.exit_code, result.stderr.count("no such setting")) == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_as_a_run_does_in_every_shard(tiny_sd: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"p{row}", "steps": 1 + row % 3, "custom_id": str(row % 13)} for row in range(17)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))

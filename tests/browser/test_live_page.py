@@ -317,6 +317,7 @@ def test_a_wrong_token_is_told(stub: LiveServer, open_page: OpenPage) -> None:
     assert "open the address that the program printed" in message(page)
 
 
+@pytest.mark.slow
 def test_a_phone_in_the_dark(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
     page = open_page(
         live.url, viewport={"width": 375, "height": 812}, device_scale_factor=2, is_mobile=True, has_touch=True,

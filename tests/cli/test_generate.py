@@ -50,6 +50,7 @@ def test_prompts_to_pictures(generate, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_caching_is_on_by_default_and_can_be_switched_off(generate) -> None:
     assert "4 network calls computed, 8 replayed" in generate("p", "--steps", 12).output
     assert "replayed" not in generate("q", "--steps", 12, "--cache", "none").output
@@ -74,6 +75,7 @@ def test_same_command_again_does_nothing_and_other_settings_render_again(generat
     assert before.items() <= pictures(tmp_path / "out").items()
 
 
+@pytest.mark.slow
 def test_cut_picture_is_rendered_again(generate, tmp_path: Path) -> None:
     generate("p", "q")
     before = pictures(tmp_path / "out")
@@ -95,6 +97,7 @@ def test_from_renders_the_same_picture_again(generate, tmp_path: Path) -> None:
     assert pictures(tmp_path / "again") != pictures(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_from_takes_a_profile_and_says_what_is_wrong(generate, tmp_path: Path) -> None:
     generate("p", "--cache", "none")
     path = next((tmp_path / "out").glob("*.png"))
@@ -148,6 +151,7 @@ def test_all_bad_rows_are_named_where_there_are_no_others(generate, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_compare_shows_both(generate, tmp_path: Path) -> None:
     result = generate("p", "q", "--compare", "--cache", "deepcache:interval=2")
     assert "x as fast as without caching, PSNR " in result.output
@@ -360,6 +364,7 @@ def test_a_profile_that_fits_some_pictures_costs_the_others_alone(generate, tmp_
     assert len(pictures(tmp_path / "out")) == 1
 
 
+@pytest.mark.slow
 def test_json_summary(generate) -> None:
     figures = json.loads(generate("p", "--cache", "deepcache:interval=2", "--format", "json").output)
     assert (figures["done"], figures["failed"], figures["skipped"]) == (1, 0, 0)

@@ -88,6 +88,7 @@ def test_samplers_reach_the_picture_under_the_names_of_other_tools(generate, tmp
         assert "Sampler: DPM++ 2M Karras," in picture.info["parameters"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_one_file_from_another_folder(
     generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

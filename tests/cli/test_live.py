@@ -80,6 +80,7 @@ for arguments in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     mine, other = pair(tmp_path / "mine"), pair(tmp_path / "other")
     locked = tmp_path / "locked.pem"

@@ -64,6 +64,7 @@ def test_what_is_missing_is_found_out_before_anything_is_loaded(
         replace(NOTHING, **{"model": str(tiny_sd), **changes}).find()
 
 
+@pytest.mark.slow
 def test_all_of_it_is_in_the_pipeline(tiny_sd: Path, tiny_lora: Path, tmp_path: Path) -> None:
     plain = models.load(tiny_sd, device="cpu")
     width = plain.text_encoder.config.hidden_size

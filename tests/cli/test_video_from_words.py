@@ -58,6 +58,7 @@ def test_a_video_from_words(tmp_path: Path, tiny: list[Any]) -> None:
     assert "cat.mp4: 7 pictures, " in result.output
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[Any], tiny_sd: Path) -> None:
     clip(tmp_path / "in.mp4", 20, 10)
     common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.4, "--fps", 10, "-q", *SHORT)

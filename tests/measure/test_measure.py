@@ -130,6 +130,7 @@ def judge() -> Judge:
     return Judge(captions())
 
 
+@pytest.mark.slow
 def test_judge_ranks_by_similarity() -> None:
     judge, drawn = Judge(captions()[:40]), pictures(0, 128)
     nearest = [judge.captions[i] for i in _nearest(judge, drawn)]

@@ -46,6 +46,7 @@ def followed(pictures: torch.Tensor) -> float:
     return float(edge_agreement(torch.stack([edges(p) for p in pictures]), LINES.expand(2, -1, -1, -1)).mean())
 
 
+@pytest.mark.slow
 def test_each_is_left_out_alone_and_with_all_behind_it(tmp_path: Path) -> None:
     pipe = of(StableDiffusionControlNetPipeline, sd, True)()
     pipe.set_progress_bar_config(disable=True)

@@ -165,6 +165,7 @@ def test_forecasts_as_taylor_does(pipe: Any) -> None:
         torch.testing.assert_close(paint(pipe), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", cells([0, 3, 11], lambda branch: branch == 3))
 def test_waits_for_the_denoiser_to_read(pipe: Any, branch: int) -> None:
     """With DeepCache(3), residuals below the branch are read at calls 0, 3 and 6 alone, and compute there at most."""
@@ -200,6 +201,7 @@ def test_a_new_control_image_computes(pipe: Any) -> None:
         assert torch.equal(paint(pipe, **options), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "guess", cells([{}, {"guess_mode": True}, {"guidance_scale": 1.0}], lambda guess: "guess_mode" in guess)
 )
@@ -300,6 +302,7 @@ def test_what_is_refused(pipe: Any) -> None:
         accelerate(pipe.unet, ControlCache())
 
 
+@pytest.mark.slow
 def test_detaching_leaves_nothing(pipe: Any) -> None:
     before = [list(module.__dict__) for module in pipe.controlnet.modules()]
     plain = paint(pipe)

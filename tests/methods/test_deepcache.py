@@ -140,6 +140,7 @@ def test_network_calls_are_counted_not_steps(scheduler: Any, calls_made: int) ->
     assert report.computed + report.replayed == 2 * calls_made
 
 
+@pytest.mark.slow
 def test_image_to_image_with_changed_strength() -> None:
     pipe = pipeline(sd_unet(**LIGHT))
     pipe = Img2Img(**pipe.components, requires_safety_checker=False)

@@ -328,6 +328,7 @@ def test_a_named_model_is_loaded_once_and_written_as_text(tiny_sd: Path, tiny_pi
         NetworkSwitch(tiny_pipe).to_text()
 
 
+@pytest.mark.slow
 def test_a_network_of_another_family_gets_its_inputs_by_their_meaning() -> None:
     """emoji-sd takes calls of emoji-dit, whose latents, prompts and kind of prediction are the same."""
     pipe, other = models.load("emoji-dit"), models.load("emoji-sd").unet

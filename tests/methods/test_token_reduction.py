@@ -200,6 +200,7 @@ def test_ratio_0_is_the_plain_network(kind: Any, dtype: torch.dtype) -> None:
     assert handle.report().computed == 4
 
 
+@pytest.mark.slow
 def test_matchings_are_kept_between_calls_and_forgotten_with_the_run() -> None:
     unet = picture_unet()
     inputs = network_inputs(unet)

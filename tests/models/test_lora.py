@@ -228,6 +228,7 @@ def test_text() -> None:
         parse_loras("a=inf")
 
 
+@pytest.mark.slow
 def test_one_that_diffusers_wrote_is_loaded_as_it_loads_it(tiny_sd: Path, tiny_lora: Path) -> None:
     stock, ours = models.load(tiny_sd), models.load(tiny_sd)
     stock.load_lora_weights(load_file(next(tiny_lora.glob("*.safetensors"))))

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_video_model_is_an_animatediff_pipeline(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipe = models.load("emoji-video")
     assert isinstance(pipe, AnimateDiffPipeline)
@@ -39,6 +40,7 @@ def test_a_video_model_is_an_animatediff_pipeline(folder: Path, caplog: pytest.L
     assert models.load("emoji-video", dtype="bfloat16").unet.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_the_bundled_adapter_fits_emoji_sd_and_its_positions_come_round() -> None:
     pipe = models.load("emoji-video")
     tables = [module.pe[0] for name, module in pipe.unet.named_modules() if name.endswith("pos_embed")]

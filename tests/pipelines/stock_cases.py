@@ -186,6 +186,6 @@ CASES = (
         DEEP,
     ),
 )  # fmt: skip
-QUICK = ("sd", "sd-image", "sdxl-inpaint", "pixart-lines", "flux", "animatediff")
+QUICK = ("sd", "sdxl-inpaint", "pixart-lines", "flux")
 EVERY = cells(CASES, quick=lambda case: case.name in QUICK, name=lambda case: case.name)
-"""The cases as parameters, of which one of each custom pipeline belongs to the quick tests."""
+"""The cases as parameters, of which some belong to the quick tests."""

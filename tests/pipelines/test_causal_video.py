@@ -66,6 +66,7 @@ def latte() -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_any_number_of_frames_and_more_of_them_begin_alike(pipe: Any) -> None:
     short = pipe("a cat", num_frames=5, output_type="np", **SHORT)
     long = pipe("a cat", num_frames=10, output_type="np", **SHORT)

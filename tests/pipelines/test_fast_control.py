@@ -35,6 +35,7 @@ def adapter_for(pipe: Any) -> RelaCtrlAdapter:
     return adapter.eval()
 
 
+@pytest.mark.slow
 def test_a_controlnet_by_the_common_names(tmp_path: Path) -> None:
     stock = of(StableDiffusionControlNetPipeline, sd, True)()
     expected = paint(stock, TEXT, image=LINES[None], controlnet_conditioning_scale=0.7)

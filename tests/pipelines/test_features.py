@@ -192,6 +192,7 @@ def test_slices_and_tiles(case: Case, change: str) -> None:
     assert torch.equal(case.run(custom, cache=case.cache, num_images_per_prompt=2, generator=seeds()), expected)
 
 
+@pytest.mark.slow
 def test_guidance_and_gate_in_every_notation() -> None:
     case = NAMES["sd"]
     custom = case.custom.from_pipe(case.build())

@@ -170,6 +170,7 @@ def video(tiny_sd: Path, *arguments: object) -> Result:
     return CliRunner().invoke(main, ["video", *map(str, arguments), *common])
 
 
+@pytest.mark.slow
 def test_the_command_paints_a_video_with_it(tmp_path: Path, tiny_sd: Path, controlnet: Path) -> None:
     source = videos.make(tmp_path / "in.mp4", times=videos.STEADY[:4], size=(32, 32), audio=None)
     with_it = ("--controlnet", controlnet)

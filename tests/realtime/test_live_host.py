@@ -28,6 +28,7 @@ def settings(tiny_sd: Path, **controls: Any) -> LiveSettings:
     return LiveSettings(model=str(tiny_sd), device="cpu", width=64, height=64, controls=told)
 
 
+@pytest.mark.slow
 def test_pages_share_calls_and_metrics_tell_rows(tiny_sd: Path) -> None:
     with (
         open_hub(settings(tiny_sd), limit=4) as (hub, about),

@@ -88,6 +88,7 @@ def test_a_still_input_is_skipped(pipe: Any) -> None:
     stream.close()
 
 
+@pytest.mark.slow
 def test_two_streams_on_one_pipeline_do_not_meet(pipe: Any) -> None:
     controls = Controls(similarity=False)
     one, two = (EngineStream(pipe, replace(SMALL, controls=controls)) for _ in range(2))

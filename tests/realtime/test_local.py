@@ -145,6 +145,7 @@ def test_a_source_that_does_not_answer_ends_the_run(
     assert time.monotonic() - begin < 4
 
 
+@pytest.mark.slow
 def test_a_source_that_rests_until_its_next_frame_is_left_in_peace(
     tmp_path: Path, open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_what_is_sent_arrives(port: int, listens: str, calls: str) -> None:
         assert min(off) < 8
 
 
+@pytest.mark.slow
 def test_a_live_run_reads_and_sends(port: int, open_engine: Callable[..., StreamEngine], tmp_path: Path) -> None:
     server = Listener(f"rtmp://127.0.0.1:{port}/live/key?listen=1", port)
     source = videos.make(tmp_path / "in.mp4", times=[Fraction(k, 15) for k in range(30)], audio=None)
@@ -106,6 +107,7 @@ def test_a_live_run_reads_and_sends(port: int, open_engine: Callable[..., Stream
     assert server.frames[0].shape == (32, 64, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg to be an RTMP server")
 def test_an_rtmp_server_is_read(port: int, tmp_path: Path) -> None:
     source = videos.make(tmp_path / "in.mp4", times=[Fraction(k, 25) for k in range(50)], audio=None)

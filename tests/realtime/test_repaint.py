@@ -37,6 +37,7 @@ def test_every_frame_keeps_its_time_and_the_sound_its_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
 
+@pytest.mark.slow
 def test_the_pictures_are_the_engines_in_order(tmp_path: Path, open_engine: OpenEngine) -> None:
     source, target = videos.make(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     repaint(open_engine, source, target)
@@ -46,6 +47,7 @@ def test_the_pictures_are_the_engines_in_order(tmp_path: Path, open_engine: Open
         assert np.abs(pixels.astype(int) - wanted).mean() < 8
 
 
+@pytest.mark.slow
 def test_side_by_side_shows_the_input_of_the_same_moment(tmp_path: Path, open_engine: OpenEngine) -> None:
     source, target = videos.make(tmp_path / "in.mp4", size=(64, 32)), tmp_path / "out.mkv"
     repaint(open_engine, source, target, side_by_side=True)
@@ -71,6 +73,7 @@ def test_sound_can_be_left_out_and_what_a_container_does_not_take_is_encoded(
     assert len(videos.times(tmp_path / "silent.mov")) == 12
 
 
+@pytest.mark.slow
 def test_the_muxer_is_asked_not_a_list(tmp_path: Path, open_engine: OpenEngine) -> None:
     """PyAV lists this sound for MOV, whose muxer refuses it."""
     source = videos.make(tmp_path / "in.mkv", audio="flac")
@@ -194,6 +197,7 @@ def test_the_command_paints_a_video(tmp_path: Path, tiny_sd: Path) -> None:
     assert videos.pictures(target)[0].shape == (32, 128, 3)
 
 
+@pytest.mark.slow
 def test_batches_change_the_speed_alone(tmp_path: Path, tiny_sd: Path) -> None:
     source, videos_out = videos.make(tmp_path / "in.mp4", size=(64, 32)), []
     for size in (1, 5):

@@ -55,6 +55,7 @@ def test_it_is_found_by_name_and_goes_before_the_unet(pipe: Any) -> None:
         models.find_controlnet("emoji-controll")
 
 
+@pytest.mark.slow
 def test_stock_pictures_follow_the_lines(pipe: Any) -> None:
     prompts = ["orange circle", "pizza", "happy face"]
     found = []

@@ -54,6 +54,7 @@ def test_four_steps_show_what_was_asked_for(pipe: Any) -> None:
     assert accuracy.top5 == 1.0
 
 
+@pytest.mark.slow
 def test_batched_and_sequential_streams_agree(pipe: Any) -> None:
     settings = {"prompt": "red heart", "timestep_indices": (25, 40), "guidance": SelfNegative(1.2)}
     both = [[o.image for o in engine(pipe, stream_batch=b, **settings).stream(film(5))] for b in (True, False)]

@@ -310,16 +310,16 @@ CASES = UNET_CASES + TRANSFORMER_CASES + WHOLE_CASES
 GUIDANCES = (FullGuidance(1.5), OneTimeNegative(1.5))
 
 
-def table(turn: int, *settings: Any, variants: bool = False) -> list[Any]:
+def table(turn: int, *settings: Any) -> list[Any]:
     """Every case on its pipelines, by its keys, with each of the settings.
 
-    One cell of each method is quick, or of each of its variants (a comma is in their names): pipelines, keys and
-    settings take turns, and `turn` says where they begin.
+    One cell of each method is quick (variants, in whose names a comma is, have none): pipelines, keys and settings take
+    turns, and `turn` says where they begin.
     """
     quick = [
         (case, case.on[i % len(case.on)], case.keys[i % len(case.keys)], *settings[i // 2 % 2 :][:1])
         for i, case in enumerate(CASES, turn)
-        if variants or "," not in case.name
+        if "," not in case.name
     ]
     every = [
         (case, name, key, *setting)
@@ -391,7 +391,7 @@ def test_a_reusing_nothing_is_the_plain_stream(case: Case, name: str, key: str, 
         close(ours, expected)
 
 
-@pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES, variants=True))
+@pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES))
 def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any) -> None:
     engine = stream(name, case.reuse, key, guidance=guidance)
     ours = run(engine)

@@ -125,6 +125,7 @@ def test_embeddings_stand_for_pictures(pipe: Any, engine: Build, frames: torch.T
     close(painted(engine(pipe, image_prompt=ImagePrompt(embeds=embeds)), frames), theirs, 1e-5)
 
 
+@pytest.mark.slow
 def test_no_image_prompt_leaves_the_adapter_without_a_say(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
     plain = painted(engine(), frames)
     close(painted(engine(pipe), frames), plain, 1e-5)
@@ -139,6 +140,7 @@ def test_the_stream_batch_gives_what_the_sequential_mode_gives(pipe: Any, engine
     close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_read_their_own_image_prompts(pipe: Any, frames: torch.Tensor) -> None:
     settings: list[dict[str, Any]] = [
         {"image_prompt": ImagePrompt(picture("red"), 0.7)},
@@ -149,6 +151,7 @@ def test_streams_of_a_host_read_their_own_image_prompts(pipe: Any, frames: torch
     assert hold(pipe, settings, films).report().streams_per_call["network"] > 1.5
 
 
+@pytest.mark.slow
 def test_live_changes_of_picture_and_scale(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
     red, green = picture("red"), picture("green")
     alone = {

@@ -70,6 +70,7 @@ def test_a_transformer(engine: Build, frames: torch.Tensor) -> None:
     assert not torch.allclose(plain, whole, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_follow_their_own(pipe: Any, frames: torch.Tensor) -> None:
     settings: list[dict[str, Any]] = [
         {"lora": {"one": 0.3, "two": 0.0}},
@@ -80,6 +81,7 @@ def test_streams_of_a_host_follow_their_own(pipe: Any, frames: torch.Tensor) -> 
     assert hold(pipe, settings, films).report().streams_per_call["network"] > 1.5
 
 
+@pytest.mark.slow
 def test_scales_change_live_for_new_frames_and_slowly(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
     frames = frames[:7]
     plain, weak = painted(engine(pipe), frames), painted(engine(pipe, lora={"one": 0.2}), frames)

@@ -110,6 +110,7 @@ def test_the_stream_batch_gives_what_the_sequential_mode_gives(
     close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_have_their_own_regions(frames: torch.Tensor) -> None:
     settings: list[dict[str, Any]] = [
         {"regions": [Region("a dog", half(True))]},

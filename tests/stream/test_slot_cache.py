@@ -163,6 +163,7 @@ def hooked(pipe: Any) -> list[str]:
     return [name for name, module in pipe.unet.named_modules() if hooks_of(module)]
 
 
+@pytest.mark.slow
 def test_engines_and_plain_calls_share_a_network(engine: Build, movie: torch.Tensor) -> None:
     pipe = stream_pipelines.sd()
     settings: list[dict[str, Any]] = [

@@ -156,6 +156,7 @@ def test_the_stream_batch_gives_what_the_sequential_mode_gives(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_see_their_own_frames_alone(frames: torch.Tensor) -> None:
     settings: list[dict[str, Any]] = [
         {"steadiness": ALIKE},

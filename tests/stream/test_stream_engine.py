@@ -375,6 +375,7 @@ def test_wrong_sizes_are_fitted(fit: str, engine: Build) -> None:
         assert len(stream.push(Image.new("RGB", size, "red"))) == 1
 
 
+@pytest.mark.slow
 def test_memory_stays_level(engine: Build, frames: torch.Tensor) -> None:
     stream = engine(timestep_indices=(20, 40), guidance=OneTimeNegative(1.2))
 

@@ -152,6 +152,7 @@ def test_what_is_black_in_the_mask_stays(
     assert torch.equal(whole, painted(engine(masking), frames, [None] * 4))
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_keep_their_masks(
     inpainting: Any, masking: Any, frames: torch.Tensor, masks: torch.Tensor
 ) -> None:

@@ -309,6 +309,7 @@ def lora(pipe: Any) -> Any:
     return pipe
 
 
+@pytest.mark.slow
 def test_lora_loaded_scaled_and_fused_while_the_stream_runs(engine: Build, frames: torch.Tensor, plain: Any) -> None:
     unstyled = plain()
     pipe = stream_pipelines.sd()

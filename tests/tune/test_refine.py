@@ -325,6 +325,7 @@ def test_a_fixed_setting_that_wins_is_what_is_written(unet_pipe: Any, of_unet: R
             assert torch.equal(latents_of(unet_pipe, batch), expected)
 
 
+@pytest.mark.slow
 def test_tuning_keeps_refined_weights_only_where_validation_confirms_them(
     unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_larger_beta_never_computes_more_on_average(pipe: Any) -> None:
     assert amounts[-1] < 0.8 * amounts[0]
 
 
+@pytest.mark.slow
 def test_resuming_equals_an_uninterrupted_training(pipe: Any, tmp_path: Path) -> None:
     options = SETTINGS | {"refresh": 2, "beta": 1e-5}
     whole = train_routers(pipe, PROMPTS, runs=5, **options)

@@ -41,6 +41,7 @@ def engine_of(pipe: Any, **settings: Any) -> VideoEngine:
     return VideoEngine(pipe, **{**chosen, "output_type": "latent", **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", cells((1.0, 2.0), lambda scale: scale > 1))
 def test_a_video_is_the_stock_pipelines(pipe: Any, scale: float) -> None:
     engine = engine_of(pipe, guidance=FullGuidance(scale) if scale > 1 else None)

@@ -42,6 +42,7 @@ def test_ten_chunks_of_eight_steps_cost_less_than_a_quarter_of_a_prefix_computed
     assert anew / macs_of(engine(CausalContext(window=6)), CHUNKS) >= 4.5
 
 
+@pytest.mark.slow
 def test_a_chunk_behind_a_full_window_costs_the_same_for_ever() -> None:
     video = engine(CausalContext(window=6, sink=1), num_steps=2)
     macs_of(video, 4)

@@ -233,6 +233,7 @@ def test_a_cache_that_always_computes_changes_nothing() -> None:
     assert reusing.report().replayed_rows == 2 * 2  # the second step, two rows, two chunks
 
 
+@pytest.mark.slow
 def test_memory_is_known_before_and_stays_level(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("motion", "latte", "wan"):
         engine = engine_of(name, guidance=FullGuidance(2.0), context=CausalContext(window=4))
