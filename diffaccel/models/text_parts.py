@@ -42,10 +42,7 @@ class PartedText:
         """What of a text is not in its first parts, for the encoder that reads most of it."""
         lost = [(encoder, self._chunks(encoder, text)[parts:]) for encoder in self._encoders]
         encoder, chunks = min(lost, key=lambda pair: len(pair[1]))
-        read = encoder.conditioning_provider.tokenizer.decode(
-            [token for chunk in chunks for token in chunk], skip_special_tokens=True
-        )
-        return str(read).strip()
+        return words_of(encoder.conditioning_provider.tokenizer, [token for chunk in chunks for token in chunk])
 
     @torch.no_grad()
     def encode(self, text: WeightedText) -> Embeddings:
@@ -200,6 +197,12 @@ class Reading:
 
     def _read(self, text: str) -> WeightedText:
         return read_as(text, weights=self.weights)
+
+
+def words_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of some tokens, without special ones. CLIP's end of a word is lost on copies of its tokenizer."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.replace("</w>", " ").strip()
 
 
 def _tokenizer(encoder: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from diffaccel.models.markup import markup
-from diffaccel.models.text_parts import reading_of
+from diffaccel.models.text_parts import reading_of, words_of
 from diffaccel.models.weighted_text import reads_in_parts
 from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
@@ -44,8 +44,7 @@ def _beyond(tokenizer: Any, limit: int, text: str) -> str:
     tokens = tokenizer(text, truncation=False, verbose=False).input_ids
     if len(tokens) <= limit:
         return ""
-    lost: str = tokenizer.decode(tokens[limit - 1 :], skip_special_tokens=True)  # the last one that is read is the end
-    return lost.strip()
+    return words_of(tokenizer, tokens[limit - 1 :])  # the last one that is read is the end
 
 
 def remark(pipe: Any, prompts: Mapping[str, str], remedies: Collection[str] = ()) -> str:
