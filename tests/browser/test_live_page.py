@@ -227,6 +227,22 @@ def test_a_camera_that_comes_when_something_else_was_chosen_is_switched_off(
 
 
 @pytest.mark.slow
+def test_a_source_may_be_chosen_before_the_server_has_answered(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page("about:blank")
+    held: list[Any] = []
+    page.route("**/schema*", lambda route: held.append(route))
+    page.goto(stub.url)
+    page.get_by_role("tab", name="Camera").click()
+    press(page, "Save")
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    pictures(page, 2)
+    assert page.get_by_role("tab", name="Camera").get_attribute("aria-selected") == "true"
+    assert page.evaluate("() => video.srcObject.active")
+
+
+@pytest.mark.slow
 def test_strokes_are_seen_at_once_where_the_network_is_slow(open_page: OpenPage) -> None:
     with serving(lambda c: StubStream(c, 0.8)) as server:
         page = open_page(server.url)

@@ -30,7 +30,7 @@ const input = $("input").getContext("2d");
 const output = $("output").getContext("2d");
 const small = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 const drawing = new Drawing($("input"), $("hint"), $("pen"));
-const recorder = new Recorder(output.canvas, $("record"), () => fileName(controls.values.prompt));
+const recorder = new Recorder(output.canvas, $("record"), () => fileName(controls?.values.prompt));
 const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 const dream = new Dream($("dream-note"), $("media-name"), (values) => link?.sendControls(values));
 
@@ -69,7 +69,7 @@ async function choose(name, file, told = false) {
   if (!told) hush();
   if (name === "dream") dream.begin(input.canvas, shows, !told);
   else dream.end(!told);
-  controls.dream(name === "dream");
+  controls?.dream(name === "dream");
   media.stop();
   if (!draws) blank();
   try {
@@ -307,7 +307,7 @@ function wire() {
   for (const [name, file] of Object.entries(fileOf)) file.onchange = () => file.files[0] && choose(name, file.files[0]);
   const clicks = { choose: chooseFile[1], another: () => controls.widgets.seed.box.querySelector("button").click(), pause, obs: () => share.copy(), record: () => recorder.toggle(), full: () => share.wholeScreen(output.canvas.parentElement),
     alone: () => open(share.address("/view"), "_blank", "noopener"),
-    save: () => output.canvas.toBlob((blob) => save(blob, `${fileName(controls.values.prompt)}.png`)) };
+    save: () => output.canvas.toBlob((blob) => save(blob, `${fileName(controls?.values.prompt)}.png`)) };
   for (const [id, work] of Object.entries(clicks)) $(id).onclick = work;
   $("record").hidden = !recorder.works;
   $("cameras").onchange = () => openCamera($("cameras").value).catch((error) => say(error.message, retry, drawInstead));
@@ -335,7 +335,7 @@ async function start() {
     stats: ({ detail }) => (stats = detail), controls: followed,
     remark: ({ detail }) => controls.remark(detail.message) };
   for (const [name, work] of Object.entries(events)) link.addEventListener(name, work);
-  choose("draw");
+  choose(source); // again, if somebody was quicker than the server
 }
 
 function wireControls() {
