@@ -23,7 +23,7 @@ from diffaccel.methods import (
     TGate,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 REUSE = DeepCache(interval=3, branch=1)
 NEVER = DeepCache(interval=1, branch=1)

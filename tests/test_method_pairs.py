@@ -4,7 +4,7 @@ import pytest
 from method_pairs import DOCUMENT, HEAD, tables
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 def test_the_table_of_pairs_is_up_to_date() -> None:
     written = DOCUMENT.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import pytest
 from support_matrix import DOCUMENT, HEAD, table
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*CPU autocast:UserWarning")

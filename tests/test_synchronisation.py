@@ -32,7 +32,7 @@ from diffaccel.reuse.schedule import (
     Uniform,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 CALLS = 6
 SCHEDULES = [

@@ -103,7 +103,7 @@ def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -
     page.wait_for_function(f"(old) => Math.abs(({AVERAGE})()[1] - old) > 8", arg=float(first[1]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_pages_at_once_share_calls(live: LiveServer, open_page: OpenPage) -> None:
     """Each with a picture of its own."""
     prompts = ("a red heart", "a green apple", "a blue star", "a sunflower")

@@ -143,6 +143,7 @@ def test_bad_budgets_are_refused(limits: dict[str, float]) -> None:
         Budget(**limits)
 
 
+@pytest.mark.exhaustive
 def test_a_cost_is_kept_and_no_fixed_start_is_better(tiny_pipe: Any, tuner: Tuner) -> None:
     tuned = tuner.tune(Budget(max_macs=0.6))
     evidence = tuned.recipe.evidence
@@ -204,6 +205,7 @@ def test_what_cannot_be_met_is_said(tuner: Tuner) -> None:
         tuner.tune(Budget(max_time=1e-6))
 
 
+@pytest.mark.exhaustive
 def test_a_time_becomes_a_cost(tuner: Tuner) -> None:
     tuned = tuner.tune(Budget(max_time=100.0))
     assert tuned.met
@@ -239,6 +241,7 @@ def transformer_tuner(transformer: Any) -> Tuner:
     return Tuner(transformer, ["red heart"], runs=10, progress=lambda _: None, **settings)
 
 
+@pytest.mark.exhaustive
 def test_tuning_a_transformer(transformer: Any, transformer_tuner: Tuner) -> None:
     tuner = transformer_tuner
     tuned = tuner.tune(Budget(max_macs=0.6))
