@@ -5,12 +5,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from live_client import Client, StubStream, serving, until
 from page_scripts import AVERAGE, PICTURES
+from PIL import Image
 
 from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.hub import Hub
@@ -227,19 +229,28 @@ def test_a_camera_that_comes_when_something_else_was_chosen_is_switched_off(
 
 
 @pytest.mark.slow
-def test_a_source_may_be_chosen_before_the_server_has_answered(stub: LiveServer, open_page: OpenPage) -> None:
+@pytest.mark.parametrize("source", ["camera", "picture"])
+def test_a_source_may_be_chosen_before_the_server_has_answered(
+    source: str, stub: LiveServer, open_page: OpenPage, tmp_path: Path
+) -> None:
     page = open_page("about:blank")
     held: list[Any] = []
     page.route("**/schema*", lambda route: held.append(route))
     page.goto(stub.url)
-    page.get_by_role("tab", name="Camera").click()
+    if source == "camera":
+        page.get_by_role("tab", name="Camera").click()
+    else:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+        page.set_input_files("#picture-file", tmp_path / "red.png")
     press(page, "Save")
     while not held:
         page.wait_for_timeout(50)
     held[0].continue_()
     pictures(page, 2)
-    assert page.get_by_role("tab", name="Camera").get_attribute("aria-selected") == "true"
-    assert page.evaluate("() => video.srcObject.active")
+    assert page.locator(f"[data-source={source}]").get_attribute("aria-selected") == "true"
+    assert page.locator("#message").is_hidden()
+    if source == "picture":
+        assert until(lambda: average(page)[2] > average(page)[0] + 50)  # red, which the stub inverts
 
 
 @pytest.mark.slow

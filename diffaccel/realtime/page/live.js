@@ -335,7 +335,8 @@ async function start() {
     stats: ({ detail }) => (stats = detail), controls: followed,
     remark: ({ detail }) => controls.remark(detail.message) };
   for (const [name, work] of Object.entries(events)) link.addEventListener(name, work);
-  choose(source); // again, if somebody was quicker than the server
+  if (source === "draw") choose("draw");
+  else controls.dream(source === "dream"); // somebody was quicker than the server
 }
 
 function wireControls() {
