@@ -116,6 +116,7 @@ def test_flow_versions_give_the_exact_answer(name: str) -> None:
     torch.testing.assert_close(latents, point, atol=6e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [stream_pipelines.sd3, stream_pipelines.flux, lambda: stream_pipelines.flux(True)])
 def test_pipelines_of_flow_matching_run_with_each(build: Any) -> None:
     pipe = build()

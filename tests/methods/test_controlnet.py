@@ -44,6 +44,7 @@ def test_the_controlnet_matters(pipe: Any) -> None:
     assert (strong - weak).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", cells([0, 1, 2, 3, 5, 10, 11], (0, 5, 11).__contains__))
 def test_leaving_out_what_is_not_read_changes_nothing(pipe: Any, branch: int) -> None:
     method = DeepCache(interval=3, branch=branch)

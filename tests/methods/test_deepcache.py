@@ -279,6 +279,7 @@ def test_in_place_writes_of_freeu(branch: int) -> None:
     assert all(torch.equal(same[0], output) for output in same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_residuals_of_an_adapter(branch: int) -> None:
     unet = sd_unet()

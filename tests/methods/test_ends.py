@@ -30,6 +30,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[bool]:
     return [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_warmup_as_long_as_the_run_is_the_plain_run(method: str, name: str) -> None:
@@ -51,6 +52,7 @@ def painted() -> tuple[Any, torch.Tensor]:
     return pipe, generate(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [DeepCache(99), EasyCache(threshold=99.0), TGate(gate=1), ResidualGuidance(), ResidualGuidance("self")],

@@ -75,7 +75,7 @@ def test_a_reusing_nothing_is_the_plain_network(case: Case, name: str) -> None:
     assert equal(run(model), expected)
 
 
-@pytest.mark.parametrize(("case", "name"), table(PICTURES | OTHERS))
+@pytest.mark.parametrize(("case", "name"), table(OTHERS))
 def test_b_reuse_equals_the_reference_and_e_two_runs_are_equal(case: Case, name: str) -> None:
     model = network(name)
     with accelerate(model, case.reuse) as handle:

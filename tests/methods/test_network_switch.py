@@ -169,6 +169,7 @@ def test_it_is_each_network_alone_and_a_router_between(name: str, dtype: torch.d
     assert torch.equal(latents(large), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_caches_are_at_work_on_both_networks(name: str) -> None:
     large, small = pipelines(name)
@@ -186,6 +187,7 @@ def last_layer(model: Any) -> list[str]:
     return [f"up_blocks.{len(model.up_blocks) - 1}.resnets.{len(model.up_blocks[-1].resnets) - 1}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("calls", "small_computes", "large_computes"),
     [((0, 1, 2, 3), {0, 3}, {4}), ((0, 1, 4, 5), {0, 4}, {2, 3}), ((3,), {3}, {0, 4})],
@@ -248,6 +250,7 @@ def test_two_prompts_at_each_step_do_not_leak() -> None:
     assert all(torch.equal(a, b) for a, b in zip(both[1::2], outputs(prompts[1:]), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     cells(

@@ -169,6 +169,7 @@ def test_other_methods_and_ends_of_the_run_go_with_it() -> None:
         assert torch.equal(first, generate(pipe, STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [DeepCache, EncoderPropagation])
 def test_a_controlnet_leaves_out_what_neither_prompt_reads(cache: Any) -> None:
     pipe = build(1)

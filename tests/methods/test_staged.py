@@ -54,6 +54,7 @@ def test_stages_that_reuse_nothing_are_the_plain_run(pipe: Any) -> None:
     assert torch.equal(latents(pipe), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0.5, 4])
 def test_the_same_method_twice_begins_anew(pipe: Any, at: float) -> None:
     """Calls are counted in the run; the first one of a stage has nothing to reuse."""
@@ -95,6 +96,7 @@ def with_reference(first: Case, second: Case, at: int) -> tuple[torch.Tensor, to
         return ours, run(tell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"), cells([(0, 2), (2, 0), (1, 4), (4, 3)], {(0, 2), (4, 3)}.__contains__, "{0[0]}-{0[1]}".format)
 )
@@ -123,6 +125,7 @@ def test_on_transformers(name: str) -> None:
     assert not torch.equal(staged[1], plain[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [TextKVCache(), EasyCache(0.3), ResidualGuidance(), DeepCache(2, branch=1)])
 def test_methods_beside_it_are_in_every_stage(pipe: Any, method: Method) -> None:
     """Where both stages reuse nothing else, the whole is the method begun anew."""

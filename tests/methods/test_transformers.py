@@ -267,6 +267,7 @@ def test_nothing_is_written_in_place(name: str) -> None:
         close(results, results[:1] * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_rows_do_not_leak(name: str) -> None:
     model, calls = build(name), run_inputs(name, 3)
@@ -281,6 +282,7 @@ def test_rows_do_not_leak(name: str) -> None:
             close([x[j : j + 1] for x in together], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_contexts_do_not_leak(name: str) -> None:
     """Conditional and unconditional calls that alternate equal two runs of their own."""

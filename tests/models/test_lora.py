@@ -160,6 +160,7 @@ def test_several_add_up_each_with_its_weight(tiny_sd: Path, factors: Any, tmp_pa
     torch.testing.assert_close(answer(pipe), changed(tiny_sd, deltas), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loha", "lokr", "lokr whole"])
 def test_products_of_two_are_read_as_loras(tiny_sd: Path, kind: str, tmp_path: Path) -> None:
     place = ("unet", MODULES["unet"][0])  # 16 in and out

@@ -140,6 +140,7 @@ def test_an_autoencoder_in_a_file(spelling: str, tmp_path: Path) -> None:
         models.find_vae(str(tmp_path / "no.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["original", "diffusers"])
 def test_a_controlnet_in_a_file(spelling: str, tmp_path: Path) -> None:
     pipe = sd()
@@ -159,6 +160,7 @@ def test_a_controlnet_in_a_file(spelling: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cells(PARAMETERS, ("sd-1.5", "sdxl", "sd3-medium").__contains__))
 def test_supplied_configurations_build_networks_of_the_published_size(name: str) -> None:
     index = json.loads((_PLACE / name / "model_index.json").read_text())

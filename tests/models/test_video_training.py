@@ -35,6 +35,7 @@ def clip(motion: str, frames: int = 20) -> tuple[torch.Tensor, tuple[Pose, ...]]
     return compose([([place(rgba, p.scale, p.x, p.y, p.degrees)], white) for p in poses]), poses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", MOVING)
 def test_a_drawn_motion_is_right_and_only_that(motion: str) -> None:
     frames, poses = clip(motion)
@@ -130,6 +131,7 @@ def tiny() -> CausalVideo:
     return CausalVideo.build(image, adapter).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("sizes", "window", "first"), [((4, 4, 4), 8, 0), ((3, 3, 3, 2), 3, 13), ((1, 1, 1), 1, 5)])
 def test_kept_frames_equal_one_pass_over_the_prefix(sizes: tuple[int, ...], window: int, first: int) -> None:

@@ -32,6 +32,7 @@ def painted(network: str, scheduler: str) -> tuple[Any, torch.Tensor]:
     return pipe, generate(pipe, STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "scheduler", "interval", "branch"),
     cells(

@@ -117,6 +117,7 @@ def test_latents(case: Case) -> None:
     assert not torch.equal(first, case.run(stock, latents=start * 0.9, num_inference_steps=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_prompt_embeds(name: str) -> None:
     case = NAMES[name]

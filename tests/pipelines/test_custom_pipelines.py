@@ -72,6 +72,7 @@ def test_a_failed_call_leaves_nothing(case: Case, stock: Any, custom: Any, monke
     assert torch.equal(case.run(custom), case.run(stock))
 
 
+@pytest.mark.slow
 def test_switches(case: Case, stock: Any, custom: Any) -> None:
     expected = case.run(custom, cache=case.cache)
     custom.enable_feature_cache(case.cache)
@@ -87,6 +88,7 @@ def test_switches(case: Case, stock: Any, custom: Any) -> None:
     assert torch.equal(case.run(custom), case.run(stock))
 
 
+@pytest.mark.slow
 def test_from_pipe_both_ways(case: Case, stock: Any, custom: Any) -> None:
     made = case.custom.from_pipe(stock)
     assert isinstance(made, type(stock))

@@ -151,6 +151,7 @@ def without_moving(model: torch.nn.Module, device: torch.device, **_: Any) -> No
     attach_align_device_hook(model, execution_device=device, offload=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "case"),
     cells(OFFLOADING, quick=lambda cell: cell[1] is NAMES["sd"], name=lambda cell: f"{cell[0]}-{cell[1].name}"),
@@ -175,6 +176,7 @@ def test_offload(kind: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(case.run(custom), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", some(NAMES[name] for name in ("sd", "sdxl", "sd-image")))
 @pytest.mark.parametrize("change", ["enable_slicing", "enable_tiling"])
 def test_slices_and_tiles(case: Case, change: str) -> None:

@@ -43,6 +43,7 @@ def seeds(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(k) for k in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"guidance": SelfNegative(1.4)}, {"cache": "deepcache:interval=2"}], ids=str)
 def test_a_video_gives_what_an_engine_gives(pipe: Any, settings: dict[str, Any]) -> None:
     images = pipe(**IMAGE | settings, image=FRAMES).images
@@ -73,6 +74,7 @@ def test_settings_as_text_and_dictionaries(pipe: Any, plain: dict[str, Any], con
         assert getattr(engine.config, name) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_a_controlnet_follows_control_images(kind: str) -> None:
     base = getattr(stream_pipelines, kind)()

@@ -27,6 +27,7 @@ def agrees(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     assert found.keys() == {method for method, cell in said.items() if cell}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -94,6 +94,7 @@ def test_a_controlnet_is_put_before_the_unet(controlled: Any, settings: LiveSett
     assert np.abs(painted(two, settings) - painted(controlled, settings)).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"controlnet_scale": 0.5}, {"control": "identity"}, {"control": "canny"}])
 def test_its_controls_act_live(controlled: Any, settings: LiveSettings, change: dict[str, Any]) -> None:
     changed = painted(controlled, settings, change)

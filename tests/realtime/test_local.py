@@ -445,6 +445,7 @@ def test_a_system_whose_windows_may_stay_black_is_told(
     assert "apt-get install libx11-xcb1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import av\n"], ids=["opencv-first", "pyav-first"])
 def test_a_window_is_drawn_and_the_screen_is_seen(display: str, first: str) -> None:
     result = subprocess.run(

@@ -21,6 +21,7 @@ from diffaccel.stream.similarity import SimilarityFilter
 OpenEngine = Callable[..., StreamEngine]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [videos.STEADY, videos.UNEVEN, [Fraction(0)]], ids=["steady", "uneven", "one"])
 def test_every_frame_keeps_its_time_and_the_sound_its_bytes(
     tmp_path: Path, open_engine: OpenEngine, times: list[Fraction]
@@ -119,6 +120,7 @@ class Sick:
         return [output for output in self._engine.flush() if not self._sick(output.frame_id)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sick", [{0, 1}, {4, 5}, {11}, set(range(11))], ids=["first", "middle", "last", "most"])
 def test_pictures_that_are_not_finite_are_replaced_by_their_neighbour(
     tmp_path: Path, open_engine: OpenEngine, sick: set[int]

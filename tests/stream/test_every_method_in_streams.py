@@ -402,6 +402,7 @@ def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance:
         assert (ours - plain(name, guidance=guidance)).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "key"), table(2))
 def test_c_frames_of_different_prompts_do_not_leak(case: Case, name: str, key: str) -> None:
     """Frames of one prompt come out the same, whatever prompt the frames between them have."""

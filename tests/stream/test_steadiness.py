@@ -212,6 +212,7 @@ def test_a_frame_that_is_not_finite_does_not_spoil_those_behind_it(engine: Build
     assert all(o.image.isfinite().all() for o in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache",
     [DeepCache(2), SlotCache(DeepCache(2), "frame"), BlockCache(1, threshold=0.2), TokenReduction(min_tokens=4)],

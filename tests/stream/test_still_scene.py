@@ -32,6 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "name"),
     cells(product(("all", "new"), CHANGES), lambda cell: cell[0] == ("all", "new")[list(CHANGES).index(cell[1]) % 2]),

@@ -55,6 +55,7 @@ def test_equals_sequential_mode(
     same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "guidance"),
     cells(product(SAMPLERS, GUIDANCES), lambda cell: SAMPLERS.index(cell[0]) % 4 == GUIDANCES.index(cell[1])),
@@ -66,6 +67,7 @@ def test_equals_sequential_mode_with_every_sampler(
     same(run(engine(**settings), frames[:5]), run(engine(stream_batch=False, **settings), frames[:5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frame_buffer", "guidance"),
     cells(product((2, 3, 7), GUIDANCES), list(zip((2, 3, 7), GUIDANCES[1:], strict=True)).__contains__),

@@ -37,6 +37,7 @@ def override(pipe: Any, computed: Callable[[int], int]) -> list[Any]:
     return [module.register_forward_hook(hook(number)) for number, module in enumerate(outputs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [None, FullGuidance(1.6)], ids=["no", "full"])
 def test_by_stage_a_still_image_is_reused(guidance: Any, pipe: Any, engine: Build, frames: Any) -> None:
     more = {} if guidance is None else {"guidance": guidance}
@@ -62,6 +63,7 @@ def test_by_stage_a_moving_image_is_followed(pipe: Any, engine: Build, frames: A
     same(run(engine(pipe, cache=ControlCache(4), **settings), frames[:5], moving), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, DeepCache(schedule=Uniform(2))], ids=["alone", "DeepCache"])
 def test_by_frame_it_goes_along_the_stages(cache: Any, pipe: Any, engine: Build, frames: Any) -> None:
     """One frame after the other, with everything computed and overridden, is the reference."""

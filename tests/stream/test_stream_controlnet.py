@@ -118,6 +118,7 @@ def test_equals_sequential_mode(
     assert differ(batch, still) == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "guidance"),
     cells(
@@ -302,6 +303,7 @@ def test_the_control_of_one_frame_is_seen_in_that_frame_alone(
         assert differ(a, b) == [False, False, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["all", "new"])
 def test_the_scale_changes_live(at: Any, engine: Build, pipe: Any, frames: Any, controls: Any) -> None:
     stream = engine(pipe)
@@ -351,6 +353,7 @@ CACHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nets", "cache"),
     cells(

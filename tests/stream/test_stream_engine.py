@@ -332,6 +332,7 @@ def test_reset_in_a_transition_arrives(engine: Build, frames: torch.Tensor) -> N
     assert torch.equal(stream.push(frames[0])[0].image, expected.image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [SelfNegative(1.3), OneTimeNegative(1.3), FullGuidance(1.3)])
 def test_warmup_changes_nothing(guidance: Any, engine: Build, frames: torch.Tensor) -> None:
     warm, cold = engine(guidance=guidance), engine(guidance=guidance)

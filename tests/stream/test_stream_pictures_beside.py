@@ -86,6 +86,7 @@ def stock(pipe: Any, frame: torch.Tensor, mask: torch.Tensor | None, scale: floa
     ).images[0]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.75])
 @pytest.mark.parametrize(
     ("kind", "scale"), [("inpainting", 1.0), ("inpainting", 2.5), ("masking", 1.0), ("masking", 2.5)]

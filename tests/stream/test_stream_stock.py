@@ -71,6 +71,7 @@ def test_families(name: str) -> None:
     check(family(name), {"z_image": 0.0, "flux_dev": 3.5}.get(name, 1.0), guidance=NoGuidance())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "sana", "pixart"])
 def test_full_guidance_on_families(name: str) -> None:
     check(family(name), 2.5, guidance=FullGuidance(2.5))
@@ -98,6 +99,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "config", "arguments", "settings", "prediction_type"),
     cells(CASES, lambda case: case[-1] == PREDICTION_TYPES[SCHEDULERS.index(case[:-1]) % 3]),

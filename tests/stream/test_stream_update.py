@@ -73,6 +73,7 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", cells(CHANGES, lambda change: CHANGES.index(change) % 2 == 0, "+".join))
 def test_new_reaches_only_new_frames(change: dict[str, Any], engine: Build, frames: torch.Tensor, plain: Any) -> None:
     settings: dict[str, Any] = {"guidance": OneTimeNegative(1.6, 0.7)}
@@ -116,6 +117,7 @@ GUIDANCES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     cells(
@@ -147,6 +149,7 @@ def test_a_new_negative_prompt_is_asked_again_for_frames_in_flight(
         close(outputs[i], lcm(sd, clean[i], steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "indices",
     [
@@ -198,6 +201,7 @@ def test_many_updates_in_flight_account_for_every_frame(engine: Build, frames: t
     assert all(o.image.isfinite().all() for o in outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["new", "all"])
 def test_transition_over_frames(at: str, engine: Build, sd: Any, frames: torch.Tensor) -> None:
     outputs = run(engine(guidance=SelfNegative(1.0)), frames, at=at, transition=2, prompt="a dog", scale=2.0)

@@ -238,6 +238,7 @@ def test_adam_moves_and_memory_can_be_short(unet_pipe: Any, of_unet: Recipe) -> 
     assert short == refine(unet_pipe, of_unet, workload, replace(how, memory=1e12), **QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet_pipe", "transformer"])
 def test_the_memory_that_is_told_is_what_the_graph_takes(kind: str, request: pytest.FixtureRequest) -> None:
     pipe = request.getfixturevalue(kind)

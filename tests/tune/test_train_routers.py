@@ -152,6 +152,7 @@ def test_influences_are_distances_between_successive_samples(pipe: Any) -> None:
     torch.testing.assert_close(found, torch.tensor([float(x) for x in expected]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["harmonica", "l2c"])
 def test_training_lowers_its_own_objective_and_deploys(pipe: Any, objective: str, tmp_path: Path) -> None:
     points: list[TrainingPoint] = []

@@ -52,6 +52,7 @@ def reference(name: str, noise: list[torch.Tensor], numbering: str) -> list[torc
     return [states[c, STEPS] for c in range(CHUNKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "numbering"), [("motion", "cyclic"), ("latte", "cyclic"), ("wan", "relative")])
 def test_chunks_see_the_latest_of_those_before(name: str, numbering: str) -> None:
     context = CausalContext(window=WINDOW, commit="latest")

@@ -82,6 +82,7 @@ def encoded(engine: VideoEngine, chunk: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan", "motion"])
 def test_pushed_pictures_are_painted_as_a_plain_loop_does(name: str) -> None:
     engine, clip, levels = engine_of(name), pictures(3), Levels(name)

@@ -132,6 +132,7 @@ def test_a_context_that_is_computed_anew_before_every_chunk_forgets_older_frames
     assert torch.allclose(found, loop.chunk(seen, [1, 3], engine._video.noise(3, CHUNK), "a cat"), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["motion", "latte", "wan"])
 def test_a_stream_batch_is_a_whole_video_denoised_at_once_under_a_causal_mask(name: str) -> None:
     context = CausalContext(window=4)
