@@ -34,6 +34,7 @@ def test_differences_are_the_papers() -> None:
     torch.testing.assert_close(forecast.predict(history, 5), f[2] + 2 * first + 2 * second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_deepcache_with_a_forecast(order: int) -> None:
     unet, computed = picture_unet(), (0, 1, 3)

@@ -96,6 +96,7 @@ def test_nothing_stays_attached(tiny_sd: Path) -> None:
     accelerate(pipe, DeepCache()).detach()
 
 
+@pytest.mark.slow
 def test_image_to_image(tmp_path: Path, renderer: Renderer) -> None:
     Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
     start = replace(CACHED, init_image=str(tmp_path / "red.png"), width=32, height=32)

@@ -150,6 +150,7 @@ def test_second_run_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_shards_share_a_folder_but_not_with_a_whole_run(tmp_path: Path) -> None:
     with OutputFolder(tmp_path, (1, 2)) as first, OutputFolder(tmp_path, (2, 2)) as second:
         first.append([DONE])

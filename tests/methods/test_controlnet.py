@@ -105,6 +105,7 @@ def test_encoder_propagation_runs_it_at_key_steps_only(pipe: Any) -> None:
     assert torch.equal(*pictures)
 
 
+@pytest.mark.slow
 def test_prompt_projections_of_the_controlnet_are_kept(pipe: Any) -> None:
     plain = generate(pipe, image=IMAGE)
     with accelerate(pipe, DeepCache(interval=1), TextKVCache()) as handle:

@@ -169,6 +169,7 @@ def test_timestep_by_position_or_keyword(unet: Any) -> None:
     assert torch.equal(*outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_guidance_in_two_calls_does_not_leak(unet: Any, named: bool) -> None:
     from diffusers.hooks.hooks import CacheContext, _set_cache_context

@@ -214,6 +214,7 @@ def test_no_sample_outlives_its_call(method: Method) -> None:
     assert max(alive) <= 2  # a call's own, and the one before it, which the pipeline's loop still names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [ResidualGuidance(), ResidualGuidance("self"), ResidualGuidance(delta=0.8)], ids=str)
 def test_runs_that_start_without_any_signal(method: ResidualGuidance) -> None:
     scheduler = DDIMScheduler(

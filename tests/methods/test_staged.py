@@ -47,6 +47,7 @@ def pipe() -> Any:
     return pipeline(picture_unet())
 
 
+@pytest.mark.slow
 def test_stages_that_reuse_nothing_are_the_plain_run(pipe: Any) -> None:
     plain = latents(pipe)
     assert torch.equal(latents(pipe, Staged([DeepCache(1), FeatureInheritance(interval=1)])), plain)

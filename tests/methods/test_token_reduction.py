@@ -189,6 +189,7 @@ def test_several_packed_pictures_are_left_alone() -> None:
     assert "found no picture in the" in str(handle.report())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["merge", "pool"])
 def test_ratio_0_is_the_plain_network(kind: Any, dtype: torch.dtype) -> None:

@@ -46,6 +46,7 @@ def drawn(pipe: Any, prompts: Any, seeds: int = 1, **settings: Any) -> torch.Ten
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @pytest.mark.parametrize("negative", [None, "no dog"])
 def test_a_pipeline_draws_as_generate_does(name: str, negative: str | None) -> None:

@@ -79,6 +79,7 @@ def lora(unet: Any, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", some(NAMES[name] for name in ("sd", "sdxl", "sd-image", "sd-inpaint")))
 def test_lora(case: Case, tmp_path: Path) -> None:
     stock = case.build()

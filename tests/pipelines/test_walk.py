@@ -42,6 +42,7 @@ def test_quick_pipelines(name: str) -> None:
     agrees(name, (torch.float32,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FluxKontextPipeline, true guidance"])
 def test_half_precision(name: str) -> None:
     agrees(name, (torch.bfloat16,))

@@ -325,6 +325,7 @@ def test_whoever_is_told_of_calls_and_raises_stops_nobody(movies: list[torch.Ten
         together([lambda e=e: push(e) for e in engines])
 
 
+@pytest.mark.slow
 def test_control_scales_of_streams_share_a_call(movies: list[torch.Tensor]) -> None:
     pipe = controlled()
     settings = [{"controlnet_scale": 0.7}, {"controlnet_scale": 0.0}, {"controlnet_scale": 1.2, "cache": DeepCache(2)}]

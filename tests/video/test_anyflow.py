@@ -60,6 +60,7 @@ def test_a_video_is_the_stock_pipelines(pipe: Any, scale: float) -> None:
     assert report.context_frames == frames - CHUNK
 
 
+@pytest.mark.slow
 def test_memory_is_known_before_and_a_window_keeps_it_level(pipe: Any) -> None:
     engine = engine_of(pipe, context=CausalContext(window=6, refresh="chunk"))
     held = [(engine.next(), engine.report().context_bytes)[1] for _ in range(6)]
