@@ -183,9 +183,9 @@ def check_endless(_model: str, _place: Path, options: Options) -> str:
                 levels.append((megabytes(), engine.report().context_bytes))
                 engine.update(prompt=f"prompt {number}")
     frames = count * video.CHUNK
-    slope = (levels[-1][0] - levels[2][0]) / (frames * 0.7 / 1000)
-    said = f"{frames} frames, {slope:+.2f} MB per 1,000"
-    assert slope <= 1, said
+    grown, thousands = levels[-1][0] - levels[2][0], frames * 0.7 / 1000
+    said = f"{frames} frames, {grown / thousands:+.2f} MB per 1,000"
+    assert grown <= max(2, thousands), said  # a few pages come and go in a short run
     assert levels[-1][1] == levels[2][1], f"{said}; keys and values grew from {levels[2][1]} to {levels[-1][1]} bytes"
     return said
 
