@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.equal import COMPUTES_ALL, SLACK, best_rival
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 
 import diffaccel
@@ -26,8 +27,6 @@ PAGES = (PAGE, ROOT / "docs" / "pt-dit.md")
 REPORTS = ("emoji-sd", "emoji-dit")
 SHAPES = {"TokenReduction": "level", "PTDiTTransformer2DModel": "ptdit"}  # names of the measured files
 BUDGETS = (0.7, 0.5, 0.35)
-SLACK = 1.02  # what costs so much more still counts as equal
-COMPUTES_ALL = 0.999  # from this share on a cache has reused nothing
 TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams|equal|best|saved) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -149,8 +148,8 @@ def _gain(row: dict[str, Any], rows: dict[str, Any]) -> str:
     """How much nearer to the plain pictures than the best of diffusers' own caches that costs no more."""
     if row["macs"] > COMPUTES_ALL:
         return "computes everything"
-    rivals = [r["psnr"] for r in rows.values() if r["whose"] == "diffusers" and r["macs"] <= row["macs"] * SLACK]
-    return f"{row['psnr'] - max(rivals):+.1f} dB" if rivals else "none as cheap"
+    rival = best_rival(row, rows)
+    return "none as cheap" if rival is None else f"{row['psnr'] - rows[rival]['psnr']:+.1f} dB"
 
 
 def _most_alike(rows: dict[str, Any], whose: str, budget: float) -> tuple[str, str, float]:

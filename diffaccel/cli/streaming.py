@@ -1,10 +1,12 @@
 """From the command line to the settings of a live run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.model_options import ModelChoice
 from diffaccel.config.words import what_is_wrong
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
 
 
 CONTROLNET_NAMES = ("--controlnet", "--control", "--controlnet-scale")
-READING = ("long_prompts", "prompt_weights")
 FIT = "fit"
 """The size that asks for the input's shape."""
 FIT_OPTION = click.option(
@@ -55,8 +56,7 @@ def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSe
     checked = controls(given, start)  # before torch is imported, which takes seconds
     from diffaccel.realtime.settings import LiveSettings
 
-    names = ("model", "config", "vae", "lora", "lora_partial", "embeddings", "dtype", "device", *READING)
-    values = {name: given[name] for name in names if given[name] is not None}
+    values = {each.name: given[each.name] for each in fields(ModelChoice) if given[each.name] is not None}
     width, height = given["size"] if given["size"] not in (None, FIT) else (None, None)
     return LiveSettings(
         **values,

@@ -205,10 +205,6 @@ def words_of(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text.replace("</w>", " ").strip()
 
 
-def _tokenizer(encoder: Any) -> Any:
-    return encoder.conditioning_provider.tokenizer
-
-
 def _behind(embeds: torch.Tensor, empty: torch.Tensor, tokens: int) -> torch.Tensor:
     """Embeddings ``(1, n, width)`` and as many empty parts behind them as make them ``(1, tokens, width)``."""
     return torch.cat([embeds, *[empty] * ((tokens - embeds.shape[1]) // empty.shape[1])], dim=1)

@@ -82,7 +82,7 @@ def check_hosts(model: str, _place: Path, options: argparse.Namespace) -> str:
         for camera in cameras:
             camera.stop()
         hostile.stop()
-        until(lambda: hub.count == 0, 5, f"{hub.count} sessions were left")
+        until(lambda: hub.count == 0, 5, "sessions were left")
         rows = hub.metrics.rows.labels("network")
         calls = sum(bucket.get() for bucket in rows._buckets)
     ages, ratio = [age for camera in cameras for age in camera.ages], max(counts) / max(1, min(counts))
