@@ -65,6 +65,10 @@ class Sampler(ABC):
         """
         return 0.0
 
+    def following(self, grid: Any, level: NoiseLevel) -> NoiseLevel | None:
+        """Where the scheduler leads to from a point of its grid; None for the next point."""
+        return None
+
     def terminal(self, grid: Any) -> NoiseLevel:
         """The level behind the last stage; by default clean."""
         return NoiseLevel(1.0, 0.0, 0.0)
@@ -137,6 +141,10 @@ class Euler(Sampler):
         """Keep the predicted noise."""
         return Weights(end.alpha, end.sigma, 0.0)
 
+    def terminal(self, grid: Any) -> NoiseLevel:
+        """Clean, but for what the scheduler is told to leave (``final_sigmas_type="sigma_min"``)."""
+        return NoiseLevel(1.0, float(grid.sigmas[len(grid.timesteps)]), 0.0)
+
 
 @dataclass(frozen=True)
 class DPMSolver(Euler):
@@ -149,6 +157,10 @@ class DPMSolver(Euler):
     def scheduler(self) -> str:
         """DPMSolverMultistepScheduler."""
         return "DPMSolverMultistepScheduler"
+
+    def terminal(self, grid: Any) -> NoiseLevel:
+        """Clean."""
+        return NoiseLevel(1.0, 0.0, 0.0)
 
     def correction(self, before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
         """``alpha_t (1 - e^-h) / (2 r)`` with ``r = h_before / h``, where h are steps of ``log(alpha / sigma)``."""
@@ -166,20 +178,36 @@ class DDIM(Euler):
         """DDIMScheduler."""
         return "DDIMScheduler"
 
+    def following(self, grid: Any, level: NoiseLevel) -> NoiseLevel:
+        """As many training timesteps on as there are on average: next to the next point where those are uneven."""
+        timestep = int(level.timestep) - grid.config.num_train_timesteps // grid.num_inference_steps
+        signal = grid.alphas_cumprod[timestep] if timestep >= 0 else grid.final_alpha_cumprod
+        alpha = math.sqrt(float(signal))
+        return NoiseLevel(alpha, math.sqrt(1 - alpha**2), float(timestep))
+
     def terminal(self, grid: Any) -> NoiseLevel:
-        """The scheduler's ``final_alpha_cumprod``."""
-        alpha = math.sqrt(float(grid.final_alpha_cumprod))
-        return NoiseLevel(alpha, math.sqrt(1 - alpha**2), 0.0)
+        """What follows the last point: as a rule the scheduler's ``final_alpha_cumprod``."""
+        return self.following(grid, NoiseLevel(1.0, 0.0, float(grid.timesteps[-1])))
 
 
 @dataclass(frozen=True)
 class FlowMatching(Euler):
-    """Euler steps of rectified flow (arXiv 2403.03206): ``alpha = 1 - sigma``, the prediction is ``noise - clean``."""
+    """Euler steps of rectified flow (arXiv 2403.03206): ``alpha = 1 - sigma``, the prediction is ``noise - clean``.
+
+    Args:
+        stochastic: whether every step noises the clean estimate afresh, as distilled weights may ask for.
+    """
+
+    stochastic: bool = False
 
     @property
     def scheduler(self) -> str:
         """FlowMatchEulerDiscreteScheduler."""
         return "FlowMatchEulerDiscreteScheduler"
+
+    def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
+        """Keep the predicted noise, or take fresh noise."""
+        return Weights(end.alpha, 0.0, end.sigma) if self.stochastic else Weights(end.alpha, end.sigma, 0.0)
 
 
 @dataclass(frozen=True)
@@ -215,10 +243,10 @@ def sampler_for(scheduler: Any) -> Sampler:
     name, config = type(scheduler).__name__, scheduler.config
     if name == "LCMScheduler":
         return LCM(timestep_scaling=config.timestep_scaling)
-    if name in _BY_SCHEDULER:
+    if name in _BY_SCHEDULER and not config.get("stochastic_sampling"):
         return _BY_SCHEDULER[name]
     if getattr(config, "prediction_type", None) == "flow_prediction" or name.startswith(("FlowMatch", "FlowMap")):
-        return FlowMatching()
+        return FlowMatching(stochastic=bool(config.get("stochastic_sampling")))
     if hasattr(scheduler, "alphas_cumprod"):
         return LCM()
     raise ValueError(
@@ -248,6 +276,9 @@ def grid_for(sampler: Sampler, scheduler: Any, num_inference_steps: int, lay_out
         scheduler: the pipeline's scheduler, source of the noise schedule.
         num_inference_steps: length of the grid.
         lay_out: what sets flow-matching timesteps.
+
+    Raises:
+        ValueError: for a scheduler that clips what it takes for clean.
     """
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     if isinstance(sampler, FlowMatching) and "flow_shift" in config:
@@ -255,6 +286,13 @@ def grid_for(sampler: Sampler, scheduler: Any, num_inference_steps: int, lay_out
     kind = getattr(diffusers, sampler.scheduler)
     known = inspect.signature(kind.__init__).parameters
     grid = kind(**{k: v for k, v in config.items() if k in known})
+    clips = [name for name in ("clip_sample", "thresholding") if grid.config.get(name)]
+    if clips and isinstance(sampler, LCM | DDIM):  # others do not read it
+        off = ", ".join(f"{name}=False" for name in clips)
+        raise ValueError(
+            f"the scheduler clips its clean estimates ({clips[0]}=True), which suits pixels, and latents are not "
+            f"clipped here: switch it off with pipe.scheduler.register_to_config({off})"
+        )
     if isinstance(sampler, FlowMatching):
         lay_out(grid, num_inference_steps)
     else:

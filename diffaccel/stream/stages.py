@@ -7,8 +7,8 @@ for one network call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -34,7 +34,8 @@ class Stages:
     """Noise levels and steps of one schedule, on the host; N stages.
 
     ``noise`` is the fixed noise of every stage, ``(N * frames, C, h, w)``, stage-major: row ``i * frames + k``
-    belongs to stage i. ``entry_scale`` multiplies the noise that a text-to-image frame starts from.
+    belongs to stage i. ``entry_scale`` multiplies the noise that a text-to-image frame starts from. ``beside`` says, by
+    timesteps of two stages in a row, where the scheduler leads to in place of the second one.
     """
 
     sampler: Sampler
@@ -45,6 +46,7 @@ class Stages:
     noise: torch.Tensor
     entry_scale: float = 1.0
     add_noise: bool = True
+    beside: Mapping[tuple[float, float], NoiseLevel] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -72,7 +74,8 @@ class Stages:
     def step(self, stage: int) -> Weights:
         """Weights of the step that follows ``stage``; the last one ends at the terminal level, without fresh noise."""
         if stage + 1 < len(self):
-            return self.transition(self.levels[stage], self.levels[stage + 1])
+            start, end = self.levels[stage : stage + 2]
+            return self.transition(start, self.beside.get((start.timestep, end.timestep), end))
         return Weights(self.terminal.alpha, self.terminal.sigma, 0.0)
 
     def correction(self, stage: int, before: NoiseLevel | None) -> float:
@@ -201,6 +204,8 @@ def build_stages(
         raise ValueError(f"timestep {chosen[-1].timestep:g} is already clean: leave index {indices[-1]} out")
     for level in chosen:
         clean_weights(prediction, level)
+    neighbours = [levels[i : i + 2] for i, j in pairwise(indices) if j == i + 1]
+    beside = {(a.timestep, b.timestep): led for a, b in neighbours if (led := sampler.following(grid, a)) is not None}
     return Stages(
         sampler=sampler,
         prediction_type=prediction,
@@ -210,6 +215,7 @@ def build_stages(
         noise=noise,
         entry_scale=_entry_scale(grid, chosen[0]),
         add_noise=add_noise,
+        beside=beside,
     )
 
 

@@ -52,6 +52,7 @@ class VideoConfig:
     def __post_init__(self) -> None:
         for name in ("chunk", "num_steps"):
             whole(name, getattr(self, name), 1)
+        whole("seed", self.seed, -(2**63), 2**64 - 1)
         number("strength", self.strength, 0.0, 1.0)
         check(self.strength > 0, "strength must be above 0, or nothing is painted; got 0")
         if self.motion is not None:

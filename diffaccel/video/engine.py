@@ -58,6 +58,7 @@ class VideoEngine:
         height, width: picture size in pixels; None for the model's.
         seed: of the noise, one CPU draw ``randn(chunk, C, h, w)`` for each chunk.
         given: pictures that the video begins with, as ``StreamEngine.push`` takes them; it goes on from the last one.
+            Where a latent frame is several pictures, oldest ones that fill none are left out.
         vae: an autoencoder to use instead of the pipeline's.
         output_type: "pil", "np" (H, W, 3), "pt" (3, H, W), both in [0, 1], or "latent" (C, h, w).
         fit: how given pictures of another shape get in: "crop", "pad" or "stretch".

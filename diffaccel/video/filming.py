@@ -65,7 +65,8 @@ class Filming:
         self.denoiser = Experts(network, config, self.counts, calls)
 
     def _begin_with(self, images: torch.Tensor) -> None:
-        latents = self.codec.encode(images.to(self.network.device))
+        early = (len(images) - 1) % self.codec.pictures  # what fills no latent frame is left out where it is oldest
+        latents = self.codec.encode(images[early:].to(self.network.device))
         self.history.extend(latents, self.settings[self.config.stream_batch])
         self.codec.follow(latents)
         self._given = len(latents)
@@ -91,7 +92,8 @@ class Filming:
         """Go on under other settings from the next chunk on.
 
         Raises:
-            ValueError: where kept frames would have to be computed anew and are not at hand; nothing has changed then.
+            ValueError: where kept frames would have to be computed anew and are not at hand, and where a chunk that
+                is under way needs them as they are; nothing has changed then.
         """
         old, new = self.settings[0], settings[0]
         stages = [len(both[self.config.stream_batch].stages) for both in (self.settings, settings)]
@@ -101,6 +103,11 @@ class Filming:
         prompts = new.positive is not old.positive or new.negative is not old.negative
         if (rebuilt or asks[0] != asks[1]) and self.begun:
             config.check_anew()
+        if rebuilt and self.batch.slots:
+            raise ValueError(
+                "a chunk is not finished, as something was raised, and this change would take from it what it sees: "
+                "call next() first"
+            )
         if rebuilt:
             other = Experts(self.network, config, self.counts, self._calls)
             self.denoiser.close()

@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     TCDScheduler,
 )
@@ -84,6 +85,7 @@ SCHEDULERS = [
     (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, {}, {}),
     (EulerDiscreteScheduler, {"timestep_spacing": "leading"}, {}, {}),
     (EulerDiscreteScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}, {}, {}),
+    (EulerDiscreteScheduler, {"interpolation_type": "log_linear"}, {}, {}),
     (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}, {}, {}),
     (DDIMScheduler, {"clip_sample": False}, {}, {}),
     (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "trailing"}, {}, {}),
@@ -108,6 +110,31 @@ def test_samplers(
     scheduler: Any, config: dict[str, Any], arguments: dict[str, Any], settings: dict[str, Any], prediction_type: str
 ) -> None:
     check(stream_pipelines.sd(scheduler, prediction_type=prediction_type, **config), 1.0, arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config"),
+    [
+        (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "linspace"}),  # steps beside its own grid
+        (EulerDiscreteScheduler, {"final_sigmas_type": "sigma_min"}),  # does not end at clean latents
+    ],
+)
+def test_schedulers_that_end_steps_elsewhere(scheduler: Any, config: dict[str, Any]) -> None:
+    check(stream_pipelines.sd(scheduler, **config), 1.0)
+
+
+def test_flow_matching_with_fresh_noise() -> None:
+    pipe = family("sana")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    check(pipe, 1.0)
+
+
+def test_a_scheduler_that_clips_is_refused() -> None:
+    pipe = stream_pipelines.sd(DDIMScheduler, clip_sample=False, thresholding=True)
+    with pytest.raises(ValueError, match=r"register_to_config\(thresholding=False\)"):
+        latents_for(pipe)
+    pipe.scheduler.register_to_config(thresholding=False)
+    check(pipe, 1.0)
 
 
 def test_one_step_turbo() -> None:

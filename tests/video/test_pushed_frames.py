@@ -177,12 +177,27 @@ def test_pictures_that_cannot_be_pushed_are_refused() -> None:
     assert engine.push(clip) is not None
 
 
-def test_wans_autoencoder_takes_a_stream_in_pieces() -> None:
+def wan_vae() -> Any:
     torch.manual_seed(0)
-    vae = diffusers.AutoencoderKLWan(
+    return diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
         latents_mean=[0.1] * 4, latents_std=[0.8] * 4,
     ).eval()  # fmt: skip
+
+
+def test_a_video_goes_on_from_the_last_picture_that_was_given() -> None:
+    family, vae, clip = FAMILIES["wan"], wan_vae(), torch.rand(8, 3, 32, 32)
+    settings: dict[str, Any] = {"prompt": "a cat", "chunk": 1, "num_steps": 1, "height": 32, "width": 32, "vae": vae}
+    pipe = video_pipe(family, diffusers.FlowMatchEulerDiscreteScheduler())
+    last = VideoEngine(pipe, given=clip, **settings)._video.history.last
+    expected = VideoEngine(pipe, given=clip[3:], **settings)._video.history.last  # one picture, and four
+    assert last is not None
+    assert expected is not None
+    assert torch.equal(last, expected)
+
+
+def test_wans_autoencoder_takes_a_stream_in_pieces() -> None:
+    vae = wan_vae()
     clip, codec = torch.rand(13, 3, 32, 32) * 2 - 1, WanCodec(vae)
     with torch.no_grad():
         whole = vae.encode(clip.transpose(0, 1)[None]).latent_dist.mode()

@@ -188,6 +188,23 @@ def test_what_raised_is_gone_on_from() -> None:
     assert torch.equal(torch.cat(found).transpose(0, 1)[None], expected)
 
 
+def test_a_chunk_under_way_keeps_what_it_sees() -> None:
+    engine, plain = engine_of("motion"), engine_of("motion")
+    expected, found = latents_of(plain, 2), latents_of(engine, 1)
+
+    def interrupted(*_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    engine.on_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.next()
+    engine.on_step = None
+    with pytest.raises(ValueError, match=r"call next\(\) first"):
+        engine.update(cache=DeepCache(interval=1))
+    assert torch.equal(torch.cat([found, latents_of(engine, 1)], 2), expected)
+    engine.update(cache=DeepCache(interval=1))
+
+
 def test_a_refused_update_changes_nothing_and_reset_begins_again() -> None:
     engine, other = engine_of("wan"), engine_of("wan")
     expected = latents_of(other, 3)
@@ -274,6 +291,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"context": CausalContext(commit="latest")}, "give stream_batch=True"),
     ({"stream_batch": True, "context": CausalContext(refresh="chunk")}, "leave refresh and commit out, or give"),
     ({"given": []}, "there are no pictures"),
+    ({"seed": {3: 0.5, 8: 0.5}}, "seed must be an integer"),
     ({"height": 60}, "height must be a multiple of"),
     ({"context": 4}, "context must be a CausalContext"),
 ]
