@@ -24,6 +24,8 @@ from diffaccel.stream.stages import Stages, build_stages
 
 logger = logging.getLogger(__name__)
 At = Literal["all", "new"]
+MOVING = ("positive", "negative", "guidance", "control_scales")
+"""What of settings moves from one value to another."""
 
 
 class SettingsBuilder:
@@ -201,14 +203,25 @@ class Course:
     def turn(self, end: FrameSettings, frames: int, at: At) -> bool:
         """Head for other settings, over a number of entering frames; 0 reaches them at once.
 
-        Whether settings moved for frames in flight, too. A change of what is no part of them leaves a course as it is.
+        Whether settings moved for frames in flight, too. What is on its way to the same end as before goes on.
         """
-        if self._done < self._frames and end == self._end:
-            return False
+        if self._done < self._frames:
+            if end == self._end:
+                return False
+            if frames == 0 and (going_on := self._going_on(end)):
+                both = [{name: getattr(before, name) for name in going_on} for before in (self._start, self.settings)]
+                self._start, self.settings = (replace(end, **values) for values in both)
+                self._end, self._at = end, at if at == "new" else self._at
+                return at == "all"
         self._start, self._end, self._done, self._frames, self._at = self.settings, end, 0, frames, at
         if frames == 0:
             self.settings = end
         return frames == 0 and at == "all"
+
+    def _going_on(self, end: FrameSettings) -> list[str]:
+        """What is on its way to where another end has it, too."""
+        same = [name for name in MOVING if getattr(end, name) == getattr(self._end, name)]
+        return [name for name in same if getattr(self._start, name) != getattr(end, name)]
 
     def advance(self, frames: int, how: Interpolation) -> bool:
         """Let frames enter together; whether settings moved for frames in flight, too."""

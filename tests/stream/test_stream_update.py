@@ -386,6 +386,22 @@ def test_other_changes_do_not_end_a_transition(engine: Build, frames: torch.Tens
     assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
 
 
+@pytest.mark.parametrize("change", [{"seed": 5}, {"timestep_indices": (20,)}, {"guidance": FullGuidance(2.0)}])
+@pytest.mark.parametrize("at", ["all", "new"])
+def test_what_is_on_its_way_goes_on_where_something_else_changes(
+    change: dict[str, Any], at: str, engine: Build, frames: torch.Tensor
+) -> None:
+    changed, all_along = engine(timestep_indices=(30,)), engine(**{"timestep_indices": (30,), **change})
+    shown: list[list[torch.Tensor]] = []
+    for stream in (changed, all_along):
+        stream.update(prompt="a dog", transition=4, at=at)
+        stream.push(frames[0])
+        if stream is changed:
+            stream.update(**change, at=at)
+        shown.append([o.image for frame in frames[1:] for o in stream.push(frame)])
+    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
 def test_self_negative_refuses_text_to_image_frames_that_wait(engine: Build) -> None:
     stream = engine(frame_buffer=2)
     stream.push()
