@@ -8,6 +8,7 @@ from urllib.parse import quote
 MAX_ID = 120
 MAX_STEM = 180  # of the 255 bytes that file systems give a name, with room for suffixes and temporary names
 _ID = re.compile(r"[^\s.~/\\:*?\"<>|-][^/\\:*?\"<>|]*")
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)  # no names of files to Windows
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # which words of some scripts, and some emoji, are written with
 
 
@@ -31,6 +32,8 @@ def as_id(text: str) -> str:
 def file_stem(name: str) -> str:
     """A picture's name as a file's name: percent-encoded; where that grows too long, cut, with a hash of the whole."""
     stem = quote(name, safe="")
+    if _DEVICES.fullmatch(name):
+        stem = f"%{ord(name[0]):X}{stem[1:]}"
     if len(stem) <= MAX_STEM:
         return stem
     kept = re.sub(r"%[0-9A-F]?$", "", stem[: MAX_STEM - 13])

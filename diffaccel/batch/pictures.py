@@ -21,6 +21,9 @@ _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 _ORIENTATION = 0x0112
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _BRIGHTEST = 16.0
+_TAGS = {"BitsPerSample": 258, "PhotometricInterpretation": 262, "SampleFormat": 339}
+_UNSIGNED = 1
+_GAMMA = 2.2  # of screens
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -42,14 +45,14 @@ def open_picture(path: str, size: Size, *, resize: str = "crop", background: str
     """
     colour = parse_colour(background)
     with _opened(path) as image:
-        picture = _laid_on(_shallow(ImageOps.exif_transpose(image)), colour)
+        picture = _laid_on(ImageOps.exif_transpose(_shallow(image)), colour)
     return fitted(picture, size, resize, colour)
 
 
 def open_mask(path: str, size: Size, *, resize: str = "crop") -> Image.Image:
     """The picture as a grey mask, white where to paint; what is transparent, or padded, is not painted."""
     with _opened(path) as image:
-        mask = _laid_on(_shallow(ImageOps.exif_transpose(image)), (0, 0, 0)).convert("L")
+        mask = _laid_on(ImageOps.exif_transpose(_shallow(image)), (0, 0, 0)).convert("L")
     return fitted(mask, size, resize, 0)
 
 
@@ -88,7 +91,10 @@ def fitted(picture: Image.Image, size: Size, resize: str, background: Any) -> Im
 
 
 def _shallow(image: Image.Image) -> Image.Image:
-    """The picture with 8 bits a channel; 16 bits and floating point are scaled, not clipped. Raises `ValueError`."""
+    """The picture with 8 bits a channel; what is deeper is scaled, not clipped. Raises `ValueError`."""
+    hidden = image.info.get("transparency")  # of a PNG the colour that is transparent, in the depth of the file
+    if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
     if image.mode not in _DEEP:
         return image
     import numpy as np
@@ -98,22 +104,35 @@ def _shallow(image: Image.Image) -> Image.Image:
         raise ValueError("it has values that are not finite")
     if values.min() < 0:
         raise ValueError(f"it has negative values, down to {values.min():g}: scale them to 0..1")
-    shallow = Image.fromarray((values / _white(image.mode, float(values.max())) * 255).round().astype(np.uint8))
-    shallow.info = dict(image.info)
+    white = _white(image, float(values.max()))
+    light = white - values if _tag(image, "PhotometricInterpretation", 1) == 0 else values
+    shallow = Image.fromarray((light / white * 255).round().astype(np.uint8))
+    if hidden is not None:
+        shallow.putalpha(Image.fromarray((values != hidden).astype(np.uint8) * 255))
+    shallow.info = {name: value for name, value in image.info.items() if name != "transparency"}
     return shallow
 
 
-def _white(mode: str, largest: float) -> float:
-    """What value stands for white in a picture of this mode.
+def _tag(image: Image.Image, name: str, default: int) -> int:
+    """A number in a TIFF picture's header; `default` where there is none."""
+    found = getattr(image, "tag_v2", {}).get(_TAGS[name], default)
+    return int(found[0] if isinstance(found, tuple) else found)
 
-    Floating point has no rule: 0 to 1 is the custom, 0 to 255 or 65535 what programs write that keep to integers, and a
-    picture that goes a little beyond 1 has lights that are brighter than white.
+
+def _white(image: Image.Image, largest: float) -> float:
+    """What value stands for white in a deep picture whose largest value is given.
+
+    Up to 16 bits it is the largest that they hold. Wider numbers have no rule: floating point is 0 to 1 by custom, 0 to
+    255 or 65535 what programs write that keep to integers, and a picture that goes a little beyond 1 has lights that
+    are brighter than white.
     """
-    if mode != "F":
-        return 65535.0 if largest <= 65535 else 2.0**32 - 1
-    if 1 < largest < _BRIGHTEST:
+    bits = _tag(image, "BitsPerSample", 16)
+    if image.mode != "F" and bits <= 16:
+        return 2.0 ** (bits - (_tag(image, "SampleFormat", _UNSIGNED) != _UNSIGNED)) - 1
+    if image.mode == "F" and 1 < largest < _BRIGHTEST:
         return largest
-    return next((white for white in (1.0, 255.0, 65535.0) if largest <= white), largest)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0, 2.0**32 - 1)
+    return next((white for white in whites if largest <= white), largest)
 
 
 def _laid_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
@@ -131,7 +150,7 @@ def _laid_on(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB, by its colour profile where it has one that fits it."""
+    """The picture in RGB, by its colour profile where it has one that fits it, or else by a PNG's gamma."""
     profile = image.info.get("icc_profile")
     if profile:
         # A profile that is damaged, or of another colour space, is passed over, as viewers do.
@@ -139,7 +158,11 @@ def _srgb(image: Image.Image) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if converted := ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB"):
                 return converted
-    return image.convert("RGB")
+    plain = image.convert("RGB")
+    gamma = 0.0 if profile or "srgb" in image.info else float(image.info.get("gamma") or 0)  # of a PNG
+    if gamma > 0 and abs(gamma * _GAMMA - 1) > 0.05:
+        return plain.point([round((value / 255) ** (1 / (gamma * _GAMMA)) * 255) for value in range(256)] * 3)
+    return plain
 
 
 def size_problem(model: str, sides: Iterable[int | None], multiple: int) -> str | None:

@@ -8,15 +8,25 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import yaml
 
-from diffaccel.batch.rows import SETTINGS, BadRow, InputError, PlacedRow, RowStream, explain, make_row, setting_name
+from diffaccel.batch.rows import (
+    SETTINGS,
+    BadRow,
+    InputError,
+    PlacedRow,
+    RowStream,
+    explain,
+    given_once,
+    make_row,
+    setting_name,
+)
 from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
 from diffaccel.batch.text_lines import COMMENT, text_values
 from diffaccel.models import parse_loras, rebased
@@ -25,7 +35,7 @@ __all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "Row
 
 COMMAND_LINE = "command line"
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder(object_pairs_hook=given_once).decode
 _PICTURES = ("init_image", "mask_image", "control_image")
 _JSON_ROW, _JSON_DOCUMENT = re.compile(r'\s*\{\s*("|\}|$)'), re.compile(r'\s*(\[\s*([{"\]]|$)|\{\s*("|\}|$))')
 _NO_PROMPTS = re.compile(
@@ -135,7 +145,7 @@ def _lines(stream: Iterable[str], name: str, keep: bool) -> RowStream:
     begin = list(_to_first(lines))
     first = begin[-1] if begin else ""
     if header_delimiter(first):
-        yield from table_rows(itertools.chain([first], lines), name, keep=keep)
+        yield from table_rows(itertools.chain(begin, lines), name, keep=keep)
     elif _JSON_DOCUMENT.match(first) and not _is_json_line(first):
         yield from _json_document("".join([*begin, *lines]), name, keep)
     else:
@@ -193,7 +203,7 @@ def _json_file(path: Path, keep: bool) -> RowStream:
 def _json_document(text: str, name: str, keep: bool) -> RowStream:
     """A list of rows or prompts, or one row; rows are numbered from 1. Raises `InputError` for anything else."""
     try:
-        values = json.loads(text)
+        values = _decode(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not JSON: {error}") from error
     for number, row in enumerate(values if isinstance(values, list) else [values], 1):
@@ -205,10 +215,32 @@ def _table(path: Path, keep: bool) -> RowStream:
         yield from table_rows(stream, str(path), keep=keep)
 
 
+class _Grid(yaml.SafeLoader):
+    """YAML in which no key is given twice, and 010 is no number to the base of 8, nor 1:30 one to that of 60."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping. Raises `ConstructorError` for one of a key that is given twice."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+        """A whole number in decimal digits; others stay as they are written."""
+        text = str(self.construct_scalar(node))
+        return int(text) if re.fullmatch(r"-?(0|[1-9]\d*)", text) else text
+
+
+_Grid.add_constructor("tag:yaml.org,2002:int", _Grid.construct_yaml_int)
+
+
 def _yaml_grid(path: Path, keep: bool) -> RowStream:
     """A mapping of lists (or a list of such mappings): every combination of their values is a row."""
     with _open(path) as stream:
-        grids = yaml.safe_load(stream.read())
+        grids = yaml.load(stream.read(), _Grid)
     numbers = itertools.count(1)
     for grid in grids if isinstance(grids, list) else [grids]:
         if not isinstance(grid, dict) or "prompt" not in grid:

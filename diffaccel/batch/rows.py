@@ -80,12 +80,30 @@ def check_columns(names: Iterable[str], file: str, *, keep: bool) -> None:
         raise InputError(f"{file}: {shown}" + (f" (so are {', '.join(unknown[1:])})" if unknown[1:] else ""))
 
 
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """What stands in place of an object that gives the key `name` twice."""
+
+    name: str
+
+
+def given_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Ambiguous:
+    """A JSON object, for `json`'s `object_pairs_hook`, which by itself keeps the last of values with one key."""
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    keys = [key for key, _ in pairs]
+    return Ambiguous(next(key for key in keys if keys.count(key) > 1))
+
+
 def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadRow:
     """A checked row; columns that are empty count as absent, as they must in a CSV file.
 
     Args:
         keep: columns that are no settings go along instead of being refused.
     """
+    if isinstance(values, Ambiguous):
+        return BadRow(where, f"{values.name} is given twice")
     if not isinstance(values, dict):
         return BadRow(where, "not an object with a prompt")
     try:

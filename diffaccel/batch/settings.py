@@ -1,5 +1,6 @@
 """What can be asked of a picture: the settings that a row or the command line may give, checked once."""
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from diffaccel.sampling.schedulers import canonical
 
 MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**64  # as many as there are
+EXACT = 2**53  # below which floating point holds every whole number
 DRAWN_SEED = -1  # asks for a seed that is drawn, and recorded
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
@@ -65,6 +67,16 @@ class PictureSettings(BaseModel):
             width, height = parse_size(str(values.pop("size")))
             values.update(width=width, height=height)
         return values
+
+    @field_validator("seed", "steps", "guidance_scale", "width", "height", "strength", "control_scale", mode="before")
+    @classmethod
+    def _exact(cls, value: Any) -> Any:
+        """Refuse `true`, which is 1 to Python, and a fraction's number too large to hold each whole one."""
+        if isinstance(value, bool):
+            raise ValueError("must be a number, not true or false")
+        if isinstance(value, float) and EXACT <= abs(value) < math.inf:
+            raise ValueError("has lost its last digits, as large numbers with a point do: write it without, or as text")
+        return value
 
     @field_validator("scheduler")
     @classmethod

@@ -33,8 +33,8 @@ def header_delimiter(line: str) -> str | None:
 
 
 def table_rows(lines: Iterable[str], file: str, *, keep: bool) -> RowStream:
-    """Rows of a table whose first line is its header. Raises `InputError` where that cannot be used."""
-    numbered = enumerate(lines, 1)
+    """Rows of a table whose first line that is not blank is its header. Raises `InputError` where that is no header."""
+    numbered = itertools.dropwhile(lambda item: not item[1].strip(), enumerate(lines, 1))
     number, header = next(numbered, (1, ""))
     delimiter = None
     mark = header.rstrip("\r\n")

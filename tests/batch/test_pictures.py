@@ -1,12 +1,14 @@
 """Pictures to start from look as every viewer shows them, and what is wrong with one is said in words."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from diffaccel.batch.pictures import (
     PictureError,
@@ -191,3 +193,44 @@ def test_what_is_no_picture_is_named(tmp_path: Path, open_, monkeypatch: pytest.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(PictureError, match="decompression bomb"):
         open_(str(tmp_path / "a.png"))
+
+
+def tiff(path: Path, values: Any, dtype: Any, **tags: int) -> list[int]:
+    """What a grey TIFF with these values and changed numbers in its header looks like, from left to right."""
+    Image.fromarray(np.array([values], dtype)).save(path, tiffinfo={339: 3 if dtype is np.float32 else 1})
+    numbers = {"bits": 258, "white_is": 262, "format": 339, "width": 256}
+    data = path.read_bytes()
+    for name, value in tags.items():
+        kind = 4 if struct.pack("<HHI", numbers[name], 4, 1) in data else 3
+        start = data.index(struct.pack("<HHI", numbers[name], kind, 1)) + 8
+        data = data[:start] + struct.pack("<I", value) + data[start + 4 :]
+    path.write_bytes(data)
+    return [int(value) for value in np.asarray(opened(path))[0, :, 0]]
+
+
+def test_numbers_of_tiff_mean_what_its_header_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    assert tiff(path, [0, 65535], np.uint16) == [0, 255]
+    assert tiff(path, [0, 65535], np.uint16, white_is=0) == [255, 0]
+    assert tiff(path, [0.0, 1.0], np.float32, white_is=0) == [255, 0]
+    assert tiff(path, [0, 16384, 32767], np.uint16, format=2) == [0, 128, 255]
+    assert tiff(path, [0, 255], np.int32) == [0, 255]
+    assert tiff(path, [0, 65535], np.int32) == [0, 255]
+    assert tiff(path, [0x0FFF, 0xFFFF], np.uint16, bits=12, width=2) != [0, 0]
+    assert max(tiff(path, [0x0FFF, 0xFFFF], np.uint16, bits=12, width=2)) == 255
+
+
+def test_the_transparent_colour_of_a_deep_png(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 0x8000, 65535]], np.uint16)).save(path, transparency=0x8000)
+    assert np.asarray(opened(path))[0, :, 0].tolist() == [0, 255, 255]
+    assert np.asarray(open_mask(str(path), ANY))[0].tolist() == [0, 0, 255]
+
+
+def test_a_png_with_a_gamma_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for gamma, expected in ((100000, 186), (45455, 128)):  # linear light, and what screens show
+        info = PngInfo()
+        info.add(b"gAMA", struct.pack(">I", gamma))
+        Image.new("RGB", (2, 2), (128, 128, 128)).save(path, pnginfo=info)
+        assert opened(path).getpixel((0, 0)) == (expected,) * 3

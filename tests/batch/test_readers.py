@@ -345,3 +345,35 @@ def test_names_that_cannot_be_ids(name: str) -> None:
     (row,) = read("-", stdin=json.dumps({"prompt": "a", "custom_id": name}))
     assert isinstance(row, BadRow)
     assert "custom_id: write up to 120" in row.error
+
+
+def test_nothing_is_given_twice(tmp_path: Path) -> None:
+    twice = '{"prompt": "a", "seed": 1, "seed": 2}'
+    rows = [read(write(tmp_path / "p.jsonl", f'{twice}\n{{"prompt": "b"}}\n')), read("-", stdin=f"{twice}\nb\n")]
+    rows.append(read(write(tmp_path / "p.json", f'[{twice}, {{"prompt": "b"}}]')))
+    for bad, good in rows:
+        assert isinstance(bad, BadRow)
+        assert bad.error == "seed is given twice"
+        assert good == PromptRow(prompt="b")
+    with pytest.raises(InputError, match=r"prompt is given twice.* line 1"):
+        read(write(tmp_path / "p.yaml", "prompt: [a]\nprompt: [b]\n"))
+
+
+def test_numbers_are_what_they_look_like(tmp_path: Path) -> None:
+    grid = write(tmp_path / "p.yaml", "prompt: a\nseed: [010, 7]\n")
+    assert read(grid) == [PromptRow(prompt="a", seed=10), PromptRow(prompt="a", seed=7)]
+    for text in ("steps: yes", "steps: 1:30", "seed: 0x10", "guidance_scale: true"):
+        (row,) = read(write(tmp_path / "p.yaml", f"prompt: a\n{text}\n"))
+        assert isinstance(row, BadRow), text
+        assert "must be a" in row.error
+    (row,) = read("-", stdin='{"prompt": "a", "seed": 9007199254740993.0}')
+    assert isinstance(row, BadRow)
+    assert "has lost its last digits" in row.error
+
+
+def test_blank_lines_before_a_header(tmp_path: Path) -> None:
+    for name in ("p.csv", "p.txt"):
+        file = write(tmp_path / name, "\n\nprompt,seed\na,x\n")
+        (row,) = read(file)
+        assert isinstance(row, BadRow)
+        assert row.where.endswith(f"{name}:4")
