@@ -228,13 +228,13 @@ class _Grid(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+    def integer(self, node: yaml.ScalarNode) -> int | str:
         """A whole number in decimal digits; others stay as they are written."""
         text = str(self.construct_scalar(node))
         return int(text) if re.fullmatch(r"-?(0|[1-9]\d*)", text) else text
 
 
-_Grid.add_constructor("tag:yaml.org,2002:int", _Grid.construct_yaml_int)
+_Grid.add_constructor("tag:yaml.org,2002:int", _Grid.integer)
 
 
 def _yaml_grid(path: Path, keep: bool) -> RowStream:

@@ -25,7 +25,16 @@ def generate(folder: Path, *arguments: object, model: Path, stdin: str | None = 
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("a-b_c.d", "a-b_c.d"), ("猫 1", "%E7%8C%AB%201"), ("50%", "50%25"), ("a%20b", "a%2520b")]
+    ("name", "stem"),
+    [
+        ("a-b_c.d", "a-b_c.d"),
+        ("猫 1", "%E7%8C%AB%201"),
+        ("50%", "50%25"),
+        ("a%20b", "a%2520b"),
+        ("Con", "%43on"),
+        ("aux.2", "%61ux.2"),
+        ("console", "console"),
+    ],
 )
 def test_file_names_are_percent_encoded(name: str, stem: str) -> None:
     assert (check_id(name), file_stem(name)) == (name, stem)
