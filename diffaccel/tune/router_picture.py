@@ -1,10 +1,16 @@
-"""Routers as a picture: network calls across, units down, dark where a unit computes, lighter the less its weight."""
+"""Routers as a picture: network calls across, units down, dark where a unit computes, lighter the less its weight.
 
+Below it the course of their training: the objective, and how much computes.
+"""
+
+import math
+from collections.abc import Sequence
 from html import escape
 
 from diffaccel.methods.routers import Routers
 
-_CELL, _LEFT, _TOP = 16, 10, 26
+_CELL, _LEFT, _TOP, _COURSE = 16, 10, 26, 84
+_SHARE, _OBJECTIVE = "hsl(221 75% 45%)", "hsl(24 85% 45%)"
 _KINDS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
 
 
@@ -13,6 +19,8 @@ def to_svg(routers: Routers) -> str:
     names = [_short(name) for name in routers.units]
     left = _LEFT + 7 * max(map(len, names))
     width, height = left + routers.total * _CELL + 10, _TOP + len(names) * _CELL + 34
+    course = _course(routers.curve, left, height + 4, routers.total * _CELL - 2)
+    height += _COURSE + 30 if course else 0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}"><title>Which unit computes in which network call</title>'
@@ -29,7 +37,35 @@ def to_svg(routers: Routers) -> str:
     shares = sum(len(calls) for calls in computed.values()) / (routers.total * len(names))
     legend = f"dark: computes ({shares:.0%}); light: reuses; shade: weight; threshold {routers.threshold:g}"
     parts.append(_label(left + routers.total * _CELL - 2, _TOP + len(names) * _CELL + 20, 10, "end", legend))
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *course, "</svg>"])
+
+
+def _course(curve: Sequence[tuple[float, ...]], left: int, top: int, width: int) -> list[str]:
+    """Two lines over runs: the share that computes, from 0 to 1, and the objective, in logarithms between its ends."""
+    if len(curve) < 2:
+        return []
+    runs, objectives, shares = zip(*curve, strict=True)
+    logs = [math.log10(max(value, 1e-30)) for value in objectives]
+    least, span = min(logs), max(logs) - min(logs) or 1.0
+    bottom, per_run = top + _COURSE, width / (runs[-1] - runs[0] or 1.0)
+    across = [left + (run - runs[0]) * per_run for run in runs]
+    ends = f"{10**least:.0e} to {10 ** max(logs):.0e}"
+    return [
+        f'<path d="M{left} {top}V{bottom}H{left + width}" fill="none" stroke="#cbd5e1"/>',
+        _line(across, [bottom - share * _COURSE for share in shares], _SHARE),
+        _line(across, [bottom - (log - least) / span * _COURSE for log in logs], _OBJECTIVE),
+        _label(left - 8, top + 12, 10, "end", "computes", _SHARE),
+        _label(left - 8, top + 25, 9, "end", "0 to 100%", _SHARE),
+        _label(left - 8, top + 46, 10, "end", "objective", _OBJECTIVE),
+        _label(left - 8, top + 59, 9, "end", ends, _OBJECTIVE),
+        _label(left, bottom + 14, 9, "start", f"run {runs[0]:g}"),
+        _label(left + width, bottom + 14, 9, "end", f"run {runs[-1]:g}"),
+    ]
+
+
+def _line(across: Sequence[float], down: Sequence[float], colour: str) -> str:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 
 def _cell(x: float, y: float, weight: float, computes: bool, title: str) -> str:
@@ -42,9 +78,9 @@ def _cell(x: float, y: float, weight: float, computes: bool, title: str) -> str:
     )
 
 
-def _label(x: float, y: float, size: int, anchor: str, text: str) -> str:
+def _label(x: float, y: float, size: int, anchor: str, text: str, colour: str = "#334155") -> str:
     return (
-        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="{size}" text-anchor="{anchor}" fill="#334155">'
+        f'<text x="{x:g}" y="{y:g}" font-family="sans-serif" font-size="{size}" text-anchor="{anchor}" fill="{colour}">'
         f"{escape(text)}</text>"
     )
 

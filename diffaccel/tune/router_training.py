@@ -162,7 +162,7 @@ class _Training:
         weights = trainee.weights()
         weights[0] = 1.0
         computed = (weights > self.training.threshold).float().mean().item()
-        self.curve.append((run + 1, sum(losses) / len(losses), computed))
+        self.curve.append((float(run + 1), sum(losses) / len(losses), computed))
         return TrainingPoint(run + 1, self.training.runs, *self.curve[-1][1:])
 
     def _estimate(self, run: int) -> None:

@@ -19,6 +19,7 @@ from diffaccel.methods.profile import sampler_of
 from diffaccel.networks import layout_of
 from diffaccel.runtime.mix_act import Gates
 from diffaccel.tune.influence import influences
+from diffaccel.tune.router_picture import to_svg
 from diffaccel.tune.router_steps import _TrainRouters, guided
 from diffaccel.tune.router_training import TrainingPoint
 from diffaccel.tune.trainee import Trainee
@@ -193,7 +194,7 @@ def test_a_larger_beta_never_computes_more_on_average(pipe: Any) -> None:
 @pytest.mark.slow
 def test_resuming_equals_an_uninterrupted_training(pipe: Any, tmp_path: Path) -> None:
     options = SETTINGS | {"refresh": 2, "beta": 1e-5}
-    whole = train_routers(pipe, PROMPTS, runs=5, **options)
+    whole = train_routers(pipe, PROMPTS, runs=5, path=tmp_path / "whole.json", **options)
     path = tmp_path / "r.json"
 
     def interrupted(point: TrainingPoint) -> None:
@@ -207,6 +208,7 @@ def test_resuming_equals_an_uninterrupted_training(pipe: Any, tmp_path: Path) ->
     resumed = train_routers(pipe, PROMPTS, runs=5, path=path, **options | {"progress": points.append})
     assert [point.run for point in points] == [3, 4, 5]
     assert resumed == whole == Routers.load(path)
+    assert path.read_text() == (tmp_path / "whole.json").read_text()
     assert train_routers(pipe, PROMPTS, runs=5, path=path, **options) == whole  # nothing is left to do
     with pytest.raises(ValueError, match=r"r\.safetensors is the state of another training: its beta is 1e-05"):
         train_routers(pipe, PROMPTS, runs=5, path=path, **options | {"beta": 1e-4})
@@ -262,6 +264,22 @@ def test_guided_predictions_leave_out_a_learned_variance() -> None:
     assert torch.equal(guided(Call, (predicted,), None), predicted[:, :4])  # type: ignore[arg-type]
 
 
+def test_a_picture_shows_how_objective_and_computing_went() -> None:
+    routers = Routers("Net", "0", "DDIM", "0", (), ("block.0.ff",), ((1.0,), (0.05,)))
+    assert "polyline" not in to_svg(routers)
+    drawing = to_svg(replace(routers, curve=((5.0, 1e-3, 1.0), (10.0, 1e-5, 0.5), (15.0, 1e-4, 0.0))))
+    shares, objectives = (
+        [tuple(map(float, point.split(","))) for point in points.split()]
+        for points in re.findall(r'<polyline points="([^"]+)"', drawing)
+    )
+    top, bottom = shares[0][1], shares[-1][1]
+    assert [y for _, y in shares] == pytest.approx([top, (top + bottom) / 2, bottom])
+    assert [y for _, y in objectives] == pytest.approx([top, bottom, (top + bottom) / 2])  # in logarithms
+    assert [x for x, _ in shares] == [x for x, _ in objectives] == sorted(x for x, _ in shares)
+    for text in ("run 5", "run 15", "1e-05 to 1e-03"):
+        assert f">{text}<" in drawing
+
+
 def test_the_command_writes_routers_and_a_picture(tmp_path: Path) -> None:
     stream_pipelines.pixart().save_pretrained(tmp_path / "model")
     arguments = ["--model", str(tmp_path / "model"), "--scheduler", "ddim", "--prompts", "a cat", "--size", "32"]
@@ -277,6 +295,7 @@ def test_the_command_writes_routers_and_a_picture(tmp_path: Path) -> None:
     drawing = (tmp_path / "r.svg").read_text()
     assert drawing.count("<title>call ") == 3 * len(made.units)
     assert "block 1 cross-attention" in drawing
+    assert drawing.count("<polyline") == 2
     (tmp_path / "folder").mkdir()
     result = CliRunner().invoke(main, ["train-cache", "-o", str(tmp_path / "folder")])
     assert result.exit_code == 2
