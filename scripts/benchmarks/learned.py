@@ -43,7 +43,8 @@ def command() -> None:
 @click.option("--batch-size", type=int, default=2, show_default=True)
 @click.option("--learning-rate", type=float, default=0.1, show_default=True)
 @click.option("--name", help="Of the profile.  [default: the objective]")
-def train(objective: str, name: str | None, **options: Any) -> None:
+@click.option("--picture", type=click.Path(path_type=Path), default=Path("docs/pictures/routers.svg"))
+def train(objective: str, name: str | None, picture: Path, **options: Any) -> None:
     """Train on the first captions; go on where a training with the same arguments was left."""
     pipe, words = _pipe(), _words()
     path = TUNED / f"{MODEL}-{name or objective}.json"
@@ -56,7 +57,7 @@ def train(objective: str, name: str | None, **options: Any) -> None:
         )
 
     routers = train_routers(pipe, words[:TRAINED], objective=objective, path=path, progress=say, **SETTINGS, **options)
-    path.with_suffix(".svg").write_text(to_svg(routers), encoding="utf-8")
+    picture.write_text(to_svg(routers), encoding="utf-8")
     click.echo(f"{path}: {time.process_time() - used:.0f} s of processor")
 
 
