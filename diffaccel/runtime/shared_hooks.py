@@ -87,13 +87,18 @@ class SharedHooks:
             yield
 
 
+def require_plain(modules: Iterable[torch.nn.Module]) -> None:
+    """Raise RuntimeError where `accelerate` has hooked one of the modules: it would take engines' calls for its own."""
+    if any(HOOK in hooks_of(module) for module in modules):
+        raise RuntimeError(
+            "this pipeline is accelerated already: detach that handle first, and give the method as cache="
+        )
+
+
 def _acquire(modules: Iterable[torch.nn.Module]) -> None:
     """Hook modules for one more user."""
     with _changing:
-        if any(HOOK in hooks_of(module) for module in modules):
-            raise RuntimeError(
-                "this pipeline is accelerated already: detach that handle first, and give the method as cache="
-            )
+        require_plain(modules)
         for module in modules:
             if STREAM_HOOK not in hooks_of(module):
                 registry_of(module).register_hook(_StreamHook(), STREAM_HOOK)

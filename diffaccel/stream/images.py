@@ -50,7 +50,9 @@ def to_unit_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.T
 def _channels_first(image: Picture) -> torch.Tensor:
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
-            raise ValueError(f"image mode {image.mode!r} is not a colour picture: convert it with image.convert('RGB')")
+            deep = image.mode[0] in "IF"  # which PIL would cut off at 255
+            remedy = "scale its values to [0, 1] and give an array (H, W, 3)" if deep else "use image.convert('RGB')"
+            raise ValueError(f"image mode {image.mode!r} is not a picture of 8 bits a channel: {remedy}")
         image = np.array(image.convert("RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim not in (3, 4) or image.shape[-1] != 3:

@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 
-from diffaccel._diffusers import hooks_of
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.image_prompts import SCALES, scaled_modules
 from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scaled_layers
 from diffaccel.reuse.schedule import Always, Once
 from diffaccel.runtime.act import Part
-from diffaccel.runtime.attachment import HOOK, ActHook
+from diffaccel.runtime.attachment import ActHook
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.scale_act import ScaleRows
 from diffaccel.runtime.session import RunNetwork, Session, Tie
-from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled
+from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled, require_plain
 from diffaccel.runtime.wrapper import Wrapper, within
 
 
@@ -43,7 +42,8 @@ class Machine:
         ties: Sequence[Tie | None] = (),
         wrappers: Sequence[Wrapper] = (),
     ) -> None:
-        self._wrappers = tuple(wrappers)
+        require_plain([model])
+        self._model, self._wrappers = model, tuple(wrappers)
         text = prompt_parts(model)
         self.session = Session(model, [*parts, *text], ties=[*(ties or [None] * len(parts)), *[None] * len(text)])
         self.memory = Memory(self.session.parts)
@@ -52,7 +52,12 @@ class Machine:
         self.close = self._hooks.close
 
     def run(self, call: Call, network: RunNetwork, led_by: Memory | None = None) -> Any:
-        """One call; where it raises, everything is forgotten but videos, which it has not written to."""
+        """One call; where it raises, everything is forgotten but videos, which it has not written to.
+
+        Raises:
+            RuntimeError: while the network is accelerated.
+        """
+        require_plain([self._model])
         try:
             inner: RunNetwork = lambda call: self.session.run(call, self.memory, network, led_by)  # noqa: E731
             with self._hooks.using():
@@ -81,8 +86,8 @@ def lora_part(model: torch.nn.Module) -> Part:
 def prompt_parts(model: torch.nn.Module) -> list[Part]:
     """The projections of prompts to keys and values, which depend on neither frame nor noise level.
 
-    None in a network that is compiled (a hook would break its graph), that `accelerate` has hooked, or that projects no
-    prompt. Beneath adapters the layers themselves are kept, so that adapters may come and go.
+    None in a network that is compiled (a hook would break its graph), or that projects no prompt. Beneath adapters the
+    layers themselves are kept, so that adapters may come and go.
     """
     if is_compiled(model):
         return []
@@ -93,6 +98,6 @@ def prompt_parts(model: torch.nn.Module) -> list[Part]:
     plain = [
         f"{n}.base_layer" if hasattr(model.get_submodule(n), "base_layer") else n for n in layout.conditioning_only
     ]
-    if not plain or any(HOOK in hooks_of(model.get_submodule(name)) for name in plain):
+    if not plain:
         return []
     return [Part(Projection(tuple(plain), layout.conditioning_path), Once(), lifetime="prompt")]

@@ -233,10 +233,18 @@ def test_caches_that_do_not_fit(build: Any, error: type[Exception], match: str, 
     assert stream.config.cache == SlotCache(DeepCache(interval=2))
 
 
-def test_an_accelerated_pipeline_is_refused(engine: Build) -> None:
+def test_an_accelerated_pipeline_is_refused(engine: Build, frames: torch.Tensor) -> None:
     pipe = stream_pipelines.sd()
-    with accelerate(pipe, DeepCache(2)), pytest.raises(RuntimeError, match="accelerated already: detach that handle"):
-        engine(pipe, cache=DeepCache(2))
+    stream, words = engine(pipe, timestep_indices=(25,)), "accelerated already: detach that handle"
+    (before,) = stream.push(frames[0])
+    with accelerate(pipe, DeepCache(2)):
+        for cache in (DeepCache(2), None):
+            with pytest.raises(RuntimeError, match=words):
+                engine(pipe, cache=cache)
+        with pytest.raises(RuntimeError, match=words):  # its calls would be taken for those of a run
+            stream.push(frames[0])
+    (after,) = stream.push(frames[0])
+    assert torch.equal(after.image, before.image)
 
 
 def test_a_cache_travels_as_a_dictionary() -> None:

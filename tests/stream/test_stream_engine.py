@@ -109,7 +109,7 @@ BAD_FRAMES: list[tuple[Any, type[Exception], str]] = [
     (torch.full((3, 32, 32), -0.5), ValueError, r"found -0.5"),
     (torch.zeros(32, 32, 3), ValueError, r"shape \(3, H, W\) or \(frames, 3, H, W\), not \(32, 32, 3\)"),
     (torch.zeros(3, 0, 32), ValueError, "the frame is empty"),
-    (Image.new("I", (32, 32)), ValueError, r"image mode 'I' is not a colour picture: convert it"),
+    (Image.new("I", (32, 32)), ValueError, r"image mode 'I' is not a picture of 8 bits a channel: scale its values"),
 ]
 
 
