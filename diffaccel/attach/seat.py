@@ -21,6 +21,7 @@ from diffaccel.runtime.lanes import Lane
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run, Runs
 from diffaccel.runtime.session import RunNetwork, Session
+from diffaccel.runtime.timesteps import differs
 from diffaccel.runtime.wrapper import Wrapper, within
 
 if TYPE_CHECKING:
@@ -206,7 +207,10 @@ class Seat:
     def _start(self, run: Run) -> NetworkRun:
         """What a run remembers of this network; refuses what does not fit it before anything computes."""
         own = NetworkRun(Memory(self.session.parts), first=run.step)
-        own.in_full = "the pipeline reads what attentions compute" if is_read(self._processed) else ""
+        if is_read(self._processed):
+            own.in_full = "the pipeline reads what attentions compute"
+        elif differs(run.opening):
+            own.in_full = "rows of one call are at timesteps of their own"
         total = self._total(run)
         for part in self.session.parts:
             part.validate(total)

@@ -30,6 +30,13 @@ def value_of(timestep: Any, *, wait: bool) -> float | None:
     return float(timestep) if isinstance(timestep, int | float) else None
 
 
+def differs(timestep: Any) -> bool:
+    """Whether rows of one call are at timesteps of their own, as in parallel sampling; may wait for the device."""
+    if not isinstance(timestep, torch.Tensor) or timestep.device.type == "meta" or timestep.dim() != 1:
+        return False
+    return timestep.stride(0) != 0 and bool((timestep != timestep[:1]).any())
+
+
 def relation(timestep: Any, last: Any, direction: int, *, wait: bool) -> tuple[Relation, int]:
     """How a timestep lies to the last one, and the sign in which timesteps move from there on.
 

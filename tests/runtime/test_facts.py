@@ -1,5 +1,7 @@
 """Network calls are told apart by facts: what a method does is right, computed in full and said so, or refused."""
 
+import itertools
+
 import diffusers
 import pytest
 import torch
@@ -67,6 +69,17 @@ def test_guidance_whose_negative_call_comes_first_when_it_begins() -> None:
     plan = [("p", False), ("n", False), ("p", True), ("n", False), ("p", False), ("p", True)]
     replayed(theirs, plan)
     same(found, run_calls(theirs, calls))
+
+
+def test_rows_at_timesteps_of_their_own_compute_in_full() -> None:
+    """As where a window of steps is sampled in parallel: what a row stored belongs to another step."""
+    inputs = dit_inputs(0)
+    calls = [(torch.tensor([float(t), float(later)]), inputs) for t, later in itertools.pairwise(STEPS)]
+    network = dit()
+    with accelerate(network, EVERY_SECOND) as handle:
+        found = run_calls(network, calls)
+        assert handle.report().full == {"rows of one call are at timesteps of their own": 3}
+    same(found, run_calls(dit(), calls))
 
 
 def test_a_table_of_timesteps_used_twice() -> None:
