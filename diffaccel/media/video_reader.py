@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,6 +88,8 @@ class VideoReader:
         self.count = self._count()
         self._start = Fraction(max(0, self._container.start_time or 0), av.time_base)
         self._last: Fraction | None = None
+        # AVI stores no times of pictures: they come out in the order of packets, whose numbers are theirs.
+        self._numbers: deque[int] | None = deque() if self._container.format.name == "avi" else None
 
     def _video(self) -> Any:
         from av.stream import Disposition
@@ -94,10 +97,11 @@ class VideoReader:
         streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise MediaError(f"{self.path} holds no video, only {self._contents()}")
-        if streams[0].codec_context is None:
+        stream = max(streams, key=lambda s: bool(s.disposition & Disposition.default))  # the first that players show
+        if stream.codec_context is None:
             raise MediaError(f"{self.path}: PyAV cannot decode its video codec; convert the file to H.264 first")
-        streams[0].thread_type = "AUTO"
-        return streams[0]
+        stream.thread_type = "AUTO"
+        return stream
 
     def _contents(self) -> str:
         kinds = sorted({stream.type for stream in self._container.streams if stream.type != "video"})
@@ -111,7 +115,10 @@ class VideoReader:
                     return upright(frame, self._shape)
         self.damaged = 0
         name = self._stream.codec_context.name
-        raise MediaError(f"{self.path}: none of its {name} video can be decoded; is the file complete?")
+        raise MediaError(
+            f"{self.path}: none of its {name} video can be decoded: it is not complete, or of a kind "
+            "that FFmpeg does not read (as animated WebP); convert it to H.264 first"
+        )
 
     def _rate(self) -> Fraction:
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -147,7 +154,10 @@ class VideoReader:
         return (item for item in self if isinstance(item, DecodedFrame))
 
     def _frames(self, packet: Packet[Any]) -> Iterator[DecodedFrame]:
-        for frame in self._decode(packet):
+        damaged, frames = self.damaged, self._decode(packet)
+        if self._numbers is not None and packet.dts is not None and self.damaged == damaged:
+            self._numbers.append(packet.dts)
+        for frame in frames:
             duration = frame.duration * self.time_base if frame.duration else None
             yield DecodedFrame(upright(frame, self._shape), self._time(frame), duration)
 
@@ -163,8 +173,9 @@ class VideoReader:
             return []
 
     def _time(self, frame: VideoFrame) -> Fraction:
-        if frame.pts is not None:
-            time = frame.pts * self.time_base
+        moment = self._numbers.popleft() if self._numbers else frame.pts
+        if moment is not None:
+            time = moment * self.time_base
         else:
             time = Fraction(0) if self._last is None else self._last + 1 / self.rate
         if self._last is not None and time <= self._last:

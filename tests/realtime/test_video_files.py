@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import videos
+from av.stream import Disposition
 
 from diffaccel.media.errors import MediaError
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
@@ -77,6 +78,26 @@ def test_pixels_that_are_not_square_are_stretched(
     assert frame.pixels.shape[1::-1] == size
     expected = np.rot90(videos.picture(0, *size[::-1]), -1) if turned else videos.picture(0, *size)
     assert np.abs(frame.pixels.astype(int) - expected).mean() < 12
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_pictures_of_avi_are_at_even_times_though_it_stores_none(tmp_path: Path, codec: str) -> None:
+    path = videos.make(tmp_path / "in.avi", codec=codec, audio=None, time_base=Fraction(1, 25), bf="2")
+    frames = read(path)
+    assert [frame.time for frame in frames] == videos.STEADY
+    assert np.abs(frames[7].pixels.astype(int) - videos.picture(7, 64, 48)).mean() < 12
+
+
+def test_of_several_videos_the_one_that_players_show_is_read(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        for width in (64, 96):
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, 48, "yuv420p"
+            stream.disposition = Disposition.default if width == 96 else Disposition(0)
+        for stream in container.streams.video:
+            for frame in (av.VideoFrame.from_ndarray(videos.picture(1, stream.width, 48), format="rgb24"), None):
+                container.mux(stream.encode(frame))
+    assert [frame.pixels.shape for frame in read(tmp_path / "in.mkv")] == [(48, 96, 3)]
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, -1), (180, 2), (270, 1)])
