@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from diffaccel.config import Config
-from diffaccel.methods import DeepCache, Method, parse
+from diffaccel.methods import DeepCache, Method, NetworkSwitch, ResidualGuidance, parse
 from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Quadratic, Schedule, Steps
 from diffaccel.reuse.schedule import Uniform as BuiltIn
@@ -35,6 +35,11 @@ def test_dictionaries(method: Method) -> None:
             DeepCache(schedule=Quadratic(5), forecast=Taylor()),
         ),
         ("deepcache:forecast=taylor", DeepCache(forecast=Taylor())),
+        ("deepcache:offload=true", DeepCache(offload=True)),
+        ("deepcache:offload=False", DeepCache()),
+        ("residualguidance:negative=one-time", ResidualGuidance(negative="one-time")),
+        ("networkswitch:small=emoji-sd-1.50,until=0.4", NetworkSwitch("emoji-sd-1.50", until=0.4)),
+        ("networkswitch:small=out/small_é", NetworkSwitch("out/small_é")),
     ],
 )
 def test_strings(text: str, method: Method) -> None:
@@ -54,14 +59,17 @@ def test_strings(text: str, method: Method) -> None:
             r"must be a forecast \(aligned, newton, taylor\); got 'tailor' \(did you mean taylor\?\)",
         ),
         ("featureinheritance:level=layers", r"one of block, layer, unit; got 'layers' \(did you mean layer\?\)"),
-        ("residualguidance:negative=one-time", "use a number, a word, 'text in quotes' or"),
+        (
+            "residualguidance:negative=one - time",
+            "cannot read the value 'one - time': use a number, a",
+        ),
         ("deepcache:interval=", "cannot read 'deepcache:interval='"),
         ("deepcache:interval=0", r"interval must be an integer >= 1; got 0"),
         ("deepcache:interval=many", r"interval must be an integer >= 1; got 'many'"),
         ("deepcache:schedule=often(3)", r"unknown config 'often'"),
         ("deepcache:schedule=steps(3,1)", "must start with 0"),
         ("deepcache:schedule=7", r"schedule must be a schedule .*quadratic.*got 7"),
-        ("deepcache:interval=1+1", r"cannot read the value '1 \+ 1'"),
+        ("deepcache:interval=1+1", r"cannot read the value '1\+1'"),
         ("deepcache:**x", r"\*\* is not allowed"),
         ("uniform:3", "unknown method 'uniform'"),
     ],

@@ -51,7 +51,7 @@ def relevance(
     """Leave out each residual of a ControlNet in turn, and all behind it, and measure what is lost.
 
     The result is for ControlCache(relevance="relevance.json"), which then runs the ControlNet as deep as is worth it:
-    diffaccel generate --cache "controlcache:interval=2,relevance='relevance.json'".
+    diffaccel generate --cache controlcache:interval=2,relevance=relevance.json.
     """
     from diffaccel.measure.relevance import relevance as measure
     from diffaccel.measure.relevance_chart import chart

@@ -6,6 +6,7 @@ line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any, ClassVar, Self, TypeVar
 from diffaccel.config.checks import check
 from diffaccel.config.files import write_atomically
 from diffaccel.config.words import did_you_mean
+
+_WORD = re.compile(r"[^\W\d][\w./-]*")
+"""What needs no quotation marks: names of models and relative paths, too, which Python reads as differences."""
 
 
 class Config:
@@ -64,13 +68,14 @@ class Config:
             ValueError: if the text does not follow this form, naming what is wrong and what is valid.
         """
         name, _, arguments = text.strip().partition(":")
+        source = f"f({arguments})"
         try:
-            call = ast.parse(f"f({arguments})", mode="eval").body
+            call = ast.parse(source, mode="eval").body
         except SyntaxError as error:
             raise ValueError(f"cannot read {text!r}: write name:field=value,field=value") from error
         if not isinstance(call, ast.Call):
             raise ValueError(f"cannot read {text!r}: write name:field=value,field=value")
-        return cls._build(name.strip(), *_arguments(call))
+        return cls._build(name.strip(), *_arguments(call, source))
 
     @classmethod
     def _build(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
@@ -157,27 +162,30 @@ def _revive(value: Any) -> Any:
     return tuple(_revive(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _arguments(call: ast.Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a parsed call."""
-    keywords = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+def _arguments(call: ast.Call, source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call that was parsed from `source`."""
+    keywords = {keyword.arg: _value(keyword.value, source) for keyword in call.keywords}
     if None in keywords:
         raise ValueError("** is not allowed in a configuration")
-    return tuple(_value(arg) for arg in call.args), {str(name): value for name, value in keywords.items()}
+    return tuple(_value(arg, source) for arg in call.args), {str(name): value for name, value in keywords.items()}
 
 
-def _value(node: ast.expr) -> Any:
-    """A literal, a bare word (a string), or a nested configuration."""
-    if isinstance(node, ast.Name):
-        return Config._build(node.id, (), {}) if node.id.lower() in Config.names() else node.id
+def _value(node: ast.expr, source: str) -> Any:
+    """A literal, a bare word or path (a string), or a nested configuration."""
+    written = ast.get_source_segment(source, node) or ""
+    if isinstance(node, ast.Name) and written.lower() in Config.names():
+        return Config._build(written, (), {})
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return Config._build(node.func.id, *_arguments(node))
+        return Config._build(node.func.id, *_arguments(node, source))
     if isinstance(node, ast.List | ast.Tuple):
-        return tuple(_value(item) for item in node.elts)
+        return tuple(_value(item, source) for item in node.elts)
+    if _WORD.fullmatch(written) and not isinstance(node, ast.Constant):
+        return {"true": True, "false": False}.get(written, written)
     try:
         return ast.literal_eval(node)
     except ValueError as error:
         raise ValueError(
-            f"cannot read the value {ast.unparse(node)!r}: use a number, a word, 'text in quotes' or name(...)"
+            f"cannot read the value {written!r}: use a number, a word, 'text in quotes' or name(...)"
         ) from error
 
 
