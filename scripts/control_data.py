@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,14 +166,31 @@ def conditions(grey: torch.Tensor, seed: int) -> torch.Tensor:
     return result.expand(-1, 3, -1, -1)
 
 
+def write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all."""
+    temporary = file.with_suffix(f".{os.getpid()}")
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(file)
+
+
 class ControlPool:
-    """Encoded drawings and their grey pictures in shards on disk, made when first asked for; equal for equal seed."""
+    """Encoded drawings and their grey pictures in shards on disk, made when first asked for; equal for equal seed.
+
+    With `encode`, which makes latents of control images, each drawing has one control image, whose latents are kept:
+    to encode one in every step would take as long as the step.
+    """
 
     def __init__(
-        self, folder: Path, data: Path, vae: AutoencoderTiny, seed: int = 0, shards: int = 12, shard_size: int = 1024
+        self,
+        folder: Path,
+        data: Path,
+        vae: AutoencoderTiny,
+        seed: int = 0,
+        shards: int = 12,
+        encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.folder = folder / f"control-{seed}"
-        self.vae, self.shards, self.shard_size = vae, shards, shard_size
+        self.vae, self.shards, self.shard_size, self.encode = vae, shards, 1024, encode
         self.drawings = Drawings(data, seed + 11)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._current: tuple[int, list[str], dict[str, torch.Tensor]] | None = None
@@ -190,27 +208,41 @@ class ControlPool:
             with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
                 # four at a time: what they need stays in a processor's cache
                 latents += [self.vae.encode(few).latents.half().cpu().contiguous() for few in pictures.split(4)]
-        temporary = file.with_suffix(f".{os.getpid()}")
         tensors = {"latents": torch.cat(latents), "grey": torch.cat(greys)}
-        save_file(tensors, temporary, metadata={"captions": "\n".join(captions)})
-        temporary.replace(file)
+        write(file, tensors, {"captions": "\n".join(captions)})
+
+    def _lines(self, shard: int, grey: torch.Tensor) -> torch.Tensor:
+        """Latents (1024, 4, 16, 16) of one control image for each grey picture (1024, 1, 128, 128)."""
+        assert self.encode
+        file = self.folder / f"{shard:03d}-lines.safetensors"
+        if not file.exists():
+            control = conditions(grey.float() / 255, shard)
+            write(file, {"lines": torch.cat([self.encode(few).half().cpu() for few in control.split(64)])})
+        return load_file(file)["lines"]
 
     def _shard(self, shard: int) -> tuple[list[str], dict[str, torch.Tensor]]:
         if self._current is None or self._current[0] != shard:
             file = self.folder / f"{shard:03d}.safetensors"
             if not file.exists():
                 self._make(shard, file)
-            with safe_open(file, "pt") as stored:
-                captions = stored.metadata()["captions"].split("\n")
-            self._current = (shard, captions, load_file(file))
+            with safe_open(file, "pt") as opened:
+                captions = opened.metadata()["captions"].split("\n")
+            stored = load_file(file)
+            if self.encode:
+                stored["lines"] = self._lines(shard, stored["grey"])
+            self._current = (shard, captions, stored)
         return self._current[1], self._current[2]
 
     def batch(self, step: int, size: int) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-        """Captions, latents of unit variance (size, 4, 16, 16) and control images (size, 3, 128, 128) of a step."""
+        """Captions, latents of unit variance (size, 4, 16, 16), and what the control network takes, of a step.
+
+        That is control images (size, 3, 128, 128), or with `encode` their latents.
+        """
         visit, position = divmod(step, self.shard_size // size)
         captions, stored = self._shard(visit % self.shards)
         order = np.random.default_rng((visit, 7)).permutation(self.shard_size)
         chosen = torch.from_numpy(order[position * size : (position + 1) * size])
         latents = stored["latents"][chosen].float() * self.vae.config.scaling_factor
-        control = conditions(stored["grey"][chosen].float() / 255, step)
+        kept = stored["lines"][chosen].float() if self.encode else None
+        control = conditions(stored["grey"][chosen].float() / 255, step) if kept is None else kept
         return [captions[i] for i in chosen], latents, control

@@ -88,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--clip", type=Path, default=base_folder("emoji-clip"))
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"), help="where encoded samples are kept")
+    parser.add_argument("--shards", type=int, default=12, help="of 1024 drawings each")
     parser.add_argument("--run", type=Path, default=Path("runs/control"))
     parser.add_argument(
         "--output", type=Path, help="where the network is saved; `model` in the run's folder by default"
@@ -122,7 +123,9 @@ def main() -> None:
     layout = torch.channels_last if args.kind == "controlnet" else torch.contiguous_format
     net.to(device, memory_format=layout)
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters", flush=True)
-    pool = ControlPool(args.latents, args.data, vae, args.seed)
+    pool = ControlPool(
+        args.latents, args.data, vae, args.seed, args.shards, None if args.kind == "controlnet" else base.lines
+    )
     alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod.to(device)
     bf16 = has_fast_bf16(device)
     shown = HeldOut(args.data)
@@ -141,7 +144,7 @@ def main() -> None:
         alpha_bar = alphas[timesteps]
         noisy, velocity = add_noise(latents, noise, alpha_bar)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            denoise = (few if lcm else base).controlled(net, base.lines(control))
+            denoise = (few if lcm else base).controlled(net, control)
             prediction = denoise(noisy, timesteps, context, mask).float()
         if lcm:
             error = F.huber_loss(clean(noisy, prediction, timesteps, alpha_bar), latents, delta=0.1)

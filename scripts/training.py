@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def orthogonalise(g: torch.Tensor, iterations: int = 5) -> torch.Tensor:
         """The nearest semi-orthogonal matrix to (rows, columns) `g`, approximately."""
-        x = g.bfloat16() / (g.norm() + 1e-7)
+        x = (g.bfloat16() if has_fast_bf16(g.device) else g.float()) / (g.norm() + 1e-7)
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
         for _ in range(iterations):
