@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .stream.host import HostFull as HostFull
     from .stream.host import HostReport as HostReport
     from .stream.host import StreamHost as StreamHost
+    from .stream.motion import MotionNoise as MotionNoise
     from .stream.regions import Region as Region
     from .stream.report import StreamOutput as StreamOutput
     from .stream.report import StreamReport as StreamReport
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from .stream.worker import StreamWorker as StreamWorker
     from .tune.router_training import train_routers as train_routers
     from .video.engine import VideoEngine as VideoEngine
-    from .video.motion import MotionNoise as MotionNoise
     from .video.report import ChunkReport as ChunkReport
     from .video.report import VideoChunk as VideoChunk
 
@@ -68,7 +68,7 @@ _HOME: dict[str, str] = {
     "Handle": ".attach.handle",
     "HostFull": ".stream.host",
     "HostReport": ".stream.host",
-    "MotionNoise": ".video.motion",
+    "MotionNoise": ".stream.motion",
     "ImagePrompt": ".networks.image_prompts",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",

@@ -17,6 +17,7 @@ from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.control import Control
 from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.regions import Region
 from diffaccel.stream.seeds import Seed, weighted_seeds
 from diffaccel.stream.similarity import SimilarityFilter
@@ -84,6 +85,7 @@ class StreamConfig:
     controlnet_scale: float | Sequence[float] = 1.0
     deadline: float | None = None
     steadiness: CrossFrame | None = None
+    motion: MotionNoise | None = None
     image_prompt: ImagePrompt | None = None
     regions: Sequence[Region] = ()
     lora: Mapping[str, float] | None = None
@@ -136,6 +138,7 @@ class StreamConfig:
             "similarity": SimilarityFilter,
             "sampler": Sampler,
             "steadiness": CrossFrame,
+            "motion": MotionNoise,
             "image_prompt": ImagePrompt,
         }
         for name, kind in kinds.items():

@@ -18,6 +18,7 @@ from diffaccel.sampling.samplers import sampler_for
 from diffaccel.stream.batch import FrameSettings
 from diffaccel.stream.config import Prompt, StreamConfig, weighted
 from diffaccel.stream.control import functions_for, scales_for
+from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.regions import Region, RegionPrompt
 from diffaccel.stream.seeds import SeededNoise, weighted_seeds
 from diffaccel.stream.stages import Stages, build_stages
@@ -55,6 +56,8 @@ class SettingsBuilder:
         """Settings of ``config``."""
         stages = self._build_stages(config)
         config.guidance.check(stages.alphas)
+        if config.motion is not None:
+            self._check_motion(config.motion, stages)
         nets = self.network.control_images
         functions_for(config.control, nets)
         scales = scales_for(config.controlnet_scale, nets)
@@ -68,6 +71,17 @@ class SettingsBuilder:
         regions = tuple(self._region(region, config) for region in config.regions)
         self._trim()
         return FrameSettings(stages, positive, negative, config.guidance, scales, regions)
+
+    def _check_motion(self, motion: MotionNoise, stages: Stages) -> None:
+        """Raise ValueError where frames that move most would begin below the second stage."""
+        timesteps = self.network.pipe.scheduler.config.num_train_timesteps
+        first, second = (timestep / timesteps for timestep in (*stages.timesteps, 0)[:2])
+        if motion.less >= first - second:
+            below = f"the second one at {second:.2f}" if len(stages) > 1 else "there is none below it"
+            raise ValueError(
+                f"motion takes up to {motion.less} of all timesteps from the first stage, which begins at {first:.2f}, "
+                f"and {below}: use MotionNoise(less=...) below {first - second:.2f}"
+            )
 
     def _region(self, region: Region, config: StreamConfig) -> RegionPrompt:
         key = region, self._encode(region.prompt, None, config, negative=False)

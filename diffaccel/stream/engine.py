@@ -22,6 +22,7 @@ from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, Fit, OutputType, Picture
 from diffaccel.stream.intake import Intake, latent_shape
 from diffaccel.stream.ladder import ladder
+from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.moving import MovingFrames
 from diffaccel.stream.pace import Pace, PaceReport
 from diffaccel.stream.regions import Region
@@ -82,6 +83,7 @@ class StreamEngine(MovingFrames):
         deadline: seconds that a frame may take, as in ``1 / 24``: where frames run late, deep layers are computed more
             rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
         steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
+        motion: a MotionNoise, by which pictures begin with less noise where they move, and follow; or None.
         image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
         regions: prompts for parts of the picture, each a Region(prompt, mask); each has rows of its own.
         lora: this stream's scale of each LoRA of the network, times the pipeline's; None leaves them to the pipeline.
@@ -126,6 +128,7 @@ class StreamEngine(MovingFrames):
         controlnet_scale: float | Sequence[float] = 1.0,
         deadline: float | None = None,
         steadiness: CrossFrame | None = None,
+        motion: MotionNoise | None = None,
         image_prompt: ImagePrompt | None = None,
         regions: Sequence[Region] = (),
         lora: Mapping[str, float] | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.control import Given, functions_for, given_images, made_images
 from diffaccel.stream.images import Codec, Picture, to_frames
 from diffaccel.stream.masks import given_masks
+from diffaccel.stream.motion import Motion, MotionNoise, entered_at
 from diffaccel.stream.state import Frame, StreamState, entering_slot, first_noise
 
 NO_CONTROL = (
@@ -70,6 +72,7 @@ class Intake:
     def __init__(self, network: Network, codec: Codec, shape: tuple[int, int, int]) -> None:
         self._codec, self._shape, self._device = codec, shape, network.device
         self._nets = network.control_images
+        self._scheduler = network.pipe.scheduler
         require_size(network)
         self._conditions = conditions_for(network, codec)
         self._still: tuple[tuple[torch.Tensor, ...], ControlImages] | None = None
@@ -139,16 +142,19 @@ class Intake:
         pictures = [f.pixels for f in padded if f.pixels is not None]
         if pictures and len(pictures) < len(padded):
             raise ValueError("one frame buffer cannot mix pictures and text-to-image frames: flush in between")
+        masks = _masks(padded, self._device)
+        bare = config.indices[0] == 0 and any(condition.bare(masks) for condition in self._conditions)
         pixels = source = encoded = None
         if pictures:
+            if config.motion is not None and not bare:
+                settings = self._moving(torch.cat(pictures), settings, state.motion, config.motion)
             with state.clock.stage("encode"):
                 pixels = torch.cat(pictures).to(self._device, non_blocking=True)
                 encoded = self._codec.encode(pixels)
                 source = state.fed_back(encoded, config.feedback)
         noises = [state.noise(f, self._shape) if source is None else f.noise for f in group]
         noises += noises[-1:] * (len(padded) - len(group))
-        masks, noise = _masks(padded, self._device), first_noise(settings, noises, self._device)
-        bare = config.indices[0] == 0 and any(condition.bare(masks) for condition in self._conditions)
+        noise = first_noise(settings, noises, self._device)
         slot = entering_slot(group, settings, source, noise, bare=bare)
         if self._nets:
             with state.clock.stage("control"):
@@ -157,6 +163,15 @@ class Intake:
             arrival = Arrival(pixels, encoded, noise, masks, slot.control)
             slot.shown = tuple(shown for condition in self._conditions if (shown := condition.enter(arrival)))
         return slot
+
+    def _moving(
+        self, pictures: torch.Tensor, settings: FrameSettings, motion: Motion, noise: MotionNoise
+    ) -> FrameSettings:
+        """Settings by which pictures begin with less noise where they move."""
+        timesteps = self._scheduler.config.num_train_timesteps
+        still = settings.stages.timesteps[0] / timesteps
+        strength = motion.strength(pictures, still, noise)
+        return replace(settings, stages=entered_at(settings.stages, strength, still, timesteps))
 
     @torch.no_grad()
     def _control(self, frames: Sequence[Frame], pixels: torch.Tensor | None, config: StreamConfig) -> ControlImages:

@@ -15,6 +15,7 @@ from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.batch import FrameSettings, Slot, StreamBatch
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.denoiser import NetworkWork
+from diffaccel.stream.motion import Motion
 from diffaccel.stream.pace import PaceReport
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
 from diffaccel.stream.seeds import SeededNoise
@@ -87,6 +88,7 @@ class StreamState:
         self.pending: list[Frame] = []
         self.counts = Counts()
         self.clock = Clock(device)
+        self.motion = Motion()
         self._noise = SeededNoise(config.seed)
         self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
@@ -197,6 +199,8 @@ class StreamState:
             self._filter.forget()
         if new.similarity != old.similarity:
             self._filter = None if new.similarity is None else SimilarityState(new.similarity)
+        if new.motion != old.motion:
+            self.motion = Motion()
         if new.seed != old.seed:
             self._noise = SeededNoise(new.seed)
         if new.output_type != old.output_type:

@@ -16,8 +16,8 @@ from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
 from diffaccel.stream.config import Prompt, StreamConfig, with_values
 from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.slot_cache import SlotCache
-from diffaccel.video.motion import MotionNoise
 
 FIXED = frozenset({"height", "width", "chunk", "context", "stream_batch", "seed"})
 """Fields that size what is kept, or what has been drawn; all others can change between chunks."""

@@ -21,13 +21,13 @@ from diffaccel.stream.course import SettingsBuilder
 from diffaccel.stream.host import StreamHost
 from diffaccel.stream.images import Fit, OutputType, to_frames
 from diffaccel.stream.intake import latent_shape
+from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.work import WorkRunner
 from diffaccel.video.codec import frame_codec_for, model_size
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.entrance import check_pushed, check_source
 from diffaccel.video.filming import Filming
 from diffaccel.video.memory import require_memory
-from diffaccel.video.motion import MotionNoise
 from diffaccel.video.report import ChunkReport, OnStep, VideoChunk
 
 

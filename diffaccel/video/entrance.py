@@ -9,8 +9,8 @@ import torch
 from diffaccel.config.checks import check
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.stream.batch import FrameSettings, Slot
+from diffaccel.stream.motion import Motion, entered_at
 from diffaccel.video.config import VideoConfig
-from diffaccel.video.motion import entered_at, motion_of
 
 Both = tuple[FrameSettings, FrameSettings]
 """Settings of chunks that begin from noise alone, and of those that begin from frames."""
@@ -40,25 +40,21 @@ class PushedPictures:
         timesteps: training timesteps of the scheduler.
 
     Attributes:
-        strength: what the last chunk began at; None before any.
         waiting: a chunk that has not entered.
     """
 
     def __init__(self, timesteps: int) -> None:
-        self._timesteps = timesteps
-        self._last: torch.Tensor | None = None
-        self.strength: float | None = None
+        self._timesteps, self._motion = timesteps, Motion()
         self.waiting: Slot | None = None
 
     def settings(self, pictures: torch.Tensor, config: VideoConfig, both: Both) -> FrameSettings:
         """How pictures ``(pictures, 3, H, W)`` in [-1, 1] are denoised that follow those before."""
-        motion, self._last = motion_of(pictures, self._last), pictures[-1]
         if config.motion is None:
+            self._motion = Motion()
             return both[1]
-        before = config.strength if self.strength is None else self.strength
-        self.strength = config.motion.strength(config.strength, before, motion)
+        strength = self._motion.strength(pictures, config.strength, config.motion)
         least = config.strength - config.motion.less
-        stages = entered_at(both[0].stages, self.strength, least, self._timesteps)
+        stages = entered_at(both[0].stages, strength, least, self._timesteps)
         return replace(both[0], stages=stages)
 
 

@@ -1,4 +1,4 @@
-"""Noise for pictures of a camera: less where they move, so that motion is followed (StreamDiffusionV2, 2511.07399)."""
+"""Noise for pictures: less where they move, so that motion is followed (StreamDiffusionV2, 2511.07399)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diffaccel.stream.stages import Stages
 class MotionNoise(Config):
     """How much less noise pushed pictures begin with where they move.
 
-    A chunk begins at ``(1 - inertia) (strength - less min(1, motion / full)) + inertia before``, where ``before`` is
-    what the chunk before it began at, and motion the largest difference of a picture from the one before: the root of
-    the mean square of pixel values in [-1, 1].
+    A frame, or a chunk of a video, begins at ``(1 - inertia) (strength - less min(1, motion / full)) + inertia
+    before``, where ``before`` is what the one before it began at, and motion the largest difference of a picture from
+    the one before: the root of the mean square of pixel values in [-1, 1]. All are shares of the training timesteps.
 
     Args:
         less: what is taken from `strength` for the most motion.
         full: motion that counts as the most.
-        inertia: share of the chunk before, in [0, 1).
+        inertia: share of the one before, in [0, 1).
 
     Raises:
         ValueError: for values out of range.
@@ -39,8 +39,22 @@ class MotionNoise(Config):
         number("inertia", self.inertia, 0.0, 0.999)
 
     def strength(self, still: float, before: float, motion: float) -> float:
-        """Share of the training timesteps that a chunk begins at."""
+        """Share of the training timesteps that pictures begin at."""
         return (1 - self.inertia) * (still - self.less * min(1.0, motion / self.full)) + self.inertia * before
+
+
+class Motion:
+    """What is known of the pictures that were pushed: the last one, and what it began at."""
+
+    def __init__(self) -> None:
+        self._last: torch.Tensor | None = None
+        self._strength: float | None = None
+
+    def strength(self, pictures: torch.Tensor, still: float, noise: MotionNoise) -> float:
+        """What pictures ``(pictures, 3, H, W)`` in [-1, 1] begin at; `still` is without motion."""
+        motion, self._last = motion_of(pictures, self._last), pictures[-1]
+        self._strength = noise.strength(still, still if self._strength is None else self._strength, motion)
+        return self._strength
 
 
 def motion_of(pictures: torch.Tensor, last: torch.Tensor | None) -> float:
