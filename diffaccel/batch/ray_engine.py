@@ -6,14 +6,9 @@ folder is as trustworthy as that of a run on one machine.
 """
 
 import logging
-import os
 import pickle
-import signal
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from threading import current_thread, main_thread
 from time import perf_counter
 from typing import Any
 
@@ -21,12 +16,11 @@ import numpy as np
 
 from diffaccel.batch.distribute import OnRecord, Share, WorkerError
 from diffaccel.batch.jobs import batches
-from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record
 from diffaccel.batch.summary import Calls, Summary
 from diffaccel.models import expanded, resolve
+from diffaccel.models.ray_cluster import connect, each_actor
 
-REACHABLE_WITHIN = 10.0  # seconds
 MAX_BLOCKS = 10_000  # one batch each is best: a block is what a dead actor has to repeat; but Ray keeps books on each
 
 
@@ -35,19 +29,22 @@ def render_on_ray(
 ) -> tuple[Summary, Calls]:
     """Render `part` with `actors` pipelines on the Ray cluster at `address`, or on one started on this machine.
 
-    Raises `InputError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written,
+    Raises `ModelError` where Ray is not installed or cannot be reached, `StoreError` where a picture cannot be written,
     `WorkerError` where Ray gives up.
     """
-    ray = _start(address, actors)
+    ray = connect(address, actors)
+    from ray import data
+
+    data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     start, summary, calls = perf_counter(), Summary(), Calls()
     rows = [{"jobs": pickle.dumps(batch)} for batch in batches(part.jobs, part.batch_size)]
-    rendered = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+    rendered = data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
         RenderActor,
         fn_constructor_args=(_portable(part),),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-        num_gpus=int("GPU" in ray.cluster_resources()),
+        compute=data.ActorPoolStrategy(size=actors),
+        **each_actor(ray),
     )
     try:
         for row in rendered.iter_rows():
@@ -67,51 +64,6 @@ def render_on_ray(
         ray.shutdown()
     summary.seconds = perf_counter() - start
     return summary, calls
-
-
-def _start(address: str | None, actors: int) -> Any:
-    """Ray, connected and quiet, on a cluster with room for the actors, which Ray would otherwise await for ever."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lesser things Ray mends itself, or raises
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError("--engine ray needs Ray: pip install 'diffaccel[ray]'") from error
-    _require_reachable(address)
-    try:
-        with _own_sigterm():
-            ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray cluster at {address}: {error}") from error
-    room = int(ray.cluster_resources().get("GPU", ray.cluster_resources().get("CPU", 0)))
-    if actors > room:
-        ray.shutdown()
-        raise InputError(f"--processes {actors} is more than the Ray cluster has room for: {room}")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray
-
-
-def _require_reachable(address: str | None) -> None:
-    """Raise `InputError` where nobody listens at HOST:PORT, for which Ray would wait many minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACHABLE_WITHIN).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"no Ray cluster at {address}: {error}") from error
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray replaces by one of its own."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if current_thread() is main_thread():
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _portable(part: Share) -> Share:

@@ -1,7 +1,9 @@
 """`diffaccel live`: what you draw, or show the camera, is painted anew while you watch."""
 
 import logging
+import threading
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
 
+ANOTHER = "--port 0, any that is free"
 START = {"prompt": "a green apple", "strength": 0.65, "guidance_scale": 1.4}
 """With the bundled model, a heart on the canvas becomes an apple."""
 
@@ -82,8 +85,10 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         type=click.IntRange(1, 64),
         default=1,
         show_default=True,
-        help="Processes that paint, each with a model on a device of its own.",
+        help="Processes that paint, each with a model on a device of its own; or replicas on the Ray cluster.",
     ),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: over a Ray cluster."),
+    click.option("--address", help="Of the Ray cluster.  [default: one on this machine]"),
     click.option(
         "--osc", type=click.IntRange(0, 65535), metavar="PORT", help="Let Open Sound Control move the controls, too."
     ),
@@ -108,7 +113,7 @@ _GROUPS = {
         *("--size", "--fit", *READING_NAMES),
     ),
     "The model": (*MODEL_NAMES, *CONTROLNET_NAMES, "--offer", "--offer-lora"),
-    "Speed": ("--cache", "--fps", "--compile", "--processes", "--max-rows"),
+    "Speed": ("--cache", "--fps", "--compile", "--processes", "--engine", "--address", "--max-rows"),
     "The page": (
         *("--host", "--port", "--allow-host", "--token", "--ssl-certfile", "--ssl-keyfile", "--max-sessions"),
         *("--osc", "--webrtc", "--no-browser", "--help"),
@@ -142,6 +147,8 @@ def live(**given: Any) -> None:
     _check(given)
     if given["source"]:
         _run_without_browser(given)
+    elif given["engine"] == "ray":
+        _serve_on_ray(given)
     else:
         _serve(given)
 
@@ -156,6 +163,10 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
     if given["source"] and (given["offer"] or given["offer_lora"]):
         raise click.UsageError("--offer and --offer-lora are for the page: leave out --source, or name one --model")
+    if given["engine"] == "ray":
+        _check_ray(given)
+    elif given["address"]:
+        raise click.UsageError("--address is that of a Ray cluster: add --engine ray")
     if given["webrtc"]:
         from diffaccel.realtime.rtc import library
 
@@ -170,6 +181,15 @@ def _check(given: dict[str, Any]) -> None:
         check_sink(given["sink"] or "window", overwrite=given["overwrite"])
     if given["ssl_certfile"]:
         check_certificate(given["ssl_certfile"], given["ssl_keyfile"])
+
+
+def _check_ray(given: dict[str, Any]) -> None:
+    from diffaccel.media.errors import need
+
+    for name, asked in (("source", given["source"]), ("osc", given["osc"] is not None), ("webrtc", given["webrtc"])):
+        if asked:
+            raise click.UsageError(f"--engine ray serves the page alone: leave out --{name}")
+    need("ray.serve", extra="ray", purpose="--engine ray")
 
 
 def _load_settings(given: dict[str, Any]) -> "LiveSettings":
@@ -224,11 +244,10 @@ def _options(given: dict[str, Any]) -> "ServerOptions":
 
 def _serve(given: dict[str, Any]) -> None:
     """Load, say where the page is, and serve until Ctrl-C."""
-    from diffaccel.realtime.address import is_local, listen
+    from diffaccel.realtime.address import listen
 
     begin = time.monotonic()
-    listening = listen(given["host"], given["port"], another="--port 0, any that is free")
-    with listening as listener:  # a taken port is told before the model is loaded
+    with listen(given["host"], given["port"], another=ANOTHER) as listener:  # a taken one is told before models load
         settings = _with_lines(_load_settings(given))
         from diffaccel.realtime.hub import spare_a_core
         from diffaccel.realtime.opening import open_hub
@@ -241,13 +260,40 @@ def _serve(given: dict[str, Any]) -> None:
         )
         with opened as (hub, about), suppress(KeyboardInterrupt):
             server = LiveServer(hub, options, about, listener)
-            click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:")
-            click.echo(f"\n  {server.url}\n")
-            if not is_local(options.host):
-                click.echo("Everyone who can reach this machine and knows the address can use it.\n")
+            _say_where(server.url, options, begin)
             with _osc(server, given["osc"]):
                 server.run(browser=not given["no_browser"])
     click.echo("Stopped.")
+
+
+def _serve_on_ray(given: dict[str, Any]) -> None:
+    """The same by replicas on a Ray cluster, behind Ray Serve's proxy."""
+    from diffaccel.realtime.address import listen
+
+    begin = time.monotonic()
+    with listen(given["host"], given["port"], another=ANOTHER) as listener:
+        port = listener.getsockname()[1]  # the proxy takes it next
+    settings = _with_lines(_load_settings(given))
+    from diffaccel.realtime.ray_serve import serving
+
+    options = replace(_options(given), port=port)
+    limits = {"limit": given["max_sessions"], "max_rows": given["max_rows"]}
+    with serving(settings, options, replicas=given["processes"], cluster=given["address"], **limits) as url:
+        _say_where(url, options, begin)
+        if not given["no_browser"]:
+            webbrowser.open(url)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    click.echo("Stopped.")
+
+
+def _say_where(url: str, options: "ServerOptions", begin: float) -> None:
+    from diffaccel.realtime.address import is_local
+
+    click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:")
+    click.echo(f"\n  {url}\n")
+    if not is_local(options.host):
+        click.echo("Everyone who can reach this machine and knows the address can use it.\n")
 
 
 @contextmanager

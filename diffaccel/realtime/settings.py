@@ -85,6 +85,22 @@ class LiveSettings:
     offers: tuple[str, ...] = ()
     offered_loras: tuple[tuple[str, str], ...] = ()
 
+    def located(self) -> LiveSettings:
+        """The same where another folder is the current one: local paths in full."""
+        files = {token: models.located(file) for token, file in models.parse_embeddings(self.embeddings).items()}
+        loras = {each.name: models.located(each.name) for each in models.parse_loras(self.lora)}
+        return replace(
+            self,
+            model=models.located(self.model),
+            config=self.config and models.located(self.config),
+            lora=self.lora and models.rebased(self.lora, loras),
+            embeddings=models.write_embeddings(files),
+            vae=self.vae and models.located(self.vae),
+            controlnet=tuple(map(models.located, self.controlnet)),
+            offers=tuple(map(models.located, self.offers)),
+            offered_loras=tuple((name, models.located(place)) for name, place in self.offered_loras),
+        )
+
 
 def quickest(settings: LiveSettings) -> LiveSettings:
     """The settings in the type that this machine is quickest in, where none is asked for."""

@@ -12,8 +12,8 @@ from diffaccel import models
 from diffaccel.batch import ray_engine
 from diffaccel.batch.distribute import Share, render_part
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
+from diffaccel.models import ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of itself
 
@@ -80,12 +80,12 @@ def test_a_cluster_with_a_killed_actor(tiny_sd: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
 def test_a_cluster_that_is_not_there(tiny_sd: Path, tmp_path: Path, address: str) -> None:
     pytest.importorskip("ray")
-    with OutputFolder(tmp_path) as folder, pytest.raises(InputError, match=f"no Ray cluster at {address}"):
+    with OutputFolder(tmp_path) as folder, pytest.raises(ModelError, match=f"no Ray cluster at {address}"):
         ray_engine.render_on_ray(part(tiny_sd, *JOBS), folder, lambda record: None, address=address)
 
 
 @pytest.mark.slow
 def test_a_cluster_that_is_too_small(tiny_sd: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    with OutputFolder(tmp_path) as folder, pytest.raises(InputError, match="has room for"):
+    with OutputFolder(tmp_path) as folder, pytest.raises(ModelError, match="has room for"):
         ray_engine.render_on_ray(part(tiny_sd, *JOBS), folder, lambda record: None, actors=999)

@@ -55,6 +55,8 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
         (["--strength", "nan"], "--strength: must be a finite number"),
         (["--guidance-scale", "inf"], "--guidance-scale: must be a finite number"),
         (["--sink", "window"], "--sink needs --source"),
+        (["--address", "127.0.0.1:6379"], "add --engine ray"),
+        (["--engine", "ray", "--osc", "0"], "--engine ray serves the page alone: leave out --osc"),
         (["--source", "camera", "--offer", "emoji-sd"], "--offer and --offer-lora are for the page"),
         (["--offer", "emoji-sdd"], "emoji-sdd"),
         (["--offer-lora", "nowhere.safetensors"], "nowhere.safetensors"),

@@ -1,6 +1,7 @@
 """From controls to a stream: every control reaches the engine, on UNets and transformers."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,3 +212,20 @@ def test_sizes_are_of_every_shape_and_not_too_large() -> None:
     for bad in ("12", "0x64", "64x64x64", "ax64", "99999x64"):
         with pytest.raises(ValidationError):
             Controls(picture_size=bad)
+
+
+def test_paths_lead_to_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "net", "one.safetensors", "glow.safetensors"):
+        Path(name).mkdir()
+    given = LiveSettings(
+        model="model", vae="none", lora="one.safetensors=0.5 + emoji-lcm-lora", embeddings="glow.safetensors=<glow>",
+        controlnet=("net",), offers=("emoji-sd-small", "model"), offered_loras=(("one", "one.safetensors"),),
+    )  # fmt: skip
+    found, here = given.located(), tmp_path.resolve()
+    assert (found.model, found.vae, found.controlnet) == (f"{here}/model", "none", (f"{here}/net",))
+    assert found.lora == f"{here}/one.safetensors=0.5 + emoji-lcm-lora"
+    assert found.embeddings == f"{here}/glow.safetensors=<glow>"
+    assert found.offers == ("emoji-sd-small", f"{here}/model")
+    assert found.offered_loras == (("one", f"{here}/one.safetensors"),)
+    assert LiveSettings().located() == LiveSettings()

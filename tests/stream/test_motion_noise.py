@@ -49,7 +49,11 @@ def test_pictures_begin_where_a_plain_loop_begins(engine: Build, sd: Any, settin
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_streams_with_and_without_it_share_calls(name: str) -> None:
     films = [clip(), clip().flip(0), clip()]
-    settings: list[dict[str, Any]] = [{"motion": MotionNoise(0.1)}, {}, {"motion": MotionNoise(0.15), "frame_buffer": 2}]
+    settings: list[dict[str, Any]] = [
+        {"motion": MotionNoise(0.1)},
+        {},
+        {"motion": MotionNoise(0.15), "frame_buffer": 2},
+    ]
     host = hold(pipeline(name), [{"timestep_indices": (15, 30)} | own for own in settings], films)
     assert host.report().streams_per_call["network"] > 1.3
 
@@ -74,8 +78,14 @@ def test_it_changes_live_and_frames_in_flight_go_on(engine: Build) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"motion": MotionNoise(0.4)}, "first stage, which begins at 0.80, and the second one at 0.50: use .* below 0.30"),
-        ({"motion": MotionNoise(0.3), "timestep_indices": (38,)}, "at 0.24, and there is none below it: use .* below 0.24"),
+        (
+            {"motion": MotionNoise(0.4)},
+            "first stage, which begins at 0.80, and the second one at 0.50: use .* below 0.30",
+        ),
+        (
+            {"motion": MotionNoise(0.3), "timestep_indices": (38,)},
+            "at 0.24, and there is none below it: use .* below 0.24",
+        ),
         ({"motion": 0.2}, "motion must be a MotionNoise object, not 0.2"),
     ],
 )
