@@ -61,8 +61,10 @@ def read_foreign(texts: Mapping[str, Any]) -> ForeignSettings | None:
 
 
 def _automatic(text: str) -> ForeignSettings:
-    """`prompt`, `Negative prompt: ...`, and a line of `Name: value` pairs."""
-    body, _, last = text.strip().rpartition("\n")
+    """`prompt`, `Negative prompt: ...`, a line of `Name: value` pairs, and what extensions write behind it."""
+    lines = text.strip().split("\n")
+    at = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines) - 1)
+    body, last = "\n".join(lines[:at]), lines[at]
     prompt, _, negative = body.partition("\nNegative prompt:") if "Negative prompt:" in body else (body, "", "")
     if body.startswith("Negative prompt:"):
         prompt, negative = "", body.removeprefix("Negative prompt:")
@@ -74,6 +76,7 @@ def _automatic(text: str) -> ForeignSettings:
         found.settings["negative_prompt"] = negative.strip()
     pairs = {name.strip(): _unquoted(value) for name, value in _PAIR.findall(last)}
     _take_pairs(found, pairs)
+    found.without_equivalent += [line.strip() for line in lines[at + 1 :] if line.strip()]
     return found
 
 

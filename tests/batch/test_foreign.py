@@ -83,6 +83,13 @@ def test_automatic_in_a_jpeg(order: str, tmp_path: Path) -> None:
     assert found.without_equivalent == ["Sampler: Restart"]
 
 
+def test_automatic_with_lines_of_extensions_behind() -> None:
+    found = read_foreign({"parameters": "a cat\nNegative prompt: dog\nSteps: 4, Seed: 5\nTemplate: a {cat|dog}"})
+    assert found is not None
+    assert found.settings == {"prompt": "a cat", "negative_prompt": "dog", "steps": 4, "seed": 5}
+    assert found.without_equivalent == ["Template: a {cat|dog}"]
+
+
 def test_comfy(tmp_path: Path) -> None:
     found = read_settings(picture(tmp_path / "a.png", prompt=json.dumps(COMFY)))
     assert isinstance(found, ForeignSettings)
