@@ -91,10 +91,11 @@ class Subject:
         if bad is not None:
             raise InputError(f"{bad.where}: {bad.error}")
         placed = [row for row in rows if not isinstance(row, BadRow)]
-        if not placed and self.name in models.names("pipeline"):
+        if not self.prompts and self.name in models.names("pipeline"):
             return tuple(random.Random(0).sample(captions(), default))
         if not placed:
-            raise InputError("no prompts; try: --prompts 'a red heart' --prompts prompts.txt")
+            given = f" in {', '.join(self.prompts)}" if self.prompts else ""
+            raise InputError(f"no prompts{given}; try: --prompts 'a red heart' --prompts prompts.txt")
         self.choice.check_reading(self.source.index["_class_name"], [each.row.prompt for each in placed])
         self._tell(placed)
         return tuple(each.row.prompt for each in placed)

@@ -139,6 +139,13 @@ def test_settings_out_of_range_are_told_before_anything_is_measured(
     assert (result.exit_code, words in result.stderr) == (2, True), result.output
 
 
+def test_a_file_without_prompts_is_not_replaced_by_the_models_own(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,seed\n")
+    result = CliRunner().invoke(main, ["bench", "-o", str(tmp_path / "x"), "--prompts", str(tmp_path / "p.csv")])
+    assert result.exit_code == 2
+    assert "p.csv; try: --prompts" in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--min-psnr", "--min-ssim", "--max-time", "--max-macs"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
 def test_budgets_that_are_no_budget(tmp_path: Path, option: str, value: str) -> None:
