@@ -12,7 +12,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from tiny_networks import LIGHT, generate, picture_unet, pipeline, sd_unet, sdxl_unet, unet_inputs
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import DeepCache
+from diffaccel.methods import DeepCache, FeatureInheritance
 from diffaccel.networks import UnsupportedModelError
 
 
@@ -81,6 +81,37 @@ def test_a_replaced_forward_blocks_detaching(unet: Any) -> None:
         handle.detach()
     unet.forward = ours
     handle.detach()
+
+
+def blocks(unet: Any) -> list[Any]:
+    return [module for module in unet.modules() if hasattr(module, "set_chunk_feed_forward") and module is not unet]
+
+
+def test_a_module_that_runs_several_times_in_a_call(unet: Any) -> None:
+    """Forward chunking had the last chunk stand for all."""
+    for block in blocks(unet):
+        block.set_chunk_feed_forward(1, 1)
+    with (
+        accelerate(unet, FeatureInheritance(level="unit")),
+        pytest.raises(RuntimeError, match="runs several times in one network call"),
+    ):
+        output(unet)
+    for block in blocks(unet):
+        block.set_chunk_feed_forward(None, 0)
+    with accelerate(unet, FeatureInheritance(level="unit")):
+        output(unet)
+
+
+def test_a_part_that_was_replaced(unet: Any) -> None:
+    pipe, block = pipeline(unet), blocks(unet)[-1]
+    with accelerate(pipe, FeatureInheritance(level="unit")) as handle:
+        own, block.ff = block.ff, torch.nn.Identity()
+        with pytest.raises(RuntimeError, match=r"ff of UNet2DConditionModel was replaced after accelerate\(\)"):
+            generate(pipe)
+        with pytest.raises(RuntimeError, match="was replaced"):
+            handle.report()
+        block.ff = own
+        assert handle.report().computed == 0
 
 
 def test_accelerating_twice(unet: Any) -> None:

@@ -185,7 +185,14 @@ class Handle:
             self._costs.append(CostModel(model, planned))
 
     def _require_attached(self) -> None:
-        """Refuse to go on in silence where a network was exchanged."""
+        """Refuse to go on in silence where a network, or a part of one, was exchanged."""
+        for seat in self._seats:
+            if (name := seat.lost()) is not None:
+                raise RuntimeError(
+                    f"{name} of {type(seat.model).__name__} was replaced after accelerate(), as FreeNoise and LoRAs do "
+                    "where they come or go, so it would not reuse what the rest does: detach() the handle, then "
+                    "accelerate() the pipeline again"
+                )
         for seat in self._seats if self._host.pipe is not None else ():
             if seat.name is not None and getattr(self._host.pipe, seat.name, seat.model) is not seat.model:
                 raise RuntimeError(

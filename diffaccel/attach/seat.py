@@ -109,6 +109,10 @@ class Seat:
         self.model.__dict__.pop(RESET_ATTRIBUTE, None)
         self._steered.clear()
 
+    def lost(self) -> str | None:
+        """Name of a module with a hook that was taken out of the network since; None if there is none."""
+        return self.attachment.lost()
+
     def reset(self) -> None:
         """Forget features of calls that were forced; those of runs go with the runs."""
         self._steered.clear()
@@ -209,7 +213,7 @@ class Seat:
         own = NetworkRun(Memory(self.session.parts), first=run.step)
         if is_read(self._processed):
             own.in_full = "the pipeline reads what attentions compute"
-        elif differs(run.opening):
+        elif run.host.pipe is not None and differs(run.opening):  # whose rows share one table of timesteps
             own.in_full = "rows of one call are at timesteps of their own"
         total = self._total(run)
         for part in self.session.parts:

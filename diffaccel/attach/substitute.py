@@ -39,11 +39,17 @@ class DeputySeat(Seat):
     def attach(self) -> None:
         """Put the hooks on, for the first time or after `detach`."""
         places = self.session.places(self.model)
-        self._hooks = SharedHooks({self.model.get_submodule(name): ActHook(found) for name, found in places.items()})
+        self._hooked = {name: self.model.get_submodule(name) for name in places}
+        self._hooks = SharedHooks({self._hooked[name]: ActHook(found) for name, found in places.items()})
 
     def detach(self) -> None:
         """Take all hooks off."""
         self._hooks.close()
+
+    def lost(self) -> str | None:
+        """As the place's seat says it."""
+        own = set(self.model.modules())
+        return next((name for name, module in self._hooked.items() if module not in own), None)
 
     def follow(
         self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork

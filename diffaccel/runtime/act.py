@@ -21,7 +21,7 @@ from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Schedule
 from diffaccel.runtime.drift import Drift
-from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, take_rows
+from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, pieces_of
 from diffaccel.runtime.resting import awake, device_of, renewed, settle
 
 if TYPE_CHECKING:
@@ -142,6 +142,12 @@ class Part:
         return self.lifetime in ("run", "control")
 
 
+SEVERAL_TIMES = (
+    "a module whose output is kept runs several times in one network call, as with forward chunking or FreeNoise, so "
+    "that one output would stand for all: switch that off, or use a method that keeps whole blocks, such as DeepCache"
+)
+
+
 class PartState:
     """A part in the network call that is running; what its places read and write.
 
@@ -174,6 +180,7 @@ class PartState:
         self.drift = Drift()
         self.alignment: torch.Tensor | None = None
         self.homes: dict[int, torch.device | None] = {}
+        self._written: set[int] = set()
 
     @property
     def row_lanes(self) -> Lanes:
@@ -210,6 +217,7 @@ class PartState:
             spans: for each row the frames of a video that it shows, if any.
         """
         self.blocks, self.steps = [], []
+        self._written.clear()
         for start, end in stretches(steps):
             found = self._blocks(own[start:end], kept, compute=compute, step=steps[start])
             self.blocks += found
@@ -261,11 +269,14 @@ class PartState:
         return forecast.predict(entry, self.steps[index])
 
     def write(self, slot: int, value: Any, *, carried: bool = True) -> None:
-        """Store what was computed for all rows. Nothing keeps autograd's graph, unless the forecast does."""
+        """Store what was computed for all rows, once. Nothing keeps autograd's graph, unless the forecast does."""
+        if slot in self._written:
+            raise RuntimeError(SEVERAL_TIMES)
+        self._written.add(slot)
         forecast = self.part.forecast if carried else None
         value = value if forecast is not None and forecast.keeps_graph else detached(value)
         value = copied(value) if self.writable else value
-        pieces = [value] if len(self.blocks) == 1 else _pieces(value, self.sizes)
+        pieces = [value] if len(self.blocks) == 1 else pieces_of(value, self.sizes)
         home = self.homes[slot] = device_of(value) if carried and self.part.offload else None
         for block, step, piece in zip(self.blocks, self.steps, pieces, strict=True):
             update = partial(_updated, forecast, piece, step)
@@ -314,15 +325,6 @@ def stretches(values: Sequence[int]) -> list[tuple[int, int]]:
     """(start, end) of the longest stretches of equal neighbours."""
     starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
-
-
-def _pieces(value: Any, sizes: Sequence[int]) -> list[Any]:
-    """A value of all rows, cut into the rows of each block."""
-    total, start, pieces = sum(sizes), 0, []
-    for size in sizes:
-        pieces.append(take_rows(value, range(start, start + size), total))
-        start += size
-    return pieces
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:

@@ -146,6 +146,11 @@ class Attachment:
             self._attach("", root)
         self._refresh()
 
+    def lost(self) -> str | None:
+        """Name of a module that carries a hook and is no part of the network any more, if there is one."""
+        own = set(self.model.modules())
+        return next((item.name for item in self._attached if item.module not in own), None)
+
     def remove(self) -> None:
         """Take everything off. Safe to call twice.
 

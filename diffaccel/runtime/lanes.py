@@ -217,6 +217,15 @@ def take_rows(tree: Any, wanted: Sequence[int], count: int) -> Any:
     return take(tree) if isinstance(tree, torch.Tensor) else tree_map(take, tree)
 
 
+def pieces_of(value: Any, sizes: Sequence[int]) -> list[Any]:
+    """A value of all rows, cut into the rows of each block."""
+    total, start, pieces = sum(sizes), 0, []
+    for size in sizes:
+        pieces.append(take_rows(value, range(start, start + size), total))
+        start += size
+    return pieces
+
+
 def cat_rows(parts: Sequence[Any]) -> Any:
     """Trees of tensors with their rows one after the other; those of placeholders take no storage."""
     return parts[0] if len(parts) == 1 else _zipped(_cat, parts)
