@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.help import Number
 from diffaccel.cli.model_options import ModelChoice
-from diffaccel.cli.streaming import tell, tell_remark
+from diffaccel.cli.streaming import FIT, tell, tell_remark
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -24,19 +25,21 @@ DEFAULT_MODEL = "emoji-video"
 FPS, SECONDS = 8.0, 8.0
 MOST_PICTURES = 8
 """Of a latent frame, in any network."""
+SAME_SHAPE = 0.02
+"""Difference of two shapes that nobody sees, as a logarithm."""
 TIME_BASE = Fraction(1, 90_000)
 """Unit of the times in the file, in seconds; it divides all usual frame rates."""
 OPTIONS = (
-    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of what is made.  [default: 8]"),
+    click.option("--seconds", type=Number(0, min_open=True), help="Length of what is made.  [default: 8]"),
     click.option("--continue", "clip", type=click.Path(path_type=Path), help="A video file to go on from."),
     click.option(
         "--then",
-        type=(float, str),
+        type=(Number(0), str),
         multiple=True,
         metavar="SECOND PROMPT",
         help="Another prompt from there on; repeat.",
     ),
-    click.option("--fps", type=click.FloatRange(1, 240), help="Pictures a second.  [default: 8]"),
+    click.option("--fps", type=Number(1, 240), help="Pictures a second.  [default: 8]"),
     click.option("--chunk", type=click.IntRange(1), help="Frames made together.  [default: 4]"),
     click.option("--window", type=click.IntRange(1), help="Frames before them that they see.  [default: 4]"),
     click.option(
@@ -61,14 +64,24 @@ def film(target: Path, given: dict[str, Any], *, overwrite: bool, quiet: bool, b
     from diffaccel.media.video_writer import check_target
 
     clip, fps = given["clip"], Fraction(given["fps"] or FPS).limit_denominator(1001)
+    if given["size"] == FIT:
+        raise click.UsageError("--size fit needs an INPUT to paint anew: give pixels, as in --size 192x128")
     if clip is not None and target.exists() and clip.exists() and target.samefile(clip):
         raise MediaError(f"{target} is the clip itself: give the output another name")
     check_target(target, overwrite=overwrite)
-    count = math.ceil((given["seconds"] or SECONDS) * fps)
+    count = max(1, _pictures(given["seconds"] or SECONDS, fps))
+    for second, prompt in given["then"]:
+        if _pictures(second, fps) >= count:
+            tell(f"--then {second:g} is not before the end: {prompt!r} is never reached.")
     with interruptible(f"{target} was not written"), bar:
         begun, seconds, report = _write(target, given, count, fps, overwrite=overwrite, bar=bar)
     if not quiet:
         click.echo(summary(target, begun, count, seconds, report))
+
+
+def _pictures(seconds: float, fps: Fraction) -> int:
+    """How many pictures begin before a time; decimals count as they are written, 1.1 as 11/10."""
+    return math.ceil(Fraction(seconds).limit_denominator(1_000_000) * fps)
 
 
 def _write(
@@ -81,7 +94,7 @@ def _write(
     from diffaccel.media.video_writer import VideoWriter
     from diffaccel.video.film import made
 
-    prompts = [(math.ceil(second * fps), prompt) for second, prompt in given["then"]]
+    prompts = [(_pictures(second, fps), prompt) for second, prompt in given["then"]]
     with (
         _opened(given, fps) as engine,
         VideoWriter(target, rate=fps, time_base=TIME_BASE, overwrite=overwrite) as writer,
@@ -122,9 +135,22 @@ def _opened(given: dict[str, Any], fps: Fraction) -> "VideoEngine":
     each = int(getattr(pipe.vae.config, "scale_factor_temporal", None) or 1)
     pictures = None if tail is None else list(tail)[-(1 + (window - 1) * each) :]
     try:
-        return _open(pipe, pictures, window, chunk, given)
+        engine = _open(pipe, pictures, window, chunk, given)
     except (TypeError, ValueError, MemoryError) as error:
         raise MediaError(str(error)) from error
+    if pictures is not None:
+        _tell_shape(pictures[-1].shape, engine, given["fit"])
+    return engine
+
+
+def _tell_shape(shape: tuple[int, ...], engine: "VideoEngine", fit: str | None) -> None:
+    """Say that a clip of another shape loses something, where nobody said how it shall get in."""
+    (height, width, _), config = shape, engine.config
+    if fit is None and abs(math.log(width * config.height / (height * config.width))) > SAME_SHAPE:
+        tell(
+            f"the clip is {width}x{height}, and the video {config.width}x{config.height}: it is cropped; --size gives "
+            "another shape, --fit pad black bars."
+        )
 
 
 def _load(given: dict[str, Any]) -> Any:

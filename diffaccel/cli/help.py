@@ -1,5 +1,6 @@
 """Help in groups: the options of a command under headings, each with an example of its use."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,17 @@ def declared(options: Iterable[Callable[..., Any]]) -> Callable[[Callable[..., A
         return function
 
     return decorate
+
+
+class Number(click.FloatRange):
+    """A number within limits: neither infinite nor NaN, which click lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 class Grouped(click.Command):

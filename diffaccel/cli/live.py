@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped, declared
+from diffaccel.cli.help import Grouped, Number, declared
 from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.signals import give_up
 from diffaccel.cli.streaming import (
@@ -94,7 +94,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--fps",
-        type=click.FloatRange(0.1, 240),
+        type=Number(0.1, 240),
         help="Hold this rate: paint more cheaply where frames would come late.",
     ),
     click.option("--webrtc", is_flag=True, help="Video over WebRTC, for links that lose packets (extra: webrtc)."),

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from diffaccel.cli import film
-from diffaccel.cli.help import Grouped, declared
+from diffaccel.cli.help import Grouped, Number, declared
 from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
@@ -39,11 +39,11 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     *film.OPTIONS,
     click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
     click.option(
-        "--strength", type=float, help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]"
+        "--strength", type=Number(), help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]"
     ),
     click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2]"),
     click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
-    click.option("--guidance-scale", type=float, help="How hard, from 1.  [default: 1.2]"),
+    click.option("--guidance-scale", type=Number(), help="How hard, from 1.  [default: 1.2]"),
     click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
     click.option(
         "--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]"

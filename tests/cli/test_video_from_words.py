@@ -10,6 +10,7 @@ import stock_cases
 from click.testing import CliRunner, Result
 
 from diffaccel.cli import main
+from diffaccel.cli.film import _pictures
 from diffaccel.media.clip import sampled
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
 from diffaccel.media.video_writer import VideoWriter
@@ -70,6 +71,18 @@ def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[An
     assert tiny == ["emoji-video", str(tiny_sd)]
 
 
+def test_seconds_count_as_they_are_written() -> None:
+    assert [_pictures(seconds, Fraction(10)) for seconds in (1.1, 0.3, 2.2, 0.05)] == [11, 3, 22, 1]
+
+
+def test_what_comes_too_late_and_what_is_cut_off_is_said(tmp_path: Path) -> None:
+    clip(tmp_path / "in.mp4", 8, 1)
+    common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.2, "--then", 3, "a dog", *SHORT)
+    said = run(*common, "--size", "32x64", "-o", tmp_path / "out.mp4").output
+    assert "'a dog' is never reached" in said
+    assert "the clip is 64x64, and the video 32x64: it is cropped" in said
+
+
 def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:
     clip(tmp_path / "in.mp4", 4, 4)
     shown = [round(float(pixels.mean()) / 64) for pixels in sampled(tmp_path / "in.mp4", Fraction(8))]
@@ -87,6 +100,11 @@ WRONG = [
     (("-o", "out.mp4", "--window", 2), 2, "window=2 is shorter than a chunk of 4"),
     (("-o", "out.mp4", "--size", 33), 2, "height must be a multiple of"),
     (("-o", "out.mp4", "--seconds", 0), 2, "--seconds"),
+    (("-o", "out.mp4", "--seconds", "nan"), 2, "'nan' is not a finite number"),
+    (("-o", "out.mp4", "--fps", "nan"), 2, "'nan' is not a finite number"),
+    (("-o", "out.mp4", "--then", "inf", "a dog"), 2, "'inf' is not a finite number"),
+    (("-o", "out.mp4", "--guidance-scale", "nan"), 2, "'nan' is not a finite number"),
+    (("-o", "out.mp4", "--size", "fit"), 2, "--size fit needs an INPUT"),
     (("-o", "out.mp4", "--steps", 0), 2, "--steps"),
     (("-o", "out.mp4", "--strength", 0), 2, "strength must be above 0"),
 ]
