@@ -234,3 +234,13 @@ def test_a_png_with_a_gamma_of_its_own(tmp_path: Path) -> None:
         info.add(b"gAMA", struct.pack(">I", gamma))
         Image.new("RGB", (2, 2), (128, 128, 128)).save(path, pnginfo=info)
         assert opened(path).getpixel((0, 0)) == (expected,) * 3
+
+
+def test_large_pictures_are_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 30)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 800)  # a warning fails a test
+    assert opened(path).size == (30, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(PictureError, match="exceeds limit"):
+        check_picture(str(path))
