@@ -297,6 +297,8 @@ def row_id(row: PromptRow, columns: Columns = (), picture: str = "", asked: Mapp
         asked: what the row gives, where that is known already.
     """
     said = row.given() if asked is None else asked
+    if said.get("negative_prompt") == "":
+        said = {name: value for name, value in said.items() if value != ""}
     words = _words(row.prompt)
     if picture:
         words = "-".join(filter(None, (words, _words(picture))))

@@ -97,7 +97,7 @@ def given_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Ambiguous:
 
 
 def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadRow:
-    """A checked row; columns that are empty count as absent, as they must in a CSV file.
+    """A checked row; settings that are empty count as absent, but for a negative prompt.
 
     Args:
         keep: columns that are no settings go along instead of being refused.
@@ -118,7 +118,7 @@ def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadR
 def _sorted_out(values: Mapping[Any, Any], keep: bool) -> tuple[dict[str, Any], Columns]:
     """Settings that are given, and the other columns. Raises `ValueError` where a setting is given twice."""
     if _PLAIN.issuperset(values):
-        return {key: value for key, value in values.items() if value is not None and value != ""}, ()
+        return {key: value for key, value in values.items() if _is_given(key, value)}, ()
     given: dict[str, Any] = {}
     columns: dict[str, Any] = {}
     for key, value in values.items():
@@ -126,11 +126,16 @@ def _sorted_out(values: Mapping[Any, Any], keep: bool) -> tuple[dict[str, Any], 
         if name in given:
             raise ValueError(f"{name} is given twice")
         if name in _PLAIN or not keep:
-            if value is not None and value != "":
+            if _is_given(name, value):
                 given[name if name in _PLAIN else str(key)] = value
         else:
             columns[str(key)] = value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
     return given, tuple(columns.items())
+
+
+def _is_given(name: str, value: Any) -> bool:
+    """Whether a value counts. An empty negative prompt does, where no table left it out: it says that there is none."""
+    return value is not None and (value != "" or name == "negative_prompt")
 
 
 def explain(error: ValidationError) -> str:

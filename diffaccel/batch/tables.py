@@ -52,8 +52,13 @@ def table_rows(lines: Iterable[str], file: str, *, keep: bool) -> RowStream:
             counts = f"{len(cells)} cells where the header has {len(names)}"
             yield BadRow(where, f"{counts}: quote a cell that holds a {delimiter!r}")
         elif any(cells):
-            values = dict(zip(names, cells, strict=False))
+            values = {name: cell for name, cell in zip(names, cells, strict=False) if cell or not _is_negative(name)}
             yield make_row(_with_points(values) if delimiter == ";" else values, where, keep=keep)
+
+
+def _is_negative(column: str) -> bool:
+    """Whether an empty cell must be left out here, as elsewhere it says something."""
+    return setting_name(column) == "negative_prompt"
 
 
 def _with_points(values: dict[str, str]) -> dict[str, str]:
@@ -144,5 +149,5 @@ def parquet_rows(path: Path, *, keep: bool) -> RowStream:
 
 
 def _without_gaps(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those that pandas has for none: a number that is not equal to itself."""
-    return {key: value for key, value in values.items() if value == value}
+    """The values without those that pandas has for none: a number that is not equal to itself, and empty text."""
+    return {key: value for key, value in values.items() if value == value and (value != "" or not _is_negative(key))}

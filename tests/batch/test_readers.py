@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from diffaccel.batch.jobs import row_id
 from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
 from diffaccel.batch.settings import PromptRow
 
@@ -369,6 +370,20 @@ def test_numbers_are_what_they_look_like(tmp_path: Path) -> None:
     (row,) = read("-", stdin='{"prompt": "a", "seed": 9007199254740993.0}')
     assert isinstance(row, BadRow)
     assert "has lost its last digits" in row.error
+
+
+def test_an_empty_negative_prompt_is_one_but_in_tables(tmp_path: Path) -> None:
+    """It stands against the command line's; in a table it may just be a column that other rows fill."""
+    row = {"prompt": "a", "negative_prompt": "", "seed": ""}
+    own = PromptRow(prompt="a", negative_prompt="")
+    assert read("-", stdin=json.dumps(row)) == [own]
+    assert own.given() == {"prompt": "a", "negative_prompt": ""}
+    assert row_id(own) == row_id(PromptRow(prompt="a"))
+    (cell,) = read(write(tmp_path / "p.csv", "prompt,Negative Prompt,seed\na,,\n"))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "p.parquet")
+    for found in (cell, *read(tmp_path / "p.parquet")):
+        assert isinstance(found, PromptRow)
+        assert found.given() == {"prompt": "a"}
 
 
 def test_blank_lines_before_a_header(tmp_path: Path) -> None:
