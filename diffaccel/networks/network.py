@@ -209,4 +209,10 @@ def controlnets_of(pipe: Any) -> tuple[Any, ...]:
                 "UNets of Stable Diffusion and SDXL"
             )
         require_fit(net, pipe.unet)
+        shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+        if shrinks != pipe.vae_scale_factor:
+            raise ValueError(
+                f"this ControlNet was made for another autoencoder: it makes control images {shrinks} times smaller, "
+                f"and the pipeline's pictures {pipe.vae_scale_factor} times smaller; load one for this base model"
+            )
     return nets

@@ -8,11 +8,10 @@ number of stages, with or without added noise, and while settings change.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -20,15 +19,14 @@ from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import NoiseLevel
 from diffaccel.stream.conditions import ControlImages, FrameInput
+from diffaccel.stream.memo import Memo
 from diffaccel.stream.regions import RegionPrompt, composed
 from diffaccel.stream.stages import StageRows, Stages, gather
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """How a frame is denoised: the stages, the prompts, the guidance, the scale of each ControlNet, the regions.
+    """How a frame is denoised: stages, prompts, guidance, the scale of each ControlNet, regions, image guidance.
 
     Stages and prompts are compared by identity.
     """
@@ -39,6 +37,12 @@ class FrameSettings:
     guidance: Guidance
     control_scales: tuple[float, ...] = ()
     regions: tuple[RegionPrompt, ...] = ()
+    image_guidance: float = 1.0
+
+    @property
+    def asks_unseen(self) -> bool:
+        """Whether the network has to see rows with the negative prompt and without the picture (InstructPix2Pix)."""
+        return self.image_guidance != 1 and self.guidance.negative_source == "predicted"
 
     @property
     def negative_prompt(self) -> Conditioning:
@@ -78,7 +82,7 @@ class Slot:
         number: its place among all slots of the stream.
         shot: number of the scene for what frames see of those before.
         shown: what its frames show beside latents and prompts.
-        whole: of what stands for a region in a call, the slot that it is a part of.
+        whole: of what stands beside a slot in a call, the slot that it is a part of.
     """
 
     frame_ids: tuple[int, ...]
@@ -97,10 +101,14 @@ class Slot:
     whole: Slot | None = None
 
     def parts(self) -> list[Slot]:
-        """For each region what stands for it in a call: the same frames under another prompt."""
+        """What stands beside it in a call: its frames under each region's prompt; and shown no picture, where asked."""
         settings = self.settings
         alone = [replace(settings, positive=region.positive, regions=()) for region in settings.regions]
-        return [replace(self, settings=one, whole=self) for one in alone]
+        parts = [replace(self, settings=one, whole=self) for one in alone]
+        if settings.asks_unseen:
+            unseen = replace(settings, positive=settings.negative_prompt, regions=())
+            parts.append(replace(self, settings=unseen, shown=tuple(x.blank() for x in self.shown), whole=self))
+        return parts
 
     def settled(self, latents: torch.Tensor, level: NoiseLevel | None) -> torch.Tensor:
         """Latents at a noise level, or (None) finished, once what it shows has had its last word."""
@@ -151,32 +159,14 @@ class Slot:
         self.latents = self.settled(latents, stages.levels[stage])
 
 
-class Memo(Generic[T]):
-    """The last few values computed for sequences of objects, which are compared by identity and kept alive."""
-
-    def __init__(self, size: int = 16) -> None:
-        self._size = size
-        self._values: OrderedDict[tuple[int, ...], tuple[Any, T]] = OrderedDict()
-
-    def get(self, objects: Sequence[object], compute: Callable[[], T]) -> T:
-        """The value for ``objects``, computed where it is not known."""
-        key = tuple(map(id, objects))
-        found = self._values.get(key)
-        if found is None:
-            found = self._values[key] = (tuple(objects), compute())
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return found[1]
-
-
 @dataclass(frozen=True, eq=False)
 class Tick:
     """One network call: every row's slot and whether it sees the negative prompt; rows are slot-major.
 
     Attributes:
         latents, timesteps, inputs: of all rows, ``(groups * frames, ...)``.
-        groups: names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first, those of
-            regions last.
+        groups: names each group of ``frames`` rows by ``(slot, is negative)``; negative groups come first, parts of
+            slots last.
         frames: rows of a group.
         slots: all slots that move on, newest first.
         table: what their rows are multiplied by.
@@ -231,13 +221,13 @@ class StreamBatch:
             return None
         table = self._gather(slots)
         asked = [s for s in slots if s.asks_negative]
-        parts = [part for s in slots if s.settings.regions for part in s.parts()]
+        parts = [part for s in slots for part in s.parts()]
         told = [*slots, *parts]
         conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in told]
         inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
         latents, timesteps = torch.cat([s.latents for s in (*asked, *told)]), table.timesteps
         if asked or parts:
-            before, behind = asked, [s for s in slots for _ in s.settings.regions]
+            before, behind = asked, [part.whole or part for part in parts]
             each = [[self._of(slots, s, table.timesteps) for s in some] for some in (before, behind)]
             timesteps = torch.cat([*each[0], timesteps, *each[1]])
         groups = tuple((s, True) for s in asked) + tuple((s, False) for s in told)
@@ -258,8 +248,9 @@ class StreamBatch:
         own = slice(len(asked) * self.frames, (len(asked) + len(slots)) * self.frames)
         latents = tick.latents[own]  # (slots * frames, C, h, w)
         negatives = self._negatives(slots, asked, prediction, rows)
-        clean = rows.clean(latents, self._composed(slots, prediction[own], prediction[own.stop :]))
-        clean = self._guide(slots, clean, negatives, latents, rows.alpha)
+        together, unseen = self._composed(slots, prediction[own], prediction[own.stop :])
+        clean = self._guide(slots, rows.clean(latents, together), negatives, latents, rows.alpha)
+        clean = clean + self._seen(slots, negatives, unseen, rows) if unseen else clean
         denoised, noise = rows.denoised(latents, clean), rows.noise(latents, clean)
         following = self._corrected(slots, rows.advance(denoised, noise), denoised)
         for slot, x, d, n in zip(slots, *map(self._split, (following, denoised, noise)), strict=True):
@@ -268,16 +259,41 @@ class StreamBatch:
             slot.stage += 1
             slot.latents = slot.settled(x, None if slot.finished else levels[slot.stage])
 
-    def _composed(self, slots: Sequence[Slot], own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Predictions of all slots, with those of their regions in them."""
+    def _composed(
+        self, slots: Sequence[Slot], own: torch.Tensor, others: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[Slot, torch.Tensor]]:
+        """Predictions of all slots, with those of their regions in them; and those of frames that show nothing."""
+        unseen: dict[Slot, torch.Tensor] = {}
         if not len(others):
-            return own
+            return own, unseen
         each, behind = list(self._split(own)), iter(self._split(others))
         for index, slot in enumerate(slots):
             regions = slot.settings.regions
             if regions:
                 each[index] = composed(each[index], [next(behind) for _ in regions], regions)
-        return torch.cat(each)
+            if slot.settings.asks_unseen:
+                unseen[slot] = next(behind)
+        return torch.cat(each), unseen
+
+    def _seen(
+        self,
+        slots: Sequence[Slot],
+        negatives: Sequence[torch.Tensor | None],
+        unseen: Mapping[Slot, torch.Tensor],
+        rows: StageRows,
+    ) -> torch.Tensor:
+        """What guidance by the picture adds to clean estimates (InstructPix2Pix, arXiv 2211.09800, Eq. 3)."""
+        added = [torch.zeros_like(slot.latents) for slot in slots]
+        for index, (slot, negative) in enumerate(zip(slots, negatives, strict=True)):
+            if slot in unseen and negative is not None:
+                blind = self._estimate(slots, slot, unseen[slot], rows)
+                added[index] = (slot.settings.image_guidance - 1) * (negative - blind)
+        return torch.cat(added)
+
+    def _estimate(self, slots: Sequence[Slot], slot: Slot, prediction: torch.Tensor, rows: StageRows) -> torch.Tensor:
+        """A slot's clean estimate by one of its predictions."""
+        known, told = (self._of(slots, slot, column) for column in (rows.clean_latents, rows.clean_prediction))
+        return known * slot.latents + told * prediction
 
     def _corrected(self, slots: Sequence[Slot], following: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
         """The next latents, by what multistep samplers learn from the estimate of the stage before."""
@@ -305,10 +321,7 @@ class StreamBatch:
         self, slots: Sequence[Slot], asked: Sequence[Slot], prediction: torch.Tensor, rows: StageRows
     ) -> list[torch.Tensor | None]:
         predicted = dict(zip(asked, self._split(prediction), strict=False))
-        estimates = {
-            s: self._of(slots, s, rows.clean_latents) * s.latents + self._of(slots, s, rows.clean_prediction) * p
-            for s, p in predicted.items()
-        }
+        estimates = {s: self._estimate(slots, s, p, rows) for s, p in predicted.items()}
         return [s.negative_estimate(estimates.get(s)) for s in slots]
 
     def _guide(

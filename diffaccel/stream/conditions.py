@@ -46,6 +46,10 @@ class FrameInput:
         """Latents ``(frames, C, h, w)`` that a step has led to a noise level, or (None) to the finished picture."""
         return latents
 
+    def blank(self) -> FrameInput:
+        """What rows see that are shown no picture."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
@@ -103,6 +107,10 @@ class Beside(FrameInput):
     def keywords(self, scales: Sequence[float]) -> Keywords:  # noqa: ARG002
         """The channels."""
         return {BESIDE: self.channels}
+
+    def blank(self) -> FrameInput:
+        """Nothing."""
+        return Beside(torch.zeros_like(self.channels))
 
 
 class MaskedPicture(Condition):

@@ -88,6 +88,7 @@ class StreamConfig:
     motion: MotionNoise | None = None
     image_prompt: ImagePrompt | None = None
     regions: Sequence[Region] = ()
+    image_guidance_scale: float = 1.0
     lora: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +130,7 @@ class StreamConfig:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         weighted_seeds(self.seed)
         number("feedback", self.feedback, 0.0, 0.95)
+        number("image_guidance_scale", self.image_guidance_scale, 1.0, 100.0)
         if self.deadline is not None:
             number("deadline", self.deadline, 1e-4, 3600.0)
 
@@ -178,6 +180,7 @@ class StreamConfig:
         """The most rows that a tick sends through the network: of all stages in a stream batch, of one otherwise."""
         stages, source = len(self.indices) if self.stream_batch else 1, self.guidance.negative_source
         negatives = {"predicted": stages, "first": 1}.get(source, 0)
+        negatives += stages if self.image_guidance_scale != 1 else 0
         return (stages * (1 + len(self.regions)) + negatives) * self.frame_buffer
 
     def updated(self, changes: Mapping[str, Any]) -> StreamConfig:

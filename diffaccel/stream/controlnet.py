@@ -28,9 +28,9 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.session import RunNetwork
 from diffaccel.runtime.shared_hooks import is_compiled
-from diffaccel.stream.batch import Memo
 from diffaccel.stream.conditions import ControlImages
 from diffaccel.stream.machine import Machine
+from diffaccel.stream.memo import Memo
 from diffaccel.stream.work import Rows, Work, WorkRunner
 
 

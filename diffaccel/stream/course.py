@@ -56,6 +56,7 @@ class SettingsBuilder:
         """Settings of ``config``."""
         stages = self._build_stages(config)
         config.guidance.check(stages.alphas)
+        self._check_image_guidance(config)
         if config.motion is not None:
             self._check_motion(config.motion, stages)
         nets = self.network.control_images
@@ -70,7 +71,22 @@ class SettingsBuilder:
             negative = self._encode(config.negative_prompt, config.negative_prompt_embeds, config, negative=True)
         regions = tuple(self._region(region, config) for region in config.regions)
         self._trim()
-        return FrameSettings(stages, positive, negative, config.guidance, scales, regions)
+        return FrameSettings(
+            stages, positive, negative, config.guidance, scales, regions, float(config.image_guidance_scale)
+        )
+
+    def _check_image_guidance(self, config: StreamConfig) -> None:
+        """Raise ValueError where guidance by the picture is asked for that cannot be had."""
+        asked = f"image_guidance_scale={config.image_guidance_scale}"
+        if config.image_guidance_scale == 1:
+            return
+        if self.network.beside != "instructed":
+            raise ValueError(f"{asked} is for InstructPix2Pix, and this pipeline is none: leave it out")
+        if config.guidance.negative_source != "predicted":
+            raise ValueError(
+                f"{asked} needs the negative prompt at every stage, which {config.guidance} does not see: use "
+                "guidance=FullGuidance(scale) with another scale than 1"
+            )
 
     def _check_motion(self, motion: MotionNoise, stages: Stages) -> None:
         """Raise ValueError where frames that move most would begin below the second stage."""
@@ -260,6 +276,7 @@ class Course:
             _between_guidances(start.guidance, end.guidance, weight),
             _between_scales(start.control_scales, end.control_scales, weight),
             end.regions,
+            (1 - weight) * start.image_guidance + weight * end.image_guidance,
         )
 
 

@@ -86,6 +86,7 @@ class StreamEngine(MovingFrames):
         motion: a MotionNoise, by which pictures begin with less noise where they move, and follow; or None.
         image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
         regions: prompts for parts of the picture, each a Region(prompt, mask); each has rows of its own.
+        image_guidance_scale: how closely InstructPix2Pix keeps to the picture; above 1 with FullGuidance, a row more.
         lora: this stream's scale of each LoRA of the network, times the pipeline's; None leaves them to the pipeline.
         host: a `StreamHost` on the same pipeline, whose streams share calls; `StreamHost.open` passes itself.
 
@@ -131,6 +132,7 @@ class StreamEngine(MovingFrames):
         motion: MotionNoise | None = None,
         image_prompt: ImagePrompt | None = None,
         regions: Sequence[Region] = (),
+        image_guidance_scale: float = 1.0,
         lora: Mapping[str, float] | None = None,
         host: StreamHost | None = None,
     ) -> None:

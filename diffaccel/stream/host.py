@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 from weakref import WeakKeyDictionary
+
+import torch
 
 from diffaccel.config.checks import number, whole
 from diffaccel.config.words import counted
@@ -27,6 +30,8 @@ class HostReport:
         rows, max_rows: the most rows that their ticks have together, and how many are allowed.
         calls: calls by kind: "network", "controlnet", "encode", "decode".
         rows_per_call, streams_per_call: means, by kind.
+        apart: streams by what keeps them from sharing calls: picture size, and tokens where those differ; empty where
+            nothing does.
     """
 
     streams: int
@@ -35,6 +40,7 @@ class HostReport:
     calls: Mapping[str, int]
     rows_per_call: Mapping[str, float]
     streams_per_call: Mapping[str, float]
+    apart: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, for JSON."""
@@ -42,7 +48,9 @@ class HostReport:
 
     def __str__(self) -> str:
         means = ", ".join(f"{kind} {mean:.1f}" for kind, mean in self.rows_per_call.items())
-        return f"{counted(self.streams, 'stream')}, {self.rows} of {self.max_rows} rows; rows per call: {means or '-'}"
+        said = f"{counted(self.streams, 'stream')}, {self.rows} of {self.max_rows} rows; rows per call: {means or '-'}"
+        turns = ", ".join(f"{counted(count, 'stream')} of {shape}" for shape, count in self.apart.items())
+        return f"{said}; these take turns: {turns}" if turns else said
 
 
 class StreamHost:
@@ -139,6 +147,7 @@ class StreamHost:
         counts = self._shared.counts
         with self._lock:
             streams, rows = len(self._rows), sum(self._rows.values())
+            apart = _apart([engine for engine in self._engines if engine._runner in self._rows])
         calls = dict(counts.calls)
         return HostReport(
             streams=streams,
@@ -147,6 +156,7 @@ class StreamHost:
             calls=calls,
             rows_per_call={kind: counts.rows[kind] / n for kind, n in calls.items()},
             streams_per_call={kind: counts.streams[kind] / n for kind, n in calls.items()},
+            apart=apart,
         )
 
     def close(self) -> None:
@@ -162,3 +172,14 @@ class StreamHost:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _apart(engines: Sequence[StreamEngine]) -> dict[str, int]:
+    """How many streams have each shape, in words; none where all have the same."""
+    tensors = [engine._course.settings.positive.tensors.values() for engine in engines]
+    tokens = [next((x.shape[1] for x in some if isinstance(x, torch.Tensor) and x.ndim == 3), 0) for some in tensors]
+    sizes = [f"{engine.config.width} x {engine.config.height}" for engine in engines]
+    if len(set(tokens)) > 1:
+        sizes = [f"{size}, {count} tokens" for size, count in zip(sizes, tokens, strict=True)]
+    found = Counter(sizes)
+    return dict(found) if len(found) > 1 else {}

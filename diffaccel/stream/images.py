@@ -109,13 +109,13 @@ class Codec:
     """
 
     def __init__(self, vae: Any, calls: WorkRunner | None = None) -> None:
-        config = vae.config
+        config = getattr(vae, "config", {})
         self.vae = vae
         self._calls = WorkRunner() if calls is None else calls
-        self.dtype = vae.dtype
         blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         if blocks is None or not hasattr(vae, "decode"):
             raise TypeError(f"{type(vae).__name__} is not an image autoencoder that StreamEngine knows")
+        self.dtype = vae.dtype
         self.factor = 2 ** (len(blocks) - 1)
         self.channels: int | None = config.get("latent_channels")
         self.scale = float(config.get("scaling_factor") or 1.0)

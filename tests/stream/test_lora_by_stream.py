@@ -111,3 +111,16 @@ def test_what_cannot_be_followed_is_refused_by_name(pipe: Any, engine: Build) ->
             engine(pipe, lora={"one": 1.0})
     finally:
         pipe.unet.set_adapters(["one", "two"], [1.0, 1.0])
+
+
+def test_a_dora_is_refused_by_name(engine: Build) -> None:
+    pipe = stream_pipelines.sd()
+    config = LoraConfig(r=2, use_dora=True, init_lora_weights=False, target_modules=["to_q"])
+    with torch.random.fork_rng():
+        pipe.unet.add_adapter(config, "ink")
+    with pytest.raises(ValueError, match=r"LoRA 'ink' is a DoRA, .* cannot be scaled by rows: leave it out"):
+        engine(pipe, lora={"ink": 0.5})
+    stream = engine(pipe)  # which paints as the pipeline has it
+    with pytest.raises(ValueError, match="'ink' is a DoRA"):
+        stream.update(lora={"ink": 0.5})
+    assert stream.config.lora is None

@@ -9,7 +9,7 @@ import torch
 from cells import cells
 from stream_pipelines import Build
 from stream_reference import clean_latents, noises, text
-from test_stream_host import hold
+from test_stream_host import hold, in_company
 
 from diffaccel import (
     CrossFrame,
@@ -165,3 +165,17 @@ def test_learned_words_are_read_as_the_stock_pipeline_reads_them() -> None:
             shown[prompt] = output.image
     close(shown["a <made> cat"], stock)
     assert not torch.allclose(shown["a cat"], stock, atol=1e-3)
+
+
+def test_a_learned_word_of_one_stream_changes_nothing_in_another(frames: torch.Tensor) -> None:
+    pipe = stream_pipelines.sd()
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
+    plain = stream_pipelines.sd()
+    vectors = 3 * torch.randn(2, width, generator=torch.Generator().manual_seed(4))
+    pipe.load_textual_inversion({"<made>": vectors}, token="<made>")
+    settings = [{"prompt": "a <made> cat"}, {"prompt": "a cat", "guidance": FullGuidance(1.5), "seed": 4}]
+    films = [frames[:4], frames[2:6]]
+    assert hold(pipe, settings, films).report().streams_per_call["network"] > 1.3
+    (shown,), _ = in_company(pipe, settings[1:], films[1:], 0.0)
+    (untouched,), _ = in_company(plain, settings[1:], films[1:], 0.0)
+    close(shown, untouched)

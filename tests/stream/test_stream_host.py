@@ -10,7 +10,7 @@ import stream_pipelines
 import torch
 from cells import cells
 from test_every_method_in_streams import Case, close, pipeline, table
-from test_stream_controlnet import controlled
+from test_stream_controlnet import controlled, net
 
 from diffaccel import (
     DeepCache,
@@ -283,6 +283,89 @@ def test_a_closed_host_and_another_pipeline_are_refused() -> None:
     for bad in ({"max_rows": 0}, {"wait": -1.0}, {"wait": float("nan")}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             StreamHost(pipeline("sd"), **bad)  # type: ignore[arg-type]
+
+
+def test_streams_of_two_hosts_on_one_pipeline_know_nothing_of_each_other(movies: list[torch.Tensor]) -> None:
+    pipe = pipeline("sd")
+    with StreamHost(pipe, ROOMY, wait=0.01) as one, StreamHost(pipe, ROOMY, wait=0.01) as two:
+
+        def come_and_go() -> None:
+            for k in range(5):
+                with two.open(**SETTINGS | {"prompt": f"a star {k}", "cache": DeepCache(2 + k % 2)}) as engine:
+                    engine.push(movies[1][k])
+                    engine.update(cache=None if k % 2 else FeatureInheritance("layer", 0, 2))
+
+        ours, _ = together([lambda: painted(one.open(**SETTINGS | CACHED), movies[0]), come_and_go])
+    close(ours, painted(StreamEngine(pipe, **SETTINGS | CACHED), movies[0]))
+
+
+def test_a_host_that_is_closed_beside_threads_that_push_tells_them(movies: list[torch.Tensor]) -> None:
+    host = StreamHost(pipeline("sd"), ROOMY, wait=0.01)
+    engines, pushed = [host.open(**SETTINGS | {"seed": k}) for k in range(2)], threading.Event()
+    told: list[str] = []
+
+    def push(engine: StreamEngine) -> None:
+        while True:
+            try:
+                engine.push(movies[0][0])
+            except RuntimeError as error:
+                told.append(str(error))
+                return
+            pushed.set()
+
+    def close_it() -> None:
+        assert pushed.wait(30)
+        host.close()
+
+    together([lambda: push(engines[0]), lambda: push(engines[1]), close_it])
+    assert told == ["this StreamEngine is closed: build a new one"] * 2
+    assert host.report().streams == 0
+
+
+def test_updates_from_other_threads_wait_for_the_tick(movies: list[torch.Tensor]) -> None:
+    """Two threads push and one changes settings, all of one stream."""
+    with StreamHost(pipeline("sd"), ROOMY, wait=0.01) as host:
+        engine, shown = host.open(**SETTINGS), []
+
+        def push() -> None:
+            shown.extend(out for frame in movies[0] for out in engine.push(frame))
+
+        def change() -> None:
+            for k in range(6):
+                engine.update(prompt=f"a star {k}", guidance=FullGuidance(1.0 + k % 2), seed=k)
+
+        together([push, push, change])
+        shown.extend(engine.flush())
+    assert sorted(out.frame_id for out in shown) == list(range(2 * len(movies[0])))
+    assert all(out.image.isfinite().all() for out in shown)
+
+
+def test_a_controlnet_for_another_autoencoder_is_refused_and_others_go_on(movies: list[torch.Tensor]) -> None:
+    pipe = controlled()
+    pipe.controlnet = net(pipe.unet, 1, 4)
+    with (
+        StreamHost(pipe, ROOMY) as host,
+        pytest.raises(ValueError, match=r"control images 4 times .* pictures 8 times"),
+    ):
+        host.open(**SETTINGS)
+    with StreamHost(pipeline("sd")) as host:
+        engine = host.open(**SETTINGS)
+        with pytest.raises(TypeError, match="str is not an image autoencoder"):
+            host.open(**SETTINGS | {"vae": "tiny"})
+        for frame in movies[0]:
+            engine.push(frame)
+        assert engine.report().frames_out == 3
+
+
+def test_streams_that_share_no_call_are_told_by_what_sets_them_apart() -> None:
+    pipe = pipeline("sd")
+    words = torch.zeros(1, 5, pipe.unet.config.cross_attention_dim)
+    with StreamHost(pipe, ROOMY) as host:
+        kept = [host.open(**SETTINGS | own) for own in ({}, {"seed": 4, "cache": DeepCache(2)}, {"width": 64})]
+        assert str(host.report()).endswith("these take turns: 2 streams of 32 x 32, 1 stream of 64 x 32")
+        kept.append(host.open(**SETTINGS | {"prompt": None, "prompt_embeds": words}))
+        assert host.report().apart == {"32 x 32, 77 tokens": 2, "64 x 32, 77 tokens": 1, "32 x 32, 5 tokens": 1}
+    assert host.report().apart == {}
 
 
 def test_a_stream_alone_waits_for_nobody(movies: list[torch.Tensor]) -> None:

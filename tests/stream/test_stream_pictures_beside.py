@@ -24,6 +24,7 @@ from diffaccel import (
     OneTimeNegative,
     SelfNegative,
     SimilarityFilter,
+    SlotCache,
     StreamEngine,
     StreamHost,
 )
@@ -122,6 +123,59 @@ def test_a_picture_that_a_prompt_changes_as_the_stock_pipeline_does(
     stream = engine(instructed, timestep_indices=range(STEPS), num_inference_steps=STEPS, **guidance)
     (ours,) = painted(stream, frames[:1], [None])
     close(ours, stock(instructed, frames[0], None, scale, image_guidance_scale=1.0))
+
+
+def test_guidance_by_the_picture_is_the_stock_pipelines(instructed: Any, engine: Build, frames: torch.Tensor) -> None:
+    settings = {"timestep_indices": range(STEPS), "num_inference_steps": STEPS, "image_guidance_scale": 1.8}
+    (ours,) = painted(engine(instructed, guidance=FullGuidance(2.5), **settings), frames[:1], [None])
+    close(ours, stock(instructed, frames[0], None, 2.5, image_guidance_scale=1.8))
+    plain = engine(instructed, **{**settings, "image_guidance_scale": 1.0}, guidance=FullGuidance(2.5))
+    assert not torch.allclose(ours, painted(plain, frames[:1], [None])[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("cache", [None, DeepCache(2), SlotCache(DeepCache(2), "frame")], ids=str)
+def test_guidance_by_the_picture_in_a_stream_batch_and_a_host(
+    instructed: Any, engine: Build, frames: torch.Tensor, cache: Any
+) -> None:
+    guided = {"guidance": FullGuidance(2.5), "image_guidance_scale": 1.8}
+    if cache is None:
+        one, other = (
+            painted(engine(instructed, stream_batch=batch, frame_buffer=2, **guided), frames[:5], [None] * 5)
+            for batch in (True, False)
+        )
+        close(one, other)
+    common = {"timestep_indices": (10, 25, 40), "height": 32, "width": 32, "output_type": "latent", "cache": cache}
+    settings: list[dict[str, Any]] = [{"prompt": "a cat", **guided}, {"prompt": "a dog", "seed": 2}]
+    with StreamHost(instructed, 32, wait=0.3) as host:
+        engines = [host.open(**common, **own) for own in settings]
+        assert host.report().rows == 9 + 3
+        shown = together([lambda e=e: painted(e, frames[:4], [None] * 4) for e in engines])
+        assert host.report().streams_per_call["network"] > 1.3
+    for ours, own in zip(shown, settings, strict=True):
+        close(ours, painted(StreamEngine(instructed, **common, **own), frames[:4], [None] * 4))
+
+
+def test_guidance_by_the_picture_changes_live(instructed: Any, engine: Build, frames: torch.Tensor) -> None:
+    guided = {"guidance": FullGuidance(2.5), "image_guidance_scale": 1.8}
+    with engine(instructed, guidance=FullGuidance(2.5)) as stream:
+        outputs = [o for k in range(4) for o in stream.push(frames[k])]
+        stream.update(image_guidance_scale=1.8, at="new")
+        outputs += [o for k in range(4, 8) for o in stream.push(frames[k])] + stream.flush()
+        stream.update(guidance=FullGuidance(0.5), transition=2)  # past a scale of 1
+        assert all(o.image.isfinite().all() for o in stream.stream(frames[:4]))
+    close(torch.stack([o.image for o in outputs[4:]]), painted(engine(instructed, **guided), frames[4:8], [None] * 4))
+
+
+def test_guidance_by_the_picture_that_cannot_be_had_is_refused(instructed: Any, masking: Any, engine: Build) -> None:
+    with pytest.raises(
+        ValueError, match=r"image_guidance_scale=1\.5 is for InstructPix2Pix, and this pipeline is none"
+    ):
+        engine(masking, guidance=FullGuidance(2.0), image_guidance_scale=1.5)
+    for guidance in (SelfNegative(1.2), FullGuidance(1.0)):
+        with pytest.raises(ValueError, match=r"image_guidance_scale=1\.5 needs .* use guidance=FullGuidance"):
+            engine(instructed, guidance=guidance, image_guidance_scale=1.5)
+    with pytest.raises(ValueError, match=r"image_guidance_scale must be a number in \[1\.0, 100\.0\]"):
+        engine(instructed, image_guidance_scale=0.5)
 
 
 @pytest.mark.parametrize(
