@@ -22,6 +22,7 @@ from diffusers import (
 )
 
 import diffaccel.pipelines.base
+from diffaccel import models
 from diffaccel.config.checks import number
 from diffaccel.control import Attached, RelaCtrlAdapter, attach
 from diffaccel.stream.control import MOST_SCALE
@@ -61,7 +62,7 @@ class FastControlPipeline(
         """Put an adapter's control blocks on the transformer, in place of those before.
 
         Args:
-            adapter: a `RelaCtrlAdapter`, or the folder that its `save_pretrained` wrote.
+            adapter: a `RelaCtrlAdapter`, the folder that its `save_pretrained` wrote, or a bundled name.
 
         Raises:
             ValueError: the pipeline has no transformer, or the adapter is for another one; the message names widths.
@@ -71,8 +72,10 @@ class FastControlPipeline(
                 "this pipeline has no transformer: adapters are for PixArt-like ones; give a UNet its ControlNet as "
                 "controlnet=..."
             )
-        found = adapter if isinstance(adapter, RelaCtrlAdapter) else RelaCtrlAdapter.from_pretrained(os.fspath(adapter))
-        found = found.to(self.transformer.device, self.transformer.dtype).eval()
+        if not isinstance(adapter, RelaCtrlAdapter):
+            bundled = os.fspath(adapter) in models.names("adapter")
+            adapter = RelaCtrlAdapter.from_pretrained(models.path(str(adapter)) if bundled else os.fspath(adapter))
+        found = adapter.to(self.transformer.device, self.transformer.dtype).eval()
         self.unload_control()
         self.control, self.adapter = attach(self.transformer, found), found
 

@@ -23,6 +23,7 @@ BUNDLED = {
     "emoji-clip": Path("clip/model"),
     "emoji-lcm-lora": Path("lcm/model"),
     "emoji-control": Path("control/model"),
+    "emoji-dit-control": Path("dit-control/model"),
     "emoji-vae-small": Path("vae-small/model"),
     "emoji-video": Path("video/model"),
 }

@@ -1,7 +1,7 @@
 """Measure control against its bars, print the figures, write them into figures.json, and draw the grid of the docs.
 
     python scripts/evaluate_control.py                              # emoji-control, plain and with the LCM-LoRA
-    python scripts/evaluate_control.py --dit --model runs/dit-control/model --copied runs/dit-copied/model
+    python scripts/evaluate_control.py --dit --copied runs/dit-copied/model  # emoji-dit-control, beside copied blocks
 
 Edge agreement is `diffaccel.measure.edge_agreement` of the picture's edges and the lines, on drawings that no training
 has seen: of the Noto set, one in six of the things that the base model draws in the style of Fluent.
@@ -120,13 +120,19 @@ def agreement(pictures: torch.Tensor, lines: torch.Tensor) -> float:
     return edge_agreement(torch.stack([edges(picture) for picture in pictures]), lines).mean().item()
 
 
+def along_the_lines(args: argparse.Namespace, painter: Painter, scale: float) -> tuple[torch.Tensor, float]:
+    """Pictures of the held-out drawings' captions along their edges, for every seed, and their agreement."""
+    shown = HeldOut(args.data)
+    pictures = torch.cat([draw(painter, shown.captions, shown.edges, scale, seed) for seed in range(args.seeds)])
+    return pictures, agreement(pictures, shown.edges.repeat(args.seeds, 1, 1, 1))
+
+
 def evaluate(args: argparse.Namespace, painter: Painter) -> dict[str, float]:
     """Agreement and prompt accuracy with and without control, on edges, on scribbles and with other prompts."""
     shown, judge, result = HeldOut(args.data), Judge(Emojis(args.data).captions), {}
     prompts, lines = shown.captions, shown.edges
     for scale, word in ((1.0, ""), (0.7, "_at_scale_0.7"), (0.0, "_without")):
-        pictures = torch.cat([draw(painter, prompts, lines, scale, seed) for seed in range(args.seeds)])
-        result[f"edge_agreement{word}"] = agreement(pictures, lines.repeat(args.seeds, 1, 1, 1))
+        pictures, result[f"edge_agreement{word}"] = along_the_lines(args, painter, scale)
         result[f"controlled_top1{word}"] = judge.accuracy(pictures, prompts * args.seeds).top1
     result["top1_lost"] = result["controlled_top1_without"] - result["controlled_top1"]
     scribbles = scribbled(lines[:, :1], torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
@@ -177,15 +183,15 @@ def evaluate_relactrl(args: argparse.Namespace) -> dict[str, float]:
     """RelaCtrl on emoji-dit: the grid, the figures, and copied blocks trained alike beside it."""
     pipe: Any = diffaccel.models.load(args.base, device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    net = RelaCtrlAdapter.from_pretrained(args.model).eval()
+    net = RelaCtrlAdapter.from_pretrained(args.model or diffaccel.models.path("emoji-dit-control")).eval()
     grid(args, TransformerPainter(pipe, net), args.grid.with_stem("control-dit"))
     figures = evaluate(args, TransformerPainter(pipe, net))
     if args.copied:
         copied = CopiedBlocks(pipe.transformer, len(net.positions)).eval()
         load_model(copied, str(args.copied / WEIGHTS))
-        beside = evaluate(args, TransformerPainter(pipe, copied))
-        print("copied blocks", json.dumps({k: round(v, 4) for k, v in beside.items()}, indent=2), flush=True)
-        figures["agreement_of_copied_blocks"] = figures["edge_agreement"] / beside["edge_agreement"]
+        beside = along_the_lines(args, TransformerPainter(pipe, copied), 1.0)[1]
+        print(f"copied blocks: edge agreement {beside:.4f}", flush=True)
+        figures["agreement_of_copied_blocks"] = figures["edge_agreement"] / beside
         figures["parameters_of_copied_blocks"] = parameters(net) / parameters(copied)
     return figures
 
@@ -194,22 +200,18 @@ def main() -> None:
     """Evaluate, print, write; exit 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument(
-        "--dit", action="store_true", help="RelaCtrl on emoji-dit, of --model, instead of emoji-control"
-    )
+    parser.add_argument("--dit", action="store_true", help="RelaCtrl on emoji-dit instead of emoji-control")
     parser.add_argument("--model", help="a folder instead of the bundled model; then only prints")
     parser.add_argument("--base", default="emoji-dit", help="with --dit: the pipeline under control")
     parser.add_argument("--copied", type=Path, help="with --dit: copied blocks of train_control.py to compare with")
     parser.add_argument("--grid", type=Path, default=Path("runs/sheets/control.png"), help="where grids go")
     parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
-    if args.dit and not args.model:
-        parser.error("--dit needs --model: the folder that train_control.py saved")
     figures = evaluate_relactrl(args) if args.dit else evaluate_controlnet(args)
     figures.update(drawings=float(len(HeldOut(args.data).captions)), seeds=float(args.seeds))
     print(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2), flush=True)
     if not args.model:
-        write_figures("emoji-control", figures)
+        write_figures("emoji-dit-control" if args.dit else "emoji-control", figures)
     missed = []
     for key, (bar, sign) in (RELACTRL_BARS if args.dit else BARS).items():
         if key in figures:

@@ -22,6 +22,7 @@ USE = {
     "lora": "--lora",
     "autoencoder": "--vae",
     "controlnet": "--controlnet",
+    "adapter": "in Python",
     "classifier": "in bench",
 }
 WIDEST = 120  # characters

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffaccel.config.words import did_you_mean
 
-Kind = Literal["pipeline", "video", "lora", "autoencoder", "controlnet", "classifier"]
+Kind = Literal["pipeline", "video", "lora", "autoencoder", "controlnet", "adapter", "classifier"]
 Defaults = Mapping[str, Any]
 
 _FOLDER = Path(__file__).parent
@@ -78,6 +78,7 @@ _ROWS = (
     ),
     Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eleventh of the cost"),
     Bundled("emoji-control", "controlnet", "For emoji-sd: its pictures follow edges and scribbles, white on black"),
+    Bundled("emoji-dit-control", "adapter", "For emoji-dit: RelaCtrl's light control blocks, by FastControlPipeline"),
     Bundled("emoji-clip", "classifier", "Image tower against emoji-sd's text encoder: measures prompt accuracy"),
 )
 BUNDLED: Mapping[str, Bundled] = MappingProxyType({row.name: row for row in _ROWS})

@@ -36,6 +36,8 @@ def find_controlnet(name: str) -> Path:
     Raises:
         ModelError: there is none, it is of another class, or its weights are not safetensors.
     """
+    if name in names("adapter"):
+        raise ModelError(f"{name} is an adapter, no ControlNet: run it by FastControlPipeline.load_control({name!r})")
     place = BUNDLED[name].folder if name in names("controlnet") else expanded(name)
     refuse_pickle(place, "ControlNet")
     if place.is_file() and place.suffix == ".safetensors":

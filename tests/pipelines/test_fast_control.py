@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline, StableDiffusionControlNetPipeline
 from PIL import Image
 from stock_cases import TEXT, of, sd
 
-from diffaccel import ControlCache, accelerate
+from diffaccel import ControlCache, accelerate, models
 from diffaccel.control import RelaCtrlAdapter, attach
+from diffaccel.measure import edge_agreement
 from diffaccel.pipelines import FastControlPipeline
+from diffaccel.stream.control import edges
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
 ROOT = Path(__file__).parents[2]
@@ -112,3 +114,19 @@ def test_what_is_refused() -> None:
         pixart(**PIXART)
     with pytest.raises(ValueError, match="takes one control_scale"):
         pixart(**PIXART, control_image=LINES, control_scale=[1.0])
+
+
+@pytest.mark.slow
+def test_the_bundled_adapter_paints_along_the_lines() -> None:
+    pipe: Any = FastControlPipeline.from_pretrained(models.path("emoji-dit"))
+    pipe.load_control("emoji-dit-control")
+    y, x = torch.meshgrid(torch.arange(128) - 64, torch.arange(128) - 64, indexing="ij")
+    ring = ((y.square() + x.square()).sqrt() - 40).abs() < 2
+    lines = ring.float().expand(3, -1, -1)
+    call = {"num_inference_steps": 10, "guidance_scale": 2.0, "use_resolution_binning": False, "clean_caption": False}
+    pictures = [
+        paint(pipe, {"prompt": ["a red heart", "a tomato"], **call}, control_image=lines, control_scale=scale)
+        for scale in (0.0, 1.0)
+    ]
+    without, along = (edge_agreement(torch.stack([edges(one) for one in few]), lines[None]) for few in pictures)
+    assert (along > without + 0.2).all()

@@ -53,6 +53,8 @@ def test_it_is_found_by_name_and_goes_before_the_unet(pipe: Any) -> None:
         models.resolve("emoji-control")
     with pytest.raises(models.ModelError, match="or a bundled name: emoji-control"):
         models.find_controlnet("emoji-controll")
+    with pytest.raises(models.ModelError, match=r"an adapter, no ControlNet: .*load_control\('emoji-dit-control'\)"):
+        models.find_controlnet("emoji-dit-control")
 
 
 @pytest.mark.slow
