@@ -120,6 +120,8 @@ class CausalVideoPipeline(
             raise ValueError(f"callbacks get latents, not {', '.join(callback_on_step_end_tensor_inputs)}")
         if num_frames < 1:
             raise ValueError(f"num_frames must be a positive integer, not {num_frames}")
+        if callback_on_step_end is not None and settings.get("stream_batch"):
+            raise ValueError("steps of a stream batch are of several chunks: give callback_on_chunk_end instead")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if guidance is None:
             guidance = FullGuidance(guidance_scale) if guidance_scale > 1 else NoGuidance()

@@ -120,6 +120,8 @@ class StreamDiffusionPipeline(
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._interrupt = False
         frames = None if image is None else _frames(image)
+        if frames is not None and latents is not None:
+            raise ValueError("latents are initial noise of text-to-image frames: leave them out, or image")
         count = num_images_per_prompt if frames is None else len(frames)
         controls = _per_frame(control_image, count)
         noises = self._noises(len(prompts) * count, generator, latents, settings) if frames is None else None

@@ -133,6 +133,7 @@ def test_text_to_image(pipe: Any) -> None:
     [
         ({"generator": seeds(3)}, "1 frames need as many generators, not 3"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, "1 frames need as many latents, not 2"),
+        ({"latents": torch.zeros(1, 4, 8, 8), "image": torch.zeros(3, 32, 32)}, "leave them out, or image"),
         ({"guidance": SelfNegative(1.2)}, "for text-to-image use OneTimeNegative or FullGuidance"),
         ({"cache": "deepcash"}, "unknown method 'deepcash'"),
     ],
