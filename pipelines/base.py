@@ -153,7 +153,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Any type for any component, as long as it is not known which stock pipeline they make: `choose` decides."""
         if cls.stock_class is not None:
             return super()._get_signature_types()  # type: ignore[no-any-return]
-        return dict.fromkeys(inspect.signature(cls.__init__).parameters, AnyType())
+        return dict.fromkeys(inspect.signature(cls.__init__).parameters, AnyType((Any,)))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled and copied as an instance of the file's class, of which this one was made for its components."""

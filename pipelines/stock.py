@@ -69,7 +69,7 @@ def union_of(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., No
 
 
 class AnyType(tuple[type, ...]):
-    """A tuple of types that every type is in."""
+    """A tuple of types that every type is in, whether or not diffusers looks into it one by one."""
 
     __slots__ = ()
 

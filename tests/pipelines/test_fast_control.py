@@ -128,5 +128,6 @@ def test_the_bundled_adapter_paints_along_the_lines() -> None:
         paint(pipe, {"prompt": ["a red heart", "a tomato"], **call}, control_image=lines, control_scale=scale)
         for scale in (0.0, 1.0)
     ]
-    without, along = (edge_agreement(torch.stack([edges(one) for one in few]), lines[None]) for few in pictures)
+    both = lines.expand(2, -1, -1, -1)
+    without, along = (edge_agreement(torch.stack([edges(one) for one in few]), both) for few in pictures)
     assert (along > without + 0.2).all()

@@ -1,6 +1,7 @@
 """Both roads to a custom pipeline, offline; what is saved loads anywhere; pickles and unknown libraries are refused."""
 
 import json
+import logging
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +53,13 @@ def test_a_file(name: str, tiny_sd: Path) -> None:
     home = import_module(f"diffaccel.pipelines.{name}")
     assert hasattr(home, type(pipe).__name__)
     assert isinstance(pipe, StableDiffusionPipeline)
+
+
+def test_nothing_is_said_of_parts_that_fit(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("diffusers.pipelines.pipeline_utils"), "warning", said.append)
+    FastTextToImagePipeline.from_pretrained(tiny_sd)
+    assert not [words for words in said if "Expected types" in words]
 
 
 def test_a_file_draws_what_the_package_draws(tiny_sd: Path, plain: torch.Tensor) -> None:
