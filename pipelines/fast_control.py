@@ -157,7 +157,7 @@ class FastControlPipeline(
         size = given.get("height") or side, given.get("width") or side
         listed = image if isinstance(image, list | tuple) else [image]
         try:
-            return torch.cat([to_unit_frames(one, *size, fit) for one in listed])
+            return torch.cat([to_unit_frames(one, *size, fit, behind="black") for one in listed])
         except (TypeError, ValueError) as error:
             raise type(error)(f"the control image cannot be used: {error}") from error
 

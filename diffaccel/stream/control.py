@@ -144,6 +144,6 @@ def made_images(
 
 def _checked(picture: Any, height: int, width: int, fit: Fit) -> torch.Tensor:
     try:
-        return to_unit_frames(picture, height, width, fit)
+        return to_unit_frames(picture, height, width, fit, behind="black")  # there is nothing to follow
     except (TypeError, ValueError) as error:
         raise type(error)(f"the control image cannot be used: {error}") from error

@@ -187,7 +187,8 @@ class StreamEngine(MovingFrames):
 
         Args:
             image: PIL image, array ``(H, W, 3)`` or tensor ``(3, H, W)`` in [0, 1] (or uint8), with or without a
-                leading dimension of frames; None for text-to-image.
+                leading dimension of frames; None for text-to-image. What is transparent in a PIL image is laid on
+                white; a mask keeps it, and a control image has nothing there.
             latents: initial noise ``(C, h, w)`` or ``(frames, C, h, w)``; None for the seeded one.
             control: control image, as ``image``, fitted like it; for several ControlNets one for all, or a list of one
                 for each. None makes it from the picture, as the engine's ``control`` says.

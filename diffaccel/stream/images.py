@@ -16,7 +16,7 @@ Fit = Literal["crop", "pad", "stretch"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 Picture = Image.Image | np.ndarray | torch.Tensor
 
-_PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 
 
 def to_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
@@ -30,7 +30,17 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def to_unit_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.Tensor:
+def laid_on(image: Image.Image, colour: str) -> Image.Image:
+    """A PIL image as RGB, on a colour where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    laid = Image.new("RGB", image.size, colour)
+    laid.paste(image, mask=image.getchannel("A"))
+    return laid
+
+
+def to_unit_frames(image: Picture, height: int, width: int, fit: Fit, behind: str = "white") -> torch.Tensor:
     """Frames of ``image`` as ``(frames, 3, height, width)`` float32 in [0, 1].
 
     Args:
@@ -38,22 +48,23 @@ def to_unit_frames(image: Picture, height: int, width: int, fit: Fit) -> torch.T
             Numbers are uint8, or floating point in [0, 1].
         height, width: target size in pixels.
         fit: "crop" the longer side, "pad" the shorter one with black, or "stretch".
+        behind: colour behind what is transparent in a PIL image.
 
     Raises:
         TypeError: for another type or dtype.
         ValueError: for another mode or shape, an empty picture, or values outside [0, 1] (NaN included).
     """
-    pixels = _unit_range(_channels_first(image))
+    pixels = _unit_range(_channels_first(image, behind))
     return pixels if pixels.shape[-2:] == (height, width) else fit_to(pixels, height, width, fit)
 
 
-def _channels_first(image: Picture) -> torch.Tensor:
+def _channels_first(image: Picture, behind: str = "white") -> torch.Tensor:
     if isinstance(image, Image.Image):
-        if image.mode not in _PIL_MODES:
+        if image.mode not in PIL_MODES:
             deep = image.mode[0] in "IF"  # which PIL would cut off at 255
             remedy = "scale its values to [0, 1] and give an array (H, W, 3)" if deep else "use image.convert('RGB')"
             raise ValueError(f"image mode {image.mode!r} is not a picture of 8 bits a channel: {remedy}")
-        image = np.array(image.convert("RGB"))
+        image = np.array(laid_on(image, behind))
     if isinstance(image, np.ndarray):
         if image.ndim not in (3, 4) or image.shape[-1] != 3:
             raise ValueError(f"arrays must have the shape (H, W, 3) or (frames, H, W, 3), not {image.shape}")

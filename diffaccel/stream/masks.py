@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffaccel.stream.images import Fit, Picture, picture_size, to_unit_frames
+from diffaccel.stream.images import PIL_MODES, Fit, Picture, laid_on, picture_size, to_unit_frames
 
 
 def given_masks(mask: Picture, image: Picture | None, height: int, width: int, fit: Fit) -> torch.Tensor:
@@ -48,7 +48,7 @@ def unit_masks(mask: Picture) -> torch.Tensor:
 def _coloured(mask: Any) -> Any:
     """A mask with the channels of a picture."""
     if isinstance(mask, Image.Image):
-        return mask.convert("RGB") if mask.mode in ("L", "1", "LA") else mask
+        return laid_on(mask, "black") if mask.mode in PIL_MODES else mask  # what is transparent is kept
     if isinstance(mask, np.ndarray):
         array = mask.astype(np.float32) if mask.dtype == bool else mask
         return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array

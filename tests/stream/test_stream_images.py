@@ -7,7 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from diffaccel.stream.images import Codec, finish, fit_to, to_frames
+from diffaccel.stream.control import given_images
+from diffaccel.stream.images import Codec, finish, fit_to, to_frames, to_unit_frames
+from diffaccel.stream.masks import unit_masks
 
 
 def halves(height: int, width: int) -> torch.Tensor:
@@ -35,6 +37,16 @@ def test_stretch_changes_the_aspect() -> None:
     assert fitted.shape == (1, 3, 16, 64)
     assert fitted[..., :24].mean() < 0.02
     assert fitted[..., 40:].mean() > 0.98
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_in_pictures_and_kept_by_masks(mode: str) -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :, 3], pixels[:, 4:] = 255, (255, 255, 255, 0)  # left black, right white that is not to be seen
+    image = Image.fromarray(pixels).convert(mode)
+    assert to_unit_frames(image, 8, 8, "crop").mean((0, 1, 2)).tolist() == [0.0] * 4 + [1.0] * 4
+    assert unit_masks(image).max() == 0
+    assert given_images(image, 1, 8, 8, "crop")[0].max() == 0
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
