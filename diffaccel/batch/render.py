@@ -31,6 +31,7 @@ from diffaccel.batch.tasks import Pipelines, pictures_problem
 from diffaccel.batch.text_calls import TextCalls
 from diffaccel.methods import Method
 from diffaccel.models import ModelError, load_lora
+from diffaccel.models.tokenizing import with_own_tokenizers
 from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Renderer:
         self._lora_partial = lora_partial
         self._overlap = overlap and pipe._execution_device.type != "cpu"
         self._decoding = Decoding(self._overlap)
+        self._ahead = with_own_tokenizers(pipe) if self._overlap else pipe
         self._text = TextMemory(pipe)
         self._remarks, self._open = Remarks(), ExitStack()
         self._pipelines, self._text_calls = Pipelines(pipe), TextCalls(pipe)
@@ -147,7 +149,7 @@ class Renderer:
     def encode_ahead(self, jobs: Sequence[Job]) -> None:
         """Encode the prompts of a coming batch, so that `start` finds them encoded; on whatever thread."""
         if self._overlap and jobs[0].lora == self._lora:
-            encode_ahead(self._pipe, [job.prompt for job in jobs], _as_asked(self._pipe))
+            encode_ahead(self._ahead, [job.prompt for job in jobs], _as_asked(self._pipe))
 
     def _new_scheduler(self, jobs: Sequence[Job]) -> Any:
         """Every batch gets a scheduler of its own, so that nothing is left in it of a batch that broke off."""

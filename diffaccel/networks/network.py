@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.models.controlnet import require_fit
+from diffaccel.models.tokenizing import ONE_AT_A_TIME
 from diffaccel.networks import is_companion, layout_of
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import ImagePrompt
@@ -92,7 +93,9 @@ class Network(ABC):
             ValueError: for a ``clip_skip`` that the encoders do not have.
         """
         skip = {} if clip_skip is None or negative else {"clip_skip": self._checked_skip(clip_skip)}
-        return self._conditioning(self._embed(text, negative, **skip), embedded_scale)
+        with ONE_AT_A_TIME:
+            embeds = self._embed(text, negative, **skip)
+        return self._conditioning(embeds, embedded_scale)
 
     def told(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None = None) -> Conditioning:
         """Conditioning of embeddings, by the names under which pipelines take them.

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffaccel.models.markup import markup
 from diffaccel.models.text_parts import reading_of, words_of
+from diffaccel.models.tokenizing import ONE_AT_A_TIME
 from diffaccel.models.weighted_text import reads_in_parts
 from diffaccel.realtime.controls import READS_NEGATIVE, Controls
 
@@ -17,9 +18,10 @@ UNLIMITED = 100_000
 
 def cut_off(pipe: Any, text: str) -> str:
     """The end of a prompt that no text encoder of the pipeline reads; empty where all of it is read."""
-    if reading := reading_of(pipe):
-        return reading.beyond(text)
-    lost = [_beyond(tokenizer, limit, text) for tokenizer, limit in _tokenizers(pipe)]
+    with ONE_AT_A_TIME:
+        if reading := reading_of(pipe):
+            return reading.beyond(text)
+        lost = [_beyond(tokenizer, limit, text) for tokenizer, limit in _tokenizers(pipe)]
     return min(lost, key=len, default="")
 
 

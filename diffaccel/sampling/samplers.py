@@ -286,7 +286,7 @@ def grid_for(sampler: Sampler, scheduler: Any, num_inference_steps: int, lay_out
     kind = getattr(diffusers, sampler.scheduler)
     known = inspect.signature(kind.__init__).parameters
     grid = kind(**{k: v for k, v in config.items() if k in known})
-    clips = [name for name in ("clip_sample", "thresholding") if grid.config.get(name)]
+    clips = [name for name in ("clip_sample", "thresholding") if config.get(name)]
     if clips and isinstance(sampler, LCM | DDIM):  # others do not read it
         off = ", ".join(f"{name}=False" for name in clips)
         raise ValueError(

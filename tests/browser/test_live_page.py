@@ -306,6 +306,7 @@ def test_an_unplugged_camera_is_explained_and_comes_back(stub: LiveServer, open_
 def test_a_camera_may_change_its_size_again_and_again(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     page.get_by_role("tab", name="Camera").click()
+    page.wait_for_function("() => video.srcObject")
     pictures(page, 2)
     for width in (160, 320) * 10:
         page.evaluate("(width) => video.srcObject.getVideoTracks()[0].applyConstraints({ width })", width)
