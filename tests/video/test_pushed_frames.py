@@ -69,7 +69,8 @@ class Levels:
         if self.flow:
             return x + ((0 if then is None else then / 1000) - sigma) * made
         clean, noise = alpha * x - sigma * made, sigma * x + alpha * made
-        end, rest = self.of(-1 if then is None else then)
+        # On an uneven grid DDIMScheduler steps past the next point; an entry beside the grid steps to a point.
+        end, rest = self.of(time - 1000 // STEPS if time in self.times or then is None else then)
         return end * clean + rest * noise
 
     def course(self, strength: float) -> list[float]:
