@@ -30,6 +30,7 @@ def output(unet: Any) -> torch.Tensor:
         return unet(**unet_inputs(unet), timestep=500).sample
 
 
+@pytest.mark.slow
 def test_attach_and_detach_twenty_times_leaves_nothing(unet: Any) -> None:
     pipe = pipeline(unet)
     before, plain = attributes(unet), output(unet)

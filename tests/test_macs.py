@@ -36,6 +36,7 @@ def network(name: str) -> tuple[Any, dict[str, Any]]:
 QUICK = ("UNet2DConditionModel", "SD3Transformer2DModel", "SanaTransformer2DModel", "WanTransformer3DModel")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cells([*UNETS, *TRANSFORMERS], quick=lambda name: name in QUICK))
 def test_equals_torchs_counter_on_tensors_without_storage(name: str) -> None:
     model, inputs = network(name)

@@ -65,6 +65,7 @@ def test_settings_reach_the_picture(generate, tmp_path: Path, tiny_lora: Path) -
     assert {first.seed, second.seed} == {min(first.seed, second.seed), min(first.seed, second.seed) + 1}
 
 
+@pytest.mark.slow
 def test_same_command_again_does_nothing_and_other_settings_render_again(generate, tmp_path: Path) -> None:
     generate("p", "q")
     before = pictures(tmp_path / "out")

@@ -34,6 +34,7 @@ def checker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StableDiffusionPipeline, "run_safety_checker", check)
 
 
+@pytest.mark.slow
 def test_a_blackened_picture_fails_or_is_marked(generate, checker: None, tmp_path: Path) -> None:
     result = generate("a", "b")
     assert result.exit_code == 3

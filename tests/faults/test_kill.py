@@ -51,6 +51,7 @@ def pictures(folder: Path) -> int:
     return len(list(folder.glob("*.png")))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_runs_add_up_to_an_unbroken_one(tmp_path: Path) -> None:
     """Each run is killed a chance moment after its first new pictures, so that no machine is done too soon."""

@@ -131,6 +131,7 @@ def plain_in(dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
     return pipe, paint(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "value", "dtype"),
     cells(
@@ -150,6 +151,7 @@ def test_equals_the_reference(method: ControlCache, value: Value, dtype: torch.d
     assert not torch.equal(expected, plain)
 
 
+@pytest.mark.slow
 def test_forecasts_as_taylor_does(pipe: Any) -> None:
     computed = (0, 2, 4)
 
@@ -255,6 +257,7 @@ def test_saves_what_is_predicted(pipe: Any) -> None:
         assert report.macs_plain - report.macs == pytest.approx(saved + embedded, rel=0.02)
 
 
+@pytest.mark.slow
 def test_relevance_says_how_deep(pipe: Any, tmp_path: Path) -> None:
     layout = layout_of(pipe.controlnet)
     each = tuple(Loss(branch.replayed[0], 30.0, 0.9, 0.5) for branch in layout.residuals)

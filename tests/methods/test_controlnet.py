@@ -75,6 +75,7 @@ def test_ways_to_run_it(pipe: Any, options: dict[str, Any]) -> None:
         assert handle.report().replayed > 0
 
 
+@pytest.mark.slow
 def test_several_controlnets() -> None:
     pipe, images = build(2), [IMAGE, 1 - IMAGE]
     options = {"image": images, "controlnet_conditioning_scale": [1.0, 0.7]}

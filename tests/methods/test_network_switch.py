@@ -149,6 +149,7 @@ def routed(large: Any, small: Any, calls: tuple[int, ...], before: Any = lambda 
         del large.forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     cells(

@@ -112,6 +112,7 @@ def test_equals_the_reference_in_two_calls() -> None:
     assert (ours - pipe(*prompts())).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: (pipeline(picture_unet()), generate), lambda: (two_calls(), None)])
 def test_reusing_nothing_is_the_plain_run_and_equal_schedules_are_one(make: Any) -> None:
     pipe, run = make()
@@ -149,6 +150,7 @@ def test_without_guidance_the_first_schedule_is_the_only_one() -> None:
     assert torch.equal(run(PerPrompt(Uniform(2), Uniform(6))), run(Uniform(2)))
 
 
+@pytest.mark.slow
 def test_prompts_measure_their_own_change() -> None:
     """The negative prompt is never far from what it was; the prompt computes at each call."""
     pipe = pipeline(picture_unet())

@@ -212,6 +212,7 @@ def test_units_along_a_line_are_an_interval_cache(name: str, tmp_path: Path) -> 
             assert not torch.equal(whole, theirs) or torch.equal(ours, whole)
 
 
+@pytest.mark.slow
 def test_a_profile_file_is_a_method(unet: Any, tmp_path: Path) -> None:
     evidence = Evidence("min_psnr 30", True, 0.5, 31.0, 0.95, 32.0)
     tuned = replace(recipe(unet, Reuse(1, "branch 0", (1.0, 0.5)), Reuse(2, "output")), evidence=evidence)

@@ -130,6 +130,7 @@ def changed(tiny_sd: Path, deltas: dict[tuple[str, str], torch.Tensor]) -> torch
     return answer(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["kohya", "diffusers", "peft"])
 def test_every_spelling_is_the_same_change_of_weights(
     tiny_sd: Path, factors: Any, spelling: str, tmp_path: Path

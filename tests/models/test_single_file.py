@@ -76,6 +76,7 @@ def answer(pipe: Any) -> torch.Tensor:
     return pipe("a cat", generator=torch.Generator().manual_seed(0), **call).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [sd, sdxl, sd3])
 def test_a_file_is_the_pipeline_that_it_was_written_from(build: Callable[[], Any], tmp_path: Path) -> None:
     pipe = build()

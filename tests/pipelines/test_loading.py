@@ -130,6 +130,7 @@ def test_saved_and_loaded_by_all(tiny_sd: Path, tmp_path: Path, plain: torch.Ten
         assert torch.equal(picture(pipe), plain)
 
 
+@pytest.mark.slow
 def test_variant_and_dtype(tiny_sd: Path, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
     assert list((tmp_path / "unet").glob("*.bf16.safetensors"))

@@ -72,6 +72,7 @@ def override(net: Any, value: Callable[[int, int, list[torch.Tensor]], torch.Ten
     return [net.get_submodule(name).register_forward_hook(hook(i)) for i, name in enumerate(names)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cells(CASES, quick=lambda name: name == "sana"))
 @pytest.mark.parametrize("dtype", cells([torch.float32, torch.bfloat16], quick=lambda dtype: dtype == torch.float32))
 def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:

@@ -182,6 +182,7 @@ def invoke(tiny_sd: Path, *arguments: object) -> Result:
     return CliRunner().invoke(main, ["video", *map(str, arguments), "--model", str(tiny_sd), "--prompt", "a cat"])
 
 
+@pytest.mark.slow
 def test_the_command_paints_a_video(tmp_path: Path, tiny_sd: Path) -> None:
     source, target = videos.make(tmp_path / "in.mp4", size=(96, 48)), tmp_path / "out.mp4"
     result = invoke(tiny_sd, source, target, "--steps", 1, "--cache", 1)

@@ -39,12 +39,14 @@ def pipe() -> Any:
     return pipe
 
 
+@pytest.mark.slow
 def test_it_is_small(pipe: Any) -> None:
     parameters = [sum(p.numel() for p in net.parameters()) for net in (pipe.controlnet, pipe.unet)]
     assert parameters[0] <= parameters[1] / 3
     assert sum(file.stat().st_size for file in models.path("emoji-control").iterdir()) <= 7e6
 
 
+@pytest.mark.slow
 def test_it_is_found_by_name_and_goes_before_the_unet(pipe: Any) -> None:
     net = models.load_controlnet("emoji-control", dtype=torch.float32, device=torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), pipe.controlnet.parameters(), strict=True))

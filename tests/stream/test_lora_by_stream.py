@@ -42,6 +42,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     cells(

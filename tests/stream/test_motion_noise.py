@@ -46,6 +46,7 @@ def test_pictures_begin_where_a_plain_loop_begins(engine: Build, sd: Any, settin
         close(image, lcm(sd, clean_latents(sd, picture[None])[0], steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_streams_with_and_without_it_share_calls(name: str) -> None:
     films = [clip(), clip().flip(0), clip()]

@@ -167,6 +167,7 @@ def test_learned_words_are_read_as_the_stock_pipeline_reads_them() -> None:
     assert not torch.allclose(shown["a cat"], stock, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_learned_word_of_one_stream_changes_nothing_in_another(frames: torch.Tensor) -> None:
     pipe = stream_pipelines.sd()
     width = pipe.text_encoder.get_input_embeddings().weight.shape[1]

@@ -126,6 +126,7 @@ HAND = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seen", "batch", "scale", "blocks"), cells(HAND, (HAND[1], *HAND[4:]).__contains__))
 def test_equals_a_bank_kept_by_hand(
     sd: Any, engine: Build, frames: torch.Tensor, seen: int, batch: bool, scale: float, blocks: tuple[str, ...]

@@ -133,6 +133,7 @@ def test_guidance_by_the_picture_is_the_stock_pipelines(instructed: Any, engine:
     assert not torch.allclose(ours, painted(plain, frames[:1], [None])[0], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, DeepCache(2), SlotCache(DeepCache(2), "frame")], ids=str)
 def test_guidance_by_the_picture_in_a_stream_batch_and_a_host(
     instructed: Any, engine: Build, frames: torch.Tensor, cache: Any

@@ -70,6 +70,7 @@ def test_memory_is_known_before_and_a_window_keeps_it_level(pipe: Any) -> None:
     assert engine.report().context_bytes == 0
 
 
+@pytest.mark.slow
 def test_given_pictures_prompts_and_the_pipeline(pipe: Any) -> None:
     given = [torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(k)) for k in range(5)]
     engine = engine_of(pipe, given=given, output_type="pt")

@@ -84,6 +84,7 @@ class Loop:
         return clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["motion", "latte", "wan"])
 def test_a_video_is_that_of_a_plain_loop(name: str) -> None:
     context = CausalContext(window=4)
