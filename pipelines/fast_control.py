@@ -73,8 +73,8 @@ class FastControlPipeline(
                 "controlnet=..."
             )
         if not isinstance(adapter, RelaCtrlAdapter):
-            bundled = os.fspath(adapter) in models.names("adapter")
-            adapter = RelaCtrlAdapter.from_pretrained(models.path(str(adapter)) if bundled else os.fspath(adapter))
+            place = os.fspath(adapter)
+            adapter = RelaCtrlAdapter.from_pretrained(models.path(place) if place in models.names("adapter") else place)
         found = adapter.to(self.transformer.device, self.transformer.dtype).eval()
         self.unload_control()
         self.control, self.adapter = attach(self.transformer, found), found

@@ -7,7 +7,6 @@ draw them: thinned, thickened, displaced, with gaps, inner details left out, or 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from emoji_data import SIZE, Concept, Emojis, Placed, compose, concepts, place, render_all
-from safetensors.torch import load_file, safe_open, save_file
-from training import has_fast_bf16
+from safetensors.torch import load_file, safe_open
+from training import has_fast_bf16, save_shard
 
 from diffaccel.measure import thinned
 
@@ -166,13 +165,6 @@ def conditions(grey: torch.Tensor, seed: int) -> torch.Tensor:
     return result.expand(-1, 3, -1, -1)
 
 
-def write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all."""
-    temporary = file.with_suffix(f".{os.getpid()}")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(file)
-
-
 class ControlPool:
     """Encoded drawings and their grey pictures in shards on disk, made when first asked for; equal for equal seed.
 
@@ -208,8 +200,7 @@ class ControlPool:
             with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
                 # four at a time: what they need stays in a processor's cache
                 latents += [self.vae.encode(few).latents.half().cpu().contiguous() for few in pictures.split(4)]
-        tensors = {"latents": torch.cat(latents), "grey": torch.cat(greys)}
-        write(file, tensors, {"captions": "\n".join(captions)})
+        save_shard(file, {"latents": torch.cat(latents), "grey": torch.cat(greys)}, captions)
 
     def _lines(self, shard: int, grey: torch.Tensor) -> torch.Tensor:
         """Latents (1024, 4, 16, 16) of one control image for each grey picture (1024, 1, 128, 128)."""
@@ -217,7 +208,7 @@ class ControlPool:
         file = self.folder / f"{shard:03d}-lines.safetensors"
         if not file.exists():
             control = conditions(grey.float() / 255, shard)
-            write(file, {"lines": torch.cat([self.encode(few).half().cpu() for few in control.split(64)])})
+            save_shard(file, {"lines": torch.cat([self.encode(few).half().cpu() for few in control.split(64)])})
         return load_file(file)["lines"]
 
     def _shard(self, shard: int) -> tuple[list[str], dict[str, torch.Tensor]]:
@@ -243,6 +234,8 @@ class ControlPool:
         order = np.random.default_rng((visit, 7)).permutation(self.shard_size)
         chosen = torch.from_numpy(order[position * size : (position + 1) * size])
         latents = stored["latents"][chosen].float() * self.vae.config.scaling_factor
-        kept = stored["lines"][chosen].float() if self.encode else None
-        control = conditions(stored["grey"][chosen].float() / 255, step) if kept is None else kept
+        if self.encode:
+            control = stored["lines"][chosen].float()
+        else:
+            control = conditions(stored["grey"][chosen].float() / 255, step)
         return [captions[i] for i in chosen], latents, control

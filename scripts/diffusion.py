@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DiffusionPipeline, DPMSolverMultistepScheduler
 from emoji_data import Emojis, contact_sheet
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from train_clip import tokenize
-from training import Run, has_fast_bf16, optimisers
+from training import Run, has_fast_bf16, optimisers, save_shard
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 SCHEDULE: dict[str, Any] = {
@@ -98,9 +96,7 @@ class LatentPool:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 # four at a time: what they need stays in a processor's cache
                 latents += [self.vae.encode(few).latents.half().cpu().contiguous() for few in pictures.split(4)]
-        temporary = file.with_suffix(f".{os.getpid()}")
-        save_file({"latents": torch.cat(latents)}, temporary, metadata={"captions": "\n".join(captions)})
-        temporary.replace(file)
+        save_shard(file, {"latents": torch.cat(latents)}, captions)
 
     def _shard(self, shard: int) -> tuple[list[str], torch.Tensor]:
         if self._current is None or self._current[0] != shard:

@@ -120,11 +120,10 @@ def agreement(pictures: torch.Tensor, lines: torch.Tensor) -> float:
     return edge_agreement(torch.stack([edges(picture) for picture in pictures]), lines).mean().item()
 
 
-def along_the_lines(args: argparse.Namespace, painter: Painter, scale: float) -> tuple[torch.Tensor, float]:
+def along_the_lines(shown: HeldOut, painter: Painter, scale: float, seeds: int) -> tuple[torch.Tensor, float]:
     """Pictures of the held-out drawings' captions along their edges, for every seed, and their agreement."""
-    shown = HeldOut(args.data)
-    pictures = torch.cat([draw(painter, shown.captions, shown.edges, scale, seed) for seed in range(args.seeds)])
-    return pictures, agreement(pictures, shown.edges.repeat(args.seeds, 1, 1, 1))
+    pictures = torch.cat([draw(painter, shown.captions, shown.edges, scale, seed) for seed in range(seeds)])
+    return pictures, agreement(pictures, shown.edges.repeat(seeds, 1, 1, 1))
 
 
 def evaluate(args: argparse.Namespace, painter: Painter) -> dict[str, float]:
@@ -132,7 +131,7 @@ def evaluate(args: argparse.Namespace, painter: Painter) -> dict[str, float]:
     shown, judge, result = HeldOut(args.data), Judge(Emojis(args.data).captions), {}
     prompts, lines = shown.captions, shown.edges
     for scale, word in ((1.0, ""), (0.7, "_at_scale_0.7"), (0.0, "_without")):
-        pictures, result[f"edge_agreement{word}"] = along_the_lines(args, painter, scale)
+        pictures, result[f"edge_agreement{word}"] = along_the_lines(shown, painter, scale, args.seeds)
         result[f"controlled_top1{word}"] = judge.accuracy(pictures, prompts * args.seeds).top1
     result["top1_lost"] = result["controlled_top1_without"] - result["controlled_top1"]
     scribbles = scribbled(lines[:, :1], torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
@@ -189,7 +188,7 @@ def evaluate_relactrl(args: argparse.Namespace) -> dict[str, float]:
     if args.copied:
         copied = CopiedBlocks(pipe.transformer, len(net.positions)).eval()
         load_model(copied, str(args.copied / WEIGHTS))
-        beside = along_the_lines(args, TransformerPainter(pipe, copied), 1.0)[1]
+        beside = along_the_lines(HeldOut(args.data), TransformerPainter(pipe, copied), 1.0, args.seeds)[1]
         print(f"copied blocks: edge agreement {beside:.4f}", flush=True)
         figures["agreement_of_copied_blocks"] = figures["edge_agreement"] / beside
         figures["parameters_of_copied_blocks"] = parameters(net) / parameters(copied)

@@ -10,7 +10,6 @@ again to resume.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from emoji_data import Emojis, contact_sheet
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
-from training import Run, has_fast_bf16, optimisers
+from training import Run, has_fast_bf16, optimisers, save_shard
 
 RANK = 4
 SOLVER_STEPS = 12
@@ -69,10 +67,7 @@ class Trajectories:
         for start in range(0, self.shard_size, 16):
             path, timesteps = self.solve(names[start : start + 16], shard * self.shard_size + start)
             paths.append(path.half().cpu())
-        temporary = file.with_suffix(f".{os.getpid()}")
-        tensors = {"paths": torch.cat(paths), "timesteps": timesteps.cpu().contiguous()}
-        save_file(tensors, temporary, metadata={"captions": "\n".join(names)})
-        temporary.replace(file)
+        save_shard(file, {"paths": torch.cat(paths), "timesteps": timesteps.cpu().contiguous()}, names)
 
     def load(self) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """All captions, all latents (captions, SOLVER_STEPS + 1, 4, 16, 16), timesteps (SOLVER_STEPS,)."""

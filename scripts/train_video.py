@@ -8,7 +8,6 @@ resume.
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler
 from diffusion import SCHEDULE
 from emoji_data import Emojis
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training import Run, has_fast_bf16, optimisers
+from training import Run, has_fast_bf16, optimisers, save_shard
 from video_data import Clips
 from video_model import SEEN, VideoModel, encode, strips, words
 
@@ -63,9 +61,7 @@ class ClipPool:
     def _make(self, shard: int, file: Path) -> None:
         made = [self.clips.training(shard * self.shard_size + i) for i in range(self.shard_size)]
         latents = torch.stack([encode(self.vae, clip.frames()) for clip in made]).half()
-        temporary = file.with_suffix(f".{os.getpid()}")
-        save_file({"latents": latents}, temporary, metadata={"captions": "\n".join(c.caption for c in made)})
-        temporary.replace(file)
+        save_shard(file, {"latents": latents}, (clip.caption for clip in made))
 
     def batch(self, step: int, size: int) -> tuple[list[str], torch.Tensor]:
         """Captions and latents (size, SEEN, 4, 16, 16) from anywhere in the clips; shuffled anew on every pass."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -23,6 +25,13 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+
+
+def save_shard(file: Path, tensors: dict[str, torch.Tensor], captions: Iterable[str] = ()) -> None:
+    """Write samples, and their captions in its metadata, as a safetensors file, whole or not at all."""
+    temporary = file.with_suffix(f".{os.getpid()}")
+    save_file(tensors, temporary, metadata={"captions": "\n".join(captions)})
+    temporary.replace(file)
 
 
 def wsd(step: int, steps: int, warmup: int = 100, decay: float = 0.3) -> float:

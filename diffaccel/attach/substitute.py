@@ -9,7 +9,7 @@ from diffaccel._diffusers import RunningCall
 from diffaccel.attach.seat import Seat
 from diffaccel.config.checks import check
 from diffaccel.networks.inputs import Inputs, Signature
-from diffaccel.runtime.attachment import COMPILED, ActHook
+from diffaccel.runtime.attachment import COMPILED, ActHook, lost_from
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run
 from diffaccel.runtime.session import RunNetwork, Session
 from diffaccel.runtime.shared_hooks import SharedHooks
@@ -48,8 +48,7 @@ class DeputySeat(Seat):
 
     def lost(self) -> str | None:
         """As the place's seat says it."""
-        own = set(self.model.modules())
-        return next((name for name, module in self._hooked.items() if module not in own), None)
+        return lost_from(self.model, self._hooked)
 
     def follow(
         self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork

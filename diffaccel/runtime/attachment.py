@@ -148,8 +148,7 @@ class Attachment:
 
     def lost(self) -> str | None:
         """Name of a module that carries a hook and is no part of the network any more, if there is one."""
-        own = set(self.model.modules())
-        return next((item.name for item in self._attached if item.module not in own), None)
+        return lost_from(self.model, {item.name: item.module for item in self._attached})
 
     def remove(self) -> None:
         """Take everything off. Safe to call twice.
@@ -185,6 +184,12 @@ class Attachment:
         """Let diffusers find the changed set of hooks."""
         if REGISTRY_ATTRIBUTE in self.model.__dict__:
             registry_of(self.model).invalidate_child_registries_cache()
+
+
+def lost_from(model: torch.nn.Module, hooked: Mapping[str, torch.nn.Module]) -> str | None:
+    """The first name of hooked modules that are no part of a network any more; None where all are."""
+    own = set(model.modules())
+    return next((name for name, module in hooked.items() if module not in own), None)
 
 
 def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
