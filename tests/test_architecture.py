@@ -37,6 +37,18 @@ FLOORS = (
     {"_diffusers", "config"},
 )
 
+# The top level of the repository, but for files whose names begin with a point.
+TOP = {
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt", "pyproject.toml"),
+    *("benchmarks", "diffaccel", "docs", "pipelines", "samples", "scripts", "tests"),
+}
+
+
+@pytest.mark.skipif(not (ROOT.parent / ".git").exists(), reason="needs the repository")
+def test_nothing_lies_about_at_the_top() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT.parent, capture_output=True, text=True, check=True).stdout
+    assert {name.partition("/")[0] for name in listed.splitlines() if name[0] != "."} == TOP
+
 
 @cache
 def parsed(path: Path) -> ast.Module:
