@@ -25,7 +25,7 @@ from diffaccel.stream.stages import Stages, build_stages
 
 logger = logging.getLogger(__name__)
 At = Literal["all", "new"]
-MOVING = ("positive", "negative", "guidance", "control_scales")
+MOVING = ("positive", "negative", "guidance", "control_scales", "image_guidance")
 """What of settings moves from one value to another."""
 
 

@@ -18,6 +18,7 @@ from diffaccel.methods import DeepCache
 from diffaccel.networks.conditioning import slerp
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.sampling.samplers import TCD, Euler
+from diffaccel.stream.course import Course
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.similarity import SimilarityFilter
 
@@ -384,6 +385,18 @@ def test_other_changes_do_not_end_a_transition(engine: Build, frames: torch.Tens
             stream.update(similarity=SimilarityFilter(1.0))
         shown.append([o.image for frame in frames[2:] for o in [*outputs, *stream.push(frame)]])
     assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
+def test_guidance_by_the_picture_goes_on_where_something_else_changes(engine: Build) -> None:
+    settings = engine()._course.settings
+    course, end = Course(settings), replace(settings, image_guidance=3.0)
+    course.turn(end, 4, "new")
+    course.advance(2, "linear")
+    assert course.settings.image_guidance == 2.0
+    course.turn(replace(end, guidance=FullGuidance(2.0)), 0, "new")
+    assert course.settings.image_guidance == 2.0
+    course.advance(1, "linear")
+    assert course.settings.image_guidance == 2.5
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"timestep_indices": (20,)}, {"guidance": FullGuidance(2.0)}])
