@@ -15,6 +15,8 @@ from typing import Any
 
 import make_method_docs
 
+from diffaccel.measure.page import share
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
 PROMPTS = ("red heart", "dog", "rocket", "pizza")
@@ -118,7 +120,7 @@ def bench_section(model: str) -> str:
     for row in report["rows"]:
         name = f"**{row['name']}**" if row["name"] in front else row["name"]
         quality, plain = row["quality"], row["kind"] == "plain"
-        top = f"{row['accuracy']['top1']:.0%}" if row["accuracy"] else ""
+        top = share(row["accuracy"]["top1"], report["settings"]["pictures"]) if row["accuracy"] else ""
         cache = "" if row["cache_bytes"] is None else f"{row['cache_bytes'] / 1e6:.2f}"
         likeness = "| |" if plain else f"{quality['psnr']:.1f} | {quality['ssim']:.3f} |"
         speed = f"{row['timing']['median']:.3f} | {row['speedup']:.2f} | {row['ceiling']:.2f}"
