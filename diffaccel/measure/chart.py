@@ -100,7 +100,7 @@ def _mark(point: Point, x: float, y: float) -> str:
 
 
 def _labels(leading: Sequence[Point], scale: _Scale) -> list[str]:
-    """Names of the points of the front, where they do not cover each other."""
+    """Names of the points of the front, right above the falling line or left below it, unless they cover another's."""
     parts: list[str] = []
     taken: list[tuple[float, float]] = []
     for point in reversed(leading):
@@ -110,6 +110,6 @@ def _labels(leading: Sequence[Point], scale: _Scale) -> list[str]:
         taken.append((x, y))
         left = x > WIDTH * 0.72
         name = point.name if len(point.name) <= 34 else f"{point.name[:33]}…"
-        place = f'x="{x - 10 if left else x + 10:.1f}" y="{y - 8:.1f}"'
+        place = f'x="{x - 10:.1f}" y="{y + 17:.1f}"' if left else f'x="{x + 10:.1f}" y="{y - 8:.1f}"'
         parts.append(f'<text class="label" {place} text-anchor="{"end" if left else "start"}">{escape(name)}</text>')
     return parts
