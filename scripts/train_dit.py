@@ -16,7 +16,7 @@ from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel, UNet2DCondi
 from diffusion import Denoiser, arguments, train_denoiser
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-WIDTH, HEADS, LAYERS = 192, 6, 12
+WIDTH, HEADS, LAYERS = 192, 6, 6
 CONFIG = {
     "num_attention_heads": HEADS,
     "attention_head_dim": WIDTH // HEADS,
