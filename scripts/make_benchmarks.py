@@ -105,11 +105,11 @@ def title_of(text: str) -> str:
 
 
 def bench_section(model: str) -> str:
-    """Every method on one model."""
+    """The usual methods on one model."""
     report = json.loads((FOLDER / model / "report.json").read_text())
     front = set(report["front"])
     lines = [
-        f"## Every method on {model}\n",
+        f"## The usual methods on {model}\n",
         f"    {report['command']}\n",
         f"{machine(report['machine'])}. {report['settings']['pictures']} pictures, "
         f"{report['settings']['num_inference_steps']} steps. In bold: the front, which nothing else beats in both "

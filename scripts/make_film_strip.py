@@ -40,7 +40,7 @@ def strips(clips: dict[str, list[Image.Image]]) -> Image.Image:
 
 @click.command()
 @click.option("--seed", default=0, show_default=True)
-@click.option("--chunks", default=6, show_default=True, help="Half seconds.")
+@click.option("--chunks", default=5, show_default=True, help="Half seconds.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=PICTURES, show_default=True)
 def main(seed: int, chunks: int, output: Path) -> None:
     """Paint them."""

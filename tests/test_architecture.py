@@ -18,6 +18,7 @@ import pytest
 import diffaccel
 from diffaccel import methods
 from diffaccel.reuse.forecast import Forecast
+from diffaccel.reuse.measure import Measure
 from diffaccel.reuse.schedule import Schedule
 from diffaccel.runtime.act import Act, PartState, Place
 
@@ -147,6 +148,21 @@ def subclasses(base: type) -> Iterator[type]:
     for kind in base.__subclasses__():
         if kind.__module__.startswith("diffaccel."):
             yield from (kind, *subclasses(kind))
+
+
+def test_methods_know_the_text_of_what_they_are_given() -> None:
+    """A schedule is read from text wherever methods are, and not only once somebody has imported it."""
+    files, loaded, left = modules(), set(), ["diffaccel.methods"]
+    while left:
+        name = left.pop()
+        if name in files and name not in loaded:
+            loaded.add(name)
+            found = imports(parsed(files[name]), at_load=True)
+            left += [each for target in found for each in (target, target.rpartition(".")[0])]
+    given = [getattr(diffaccel, name) for name in diffaccel.__all__]
+    kinds = [kind for kind in given if isinstance(kind, type) and issubclass(kind, Schedule | Forecast | Measure)]
+    assert len(kinds) >= 12
+    assert {kind.__module__ for kind in kinds} <= loaded
 
 
 def test_no_chain_of_rooms_is_longer_than_ten() -> None:

@@ -60,8 +60,9 @@ CALIBRATED_ALPHAS = (0.15, 0.3)
 )
 @with_subject
 @click.option(
-    "--methods", "specs", multiple=True, metavar="SPEC", help="METHOD or METHOD+METHOD.  [default: one of each kind]"
-)
+    "--methods", "specs", multiple=True, metavar="SPEC",
+    help="METHOD or METHOD+METHOD.  [default: the usual ones for its network]",
+)  # fmt: skip
 @click.option(
     "--profile", "profiles", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A tuned profile, too."
 )

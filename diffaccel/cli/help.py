@@ -28,6 +28,10 @@ class Number(click.FloatRange):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Nothing where there are no limits: click would say x<=None."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 class Grouped(click.Command):
     """A command whose help shows its options in groups.

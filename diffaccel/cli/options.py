@@ -74,7 +74,7 @@ _OPTIONS = (
     click.option("--init-image", metavar="PICTURE", help="Start from this picture, or each of a folder or pattern."),
     click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
     click.option("--mask-image", metavar="PICTURE", help="Paint it anew only where this one is white."),
-    click.option("--controlnet", metavar="FOLDER", help="A ControlNet: folder, .safetensors file, or Hub id."),
+    click.option("--controlnet", metavar="NET", help="ControlNet: bundled name, folder, .safetensors file or Hub id."),
     click.option("--control-image", metavar="PICTURE", help="What the ControlNet follows: edges, depth, ..."),
     click.option("--control-scale", type=float, help="Strength of the ControlNet.  [default: 1]"),
     click.option("--resize", type=click.Choice(RESIZES), help="How pictures get their size.  [default: crop]"),

@@ -34,7 +34,9 @@ DEFAULT_NET = "emoji-control"
     short_help="Measure what each residual of a ControlNet is worth.",
 )
 @with_subject
-@click.option("--controlnet", metavar="FOLDER", help="Bundled name, folder, file or Hub id.  [default: emoji-control]")
+@click.option(
+    "--controlnet", metavar="NET", help="Bundled name, folder, .safetensors file or Hub id.  [default: emoji-control]"
+)
 @click.option(
     "--control-image",
     "images",

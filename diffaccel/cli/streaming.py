@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 LEAST_SIDE, MOST_SIDE = 8, 8192
 CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option("--controlnet", multiple=True, help="ControlNet: bundled name, folder or Hub id; may be repeated."),
+    click.option(
+        "--controlnet",
+        multiple=True,
+        help="A ControlNet: bundled name, folder, .safetensors file or Hub id; repeat.",
+    ),
     click.option(
         "--control", type=click.Choice(["edges", "canny", "identity"]), help="What it sees.  [default: edges]"
     ),

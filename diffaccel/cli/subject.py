@@ -4,7 +4,7 @@ import random
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ _CALL_NAMES = {
 }
 
 _OPTIONS = (
-    *model_options(),
     click.option(
         "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: some captions]"
     ),
@@ -58,7 +57,7 @@ class Subject:
     @property
     def name(self) -> str:
         """Name of the model."""
-        return self.choice.model or DEFAULT_MODEL
+        return self.choice.model or ""
 
     def say(self, text: str) -> None:
         """Tell what is being done."""
@@ -139,20 +138,26 @@ class Subject:
         return pipe
 
 
-def with_subject(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the shared options; it receives them as one `Subject` before its own."""
+def with_subject(function: Callable[..., None], default: str = DEFAULT_MODEL) -> Callable[..., None]:
+    """Give a command the shared options; it receives them as one `Subject` before its own.
+
+    Args:
+        function: the command.
+        default: the model where none is named.
+    """
     names = [field.name for field in fields(Subject) if field.name != "choice"]
 
     @wraps(function)  # brings the options that the command has of its own
     def command(**values: Any) -> None:
         choice = ModelChoice(**{each.name: values.pop(each.name) for each in fields(ModelChoice)})
+        choice = choice if choice.model is not None else replace(choice, model=default)
         subject = Subject(choice=choice, **{name: values.pop(name) for name in names})
         try:
             function(subject, **values)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
-    return declared(_OPTIONS)(command)
+    return declared((*model_options(default), *_OPTIONS))(command)
 
 
 def command_line() -> str:

@@ -1,5 +1,6 @@
 """`diffaccel train-cache`: learn which units of a transformer compute in which calls, for `LearnedCache`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ DEFAULT_PROMPTS = 48
     },
     short_help="Learn which units of a transformer compute in which calls.",
 )
-@with_subject
+@partial(with_subject, default="emoji-dit")
 @click.option(
     "--objective", type=click.Choice(["harmonica", "l2c"]), default="harmonica", show_default=True,
     help="HarmoniCa or Learning-to-Cache.",

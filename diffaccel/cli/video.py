@@ -39,11 +39,15 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     *film.OPTIONS,
     click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
     click.option(
-        "--strength", type=Number(), help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5]"
+        "--strength",
+        type=Number(),
+        help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5; without INPUT, 1]",
     ),
-    click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2]"),
+    click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2; without INPUT, 8]"),
     click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
-    click.option("--guidance-scale", type=Number(), help="How hard, from 1.  [default: 1.2]"),
+    click.option(
+        "--guidance-scale", type=Number(), help="How hard, from 1.  [default: 1.2; without INPUT, the model's]"
+    ),
     click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
     click.option(
         "--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]"
@@ -59,7 +63,11 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         default=None,
         help="Repeat the picture while frames hardly change.  [default: no]",
     ),
-    click.option("--size", callback=parse_size, help="Pixels, as in 640x384.  [default: fit, the video's shape]"),
+    click.option(
+        "--size",
+        callback=parse_size,
+        help="Pixels, as in 640x384.  [default: fit, the video's shape; without INPUT, the model's]",
+    ),
     FIT_OPTION,
     *model_options("emoji-sd; without INPUT, emoji-video"),
     *CONTROLNET_OPTIONS,

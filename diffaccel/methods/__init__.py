@@ -35,6 +35,7 @@ from diffaccel.methods.tea_cache import TeaCache
 from diffaccel.methods.text_kv_cache import TextKVCache
 from diffaccel.methods.tgate import TGate
 from diffaccel.methods.token_reduction import TokenReduction
+from diffaccel.reuse.per_prompt import PerPrompt as PerPrompt  # whose text methods are to know
 
 __all__ = [
     "BlockCache",

@@ -56,7 +56,8 @@ class StreamEngine(MovingFrames):
         strength, num_steps: N stages over the last ``strength`` of the grid, in (0, 1].
         num_inference_steps: length of the grid.
         guidance: NoGuidance (default), FullGuidance, SelfNegative or OneTimeNegative.
-        height, width: picture size in pixels; other sizes are fitted as ``fit`` says ("crop", "pad" or "stretch").
+        height, width: picture size in pixels.
+        fit: how pictures of other sizes get it: "crop" (the middle), "pad" or "stretch".
         frame_buffer: frames that enter together; a tick happens when so many were pushed. More frames a second, later.
         shared_noise: whether the frames of a buffer share their noise, so that pictures are those of a buffer of one
             and a video does not flicker; otherwise each has its own.
@@ -66,7 +67,7 @@ class StreamEngine(MovingFrames):
             noises are blended by slerp.
         feedback: share of the last result in the latents of an entering picture, 0 to 0.95: steadier, slower to follow.
         similarity: a SimilarityFilter, or None.
-        cache: a DeepCache or a SlotCache for reuse between frames, or None.
+        cache: a method such as DeepCache(3), or a SlotCache, for reuse between frames; or None.
         vae: an autoencoder to use instead of the pipeline's (AutoencoderTiny, ...).
         output_type: "pil", "np" (H, W, 3), "pt" (3, H, W), both in [0, 1], or "latent" (C, h, w).
         blend: "linear" or "slerp".

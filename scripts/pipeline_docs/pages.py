@@ -122,7 +122,7 @@ call = {
             "BlockCache": 'cache={"type": "blockcache", "threshold": 0.12}',
         },
         "IntervalCache stores the output of every attention and of every feed-forward network: as many tensors of the "
-        "size of the hidden states as there are of these. BlockCache stores one. Both are freed when the call ends.",
+        "size of the hidden states as there are of these. BlockCache stores two. All are freed when the call ends.",
     ),
     Page(
         "fast_control",

@@ -19,9 +19,7 @@ def markdown(page: Page, figures: dict[str, Any] | None) -> str:
     kind = next(k for name, k in vars(home).items() if name in diffaccel.pipelines.__all__ and inspect.isclass(k))
     stock = ", ".join(f"`{s.__name__}`" for s in kind.stock)
     summary = (home.__doc__ or "").splitlines()[0]
-    arguments = {"stream_diffusion": "stream", "causal_video": "video", "fast_control": "control"}.get(
-        page.name, "fast"
-    )
+    arguments = ARGUMENTS.get(page.name, "fast")
     parts = [
         f"# {kind.__name__}\n\n{summary} It becomes the first of these that the components fit: {stock}.\n",
         f"```python\n{page.code}images = pipe(**call{_example(page)})\n```\n",

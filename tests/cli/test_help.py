@@ -1,5 +1,6 @@
 """Help is in groups, every option in one of them, each group with an example that parses."""
 
+import re
 import shlex
 
 import click
@@ -8,6 +9,8 @@ from click.testing import CliRunner
 
 from diffaccel.cli import main
 from diffaccel.cli.help import Grouped
+from diffaccel.cli.live import START
+from diffaccel.realtime.controls import Controls
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
@@ -17,6 +20,7 @@ def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
     text = CliRunner().invoke(main, [name, "--help"], terminal_width=120).output
     options = [option for option in command.params if isinstance(option, click.Option)]
     assert "More options" not in text
+    assert "None" not in text
     assert all(f"\n{title}:\n" in text for title in command.groups)
     named = [each for names in command.groups.values() for each in names]
     assert len(named) == len(set(named))
@@ -26,6 +30,20 @@ def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
         program, own, *rest = shlex.split(example)
         assert (program, own) == ("diffaccel", name)
         command.make_parser(click.Context(command)).parse_args(rest)
+
+
+@pytest.mark.parametrize(("name", "start"), [("live", START), ("video", {"similarity": False, "cache": 1})])
+def test_defaults_are_those_of_the_controls(name: str, start: dict[str, object]) -> None:
+    fields = {each: field.default for each, field in Controls.model_fields.items()} | start
+    told = {
+        option.name: match.group(1)
+        for option in main.commands[name].params
+        if isinstance(option, click.Option) and (match := re.search(r"\[default: ([^;,\]]+)", option.help or ""))
+    }
+    shared = told.keys() & fields.keys()
+    assert {"strength", "steps", "guidance", "guidance_scale", "seed", "cache"} <= shared
+    for each in shared - {"model"}:
+        assert told[each] == ("no" if fields[each] is False else str(fields[each]))
 
 
 def test_too_few_steps_to_tune_are_told_while_parsing() -> None:

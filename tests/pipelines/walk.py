@@ -121,7 +121,7 @@ def walk(stop: Stop, name: str, dtype: torch.dtype, pipe: Any = None, plain: Any
         return f"{REFUSED}: {refusal(e)}"
     assert torch.equal(ours, again), f"a second run differs by {error(again, ours):.3g}"
     if torch.equal(ours, plain) and report.full:
-        return f"{FULL}: {report.full}"
+        return f"{FULL}: {', '.join(report.full)}"
     with reference(pipe, stop, name):
         theirs = made_by(pipe, stop, dtype)
     far, near = error(plain, theirs), error(ours, theirs)
