@@ -1,8 +1,13 @@
 """Names that are not known, and what is offered in their place."""
 
+import re
+from pathlib import Path
+
+import diffusers
 import pytest
 from pydantic import ValidationError
 
+import diffaccel
 from diffaccel import models
 from diffaccel.batch.settings import PictureSettings
 from diffaccel.config.words import did_you_mean
@@ -42,3 +47,14 @@ def test_models_and_settings_offer_it() -> None:
 )
 def test_plus_signs_join_methods(text: str, methods: tuple[object, ...]) -> None:
     assert parse_all(text) == methods
+
+
+def test_names_read_from_configurations_are_names_that_diffusers_gives() -> None:
+    """`config.get` of a name that nothing has is its default for ever, and says nothing."""
+    package, rooms = Path(diffusers.__file__).parent, ("networks", "runtime", "sampling", "stream", "video")
+    source = [path.read_text() for room in rooms for path in (Path(diffaccel.__file__).parent / room).glob("*.py")]
+    read = set(re.findall(r'config\.get\(\s*"(\w+)"', "\n".join(source))) - {"_class_name"}
+    folders = ("models", "pipelines", "schedulers")
+    known = "".join(path.read_text() for folder in folders for path in (package / folder).rglob("*.py"))
+    assert len(read) > 10
+    assert not [name for name in read if f" {name}: " not in known]

@@ -163,7 +163,7 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
     if not config.use_dynamic_shifting:
         return {}
     base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("basedynamic_shift", 0.5), config.get("max_shift", 1.15)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return {"mu": low + (high - low) * (image_tokens - base) / (top - base)}
 
 

@@ -202,7 +202,9 @@ def flux(guidance_embeds: bool = False) -> FluxPipeline:
     )
     return FluxPipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=guidance_embeds),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0, use_dynamic_shifting=guidance_embeds, base_shift=0.3, max_shift=0.9
+        ),
         vae=_kl(4, shift=0.1),
         text_encoder=_clip(),
         tokenizer=_clip_tokenizer(),
