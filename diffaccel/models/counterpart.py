@@ -36,7 +36,7 @@ TOLD = (
     "encoder_hid_dim_type",
 )
 NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
-LATENTS = ("scaling_factor", "shift_factor")
+LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class Counterpart(ABC):

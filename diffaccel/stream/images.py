@@ -129,8 +129,12 @@ class Codec:
         self.dtype = vae.dtype
         self.factor = 2 ** (len(blocks) - 1)
         self.channels: int | None = config.get("latent_channels")
-        self.scale = float(config.get("scaling_factor") or 1.0)
-        self.offset = float(config.get("shift_factor") or 0.0)
+        self.scale: Any = float(config.get("scaling_factor") or 1.0)
+        self.offset: Any = float(config.get("shift_factor") or 0.0)
+        moments = [config.get(f"latents_{name}") for name in ("mean", "std")]
+        if None not in moments:  # of each channel, as Playground's has them
+            self.offset, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in moments)
+            self.scale = self.scale / deviation
         if config.get("force_upcast") and self.dtype == torch.float16:
             raise ValueError(
                 f"{type(vae).__name__} overflows in float16 (force_upcast): "
@@ -144,7 +148,14 @@ class Codec:
 
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the autoencoder has them."""
-        return latents / self.scale + self.offset
+        scale, offset = self._levels(latents)
+        result: torch.Tensor = latents / scale + offset
+        return result
+
+    def _levels(self, like: torch.Tensor) -> tuple[Any, Any]:
+        """Scale and offset: numbers, or of each channel where `like` is."""
+        both = self.scale, self.offset
+        return tuple(x.to(like) if isinstance(x, torch.Tensor) else x for x in both)  # type: ignore[return-value]
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -164,7 +175,8 @@ class Codec:
                 break
         else:
             latents = encoded.latent_dist.mode()
-        result: torch.Tensor = (latents.float() - self.offset) * self.scale
+        scale, offset = self._levels(latents.float())
+        result: torch.Tensor = (latents.float() - offset) * scale
         return result
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:

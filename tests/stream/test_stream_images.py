@@ -76,6 +76,21 @@ def test_codec_undoes_scale_and_shift() -> None:
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), decoded, rtol=0, atol=1e-5)
 
 
+def test_codec_knows_the_moments_of_each_channel() -> None:
+    """As the stock pipelines of SDXL do with autoencoders that have them, such as Playground's."""
+    vae = stream_pipelines._kl(4, scale=0.5)
+    mean, std = [0.5, -1.0, 0.25, 2.0], [1.5, 0.5, 3.0, 1.0]
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mode = vae.encode(pixels).latent_dist.mode()
+        decoded = vae.decode(mode).sample
+    mean_of, std_of = (torch.tensor(x).view(1, 4, 1, 1) for x in (mean, std))
+    codec = Codec(vae)
+    torch.testing.assert_close(codec.encode(pixels), (mode - mean_of) * 0.5 / std_of)
+    torch.testing.assert_close(codec.decode(codec.encode(pixels)), decoded, rtol=0, atol=1e-5)
+
+
 def test_codec_refuses_what_overflows_in_half() -> None:
     vae = stream_pipelines._kl(4).half()
     with pytest.raises(ValueError, match=r"AutoencoderKL overflows in float16 .*vae.to\(torch.float32\)"):
