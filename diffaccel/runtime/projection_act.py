@@ -52,7 +52,9 @@ class Projection(Act):
         assert isinstance(state, ProjectionState)
         upstream = [model.get_submodule(name) for name in self.upstream]
         for slot, name in enumerate(self.names):
-            yield name, _Projected(state, slot, [model.get_submodule(name), *upstream])
+            holder, _, last = name.removesuffix(".base_layer").rpartition(".")
+            modules = [model.get_submodule(name), *upstream]
+            yield name, _Projected(state, slot, modules, model.get_submodule(holder), last)
 
 
 class ProjectionState(PartState):
@@ -96,10 +98,20 @@ class ProjectionState(PartState):
 
 
 class _Projected(Place):
-    """Gives what is stored for these lanes and these weights."""
+    """Gives what is stored for these lanes and these weights.
 
-    def __init__(self, state: ProjectionState, slot: int, modules: list[torch.nn.Module]) -> None:
-        self.state, self.slot, self.modules = state, slot, modules
+    Args:
+        state: of the part.
+        slot: of the module.
+        modules: whose weights count, the module's first.
+        holder: the module that has this one, perhaps beneath adapters, which merge into its weights unseen.
+        name: by which it does.
+    """
+
+    def __init__(
+        self, state: ProjectionState, slot: int, modules: list[torch.nn.Module], holder: torch.nn.Module, name: str
+    ) -> None:
+        self.state, self.slot, self.modules, self.holder, self.name = state, slot, modules, holder, name
         self._stamp: Stamp | None = None
         self._rows: list[int] = []
 
@@ -110,6 +122,8 @@ class _Projected(Place):
         if stamp is None:  # weights that do not tell when they are written to
             self._rows = list(range(len(state.lanes)))
             return False
+        merged = getattr(self.holder._modules.get(self.name), "merged_adapters", ())
+        stamp = self._stamp = (*stamp, *merged)
         known = state.whole.get(self.slot)
         if known is not None and known[0] == state.lanes and known[1] == stamp:
             return True
@@ -163,8 +177,8 @@ def stamp_of(modules: list[torch.nn.Module]) -> Stamp | None:
         own = module.__dict__
         left += filter(None, own["_modules"].values())
         if isinstance(own.get("scaling"), dict):  # an adapter of peft
-            active = tuple(getattr(module, "active_adapters", ()))
-            found.append((*own["scaling"].items(), active, module.disable_adapters, module.merged))
+            active, merged = (tuple(getattr(module, f"{kind}_adapters", ())) for kind in ("active", "merged"))
+            found.append((*own["scaling"].items(), active, module.disable_adapters, merged))
         for weight in own["_parameters"].values():
             if weight is None:
                 continue

@@ -5,9 +5,11 @@ from itertools import product
 from typing import Any
 
 import pytest
+import stream_pipelines
 import torch
 from cells import cells
 from stream_pipelines import Build
+from test_stream_update import lora
 
 from diffaccel import DeepCache, FullGuidance, SelfNegative, SlotCache
 from diffaccel._diffusers import hooks_of
@@ -84,6 +86,24 @@ def test_written_weights_are_noticed(own: Any, engine: Build, frames: torch.Tens
     ours = [o.image for o in stream.stream(frames[:4])]
     for a, b in zip(ours, engine(own).stream(frames[:4]), strict=True):
         assert torch.equal(a, b.image)
+
+
+@pytest.mark.parametrize("loaded_first", [True, False])
+def test_adapters_that_are_merged_while_the_stream_runs_are_noticed(
+    loaded_first: bool, engine: Build, frames: torch.Tensor
+) -> None:
+    """Merging writes to weights so that they do not tell."""
+    pipe = stream_pipelines.sd()
+    if loaded_first:
+        lora(pipe)
+    stream = engine(pipe, timestep_indices=(20,))
+    if not loaded_first:
+        lora(pipe)
+    for act in (pipe.fuse_lora, pipe.unfuse_lora, pipe.fuse_lora):
+        stream.push(frames[0])
+        act()
+        ours, anew = (s.push(frames[1])[0].image for s in (stream, engine(pipe, timestep_indices=(20,))))
+        torch.testing.assert_close(ours, anew, rtol=0, atol=1e-5)
 
 
 def test_nothing_remains(own: Any, engine: Build, frames: torch.Tensor) -> None:
