@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from diffaccel import models
@@ -114,6 +115,17 @@ STATEMENTS = list(statements())
 @pytest.mark.parametrize(("name", "words"), STATEMENTS, ids=lambda value: value[:40])
 def test_cards_tell_the_sizes_and_shapes_of_what_is_shipped(name: str, words: str) -> None:
     assert words in card(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_examples_run(name: str) -> None:
+    lines = Image.new("RGB", (128, 128))
+    ImageDraw.Draw(lines).ellipse((20, 20, 108, 108), outline="white", width=3)
+    names: dict[str, Any] = {"lines": lines}
+    text = (models.path(name) / "README.md").read_text()
+    for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        exec(re.sub(r"(num_inference_steps\W+)\d+", r"\g<1>2", code), names)
 
 
 @pytest.mark.parametrize("name", models.names())
