@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ class Client:
         self.id = secrets.token_urlsafe(6)
         self.tally, self.post = Served(metrics), post
         self.controls = self._asked = controls
+        self._refused: tuple[Controls, str] | None = None
+        self._decided = threading.Condition()
         self._box: Arrived | None = None
         self._stream: Stream | None = None
         self.pace = ""
@@ -122,6 +125,20 @@ class Client:
     def asked(self) -> Controls:
         """The controls, with every change that was asked for."""
         return self._asked
+
+    def answer(self, controls: Controls, patience: float) -> str | None:
+        """Why controls that were asked for are not followed, "" where they are; None where nobody knows in time.
+
+        Controls that others replaced before they were followed count as followed.
+        """
+
+        def known() -> bool:
+            return self.controls is controls or self._asked is not controls
+
+        with self._decided:
+            if not self._decided.wait_for(known, patience):
+                return None
+            return self._refused[1] if self._refused and self._refused[0] is controls else ""
 
     def ready(self, now: float) -> bool:
         """Whether there is something to do."""
@@ -174,13 +191,18 @@ class Client:
             else:
                 self._stream.configure(controls)
         except Exception as error:
-            if self._asked is controls:
-                self._asked = self.controls  # or it would be tried for ever
+            with self._decided:
+                self._refused = controls, str(error)
+                if self._asked is controls:
+                    self._asked = self.controls  # or it would be tried for ever
+                self._decided.notify_all()
             if not isinstance(error, TypeError | ValueError):
                 raise
             self.post(Notice("problem", {"kind": "controls", "message": str(error)}))
         else:
-            self.controls = controls
+            with self._decided:
+                self.controls = controls
+                self._decided.notify_all()
             self._remark(self._stream.remark(controls))
         self.post(Notice("controls", {"values": self.controls.model_dump()}))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 EXAMPLES = (
     "a green apple",
@@ -19,6 +20,8 @@ EXAMPLES = (
 NO_CONTROLNET = "this model has no ControlNet: choose one with --controlnet, as a folder or a Hub id"
 LONGEST_TEXT = 500
 LONGEST_INTERVAL = 6
+
+SIZE = re.compile(r"^([1-9]\d{1,3}x[1-9]\d{1,3})?$")
 
 PageText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_TEXT)]
 GuidanceKind = Literal["self", "one-time", "full", "none"]
@@ -46,6 +49,21 @@ class Controls(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` where a number belongs, which is 1 to Python."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("must be a number, not true or false")
+        return value
+
+    @field_validator("picture_size", check_fields=False)
+    @classmethod
+    def _width_and_height(cls, size: str) -> str:
+        if not SIZE.fullmatch(size):
+            raise ValueError("must be a width and a height in pixels, as in 640x384")
+        return size
 
     prompt: Annotated[PageText, Field(min_length=1)] = Field(
         default="a purple heart",
@@ -104,10 +122,9 @@ class Controls(BaseModel):
     )
     picture_size: str = Field(
         default="",
-        pattern=r"^([1-9]\d{1,3}x[1-9]\d{1,3})?$",
         title="Size",
         description="Width and height. Another one begins a new stream.",
-        json_schema_extra=_draw(choices="sizes"),
+        json_schema_extra=_draw(choices="sizes", pattern=SIZE.pattern),
     )
     dream: DreamStart = Field(
         default="off",

@@ -109,15 +109,17 @@ class Hub:
             session.offer(frame)
             self._wake(session)
 
-    def change(self, session: Client, values: dict[str, Any]) -> None:
-        """Change some controls of a session.
+    def change(self, session: Client, values: dict[str, Any]) -> Controls:
+        """Change some controls of a session, and get all of them, with the change.
 
         Raises:
             pydantic.ValidationError: for unknown names and values out of range; nothing has changed then.
         """
         with self._lock:
-            session.ask(type(self.controls).model_validate({**session.asked.model_dump(), **values}))
+            asked = type(self.controls).model_validate({**session.asked.model_dump(), **values})
+            session.ask(asked)
             self._wake(session)
+        return asked
 
     def _wake(self, session: Client) -> None:
         if session in self._sessions:

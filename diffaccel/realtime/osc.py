@@ -15,6 +15,8 @@ from diffaccel.realtime.connection import words
 logger = logging.getLogger(__name__)
 
 ROOT = "/diffaccel"
+DIGITS = 7
+"""That OSC's numbers hold, in 32 bits: 0.9 arrives as 0.89999998, which is below a least value of 0.9."""
 AskForChange = Callable[[str | None, Mapping[str, Any]], int]
 
 
@@ -57,7 +59,7 @@ class OscServer:
             return
         session, name = ([None, *parts])[-2:]
         try:
-            if not self._change(session, {str(name): values[0]}):
+            if not self._change(session, {str(name): _as_meant(values[0])}):
                 self._tell(address, f"nobody paints as {session} now" if session else "nobody paints now")
         except ValidationError as error:
             self._tell(address, words(error))
@@ -75,3 +77,8 @@ class OscServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+def _as_meant(value: Any) -> Any:
+    """A fraction as it was written, before it went through 32 bits."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Response, WebSocket
+from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -29,6 +30,9 @@ from diffaccel.realtime.mjpeg import MEDIA_TYPE
 
 PAGE = Path(__file__).with_name("page")
 TRY_AGAIN_LATER, REFUSED = 1013, 1008
+ACCEPTED = 202
+ANSWERS_WITHIN = 10.0
+"""Seconds for which a change over HTTP waits to be followed or refused; loading another model can take longer."""
 MOST_VIEWERS = 16
 
 
@@ -212,9 +216,15 @@ class LiveServer(LiveApp):
         self._socket.close()
 
 
+def _no_object(_request: Request, _error: Exception) -> Response:
+    """The answer to a body that is no JSON object."""
+    return JSONResponse({"detail": 'send a JSON object, as in {"strength": 0.7}'}, 422)
+
+
 def build_app(server: LiveApp) -> FastAPI:
     """The routes."""
     app = FastAPI(openapi_url=None)
+    app.add_exception_handler(RequestValidationError, _no_object)
     hub = server.hub
     app.add_api_websocket_route("/ws", server.talk)
     app.mount("/page", StaticFiles(directory=PAGE))
@@ -248,13 +258,18 @@ def build_app(server: LiveApp) -> FastAPI:
         return server.painting(session).session.asked.model_dump()
 
     @app.patch("/controls")
-    def change(values: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+    def change(values: dict[str, Any], response: Response, session: str | None = None) -> dict[str, Any]:
         client = server.painting(session).session
         try:
-            hub.change(client, values)
+            asked = hub.change(client, values)
         except ValidationError as error:
             raise HTTPException(422, words(error)) from error
-        return client.asked.model_dump()
+        refused = client.answer(asked, ANSWERS_WITHIN)
+        if refused:
+            raise HTTPException(422, refused)
+        if refused is None:
+            response.status_code = ACCEPTED
+        return asked.model_dump()
 
     @app.post("/rtc")
     async def rtc(offer: dict[str, Any], session: str | None = None) -> dict[str, str]:

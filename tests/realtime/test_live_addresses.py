@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 
 
 def test_controls_are_read_and_changed_over_http() -> None:
-    def change(values: dict[str, Any], query: str = "") -> tuple[int, Any]:
+    def change(values: Any, query: str = "") -> tuple[int, Any]:
         request = urllib.request.Request(
             f"http://127.0.0.1:{server.port}/controls?token=secret{query}", json.dumps(values).encode(),
             {"Content-Type": "application/json"}, method="PATCH",
@@ -102,7 +103,33 @@ def test_controls_are_read_and_changed_over_http() -> None:
             assert change({"seed": 1}, "&session=nobody")[0] == 404
             assert change({"strength": 2}) == (422, "strength: must be at most 1")
             assert change({"colour": 2})[0] == 422
+            assert change({"prompt": "impossible"}) == (422, "no such thing: try another prompt")  # the model's word
+            assert change({"steps": True}) == (422, "steps: must be a number, not true or false")
+            assert change({"picture_size": "8 by 8"})[1].endswith("as in 640x384")
+            for nothing in (float("nan"), [float("nan")], [], "x", None):
+                assert change(nothing) == (422, 'send a JSON object, as in {"strength": 0.7}')
+            assert json.loads(get(server, "/controls?token=secret&session=desk")[1])["prompt"] == "a fox"
             assert get(server, "/controls")[0] == 403
+
+
+def test_a_change_over_http_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(StubStream):
+        def configure(self, controls: Controls) -> None:
+            loaded.wait(10)
+            super().configure(controls)
+
+    monkeypatch.setattr("diffaccel.realtime.server.ANSWERS_WITHIN", 0.05)
+    loaded = threading.Event()
+    with serving(Slow) as server, Client(server) as client:
+        client.wait("hello")
+        client.controls(seed=1)  # opens the stream
+        client.wait("controls")
+        address = f"http://127.0.0.1:{server.port}/controls?token=secret"
+        request = urllib.request.Request(address, b'{"seed": 2}', {"Content-Type": "application/json"}, method="PATCH")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert (answer.status, json.load(answer)["seed"]) == (202, 2)
+        loaded.set()
+        until(lambda: server.painting(None).session.controls.seed == 2)
 
 
 def test_a_full_server_tells_its_own_defaults() -> None:

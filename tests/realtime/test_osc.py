@@ -30,6 +30,8 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
         one, two = (server.painting(name).session for name in ("left", "right"))
         send("/diffaccel/strength", 0.75)
         until(lambda: one.asked.strength == two.asked.strength == 0.75)
+        send("/diffaccel/similarity_threshold", 0.9)  # the least: 32 bits make it 0.89999998
+        until(lambda: one.asked.similarity_threshold == two.asked.similarity_threshold == 0.9)
         send("/diffaccel/left/prompt", "a fox")
         until(lambda: one.asked.prompt == "a fox")
         assert two.asked.prompt != "a fox"

@@ -236,7 +236,8 @@ function choice(name, field) {
   for (const value of field.enum) offer(value);
   const { box } = labelled(name, field, input);
   box.append(input);
-  const set = (value) => {
+  const set = (given) => {
+    const value = String(given); // a preset may hold anything
     if (![...input.options].some((option) => option.value === value)) offer(value); // what came from outside
     input.value = value;
     box.hidden = input.options.length < 2;
