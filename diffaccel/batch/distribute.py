@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -267,9 +267,22 @@ def _work(part: Share, folder: Path, name: tuple[int, int], sender: Connection) 
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // name[1]))
+    end_with_parent()
     try:
         with OutputFolder(folder, name, guarded=False) as opened:
             _, calls = render_part(part, opened, sender.send)
             sender.send(calls)
     except (StoreError, ModelError) as error:
         sender.send(type(error)(str(error)))
+
+
+def end_with_parent() -> None:
+    """Have this process end where the one that started it is killed: its folder is free for others from then on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is called in processes that another one started"
+
+    def wait_for_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait_for_it, name="diffaccel-parent", daemon=True).start()

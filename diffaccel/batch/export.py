@@ -53,15 +53,20 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
 
 def finished(jobs: Sequence[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> list[Record] | None:
     """Records of the pictures that are there, in the order of `jobs`; None while some of `jobs` have not ended."""
-    found = [(job, records.get(job.id)) for job in jobs]
-    done = [is_done(job, record, folder, suffix) for job, record in found]
-    ended = (
-        whole or (record is not None and (record.status, record.fingerprint) == ("failed", job.fingerprint))
-        for (job, record), whole in zip(found, done, strict=True)
-    )
-    if not all(ended):
+    if unfinished(jobs, records, folder, suffix):
         return None
-    return [record for (_, record), whole in zip(found, done, strict=True) if whole and record]
+    return [records[job.id] for job in jobs if is_done(job, records.get(job.id), folder, suffix)]
+
+
+def unfinished(jobs: Sequence[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> int:
+    """How many of `jobs` have neither a picture nor failed."""
+
+    def ended(job: Job) -> bool:
+        record = records.get(job.id)
+        failed = record is not None and (record.status, record.fingerprint) == ("failed", job.fingerprint)
+        return failed or is_done(job, record, folder, suffix)
+
+    return sum(not ended(job) for job in jobs)
 
 
 def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]:

@@ -145,6 +145,16 @@ class OutputFolder:
             write_atomically(target, data)
 
 
+def kept_once(path: Path, data: bytes) -> bytes:
+    """What `path` holds: `data`, unless another run was first. Raises `StoreError` where it cannot be written."""
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not path.exists():
+                write_atomically(path, data)
+            return path.read_bytes()
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of runs that were killed, and no one else's."""
     for place in (folder, folder / COMPARE, folder / TARS):

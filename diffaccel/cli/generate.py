@@ -102,8 +102,18 @@ def _generate(request: Request) -> int:
         prepared = prepare(request, sys.stdin)
         work = plan_work(prepared)
         summary, calls = _render(prepared.request, work)
-    print_summary(request, work, summary, calls)
+    print_summary(request, work, summary, calls, _left_to_others(request, work))
     return summary.failed
+
+
+def _left_to_others(request: Request, work: GenerateWork) -> int | None:
+    """How many pictures of the whole run are not there yet, where this is one of its parts."""
+    from diffaccel.batch.export import unfinished
+    from diffaccel.batch.store import read_manifest
+
+    if request.shard is None:
+        return None
+    return unfinished(work.whole, read_manifest(request.output), request.output, request.suffix)
 
 
 def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":

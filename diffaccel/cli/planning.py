@@ -1,5 +1,6 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
+import hmac
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from diffaccel.batch.store import Record
     from diffaccel.models import ModelSource
 
+KEY = ".drawn-seeds"
 DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
@@ -126,27 +128,44 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
         num_images=request.num_images,
         multiple=lcm(8, pixel_multiple(source)),
         draw_text=Templates(request.wildcards) if request.dynamic_prompts else None,
-        draw_seed=DrawnSeeds(request.output, anew=request.overwrite),
+        draw_seed=DrawnSeeds(request.output, anew=request.overwrite, shared=bool(request.shard and not request.dry_run)),
     )
     notes = Notes(source, templates=request.dynamic_prompts, controlnet=request.controlnet is not None)
     return Preparation(request, options, rows, planner, notes, source, cache)
 
 
 class DrawnSeeds:
-    """Seeds of rows that ask for drawn ones: the one that was recorded, so that a run can be resumed, or a new one."""
+    """Seeds of rows that ask for drawn ones: the one that was recorded, so that a run can be resumed, or a new one.
 
-    def __init__(self, folder: Path, *, anew: bool) -> None:
-        self._folder, self._anew = folder, anew
-        self._recorded: Mapping[str, int] | None = None
+    Args:
+        folder: the output folder.
+        anew: what was recorded does not count.
+        shared: other parts of the run draw for the same rows, each for all of them, and must draw the same: they find
+            the key in the folder.
+    """
+
+    def __init__(self, folder: Path, *, anew: bool, shared: bool = False) -> None:
+        self._folder, self._anew, self._shared = folder, anew, shared and not anew
 
     def __call__(self, name: str) -> int:
-        """The seed of the picture with this name."""
+        """The seed of the picture with this name: the same for a row that is repeated."""
+        if name in self._recorded:
+            return self._recorded[name]
+        return int.from_bytes(hmac.digest(self._key, name.encode(), "sha256")[:4])
+
+    @cached_property
+    def _recorded(self) -> Mapping[str, int]:
         from diffaccel.batch.store import read_manifest
 
-        if self._recorded is None:
-            records = {} if self._anew else read_manifest(self._folder)
-            self._recorded = {record.id: record.settings["seed"] for record in records.values() if record.settings}
-        return self._recorded.get(name, secrets.randbits(32))
+        records = {} if self._anew else read_manifest(self._folder)
+        return {record.id: seed for record in records.values() if isinstance(seed := record.settings.get("seed"), int)}
+
+    @cached_property
+    def _key(self) -> bytes:
+        from diffaccel.batch.store import kept_once
+
+        drawn = secrets.token_bytes(16)
+        return kept_once(self._folder / KEY, drawn) if self._shared else drawn
 
 
 def plan_work(prepared: Preparation) -> GenerateWork:

@@ -31,16 +31,25 @@ def print_survey(request: Request, found: Survey) -> int:
     return len(found.bad)
 
 
-def print_summary(request: Request, work: GenerateWork, summary: "Summary", calls: "Calls") -> None:
-    """Print what a run did."""
+def print_summary(
+    request: Request, work: GenerateWork, summary: "Summary", calls: "Calls", left: int | None = None
+) -> None:
+    """Print what a run did.
+
+    Args:
+        left: of a part of a run, how many pictures of the whole are not there yet.
+    """
     skipped = len(work.plan.jobs) - len(work.todo)
     if request.layout == "json":
-        click.echo(json.dumps(_figures(work, summary, calls)))
+        click.echo(json.dumps(_figures(work, summary, calls) | ({} if left is None else {"left_of_all": left})))
         return
     if summary.failed:
         click.echo(f"{summary.failed} failed; all reasons are in {request.output / 'manifest*.jsonl'}", err=True)
     if request.quiet:
         return
+    if left:
+        of_all = f"of the {counted(len(work.whole), 'picture')} of all shards"
+        click.echo(f"{left:,} {of_all} are not there yet: they need the same rows, options and --batch-size", err=True)
     if not work.todo:
         there = f": {counted(skipped, 'picture is', 'pictures are')} there already" if skipped else ""
         click.echo(f"Nothing to render{there}. See {request.output / 'index.html'}")

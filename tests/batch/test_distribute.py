@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.distribute import Processes, Share, WorkerError, rank, render_part, split
+from diffaccel.batch.distribute import Processes, Share, WorkerError, end_with_parent, rank, render_part, split
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
+from diffaccel.config.files import write_atomically
 from diffaccel.models.placement import Placement
 
 pytestmark = pytest.mark.slow
@@ -65,6 +67,32 @@ def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: P
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
     assert set(read_manifest(tmp_path / "two")) == {job.id for job in JOBS}
     assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Where it was killed, its folder is free, and a run that goes on there must be alone."""
+    parent = multiprocessing.get_context("spawn").Process(target=_start_one, args=(tmp_path / "child",))
+    parent.start()
+    while not (tmp_path / "child").exists():
+        time.sleep(0.01)
+    child = int((tmp_path / "child").read_text())
+    parent.kill()
+    parent.join()
+    end = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def _start_one(file: Path) -> None:
+    multiprocessing.get_context("spawn").Process(target=_work_for_ever, args=(file,)).start()
+    time.sleep(60)
+
+
+def _work_for_ever(file: Path) -> None:
+    end_with_parent()
+    write_atomically(file, str(os.getpid()))
+    time.sleep(60)
 
 
 def test_the_first_failure_stops_all_processes_where_that_is_asked(tiny_sd: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from diffaccel.batch.ledger import Ledger
 from diffaccel.batch.names import MAX_STEM, as_id, check_id, file_stem
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
+from diffaccel.cli.planning import DrawnSeeds
 
 
 def generate(folder: Path, *arguments: object, model: Path, stdin: str | None = None) -> Result:
@@ -64,7 +65,7 @@ def test_ids_of_any_script_and_whole_numbers(tiny_sd: Path, tmp_path: Path) -> N
 
 
 def test_a_seed_is_drawn_recorded_and_kept_by_a_run_that_goes_on(tiny_sd: Path, tmp_path: Path) -> None:
-    arguments = ("a", "b", "--seed", -1, "--format", "json")
+    arguments = ("a", "b", "a", "--seed", -1, "--format", "json")
     seeds = []
     for more, done in (((), 2), ((), 0), (("--overwrite",), 2)):
         result = generate(tmp_path, *arguments, *more, model=tiny_sd)
@@ -72,6 +73,15 @@ def test_a_seed_is_drawn_recorded_and_kept_by_a_run_that_goes_on(tiny_sd: Path, 
         seeds.append({name: record.settings["seed"] for name, record in read_manifest(tmp_path / "out").items()})
     assert seeds[0] == seeds[1]
     assert len({*seeds[0].values(), *seeds[2].values()}) == 4
+
+
+def test_a_repeated_row_and_all_shards_draw_one_seed(tmp_path: Path) -> None:
+    alone, parts = DrawnSeeds(tmp_path, anew=False), [DrawnSeeds(tmp_path, anew=False, shared=True) for _ in range(2)]
+    assert alone("a") == alone("a")
+    assert not list(tmp_path.iterdir())
+    assert parts[0]("a") == parts[1]("a")
+    assert len({alone("a"), alone("b"), parts[0]("a"), parts[0]("b")}) == 4
+    assert DrawnSeeds(tmp_path, anew=True, shared=True)("a") != parts[0]("a")
 
 
 def test_columns_go_along_to_manifest_and_parquet(tiny_sd: Path, tmp_path: Path) -> None:

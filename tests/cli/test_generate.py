@@ -219,6 +219,20 @@ def test_tars_and_parquet(generate, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_shards_that_differ_in_batch_size_leave_pictures_out_and_say_so(generate, tmp_path: Path) -> None:
+    """Each deals out the whole in batches of its own, so some are no one's."""
+    prompts = [f"p{number}" for number in range(8)]
+    generate(*prompts, "--shard", "1/2", "--batch-size", 2)
+    last = generate(*prompts, "--shard", "2/2", "--batch-size", 4)
+    assert len(pictures(tmp_path / "out")) == 6
+    assert "2 of the 8 pictures of all shards are not there yet" in last.stderr
+    for index in (1, 2):
+        last = generate(*prompts, "--shard", f"{index}/2", "--batch-size", 4, "--format", "json")
+    assert json.loads(last.stdout)["left_of_all"] == 0
+    assert "not there yet" not in last.stderr
+
+
+@pytest.mark.slow
 def test_the_last_shard_packs_for_all(generate, tmp_path: Path) -> None:
     prompts = [f"p{number}" for number in range(6)]
     assert generate(*prompts, "-o", tmp_path / "one", "--tar", 4, "--batch-size", 2).exit_code == 0
