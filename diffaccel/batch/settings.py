@@ -65,6 +65,8 @@ class PictureSettings(BaseModel):
         if isinstance(values, dict) and values.get("size") is not None:
             values = dict(values)
             width, height = parse_size(str(values.pop("size")))
+            if values.get("width") is not None or values.get("height") is not None:
+                raise ValueError("width or height is given, too: leave one of them out")
             values.update(width=width, height=height)
         return values
 

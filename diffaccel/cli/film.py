@@ -26,7 +26,7 @@ FPS, SECONDS = 8.0, 8.0
 MOST_PICTURES = 8
 """Of a latent frame, in any network."""
 SAME_SHAPE = 0.02
-"""Difference of two shapes that nobody sees, as a logarithm."""
+"""Difference of two shapes, or rates, that nobody sees, as a logarithm."""
 TIME_BASE = Fraction(1, 90_000)
 """Unit of the times in the file, in seconds; it divides all usual frame rates."""
 OPTIONS = (
@@ -131,6 +131,7 @@ def _opened(given: dict[str, Any], fps: Fraction) -> "VideoEngine":
         tail = deque(sampled(given["clip"], fps), maxlen=window * MOST_PICTURES)
         if not tail:
             raise MediaError(f"{given['clip']} has no picture to go on from")
+        _tell_clip(given["clip"], fps, chosen=given["fps"] is not None)
     pipe = _load(given)
     each = int(getattr(pipe.vae.config, "scale_factor_temporal", None) or 1)
     pictures = None if tail is None else list(tail)[-(1 + (window - 1) * each) :]
@@ -141,6 +142,18 @@ def _opened(given: dict[str, Any], fps: Fraction) -> "VideoEngine":
     if pictures is not None:
         _tell_shape(pictures[-1].shape, engine, given["fit"])
     return engine
+
+
+def _tell_clip(clip: Path, fps: Fraction, *, chosen: bool) -> None:
+    """Say what of a clip is not kept: its sound, and its rate where nobody chose another."""
+    from diffaccel.media.video_reader import VideoReader
+
+    with VideoReader(clip) as reader:
+        sound, rate = bool(reader.audio), reader.rate
+    if sound:
+        tell(f"the sound of {clip} is left out.")
+    if not chosen and abs(math.log(rate / fps)) > SAME_SHAPE:
+        tell(f"{clip} has {float(rate):.4g} pictures a second, and the video {float(fps):g}; --fps gives another rate.")
 
 
 def _tell_shape(shape: tuple[int, ...], engine: "VideoEngine", fit: str | None) -> None:

@@ -1,10 +1,11 @@
 """Help in groups: the options of a command under headings, each with an example of its use."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 
 def declared(options: Iterable[Callable[..., Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -16,6 +17,18 @@ def declared(options: Iterable[Callable[..., Any]]) -> Callable[[Callable[..., A
         return function
 
     return decorate
+
+
+def refuse(context: click.Context, names: Container[str], why: str) -> None:
+    """Refuse options that were typed and that the rest of the command line leaves without an effect.
+
+    Args:
+        names: of the options, as click knows them.
+        why: what to say behind the option.
+    """
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{max(option.opts, key=len)} {why}")
 
 
 class Number(click.FloatRange):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped, Number, declared
+from diffaccel.cli.help import Grouped, Number, declared, refuse
 from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.signals import give_up
 from diffaccel.cli.streaming import (
@@ -107,6 +107,11 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
 )
 
 
+PAGE = (
+    *("offer", "offer_lora", "host", "port", "allow_host", "ssl_certfile", "ssl_keyfile", "max_sessions", "max_rows"),
+    *("processes", "osc", "webrtc"),
+)
+"""Options, as click knows them, that do nothing without a page."""
 _GROUPS = {
     "What to paint": (
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
@@ -155,14 +160,15 @@ def live(**given: Any) -> None:
 
 def _check(given: dict[str, Any]) -> None:
     """Tell what is wrong at once: importing torch takes seconds, and loading a model takes more."""
-    from diffaccel.media.sources import check_source
+    from diffaccel.media.sources import check_source, is_file
+    from diffaccel.realtime import sinks
     from diffaccel.realtime.sinks import check_sink
     from diffaccel.realtime.tls import check_certificate
 
     if given["sink"] and not given["source"]:
         raise click.UsageError("--sink needs --source: camera, screen or a video file")
-    if given["source"] and (given["offer"] or given["offer_lora"]):
-        raise click.UsageError("--offer and --offer-lora are for the page: leave out --source, or name one --model")
+    if given["source"]:
+        refuse(click.get_current_context(), PAGE, "is for the page: leave it out, or --source")
     if given["engine"] == "ray":
         _check_ray(given)
     elif given["address"]:
@@ -179,6 +185,8 @@ def _check(given: dict[str, Any]) -> None:
     if given["source"]:
         check_source(given["source"])
         check_sink(given["sink"] or "window", overwrite=given["overwrite"])
+        if given["fps"] is not None and is_file(given["source"]) and sinks.is_file(given["sink"] or "window"):
+            raise click.UsageError("--fps holds a rate of what is live, and a file into a file keeps every frame")
     if given["ssl_certfile"]:
         check_certificate(given["ssl_certfile"], given["ssl_keyfile"])
 

@@ -73,17 +73,18 @@ def relevance(
 
 
 def _lines(images: tuple[Path, ...], count: int, settings: dict[str, Any]) -> list[Any]:
-    """The control images at the pictures' size."""
-    from PIL import Image, UnidentifiedImageError
+    """The control images as every viewer shows them, at the pictures' size. Raises `click.UsageError`."""
+    from diffaccel.batch.pictures import PictureError, open_picture
 
     if len(images) not in (1, count):
         raise click.UsageError(f"{count} prompts need one --control-image for all, or as many; got {len(images)}")
     try:
-        found = [Image.open(path).convert("RGB") for path in images]
-    except (OSError, UnidentifiedImageError) as error:
+        size = settings.get("width"), settings.get("height")
+        found = [open_picture(str(path), size, background="black") for path in images]
+    except PictureError as error:
         raise click.UsageError(f"--control-image: {error}") from error
-    if "width" in settings and "height" in settings:
-        found = [image.resize((settings["width"], settings["height"])) for image in found]
+    if len({image.size for image in found}) > 1:
+        raise click.UsageError("--control-image: the pictures differ in size: give --size")
     return found * (count if len(found) == 1 else 1)
 
 

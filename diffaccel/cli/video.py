@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from diffaccel.cli import film
-from diffaccel.cli.help import Grouped, Number, declared
+from diffaccel.cli.help import Grouped, Number, declared, refuse
 from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
@@ -46,7 +45,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2; without INPUT, 8]"),
     click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
     click.option(
-        "--guidance-scale", type=Number(), help="How hard, from 1.  [default: 1.2; without INPUT, the model's]"
+        "--guidance-scale", type=Number(1), help="How hard, from 1.  [default: 1.2; without INPUT, the model's]"
     ),
     click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
     click.option(
@@ -138,11 +137,10 @@ def check_way(context: click.Context, source: Path | None, target: Path | None) 
             if source is None
             else "give OUTPUT, too"
         )
-    wrong = film.PAINTING if source is None else film.NAMES
-    for option in context.command.params:
-        if option.name in wrong and context.get_parameter_source(option.name) == ParameterSource.COMMANDLINE:
-            need = "an INPUT to paint anew" if source is None else "no INPUT: it makes a video from the prompt"
-            raise click.UsageError(f"{max(option.opts, key=len)} needs {need}")
+    if source is None:
+        refuse(context, film.PAINTING, "needs an INPUT to paint anew")
+    else:
+        refuse(context, film.NAMES, "needs no INPUT: it makes a video from the prompt")
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from diffaccel.video.engine import VideoEngine
@@ -18,7 +19,7 @@ def made(engine: VideoEngine, count: int, prompts: Sequence[tuple[int, str]]) ->
         prompts: prompts that come later, each with the number of the first picture made under it; the chunk that holds
             this picture is the first one.
     """
-    waiting, done = deque(sorted(prompts)), 0
+    waiting, done = deque(sorted(prompts, key=itemgetter(0))), 0
     per_chunk = engine.config.chunk * engine.pictures_each
     while done < count:
         while waiting and waiting[0][0] < done + per_chunk:

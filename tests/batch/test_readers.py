@@ -324,6 +324,9 @@ def test_what_is_wrong_is_said_in_our_words(tmp_path: Path) -> None:
     (size,) = read("-", stdin='{"prompt": "a", "size": "64*64"}')
     assert isinstance(size, BadRow)
     assert size.error == "size: '64*64' is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96"
+    (both,) = read("-", stdin='{"prompt": "a", "size": "64", "width": 128}')
+    assert isinstance(both, BadRow)
+    assert both.error == "size: width or height is given, too: leave one of them out"
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (encoded,) = read(tmp_path / "latin.txt")
     assert isinstance(encoded, BadRow)

@@ -76,11 +76,13 @@ def test_seconds_count_as_they_are_written() -> None:
 
 
 def test_what_comes_too_late_and_what_is_cut_off_is_said(tmp_path: Path) -> None:
-    clip(tmp_path / "in.mp4", 8, 1)
+    clip(tmp_path / "in.mp4", 25, 3)
     common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.2, "--then", 3, "a dog", *SHORT)
     said = run(*common, "--size", "32x64", "-o", tmp_path / "out.mp4").output
     assert "'a dog' is never reached" in said
     assert "the clip is 64x64, and the video 32x64: it is cropped" in said
+    assert "in.mp4 has 25 pictures a second, and the video 8; --fps gives another rate." in said
+    assert "pictures a second, and" not in run(*common, "--fps", 8, "-o", tmp_path / "chosen.mp4").output
 
 
 def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:
@@ -104,6 +106,7 @@ WRONG = [
     (("-o", "out.mp4", "--fps", "nan"), 2, "'nan' is not a finite number"),
     (("-o", "out.mp4", "--then", "inf", "a dog"), 2, "'inf' is not a finite number"),
     (("-o", "out.mp4", "--guidance-scale", "nan"), 2, "'nan' is not a finite number"),
+    (("-o", "out.mp4", "--guidance-scale", 0.5), 2, "0.5 is not in the range x>=1"),
     (("-o", "out.mp4", "--size", "fit"), 2, "--size fit needs an INPUT"),
     (("-o", "out.mp4", "--steps", 0), 2, "--steps"),
     (("-o", "out.mp4", "--strength", 0), 2, "strength must be above 0"),

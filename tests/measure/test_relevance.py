@@ -4,17 +4,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import diffusers
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import PixArtTransformer2DModel, StableDiffusionControlNetPipeline
+from PIL import Image
 from stock_cases import of, sd
 from walk_parts import seeded
 from walk_pictures import sd3
 
 from diffaccel import Relevance, UnsupportedModelError, relevance
 from diffaccel.cli import main
+from diffaccel.cli.relevance import _lines
 from diffaccel.control import RelaCtrlAdapter, attach
 from diffaccel.measure import edge_agreement
 from diffaccel.measure.relevance_chart import chart
@@ -154,9 +158,28 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     prompts = ["relevance", "--prompts", "a cat", "--prompts", "a dog", "--prompts", "a fox"]
     for arguments, words in (
         ([*prompts, *one, *one], "3 prompts need one --control-image for all, or as many; got 2"),
-        ([*prompts, *one], "--control-image: cannot identify image file"),
+        ([*prompts, *one], "--control-image: cannot read"),
         ([*prompts, *one, "-o", str(tmp_path)], "is a folder; name a file in it"),
     ):
         shown = CliRunner().invoke(main, arguments)
         assert shown.exit_code == 2
         assert words in shown.stderr
+
+
+def test_control_images_are_as_viewers_show_them(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (8, 16))
+    upright.paste("white", (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    clear = Image.new("RGBA", (8, 16), (255, 255, 255, 0))
+    clear.paste("white", (0, 0, 8, 4))
+    clear.save(tmp_path / "clear.png")
+    files = tmp_path / "turned.png", tmp_path / "clear.png"
+    assert [image.tobytes() for image in _lines(files, 2, {})] == [upright.tobytes()] * 2
+    (square,) = _lines(files[:1], 1, {"width": 8, "height": 8})
+    assert square.size == (8, 8)  # its middle: a circle stays one
+    assert not np.asarray(square).any()
+    upright.crop((0, 0, 8, 8)).save(tmp_path / "smaller.png")
+    with pytest.raises(click.UsageError, match="differ in size: give --size"):
+        _lines((files[0], tmp_path / "smaller.png"), 2, {})
