@@ -60,7 +60,9 @@ def _foreign_rows(request: Request, options: "PictureSettings", found: "ForeignS
         raise InputError(f"{request.source_picture} is of {found.tool}, which {called}: give --model")
     for name in found.without_equivalent:
         click.echo(one_line(f"{request.source_picture}: not carried over: {name}"), err=True)
+    given = options.given()
+    own = {name: value for name, value in found.settings.items() if name != "size" or "width" not in given}
     try:
-        return [PlacedRow(str(request.source_picture), PromptRow(**{**found.settings, **options.given()}))]
+        return [PlacedRow(str(request.source_picture), PromptRow(**{**own, **given}))]
     except ValidationError as error:
         raise InputError(f"the settings in {request.source_picture} cannot be used: {explain(error)}") from error

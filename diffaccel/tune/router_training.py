@@ -1,5 +1,6 @@
 """Train routers for `LearnedCache`: run after run of a pipeline, resumable, with the same result at the same seed."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from diffaccel.tune.trainee import Trainee
 
 log = logging.getLogger(__name__)
 BETAS = {"harmonica": 7e-8, "l2c": 5e-6}  # as published
+GLANCES = 64  # numbers of each weight by which networks are told apart
 POINTS = 100  # of the curve in a file of routers, at most
 
 
@@ -196,7 +198,7 @@ class _Training:
         """What a state must share with the training that goes on from it."""
         own = replace(self.training, runs=1).to_dict() | {"inputs": self.inputs.fingerprint()}
         own |= {"network": f"{self.layout.model} {self.layout.fingerprint}"}
-        own |= {"sampler": " ".join(sampler_of(self.pipe.scheduler))}
+        own |= {"sampler": " ".join(sampler_of(self.pipe.scheduler)), "weights": _glance(denoiser_of(self.pipe))}
         return {name: json.dumps(value) for name, value in own.items()}
 
     def _save(self) -> None:
@@ -225,6 +227,11 @@ class _Training:
             )
         self.method.guidance = tuple((name, value) for name, value in json.loads(facts["guidance"]))
         self.curve = [tuple(row) for row in tensors.pop("curve").tolist()]
+        check(
+            len(self.curve) <= self.training.runs,
+            f"{file} is the state after {len(self.curve)} runs, and {self.training.runs} are asked for: ask for as many, "
+            "or name another path",
+        )
         self.method.trainee = Trainee(len(tensors["logits"]), tensors["logits"].shape[1], self.training)
         self.method.trainee.load(tensors)
 
@@ -232,6 +239,16 @@ class _Training:
 def _final(pipe: Any, inputs: RunInputs, run: int) -> torch.Tensor:
     """The final samples of a run: latents, or an array of pictures where a pipeline gives no latents."""
     return torch.as_tensor(next(iter(pipe(**inputs.of(run)).values()))).float()
+
+
+def _glance(network: torch.nn.Module) -> str:
+    """A hash of a few of each weight's numbers: another model of the same kind, or a LoRA, has others."""
+    taken = hashlib.sha256()
+    for weight in (weight for weight in network.parameters() if not weight.is_meta):
+        flat = weight.detach().reshape(-1)
+        few = flat[:: max(1, len(flat) // GLANCES)][:GLANCES].to("cpu", torch.float32)
+        taken.update(few.numpy().tobytes())
+    return taken.hexdigest()[:16]
 
 
 def _thinned(curve: Sequence[tuple[float, float, float]]) -> tuple[tuple[float, ...], ...]:

@@ -126,3 +126,6 @@ def test_from_another_tools_picture(tiny_sd: Path, tmp_path: Path) -> None:
     assert "not carried over: Clip skip: 2" in result.stderr
     job = read_job(next((tmp_path / "out").glob("*.png")))
     assert (job.seed, job.steps, job.scheduler, job.width, job.height) == (42, 4, "dpm++ 2m karras", 32, 40)
+    again = CliRunner().invoke(main, [*command, "--model", str(tiny_sd), "--size", "24", "--overwrite"])
+    assert again.exit_code == 0, again.output
+    assert {(job.width, job.height) for job in map(read_job, (tmp_path / "out").glob("*.png"))} == {(24, 24), (32, 40)}
