@@ -14,7 +14,7 @@ import click
 
 from diffaccel.cli.help import Grouped, Number, declared, refuse
 from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
-from diffaccel.cli.signals import give_up
+from diffaccel.cli.signals import give_up, interruptible
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
@@ -330,15 +330,16 @@ def _run_without_browser(given: dict[str, Any]) -> None:
         tell_unread(pipe, settings.controls)
         return open_warm(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
 
-    report = run(
-        open_stream,
-        source=given["source"],
-        sink=given["sink"] or "window",
-        overwrite=given["overwrite"],
-        token=given["token"],
-        on_source=lambda width, height: shape.append((width, height)),
-        announce=lambda where: click.echo(f"Pictures go to {where}"),
-        stuck=give_up,
-        fps=given["fps"],
-    )
+    with interruptible():  # of a file into a file nothing is left then; what is live ends in order by itself
+        report = run(
+            open_stream,
+            source=given["source"],
+            sink=given["sink"] or "window",
+            overwrite=given["overwrite"],
+            token=given["token"],
+            on_source=lambda width, height: shape.append((width, height)),
+            announce=lambda where: click.echo(f"Pictures go to {where}"),
+            stuck=give_up,
+            fps=given["fps"],
+        )
     click.echo(str(report.stream))

@@ -128,7 +128,9 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
         num_images=request.num_images,
         multiple=lcm(8, pixel_multiple(source)),
         draw_text=Templates(request.wildcards) if request.dynamic_prompts else None,
-        draw_seed=DrawnSeeds(request.output, anew=request.overwrite, shared=bool(request.shard and not request.dry_run)),
+        draw_seed=DrawnSeeds(
+            request.output, anew=request.overwrite, shared=bool(request.shard and not request.dry_run)
+        ),
     )
     notes = Notes(source, templates=request.dynamic_prompts, controlnet=request.controlnet is not None)
     return Preparation(request, options, rows, planner, notes, source, cache)

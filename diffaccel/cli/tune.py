@@ -68,7 +68,7 @@ def tune(
     its own; bundled models bring 24. Use the profile with accelerate(pipe,
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
-    from diffaccel.tune import Budget, Refinement, to_text
+    from diffaccel.tune import LIMITS, Budget, BudgetError, Refinement, to_text
     from diffaccel.tune import tune as search
 
     check_result("--output", output, "profile.json")
@@ -77,7 +77,14 @@ def tune(
     if settings["num_inference_steps"] < LEAST_STEPS:
         raise click.UsageError(f"--steps: there is nothing to tune in fewer than {LEAST_STEPS} (got {subject.steps})")
     options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None, "small": small}
-    tuned = search(subject.load(prompts), prompts, budget, **options, progress=subject.say, **settings)
+
+    def say(text: str) -> None:
+        subject.say(_as_typed(text, *LIMITS))
+
+    try:
+        tuned = search(subject.load(prompts), prompts, budget, **options, progress=say, **settings)
+    except BudgetError as error:
+        raise click.ClickException(_as_typed(str(error), budget.name)) from error
     evidence = tuned.recipe.evidence
     assert evidence is not None
     click.echo(to_text(tuned.recipe))
@@ -94,7 +101,8 @@ def tune(
             f"{tuned.winner.score.psnr:.1f} dB"
         )
     if not tuned.met and not best_effort:
-        click.echo(f"{_typed(budget)} cannot be met: the above is the closest found; --best-effort writes it", err=True)
+        asked = _as_typed(str(budget), budget.name)
+        click.echo(f"{asked} cannot be met: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
     with folder_of(output):
         tuned.save(output)
@@ -107,12 +115,11 @@ def _budget(kind: "type[Budget]", **limits: float | None) -> "Budget":
     try:
         return kind(**limits)
     except ValueError as error:
-        message = str(error)
-        for name in limits:
-            message = message.replace(name, "--" + name.replace("_", "-"))
-        raise click.UsageError(message) from error
+        raise click.UsageError(_as_typed(str(error), *limits)) from error
 
 
-def _typed(budget: "Budget") -> str:
-    """A budget as it is typed: "--min-psnr 30"."""
-    return f"--{budget.name.replace('_', '-')} {budget.limit:g}"
+def _as_typed(text: str, *names: str) -> str:
+    """A text in which options are named as they are typed: "--min-psnr 30"."""
+    for name in names:
+        text = text.replace(name, "--" + name.replace("_", "-"))
+    return text

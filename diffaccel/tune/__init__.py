@@ -5,10 +5,22 @@ recipe = tune(pipe, prompts, Budget(min_psnr=30), num_inference_steps=20).recipe
 recipe.save("p.json")
 """
 
-from diffaccel.tune.budget import Budget
+from diffaccel.tune.budget import LIMITS, Budget, BudgetError
 from diffaccel.tune.picture import to_svg, to_text
 from diffaccel.tune.refine import Refinement, refine
 from diffaccel.tune.router_training import train_routers
 from diffaccel.tune.tuner import Tuned, Tuner, tune
 
-__all__ = ["Budget", "Refinement", "Tuned", "Tuner", "refine", "to_svg", "to_text", "train_routers", "tune"]
+__all__ = [
+    "LIMITS",
+    "Budget",
+    "BudgetError",
+    "Refinement",
+    "Tuned",
+    "Tuner",
+    "refine",
+    "to_svg",
+    "to_text",
+    "train_routers",
+    "tune",
+]

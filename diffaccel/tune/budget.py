@@ -5,6 +5,14 @@ from dataclasses import dataclass, fields
 from diffaccel.config.checks import check, number
 
 
+LIMITS = {"min_psnr": (1.0, 99.0), "min_ssim": (0.0, 1.0), "max_macs": (0.001, 1.0), "max_time": (1e-9, 1e9)}
+"""The least and the most that can be asked for."""
+
+
+class BudgetError(ValueError):
+    """A budget that no schedule keeps; the message says why."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How a schedule did in a real run: its network's cost and its pictures' likeness, against the plain pipeline."""
@@ -34,8 +42,7 @@ class Budget:
         names = [f.name for f in fields(self)]
         given = [name for name in names if getattr(self, name) is not None]
         check(len(given) == 1, f"give exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}")
-        limits = {"min_psnr": (1.0, 99.0), "min_ssim": (0.0, 1.0), "max_macs": (0.001, 1.0), "max_time": (1e-9, 1e9)}
-        number(given[0], self.limit, *limits[given[0]])
+        number(given[0], self.limit, *LIMITS[given[0]])
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from diffaccel.config.words import counted
-from diffaccel.tune.budget import Budget, Score
+from diffaccel.tune.budget import LIMITS, Budget, Score
 from diffaccel.tune.minimax import minimax_steps
 from diffaccel.tune.model import Manner, manner
 from diffaccel.tune.probing import Calibrated
@@ -246,5 +246,6 @@ class _Seeker:
 
 
 def tightened(searched: Budget, asked: Budget, score: Score) -> Budget:
-    """The searched quality raised by what a held-out run fell short of the one that was asked for."""
-    return replace(searched, **{asked.name: searched.limit + asked.limit - asked.quality(score)})
+    """The searched quality raised by what a held-out run fell short of the one that was asked for, or to the most."""
+    _, most = LIMITS[asked.name]
+    return replace(searched, **{asked.name: min(most, searched.limit + asked.limit - asked.quality(score))})

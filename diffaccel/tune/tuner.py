@@ -18,7 +18,7 @@ from diffaccel.measure.workload import Workload, other_seeds
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best, screening
-from diffaccel.tune.budget import Budget, Score
+from diffaccel.tune.budget import Budget, BudgetError, Score
 from diffaccel.tune.probing import Bench, Calibrated, calibrate
 from diffaccel.tune.refine import Refinement, refine
 from diffaccel.tune.search import Found, search, tightened
@@ -156,7 +156,7 @@ class Tuner:
         """The recipe for a budget, with its evidence; see `Tuned.met` for whether the budget could be met.
 
         Raises:
-            ValueError: if no schedule at all keeps a limit of cost.
+            BudgetError: if no schedule at all keeps a limit of cost.
         """
         start, runs = time.perf_counter(), self.known.bench.runs
         asked = self._as_cost(budget)
@@ -244,13 +244,13 @@ class Tuner:
             least = plan_of((0,), Choice((OUTPUT,), 1), total)
             constant, full = self._seconds(least), self._seconds(None)
             if budget.limit < constant:
-                raise ValueError(
+                raise BudgetError(
                     f"max_time {budget.limit:g} s cannot be met: one network call alone takes {constant:.3g} s"
                 )
             cost = (budget.limit - constant) / max(full - constant, 1e-9)
             budget = Budget(max_macs=min(1.0, 1 / total + 0.97 * cost * (1 - 1 / total)))
         if budget.name == "max_macs" and budget.limit < 1 / total:
-            raise ValueError(f"max_macs {budget.limit:g} cannot be met: the first of {total} calls must compute")
+            raise BudgetError(f"max_macs {budget.limit:g} cannot be met: the first of {total} calls must compute")
         return budget
 
     def _seconds(self, plan: CallPlan | None) -> float:

@@ -22,6 +22,7 @@ from diffaccel.tune.blend import blend, left_over, taylor
 from diffaccel.tune.budget import Score
 from diffaccel.tune.picture import rows_of
 from diffaccel.tune.probing import Calibrated, calibrate
+from diffaccel.tune.search import tightened
 from diffaccel.tune.space import COMPUTE, Choice, fixed_plans, neighbours, plan_of, space_of
 from diffaccel.tune.split import split
 
@@ -354,8 +355,17 @@ def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, t
     assert done.exit_code == 0, done.output
     assert list((tmp_path / "pictures").rglob("*.png"))
     impossible = CliRunner().invoke(main, [*arguments, "--max-macs", "0.01"], catch_exceptions=False)
-    assert impossible.exit_code == 2
-    assert "cannot be met" in impossible.output
+    assert impossible.exit_code == 1
+    assert "Error: --max-macs 0.01 cannot be met: the first of " in impossible.output
+
+
+@pytest.mark.parametrize(("name", "limit", "most"), [("min_psnr", 95.0, 99.0), ("min_ssim", 0.99, 1.0)])
+def test_a_quality_that_is_missed_is_raised_to_the_most_there_is(name: str, limit: float, most: float) -> None:
+    budget = Budget(**{name: limit})
+    assert tightened(budget, budget, Score(1.0, 60.0, 0.9)).limit == most
+    assert tightened(budget, budget, Score(1.0, 94.0, 0.985)).limit == pytest.approx(
+        limit + {"min_psnr": 1}.get(name, 0.005)
+    )
 
 
 def test_a_fixed_setting_that_holds_a_quality_for_less_is_named(tuner: Tuner) -> None:
