@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 
 from diffaccel.config.checks import check, number
 
-
 LIMITS = {"min_psnr": (1.0, 99.0), "min_ssim": (0.0, 1.0), "max_macs": (0.001, 1.0), "max_time": (1e-9, 1e9)}
 """The least and the most that can be asked for."""
 

@@ -229,8 +229,8 @@ class _Training:
         self.curve = [tuple(row) for row in tensors.pop("curve").tolist()]
         check(
             len(self.curve) <= self.training.runs,
-            f"{file} is the state after {len(self.curve)} runs, and {self.training.runs} are asked for: ask for as many, "
-            "or name another path",
+            f"{file} is the state after {len(self.curve)} runs, and {self.training.runs} are asked for: ask for as "
+            "many, or name another path",
         )
         self.method.trainee = Trainee(len(tensors["logits"]), tensors["logits"].shape[1], self.training)
         self.method.trainee.load(tensors)
