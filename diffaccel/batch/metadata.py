@@ -9,13 +9,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from pydantic import TypeAdapter, ValidationError
 
 from diffaccel import __version__
 from diffaccel.batch.foreign import ForeignSettings, read_foreign
 from diffaccel.batch.jobs import UNPAINTED, Job
+from diffaccel.batch.pictures import recognized
 from diffaccel.batch.readers import InputError, explain
 from diffaccel.sampling.schedulers import shown
 
@@ -112,7 +113,7 @@ def _job(values: dict[str, Any], path: Path) -> Job:
 def _read_texts(path: Path) -> dict[str, Any]:
     """A picture's texts by their keywords, with EXIF's description and user comment among them."""
     try:
-        with Image.open(path, formats=list(SUFFIXES.values())) as image:
+        with path.open("rb") as stream, recognized(stream, list(SUFFIXES.values())) as image:
             image.load()
             exif = image.getexif()
             texts = {"description": exif.get(_IMAGE_DESCRIPTION)}
@@ -124,6 +125,8 @@ def _read_texts(path: Path) -> dict[str, Any]:
         raise InputError(f"no such picture: {path}") from error
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder: name its pictures, as in {path}/*.png") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot read {path}: it is no PNG, JPEG or WebP picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
 

@@ -6,7 +6,7 @@ transparent laid on a background. Of an animation, the first picture counts.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -179,11 +179,11 @@ def strength_problem(steps: int, strength: float) -> str | None:
     return f"strength: {strength:g} of {steps} steps is less than one step: raise strength or steps"
 
 
-def _recognized(stream: BinaryIO) -> Image.Image:
+def recognized(stream: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Open a picture without Pillow's warning of large ones; those beyond twice its limit are refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(stream, formats=FORMATS)
+        return Image.open(stream, formats=formats)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
         raise PictureError(f"{path} is an address, and nothing is fetched: save the picture, and give its path")
     try:
         # Given a name, Pillow maps an uncompressed TIFF into memory, and garbles one that lies on its side.
-        with expanded(path).open("rb") as stream, _recognized(stream) as image:
+        with expanded(path).open("rb") as stream, recognized(stream) as image:
             yield image
     except UnidentifiedImageError as error:
         kinds = "not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one"

@@ -68,7 +68,7 @@ def test_equal_settings_give_equal_files() -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
 def test_broken_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match=r"cannot read .*a.png: it is no PNG, JPEG or WebP picture$"):
         read_job(tmp_path / "a.png")
 
 
@@ -100,6 +100,13 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.raises(InputError, match=r"cannot read .*bomb"):
         read_job(png(tmp_path / "a.png", "{}"))
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(PICTURE, JOB))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(PICTURE.width * PICTURE.height * 0.7))
+    assert read_job(path).prompt == JOB.prompt
 
 
 def test_missing_picture_is_refused(tmp_path: Path) -> None:
