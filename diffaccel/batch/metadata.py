@@ -113,7 +113,7 @@ def _job(values: dict[str, Any], path: Path) -> Job:
 def _read_texts(path: Path) -> dict[str, Any]:
     """A picture's texts by their keywords, with EXIF's description and user comment among them."""
     try:
-        with path.open("rb") as stream, recognized(stream, list(SUFFIXES.values())) as image:
+        with path.open("rb") as stream, recognized(stream, tuple(SUFFIXES.values())) as image:
             image.load()
             exif = image.getexif()
             texts = {"description": exif.get(_IMAGE_DESCRIPTION)}

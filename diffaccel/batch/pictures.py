@@ -6,7 +6,7 @@ transparent laid on a background. Of an animation, the first picture counts.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -179,7 +179,7 @@ def strength_problem(steps: int, strength: float) -> str | None:
     return f"strength: {strength:g} of {steps} steps is less than one step: raise strength or steps"
 
 
-def recognized(stream: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+def recognized(stream: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open a picture without Pillow's warning of large ones; those beyond twice its limit are refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
