@@ -283,6 +283,6 @@ def end_with_parent() -> None:
 
     def wait_for_it() -> None:
         parent.join()
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=wait_for_it, name="diffaccel-parent", daemon=True).start()
