@@ -23,7 +23,7 @@ from diffaccel.media.errors import MediaError
 from diffaccel.realtime import address, protocol
 from diffaccel.realtime.channels import Channels
 from diffaccel.realtime.connection import Connection, words
-from diffaccel.realtime.controls import FOLLOWED_BY_CLIPS
+from diffaccel.realtime.controls import FOLLOWED_BY_CLIPS, Controls
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
 from diffaccel.realtime.mjpeg import MEDIA_TYPE
@@ -126,6 +126,21 @@ class LiveApp:
         for session in found:
             self.hub.change(session, dict(values))
         return len(found)
+
+    def followed(self, name: str | None, values: Mapping[str, Any]) -> tuple[Controls, bool]:
+        """Change controls of who paints under a name, as `painting`; with the change, and whether it is followed yet.
+
+        Raises `HTTPException` where it cannot be.
+        """
+        client = self.painting(name).session
+        try:
+            asked = self.hub.change(client, dict(values))
+        except ValidationError as error:
+            raise HTTPException(422, words(error)) from error
+        refused = client.answer(asked, ANSWERS_WITHIN)
+        if refused:
+            raise HTTPException(422, refused)
+        return asked, refused is not None
 
     def stream(self, name: str | None) -> Response:
         """`/mjpeg`: a name's pictures, of this connection and of those that come later."""
@@ -259,16 +274,8 @@ def build_app(server: LiveApp) -> FastAPI:
 
     @app.patch("/controls")
     def change(values: dict[str, Any], response: Response, session: str | None = None) -> dict[str, Any]:
-        client = server.painting(session).session
-        try:
-            asked = hub.change(client, values)
-        except ValidationError as error:
-            raise HTTPException(422, words(error)) from error
-        refused = client.answer(asked, ANSWERS_WITHIN)
-        if refused:
-            raise HTTPException(422, refused)
-        if refused is None:
-            response.status_code = ACCEPTED
+        asked, followed = server.followed(session, values)
+        response.status_code = 200 if followed else ACCEPTED
         return asked.model_dump()
 
     @app.post("/rtc")
