@@ -25,6 +25,7 @@ USE = {
     "adapter": "in Python",
     "classifier": "in bench",
 }
+DRAWS = ("pipeline", "lora")  # kinds whose accuracy is that of what they draw
 WIDEST = 120  # characters
 
 
@@ -42,7 +43,7 @@ def models(layout: str) -> None:
     if layout == "json":
         click.echo(json.dumps([_values(row, figures) for row, figures in rows], indent=2))
     elif rows:
-        _print_table([(_cells(row), _quality(figures)) for row, figures in rows])
+        _print_table([(_cells(row), _quality(row, figures)) for row, figures in rows])
         click.echo("\nUse one by the option beside it: diffaccel generate 'a red heart' --model emoji-sd")
     else:
         click.echo("No bundled models in this installation.")
@@ -76,14 +77,19 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return f"{cells[0]:{name}}  {cells[1]:>{size}}  {cells[2]:{use}}  {cells[3]}"
 
 
-def _quality(figures: Mapping[str, Any]) -> list[str]:
+def _quality(row: "Bundled", figures: Mapping[str, Any]) -> list[str]:
     """What was measured, in words; nothing of what was not."""
-    drawn = "seconds_per_picture" in figures
     found = []
+    if "switch_until" in figures:
+        shares = (f"{figures[f'switch_{name}']:.0%}" for name in ("until", "macs", "top1"))
+        words = (
+            "for the first {} of emoji-sd's calls: {} of the multiply-accumulates, {} of captions drawn recognisably"
+        )
+        found.append(words.format(*shares))
     if "top1" in figures:
-        done = "of captions drawn recognisably" if drawn else "of drawings recognised at the first guess"
-        found.append(f"{figures['top1']:.0%} {done}")
-    if drawn:
+        done = "of captions drawn recognisably" if row.kind in DRAWS else "of drawings recognised at the first guess"
+        found.append(f"{'alone ' if found else ''}{figures['top1']:.0%} {done}")
+    if "seconds_per_picture" in figures:
         steps = counted(int(figures["steps"]), "step")
         found.append(f"{figures['seconds_per_picture']:.1f} s a picture in {steps} on two processor cores")
     if "psnr" in figures:
