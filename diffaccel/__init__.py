@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .stream.report import StreamReport as StreamReport
     from .stream.similarity import SimilarityFilter as SimilarityFilter
     from .stream.slot_cache import SlotCache as SlotCache
+    from .stream.smoothing import MotionBlend as MotionBlend
     from .stream.steadiness import CrossFrame as CrossFrame
     from .stream.worker import StreamClosed as StreamClosed
     from .stream.worker import StreamWorker as StreamWorker
@@ -68,8 +69,9 @@ _HOME: dict[str, str] = {
     "Handle": ".attach.handle",
     "HostFull": ".stream.host",
     "HostReport": ".stream.host",
-    "MotionNoise": ".stream.motion",
     "ImagePrompt": ".networks.image_prompts",
+    "MotionBlend": ".stream.smoothing",
+    "MotionNoise": ".stream.motion",
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",

@@ -117,7 +117,15 @@ class Controls(BaseModel):
         ge=0,
         le=0.9,
         title="Feedback",
-        description="How much of the last picture goes into the next: steadier, and slower to follow.",
+        description="How much of the last picture goes into the next, which then grows out of it.",
+        json_schema_extra=_draw(step=0.01),
+    )
+    smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.95,
+        title="Smoothing",
+        description="How much of the last picture stays, along with what moves, where nothing is new: less flicker.",
         json_schema_extra=_draw(step=0.01),
     )
     picture_size: str = Field(

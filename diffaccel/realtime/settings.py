@@ -23,6 +23,7 @@ from diffaccel.stream.host import StreamHost
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.smoothing import MotionBlend
 
 DEFAULT_MODEL = "emoji-sd"
 COMPANIONS = {"emoji-sd": ("emoji-lcm-lora", "emoji-vae-small")}
@@ -227,6 +228,7 @@ def stream_arguments(pipe: Any, controls: Controls) -> dict[str, Any]:
         "num_steps": controls.steps,
         "seed": _seeds(controls),
         "feedback": controls.feedback,
+        "smoothing": MotionBlend(controls.smoothing) if controls.smoothing else None,
         "guidance": guidance,
         "cache": _cache(pipe, controls.cache),
         "similarity": SimilarityFilter(controls.similarity_threshold) if controls.similarity else None,

@@ -21,6 +21,7 @@ from diffaccel.sampling.samplers import NoiseLevel
 from diffaccel.stream.conditions import ControlImages, FrameInput
 from diffaccel.stream.memo import Memo
 from diffaccel.stream.regions import RegionPrompt, composed
+from diffaccel.stream.smoothing import Track
 from diffaccel.stream.stages import StageRows, Stages, gather
 
 
@@ -82,6 +83,7 @@ class Slot:
         number: its place among all slots of the stream.
         shot: number of the scene for what frames see of those before.
         shown: what its frames show beside latents and prompts.
+        tracks: how each frame goes on from the one before it, where pictures are smoothed.
         whole: of what stands beside a slot in a call, the slot that it is a part of.
     """
 
@@ -98,6 +100,7 @@ class Slot:
     number: int = 0
     shot: int = 0
     shown: tuple[FrameInput, ...] = ()
+    tracks: tuple[Track, ...] = ()
     whole: Slot | None = None
 
     def parts(self) -> list[Slot]:

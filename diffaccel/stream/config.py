@@ -22,6 +22,7 @@ from diffaccel.stream.regions import Region
 from diffaccel.stream.seeds import Seed, weighted_seeds
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache, as_slot_cache
+from diffaccel.stream.smoothing import MotionBlend
 from diffaccel.stream.stages import indices_for
 from diffaccel.stream.steadiness import CrossFrame
 
@@ -86,6 +87,7 @@ class StreamConfig:
     deadline: float | None = None
     steadiness: CrossFrame | None = None
     motion: MotionNoise | None = None
+    smoothing: MotionBlend | None = None
     image_prompt: ImagePrompt | None = None
     regions: Sequence[Region] = ()
     image_guidance_scale: float = 1.0
@@ -141,6 +143,7 @@ class StreamConfig:
             "sampler": Sampler,
             "steadiness": CrossFrame,
             "motion": MotionNoise,
+            "smoothing": MotionBlend,
             "image_prompt": ImagePrompt,
         }
         for name, kind in kinds.items():
@@ -148,6 +151,8 @@ class StreamConfig:
             if not isinstance(value, kind) and not (value is None and name != "guidance"):
                 raise TypeError(f"{name} must be a {kind.__name__} object, not {value!r}")
 
+        if self.smoothing is not None:
+            self.smoothing.require(self.output_type)
         if not isinstance(self.regions, Sequence) or not all(isinstance(region, Region) for region in self.regions):
             raise TypeError(f"regions must be a sequence of Region objects, not {self.regions!r}")
 

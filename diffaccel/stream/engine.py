@@ -30,6 +30,7 @@ from diffaccel.stream.report import StreamOutput, StreamReport
 from diffaccel.stream.seeds import Seed
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.smoothing import MotionBlend
 from diffaccel.stream.state import Frame, StreamState
 from diffaccel.stream.steadiness import CrossFrame
 from diffaccel.stream.work import WorkRunner
@@ -56,8 +57,7 @@ class StreamEngine(MovingFrames):
         strength, num_steps: N stages over the last ``strength`` of the grid, in (0, 1].
         num_inference_steps: length of the grid.
         guidance: NoGuidance (default), FullGuidance, SelfNegative or OneTimeNegative.
-        height, width: picture size in pixels.
-        fit: how pictures of other sizes get it: "crop" (the middle), "pad" or "stretch".
+        height, width: picture size in pixels; ``fit`` brings others to it: "crop" (the middle), "pad" or "stretch".
         frame_buffer: frames that enter together; a tick happens when so many were pushed. More frames a second, later.
         shared_noise: whether the frames of a buffer share their noise, so that pictures are those of a buffer of one
             and a video does not flicker; otherwise each has its own.
@@ -65,17 +65,15 @@ class StreamEngine(MovingFrames):
         seed: seed of the per-stage noise, one CPU draw ``randn(N * frame_buffer, C, h, w)`` (with ``shared_noise``
             ``randn(N, C, h, w)``), and of text-to-image frames; or several with weights (mapping, or pairs), whose
             noises are blended by slerp.
-        feedback: share of the last result in the latents of an entering picture, 0 to 0.95: steadier, slower to follow.
+        feedback: share of the last result in the latents of an entering picture, 0 to 0.95.
         similarity: a SimilarityFilter, or None.
         cache: a method such as DeepCache(3), or a SlotCache, for reuse between frames; or None.
         vae: an autoencoder to use instead of the pipeline's (AutoencoderTiny, ...).
         output_type: "pil", "np" (H, W, 3), "pt" (3, H, W), both in [0, 1], or "latent" (C, h, w).
         blend: "linear" or "slerp".
-        sampler: LCM, TCD, Euler, DDIM, EulerAncestral or FlowMatching; None for the pipeline's own. Multistep
-            schedulers (PNDM, DPM-Solver++, ...) cannot step row by row and are replaced by LCM; `report` names the
-            sampler.
-        stream_batch: False for the sequential mode, in which a frame runs through all stages before the next one
-            enters.
+        sampler: LCM, TCD, Euler, DDIM, EulerAncestral or FlowMatching; None for the pipeline's own, and LCM in place of
+            multistep ones (PNDM, DPM-Solver++, ...), which cannot step row by row; `report` names it.
+        stream_batch: False for the sequential mode: a frame runs through all stages before the next one enters.
         embedded_guidance_scale: scale that guidance-distilled networks are told (LCM 8.5, FLUX-dev 3.5).
         control: for a pipeline with ControlNets, makes a frame's control image where it is pushed without one:
             "edges", "canny" (needs OpenCV), "identity", or a function that takes the fitted picture ``(3, H, W)`` in
@@ -85,6 +83,7 @@ class StreamEngine(MovingFrames):
             rarely, then fewer of them, then fewer stages; all again where there is time. `report` says what was done.
         steadiness: a CrossFrame, by which self-attention sees the frames before: less flicker; or None.
         motion: a MotionNoise, by which pictures begin with less noise where they move, and follow; or None.
+        smoothing: a MotionBlend with the picture before, which goes along with what moves (needs OpenCV), or None.
         image_prompt: an ImagePrompt for the IP-Adapters of the pipeline; None leaves them without a say.
         regions: prompts for parts of the picture, each a Region(prompt, mask); each has rows of its own.
         image_guidance_scale: how closely InstructPix2Pix keeps to the picture; above 1 with FullGuidance, a row more.
@@ -131,6 +130,7 @@ class StreamEngine(MovingFrames):
         deadline: float | None = None,
         steadiness: CrossFrame | None = None,
         motion: MotionNoise | None = None,
+        smoothing: MotionBlend | None = None,
         image_prompt: ImagePrompt | None = None,
         regions: Sequence[Region] = (),
         image_guidance_scale: float = 1.0,

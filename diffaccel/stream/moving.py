@@ -14,6 +14,7 @@ from diffaccel.stream.denoiser import Denoiser
 from diffaccel.stream.images import Codec, finish
 from diffaccel.stream.intake import Intake
 from diffaccel.stream.pace import Pace
+from diffaccel.stream.smoothing import Track
 from diffaccel.stream.state import Frame, StreamState, seen_in
 
 
@@ -97,6 +98,9 @@ class MovingFrames:
         padded = group + group[-1:] * (self.config.frame_buffer - len(group))
         slot = self._intake.slot(group, padded, self._course.settings, self._state, self.config)
         slot.number = self._state.count_slot()
+        if self._state.smoothing is not None:
+            with self._state.clock.stage("preprocess"):
+                slot.tracks = self._state.smoothing.enter([frame.pixels for frame in group], self._course.settings)
         self._denoiser.enter(slot, seen_in(padded))
         return slot
 
@@ -111,6 +115,9 @@ class MovingFrames:
                 with state.clock.stage("decode"):
                     decoded = latents if self.config.output_type == "latent" else self._codec.decode(latents)
                 with state.clock.stage("post"):
+                    if state.smoothing is not None:
+                        tracks = [t for s in finished for t in s.tracks or (Track(),) * len(s.frame_ids)]
+                        decoded = state.smoothing.leave(decoded, tracks)
                     images = finish(decoded, self.config.output_type)
         except BaseException:
             state.counts.frames_dropped += sum(len(s.frame_ids) for s in finished)

@@ -20,6 +20,7 @@ from diffaccel.stream.pace import PaceReport
 from diffaccel.stream.report import Counts, StreamOutput, StreamReport
 from diffaccel.stream.seeds import SeededNoise
 from diffaccel.stream.similarity import SimilarityState
+from diffaccel.stream.smoothing import Smoothing
 from diffaccel.stream.stopwatch import Clock
 
 
@@ -89,6 +90,7 @@ class StreamState:
         self.counts = Counts()
         self.clock = Clock(device)
         self.motion = Motion()
+        self.smoothing = None if config.smoothing is None else Smoothing(config.smoothing)
         self._noise = SeededNoise(config.seed)
         self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
@@ -201,6 +203,8 @@ class StreamState:
             self._filter = None if new.similarity is None else SimilarityState(new.similarity)
         if new.motion != old.motion:
             self.motion = Motion()
+        if new.smoothing != old.smoothing:
+            self.smoothing = None if new.smoothing is None else Smoothing(new.smoothing)
         if new.seed != old.seed:
             self._noise = SeededNoise(new.seed)
         if new.output_type != old.output_type:

@@ -22,17 +22,20 @@ from emoji_data import contact_sheet
 from motion_measure import flicker
 from video_data import Pose
 
-from diffaccel import CrossFrame, SelfNegative
+from diffaccel import CrossFrame, MotionBlend, MotionNoise, SelfNegative
 from diffaccel.measure import Judge
 from diffaccel.measure.accuracy import captions
 from diffaccel.models import load, load_lora, load_vae
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "1 frame": {"steadiness": CrossFrame(1)},
     "4 frames": {"steadiness": CrossFrame(4)},
     "4 frames, on the way up": {"steadiness": CrossFrame(4, ("up_blocks",))},
     "feedback 0.2": {"feedback": 0.2},
+    "motion noise": {"motion": MotionNoise()},
+    "motion blend": {"smoothing": MotionBlend()},
+    "motion blend, tolerance 0.4": {"smoothing": MotionBlend(tolerance=0.4)},
+    "motion noise and blend": {"motion": MotionNoise(), "smoothing": MotionBlend()},
 }
 FILMS = (("green apple", "heart", 1.0), ("red heart", "star", 2.0))
 WAYS = {"half of the noise": STAGES[2], "most of the noise": (12, 32)}
