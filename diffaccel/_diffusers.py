@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import BaseGuidance, DiffusionPipeline, ModularPipeline
 from diffusers import hooks as stock_hooks
 from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook
 from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
@@ -158,6 +158,7 @@ def task_class(pipeline: str, task: str, *, controlnet: bool = False) -> Any:
     return next((kind for kind in mappings[task].values() if kind.__name__ == name), None)
 
 
+PREPARED = "guider_state_batch"  # what modular pipelines call the inputs that a guider has prepared
 GUIDANCE_SCALES = ("guidance_scale", "guidance_scale_2", "image_guidance_scale", "pag_scale", "true_cfg_scale")
 
 
@@ -167,15 +168,20 @@ class RunningCall(NamedTuple):
     Attributes:
         pipe: the pipeline.
         frame: of its `__call__`, whose variables are read where nothing else tells a fact.
+        prepared: what a modular pipeline's guider calls the prediction that is under way, as "pred_uncond"; None
+            without one.
     """
 
     pipe: Any
     frame: FrameType
+    prepared: str | None = None
 
-    def embeddings(self, name: str) -> torch.Tensor | None:
-        """A variable of the call that holds embeddings, such as `negative_prompt_embeds`; None where there is none."""
-        found = self.frame.f_locals.get(name)
-        return found if isinstance(found, torch.Tensor) else None
+    @property
+    def embeddings(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Variables that hold embeddings of the negative prompt, however their names end, each with the prompt's."""
+        values = {name: value for name, value in self.frame.f_locals.items() if isinstance(value, torch.Tensor)}
+        negatives = [name for name in values if name.startswith("negative_prompt_embeds")]
+        return [(values[name], values.get(name.removeprefix("negative_"))) for name in negatives]
 
     @property
     def guided(self) -> bool | None:
@@ -193,12 +199,14 @@ class RunningCall(NamedTuple):
 
 def running_call() -> RunningCall | None:
     """The innermost pipeline's call on this thread's stack, whichever pipeline object was accelerated."""
-    frame = sys._getframe(1)
+    frame, prepared = sys._getframe(1), None
     while frame is not None:
+        if prepared is None and PREPARED in (*frame.f_code.co_varnames, *frame.f_code.co_cellvars):
+            prepared = getattr(frame.f_locals.get(PREPARED), BaseGuidance._identifier_key, None)
         if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
             owner = frame.f_locals.get("self")
             if isinstance(owner, DiffusionPipeline | ModularPipeline):
-                return RunningCall(owner, frame)
+                return RunningCall(owner, frame, prepared)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -12,6 +12,7 @@ from diffaccel._diffusers import RunningCall, num_timesteps
 NEGATIVE, POSITIVE = "negative", "positive"
 # Names that pipelines give to the contexts of guidance in two calls.
 CONTEXT_ROLES = {"cond": POSITIVE, "uncond": NEGATIVE, "pred_cond": POSITIVE, "pred_uncond": NEGATIVE}
+BESIDE_GUIDANCE = "pred_cond_"  # calls of guiders that guide by something else besides, as by skipped layers
 # Pipelines that stack two halves, negative first, and keep no embeddings of the negative prompt by name.
 NEGATIVE_FIRST = ("StableVideoDiffusionPipeline", "I2VGenXLPipeline")
 
@@ -68,8 +69,9 @@ class Host:
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
         """For each row of a call whether it sees the negative prompt; empty without guidance.
 
-        The facts, in this order: what the caller of `accelerate` said, the name that the pipeline gives the call, and
-        the embeddings of the negative prompt in the pipeline's own call, compared with those that the network is given.
+        The facts, in this order: what the caller of `accelerate` said, the name that the pipeline or its guider gives
+        the call, and the embeddings of the negative prompt in the pipeline's own call, compared with those that the
+        network is given.
 
         Raises:
             ValueError: if there is guidance and none of them tells.
@@ -80,14 +82,16 @@ class Host:
         if says_guided is not None and not says_guided:
             return ()
         self._require_pairs()
+        name = name if running is None or running.prepared is None else running.prepared
+        if name is not None and self._pipe() is not None and name.startswith(BESIDE_GUIDANCE):
+            return ()
         if name in CONTEXT_ROLES and self._pipe() is not None:
             return (CONTEXT_ROLES[name],) * rows
-        if running is not None and isinstance(conditioning, torch.Tensor):
-            negative, positive = (running.embeddings(f"{prefix}prompt_embeds") for prefix in ("negative_", ""))
-            found = _compared(conditioning, negative, positive, rows)
-            if found:
+        pairs = [] if running is None else running.embeddings
+        for negative, positive in pairs if isinstance(conditioning, torch.Tensor) else []:
+            if found := _compared(conditioning, negative, positive, rows):
                 return found
-        if not says_guided:
+        if not says_guided and not pairs:
             return ()
         if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)

@@ -133,12 +133,16 @@ class LaneMemory:
     def merge(
         self, lanes: Lanes, others: Lanes, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ) -> None:
-        """Replace what lanes stored by a function of it and of what others stored, and forget the others."""
+        """Replace what lanes stored by a function of it and of what others stored, and forget the others.
+
+        What only some stored, as where a guider skips layers for one prompt, stays as it is.
+        """
         if not (self.has(lanes) and self.has(others)):
             return
         (own,), (other,) = self.take(lanes), self.take(others)
         pairs = zip(own.entries, other.entries, strict=True)
-        self._place(Block(lanes, [_zipped(lambda x: function(x[0], x[1]), (a, b)) for a, b in pairs]))
+        merged = [a if a is None or b is None else _zipped(lambda x: function(x[0], x[1]), (a, b)) for a, b in pairs]
+        self._place(Block(lanes, merged))
         self.drop(others)
 
     def drop(self, lanes: Sequence[Lane]) -> None:
@@ -250,24 +254,30 @@ def _zipped(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], trees: S
 def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
     """Some of ``count`` rows of a network's inputs: of tensors whose first dimension they are, of lists as long.
 
-    A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is.
+    A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is, and so are
+    the residuals of its ControlNets.
     """
-    values = {name: v if name in WITHOUT_ROWS else _selected(v, rows, count) for name, v in inputs.values.items()}
+    values = {
+        name: v if name in WITHOUT_ROWS else _selected(v, rows, count, folded="residual" in name)
+        for name, v in inputs.values.items()
+    }
     name, prompt = inputs.names[2], inputs.conditioning
     if name is not None and isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:
         values[name] = take_rows(prompt, rows, count)
     return replace(inputs, values=values)
 
 
-def _selected(value: Any, rows: Sequence[int], count: int) -> Any:
+def _selected(value: Any, rows: Sequence[int], count: int, *, folded: bool = False) -> Any:
     if isinstance(value, torch.Tensor):
-        return take_rows(value, rows, count) if value.dim() > 0 and value.shape[0] == count else value
+        has_rows = value.dim() > 0 and (value.shape[0] == count or (folded and value.shape[0] % count == 0))
+        return take_rows(value, rows, count) if has_rows else value
     if isinstance(value, Mapping):
-        return {key: _selected(item, rows, count) for key, item in value.items()}
-    if isinstance(value, list) and len(value) == count and not any(_has_rows(x, count) for x in value):
+        return {key: _selected(item, rows, count, folded=folded) for key, item in value.items()}
+    listed = isinstance(value, list) and len(value) == count and not folded
+    if listed and not any(_has_rows(x, count) for x in value):
         return [value[row] for row in rows]
     if isinstance(value, list | tuple):
-        return type(value)(_selected(item, rows, count) for item in value)
+        return type(value)(_selected(item, rows, count, folded=folded) for item in value)
     return value
 
 

@@ -148,6 +148,11 @@ class Run:
             ValueError: if it is not known.
         """
         table = self.host.table
+        if isinstance(given, torch.Tensor) and given.dim() > 1 and bool((given != given.flatten()[0]).any()):
+            raise ValueError(
+                "parts of a sample are at timesteps of their own, so that its noise level is not one number: use a "
+                "method that does not need it, such as TGate or DeepCache"
+            )
         place = place_of(given)
         if table is None or (place is not None and place[0] == table.untyped_storage().data_ptr()):
             return given

@@ -22,11 +22,14 @@ def place_of(timestep: Any) -> tuple[int, int] | None:
 
 
 def value_of(timestep: Any, *, wait: bool) -> float | None:
-    """The (first) value of a timestep; None where it lies on a device and nobody is to wait for it, or has no value."""
+    """The value of a timestep, the first row's; None where it lies on a device and nobody is to wait, or has no value.
+
+    Where parts of a row have their own, as frames of a video do, the mean of all: it moves where any of them does.
+    """
     if isinstance(timestep, torch.Tensor):
         if timestep.device.type == "meta" or timestep.numel() == 0 or (timestep.device.type != "cpu" and not wait):
             return None
-        return float(timestep.flatten()[0])
+        return float(timestep.double().mean() if timestep.dim() > 1 else timestep.flatten()[0])
     return float(timestep) if isinstance(timestep, int | float) else None
 
 

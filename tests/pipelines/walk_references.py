@@ -41,7 +41,7 @@ def replay(names: list[str], model: Any, calls: Calls, hooks: list[Any]) -> None
     for name in names:
 
         def hook(module: Any, args: Any, output: Any, name: str = name) -> Any:
-            if calls.reuses:
+            if calls.reuses and (name, calls.place) in kept:  # calls of a kind may begin in mid-run
                 return tree_map(lambda x: x, kept[name, calls.place])
             kept[name, calls.place] = output
             return None
@@ -73,7 +73,7 @@ def blocks(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
         def leave(module: Any, args: Any, kwargs: Any, output: Any, first: str = first) -> Any:
             values = [output] if isinstance(output, torch.Tensor) else list(output)
             pairs = list(zip(values, entered[first], strict=False))
-            if not calls.reuses:
+            if not calls.reuses or (first, calls.place) not in kept:
                 kept[first, calls.place] = [None if value is None else value - stream for value, stream in pairs]
                 return None
             added = kept[first, calls.place]

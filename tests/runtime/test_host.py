@@ -22,11 +22,10 @@ class StableVideoDiffusionPipeline(Pipe):
 class Running:
     """A pipeline's call, with its variables."""
 
-    def __init__(self, guided: bool | None = None, **variables: torch.Tensor) -> None:
-        self.guided, self._variables = guided, variables
-
-    def embeddings(self, name: str) -> torch.Tensor | None:
-        return self._variables.get(name)
+    def __init__(self, guided: bool | None = None, prepared: str | None = None, **variables: torch.Tensor) -> None:
+        self.guided, self.prepared = guided, prepared
+        negative = variables.get("negative_prompt_embeds")
+        self.embeddings = [] if negative is None else [(negative, variables.get("prompt_embeds"))]
 
 
 def prompts(*seeds: int) -> torch.Tensor:
@@ -60,6 +59,20 @@ def test_embeddings_of_the_call_are_compared() -> None:
     assert Host(pipe).roles(prompts(1, 0), 2, None, running) == P + N
     assert Host(pipe).roles(prompts(1), 1, None, running) == P
     assert Host(pipe).roles(prompts(0), 1, None, running) == N
+
+
+def test_a_call_that_has_a_negative_prompt_is_guided_whatever_it_says() -> None:
+    """Some pipelines have neither a property nor a variable that tells of guidance."""
+    running = Running(negative_prompt_embeds=prompts(0), prompt_embeds=prompts(1))
+    assert Host(Pipe()).roles(prompts(0), 1, None, running) == N
+    with pytest.raises(ValueError, match="does not tell which rows see the negative prompt"):
+        Host(Pipe()).roles(prompts(2), 1, None, running)
+
+
+@pytest.mark.parametrize(("prepared", "roles"), [("pred_cond", P), ("pred_uncond", N), ("pred_cond_skip", ())])
+def test_the_guider_names_its_calls(prepared: str, roles: tuple[str, ...]) -> None:
+    pipe = Pipe()
+    assert Host(pipe).roles(prompts(0), 1, None, Running(prepared=prepared)) == roles
 
 
 def test_what_tells_nothing_is_refused() -> None:

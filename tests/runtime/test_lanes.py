@@ -66,6 +66,9 @@ def test_merge_drop_and_keep() -> None:
     assert values(memory.take((A,))) == ["c"]
     assert memory.lanes == [A, C]
     assert memory.nbytes() == 8
+    memory.put([Block((B,), [None])], 0)  # nothing was computed there
+    memory.merge((A,), (B,), torch.add)
+    assert values(memory.take((A,))) == ["c"]
     memory.keep([C])
     assert memory.lanes == [C]
     memory.drop([C])
@@ -103,6 +106,10 @@ def test_rows_of_inputs() -> None:
     assert found["more"]["mask"].tolist() == [[4.0]]
     pooled = {"x": torch.zeros(2, 1), "prompt": torch.zeros(4, 1)}  # no tokens: not a prompt repeated for frames
     assert select(Inputs(pooled, ("x", None, "prompt")), [1], 2).values["prompt"] is pooled["prompt"]
+    residuals = [torch.arange(4.0)[:, None], torch.zeros(2, 1)]  # of two frames a row, as many as rows
+    found = select(Inputs({"x": torch.zeros(2, 1), "residuals": residuals}, ("x", None, None)), [1], 2).values
+    assert found["residuals"][0].flatten().tolist() == [2.0, 3.0]
+    assert found["residuals"][1].shape == (1, 1)
     numbers = {"x": torch.arange(2.0)}
     assert select(Inputs(numbers, ("x", None, None)), [1], 2).values["x"].tolist() == [1.0]
 

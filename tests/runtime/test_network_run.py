@@ -87,6 +87,20 @@ def test_a_timestep_in_other_units_is_the_schedulers() -> None:
     assert bare.timestep_of(5) == 5
 
 
+def test_frames_at_timesteps_of_their_own_have_no_one_noise_level() -> None:
+    pipe = Pipe(Table(4))
+    run = Run(Host(pipe), None, waits=False)
+    frames = pipe.scheduler.timesteps[0].repeat(1, 3)
+    run.advance(frames)
+    assert run.timestep_of(frames.clone()) == pipe.scheduler.timesteps[0]
+    ahead = frames.clone()
+    ahead[:, 0] -= 100
+    run.advance(ahead)
+    assert run.step == 1
+    with pytest.raises(ValueError, match="parts of a sample are at timesteps of their own"):
+        run.timestep_of(ahead)
+
+
 def test_a_scheduler_that_steps_says_which_step_it_is() -> None:
     progress = Progress(run=1)
     run = Run(Host(), progress, waits=True)

@@ -24,6 +24,7 @@ def test_places_are_those_of_elements_and_rows_of_a_longer_table() -> None:
 
 def test_values_are_read_where_nobody_waits_for_them() -> None:
     assert value_of(torch.tensor([7.0, 8.0]), wait=False) == 7
+    assert value_of(torch.tensor([[0.0, 8.0], [0.0, 4.0]]), wait=False) == 3
     assert value_of(3, wait=False) == 3
     for nothing in (torch.empty(0), torch.empty(2, device="meta"), None, "t"):
         assert value_of(nothing, wait=True) is None
