@@ -1,0 +1,91 @@
+"""Figures that pages tell in their own words and tables are those of the published measurements."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def measured(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+
+
+def batches() -> Iterator[str]:
+    m = measured("batch")
+
+    def accuracy(name: str) -> str:
+        return f"{100 * m[f'{name} top-1']:.1f} % | {100 * m[f'{name} top-5']:.1f} % |"
+
+    yield f"| without caching | {m['plain ratio']:.2f} | {accuracy('plain')}"
+    yield f"| `--cache deepcache:interval=3,forecast=taylor(1)` | {m['DeepCache ratio']:.2f} |"
+    yield f"held=difference` | {m['cached ratio']:.2f} | {accuracy('cached')}"
+    yield f"| without caching, `--dtype bfloat16` | {m['bfloat16 ratio']:.2f} | {accuracy('bfloat16')}"
+    yield f"| both, `--dtype bfloat16` | {m['cached bfloat16 ratio']:.2f} | {accuracy('cached bfloat16')}"
+    yield f"first call of the network pass {m['start-up seconds']:.1f} seconds"
+
+
+def live() -> Iterator[str]:
+    bundled, stub = (measured("live")[name] for name in ("bundled", "stub"))
+    yield f"| pictures a second | {bundled['fps']:.1f} | {stub['fps']:.1f} |"
+    for label, name in (("showing its picture", "latency"), ("the network takes no part", "added")):
+        cells = (f"{part[f'{name} median ms']:.0f} / {part[f'{name} p95 ms']:.0f} ms" for part in (bundled, stub))
+        yield f"{label}, median / p95 | {' | '.join(cells)} |"
+    for cache, words in (("cache 1", "no cache"), ("cache 4", "cache interval 4")):
+        rows = measured("tick")[cache]
+        for name, label in (("before", f"float32, before, {words}"), ("here", f"bfloat16, {words}")):
+            row = rows[name]
+            times = " | ".join(
+                f"{row[f'{part} ms']:.1f}" for part in ("network", "autoencoder", "JPEG", "rest", "tick")
+            )
+            faster = f" ({rows['before']['tick ms'] / row['tick ms']:.2f} x)" if name == "here" else ""
+            yield f"| {label} | {times} | {row['frames/s']:.1f}{faster} | {100 * row['of ceiling']:.0f} % |"
+
+
+def streaming() -> Iterator[str]:
+    stream, sd15 = measured("stream"), measured("stream-sd15")["sd15"]
+    tables = [*(stream["guidance"][f"frame buffer {n}"] for n in (1, 8)), *(sd15[f"frame buffer {n}"] for n in (1, 4))]
+    for name, label in (("one-time", "one-time negative"), ("self", "self-negative")):
+        cells = (f"{table[name]['ratio']:.2f} ({table[name]['ceiling']:.2f})" for table in tables)
+        yield f"| {label} | {' | '.join(cells)} |"
+    two, four = (f"{stream['batch'][f'{n} stages']['ratio']:.1f}" for n in (2, 4))
+    yield f"{four} times the frame rate at four stages, {two} at two"
+    alone, *together = (f"{stream['buffer'][f'{n} frames']['ms']:.0f}" for n in (1, 2, 4, 8, 16))
+    yield f"{alone} ms a frame alone, {', '.join(together[:-1])} and {together[-1]} ms in buffers of 2, 4, 8 and 16"
+    rows = [measured("streams-batches")["batches"][f"{n} rows"] for n in (1, 2, 4, 8, 16)]
+    one, *more = (f"{100 * row['of ceiling']:.0f}" for row in rows)
+    yield f"{one} % of the rate of a large matrix product with one row, and {', '.join(more[:-1])} and {more[-1]} %"
+    for label, speed in CACHES.items():
+        own = stream["cache"]["speed"][speed]
+        yield f"{label} | {own['network ratio']:.2f} | {own['ratio']:.2f} |"
+    for network in ("half of the noise", "most of the noise"):
+        assert measured("steadiness")[network]["4 frames"]["time"] == pytest.approx(1.1, abs=0.01)
+    fallen = [1 - measured("steadiness")[f"{share} of the noise"]["4 frames"]["of plain"] for share in ("half", "most")]
+    assert (round(200 * fallen[0]), round(100 * fallen[1])) == (1, 5)
+    yield "flicker falls by half a percent where frames begin at half of the noise and by 5 % where they begin at most"
+
+
+CACHES = {
+    "| stage | 2 | 0 |": "stage, interval 2, branch 0",
+    "| stage | 3 | 2 | Taylor(2)": "stage, interval 3, branch 2, Taylor(2)",
+    "| stage | 4 | 3 | Taylor(2)": "stage, interval 4, branch 3, Taylor(2)",
+    "| stage | by motion, 3 at most | 2 | Taylor(2)": "stage, by motion, branch 2, Taylor(2)",
+    "| frame | 2 | 2 |": "frame, interval 2, branch 2",
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (page, words)
+        for page, told in (("batch", batches), ("live", live), ("streaming", streaming))
+        for words in told()
+    ],
+    ids=lambda value: value[:30],
+)
+def test_figures_are_those_that_were_measured(page: str, words: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text().replace("**", "")
+    assert words in " ".join(text.split())
