@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from diffaccel.batch.settings import PictureSettings
 from diffaccel.cli.video import summary
-from diffaccel.config.words import counted, what_is_wrong
+from diffaccel.config.words import counted, one, what_is_wrong
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,16 @@ def test_one_is_singular(number: int, expected: str) -> None:
 def test_a_plural_of_its_own() -> None:
     assert counted(2, "entry", "entries") == "2 entries"
     assert counted(1, "entry", "entries") == "1 entry"
+
+
+def test_articles_are_those_that_are_spoken() -> None:
+    assert [one(noun) for noun in ("autoencoder", "adapter", "classifier", "UNet2DModel", "AutoencoderTiny")] == [
+        "an autoencoder",
+        "an adapter",
+        "a classifier",
+        "a UNet2DModel",
+        "an AutoencoderTiny",
+    ]
 
 
 def test_what_became_of_a_video_of_one_frame() -> None:

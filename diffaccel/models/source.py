@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffaccel.config.words import did_you_mean
+from diffaccel.config.words import did_you_mean, one
 from diffaccel.models.catalogue import BUNDLED, names
 
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
@@ -109,7 +109,9 @@ def _shards(index: Path) -> list[str]:
 
 def _find(name: str) -> Path:
     if name in BUNDLED and BUNDLED[name].kind != "pipeline":
-        raise ModelError(f"{name} is a {BUNDLED[name].kind}, not a pipeline; pipelines: {', '.join(names('pipeline'))}")
+        raise ModelError(
+            f"{name} is {one(BUNDLED[name].kind)}, not a pipeline; pipelines: {', '.join(names('pipeline'))}"
+        )
     if name in names("pipeline"):
         return BUNDLED[name].folder
     local = expanded(name)
