@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from diffaccel.batch.settings import PictureSettings
 from diffaccel.cli.video import summary
-from diffaccel.config.words import counted, one, what_is_wrong
+from diffaccel.config.words import counted, what_is_wrong, with_article
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,9 @@ def test_a_plural_of_its_own() -> None:
 
 
 def test_articles_are_those_that_are_spoken() -> None:
-    assert [one(noun) for noun in ("autoencoder", "adapter", "classifier", "UNet2DModel", "AutoencoderTiny")] == [
+    assert [
+        with_article(noun) for noun in ("autoencoder", "adapter", "classifier", "UNet2DModel", "AutoencoderTiny")
+    ] == [
         "an autoencoder",
         "an adapter",
         "a classifier",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from diffaccel.config.checks import check
 from diffaccel.config.files import write_atomically
-from diffaccel.config.words import did_you_mean
+from diffaccel.config.words import did_you_mean, with_article
 
 _WORD = re.compile(r"[^\W\d][\w./-]*")
 """What needs no quotation marks: names of models and relative paths, too, which Python reads as differences."""
@@ -209,5 +209,5 @@ def as_config(value: Config | str | Mapping[str, Any], kind: type[C]) -> C:
     config = kind.parse(value) if isinstance(value, str) else value
     config = kind.from_dict(config) if isinstance(config, Mapping) else config
     if not isinstance(config, kind):
-        raise TypeError(f"expected a {kind.__name__}, its text or its dictionary, not {value!r}")
+        raise TypeError(f"expected {with_article(kind.__name__)}, its text or its dictionary, not {value!r}")
     return config

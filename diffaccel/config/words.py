@@ -27,7 +27,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def one(noun: str) -> str:
+def with_article(noun: str) -> str:
     """A noun or the name of a class behind its article: "an autoencoder", "a UNet2DModel"."""
     return f"{'an' if noun[0] in 'aeioAEIO' else 'a'} {noun}"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.config.words import one
+from diffaccel.config.words import with_article
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
@@ -60,7 +60,9 @@ def find_controlnet(name: str) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"cannot read {folder / 'config.json'}: it is not the configuration of a {CLASS}") from error
     if found != CLASS:
-        raise ModelError(f"{name} is {one(found)}, and streams run a {CLASS}, as for Stable Diffusion and SDXL")
+        raise ModelError(
+            f"{name} is {with_article(found)}, and streams run a {CLASS}, as for Stable Diffusion and SDXL"
+        )
     check_weights(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no weights (diffusion_pytorch_model.safetensors)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.config.words import one
+from diffaccel.config.words import with_article
 from diffaccel.models.source import ModelError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _require_read(tensors: Tensors, file: Path) -> None:
     for mark, kind in kinds.items():
         if any(mark in name for name in tensors):
             raise ModelError(
-                f"{file} is {one(kind)} adapter, which is not read: merge it into the model it was trained on"
+                f"{file} is {with_article(kind)} adapter, which is not read: merge it into the model it was trained on"
             )
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffaccel.config.words import did_you_mean, one
+from diffaccel.config.words import did_you_mean, with_article
 from diffaccel.models.catalogue import BUNDLED, names
 
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
@@ -110,7 +110,7 @@ def _shards(index: Path) -> list[str]:
 def _find(name: str) -> Path:
     if name in BUNDLED and BUNDLED[name].kind != "pipeline":
         raise ModelError(
-            f"{name} is {one(BUNDLED[name].kind)}, not a pipeline; pipelines: {', '.join(names('pipeline'))}"
+            f"{name} is {with_article(BUNDLED[name].kind)}, not a pipeline; pipelines: {', '.join(names('pipeline'))}"
         )
     if name in names("pipeline"):
         return BUNDLED[name].folder

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffaccel.config.words import one
+from diffaccel.config.words import with_article
 from diffaccel.networks.attention import attentions, key_values
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout, Level, UnsupportedModelError, fingerprint_of
@@ -121,8 +121,8 @@ def _block(name: str, block: torch.nn.Module, samplers: str) -> UNetBlock:
     uneven = [kind for kind in lists if len(_items(block, kind)) != count]
     if uneven or hasattr(block, "skip_conv"):
         raise UnsupportedModelError(
-            f"{name} is {one(type(block).__name__)}, whose layers are not one after the other: networks with such blocks "
-            "are not supported"
+            f"{name} is {with_article(type(block).__name__)}, whose layers are not one after the other: networks with "
+            "such blocks are not supported"
         )
     layers = tuple(tuple(f"{name}.{kind}.{i}" for kind in lists) for i in range(count))
     return UNetBlock(name, layers, tuple(f"{name}.{samplers}.{i}" for i in range(len(_items(block, samplers)))))

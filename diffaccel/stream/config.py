@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any, get_args
 
 from diffaccel.config.checks import number, weighted_pairs, weights, whole
-from diffaccel.config.words import did_you_mean
+from diffaccel.config.words import did_you_mean, with_article
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import GivenEmbeds, Interpolation, as_embeds
 from diffaccel.networks.image_prompts import ImagePrompt
@@ -149,7 +149,7 @@ class StreamConfig:
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and name != "guidance"):
-                raise TypeError(f"{name} must be a {kind.__name__} object, not {value!r}")
+                raise TypeError(f"{name} must be {with_article(kind.__name__)} object, not {value!r}")
 
         if self.smoothing is not None:
             self.smoothing.require(self.output_type)
