@@ -57,7 +57,7 @@ class StreamEngine(MovingFrames):
         strength, num_steps: N stages over the last ``strength`` of the grid, in (0, 1].
         num_inference_steps: length of the grid.
         guidance: NoGuidance (default), FullGuidance, SelfNegative or OneTimeNegative.
-        height, width: picture size in pixels; ``fit`` brings others to it: "crop" (the middle), "pad" or "stretch".
+        height, width, fit: picture size in pixels, and how others get it: "crop" (the middle), "pad" or "stretch".
         frame_buffer: frames that enter together; a tick happens when so many were pushed. More frames a second, later.
         shared_noise: whether the frames of a buffer share their noise, so that pictures are those of a buffer of one
             and a video does not flicker; otherwise each has its own.
