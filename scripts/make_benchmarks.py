@@ -28,6 +28,7 @@ PARTS = {
     "streams-batches": "streams --part batches --rounds 7",
     "steadiness": "steadiness",
     "video": "video --rounds 1",
+    "control-emoji": "control --part emoji",
     "control-sd15": "control --part shape",
     "cache-sd15": "cache --part sd15 --rounds 3 --steps 8",
     "cache-controlnet": "cache --part controlnet",

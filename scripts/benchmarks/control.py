@@ -1,7 +1,7 @@
 """Control: what ControlCache gives for its cost on emoji-control, beside fewer steps and `control_guidance_end`; and
 the ceilings of multiply-accumulates in the shape of Stable Diffusion 1.5 with a ControlNet, counted without weights.
 
-    python scripts/bench.py control --part emoji --json benchmarks/emoji-sd/control.json
+    python scripts/bench.py control --part emoji --json benchmarks/control-emoji.json
     python scripts/bench.py control --part shape --json benchmarks/control-sd15.json
 """
 
@@ -30,12 +30,13 @@ DRAWN = ("a heart", "a mushroom")
 STEPS = 20
 CACHES = (
     "controlcache:interval=3",
-    "controlcache:interval=3,forecast=taylor(1)",
-    "controlcache:interval=5,forecast=taylor(1)",
-    "deepcache:interval=3,forecast=taylor(1)",
-    "deepcache:interval=3,forecast=taylor(1) + controlcache:interval=3,forecast=taylor(1)",
+    "controlcache:interval=2,forecast=newton(3)",
+    "controlcache:interval=3,forecast=newton(3)",
+    "controlcache:interval=5,forecast=newton(3)",
+    "deepcache:interval=3,forecast=taylor(2)",
+    "deepcache:interval=3,forecast=taylor(2) + controlcache:interval=3,forecast=taylor(2)",
 )
-FEWER = (18, 17, 16)
+FEWER = (17, 16, 15, 8)
 ENDS = (0.8, 0.5)
 SHAPE_STEPS = 10
 SHAPE_CACHES = (
