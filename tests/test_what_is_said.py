@@ -19,10 +19,12 @@ import diffaccel
 import diffaccel.pipelines
 from diffaccel import models
 from diffaccel.batch.jobs import MIN_STEPS_TO_CACHE
+from diffaccel.batch.settings import PromptRow
 from diffaccel.cli import main
 from diffaccel.cli.planning import DEFAULT_CACHE
 from diffaccel.config import Config
 from diffaccel.methods import Method, parse_all
+from diffaccel.realtime.controls import ControlNetControls, Controls
 
 ROOT = Path(diffaccel.__file__).parents[1]
 PAGES = sorted(
@@ -261,6 +263,18 @@ def test_docstrings_tell_of_the_parameters_that_there_are(name: str) -> None:
     taken = set(inspect.signature(value).parameters) - {"self"}
     assert taken <= told, f"not told: {sorted(taken - told)}"
     assert described(value) <= taken | set(getattr(value, "__annotations__", ())), f"not taken: {sorted(told - taken)}"
+
+
+def test_every_control_of_the_page_is_told() -> None:
+    told = re.findall(r"^\| ([\w, ]+) \|", (ROOT / "docs" / "live.md").read_text(), re.MULTILINE)
+    names = {name.casefold() for cell in told for name in cell.split(", ")}
+    titles = {field.title for kind in (Controls, ControlNetControls) for field in kind.model_fields.values()}
+    assert {str(title).casefold() for title in titles} - {"dream"} <= names  # dream is a tab
+
+
+def test_every_setting_of_a_row_is_told() -> None:
+    _, _, after = (ROOT / "docs" / "batch.md").read_text().partition("A row may have ")
+    assert set(re.findall(r"`(\w+)`", after.partition(";")[0])) == {*PromptRow.model_fields, "size"}
 
 
 def test_the_default_cache_is_told() -> None:
