@@ -1,11 +1,15 @@
 """Figures that pages tell in their own words and tables are those of the published measurements."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from diffaccel.methods import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,3 +88,16 @@ CACHES = {
 def test_figures_are_those_that_were_measured(page: str, words: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text().replace("**", "")
     assert words in " ".join(text.split())
+
+
+def test_token_reduction_on_emoji_sd() -> None:
+    (table,) = measured("tokens-emoji")["emoji-sd"].values()
+    found = {parse(name): row for name, row in table.items() if name.startswith("tokenreduction")}
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = re.findall(
+        r"^\| emoji-sd \| `(tokenreduction\S*)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == len(found)
+    for text, *told in rows:
+        row = found[replace(parse(text), min_tokens=256)]
+        assert told == [f"{1 / (1 - row['MACs saved']):.2f}", f"{row['PSNR']:.1f}", f"{row['SSIM']:.3f}"], text
