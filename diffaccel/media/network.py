@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 
+from diffaccel.config.words import counted
 from diffaccel.media.errors import MediaError, pyav
 from diffaccel.media.pixels import upright
 from diffaccel.media.sources import FrameSource
@@ -31,6 +32,8 @@ FORMATS = {"rtmp": "flv", "rtmps": "flv", "rtsp": "rtsp", "srt": "mpegts", "udp"
 READABLE = frozenset(FORMATS) | {"rtp", "http", "https"}
 TIMEOUT = 10.0
 """Seconds to wait for a server, and for the next packet."""
+HANGS_UP_WITHIN = 2.0
+"""Seconds that a sender has to say goodbye once every picture is sent."""
 MOST_UNSENT = 4
 """Pictures on the way to the network; while so many are, newer ones are left out."""
 TICKS = Fraction(1, 90_000)
@@ -161,7 +164,7 @@ class NetworkWriter:
         if self._unsent >= MOST_UNSENT:
             self.left_out += 1
             if time.monotonic() - self._heard > TIMEOUT:
-                raise MediaError(f"{self.address} takes no pictures for {TIMEOUT:.0f} s: is its server running?")
+                raise self._broken(f"{self.address} takes no pictures for {TIMEOUT:.0f} s: is its server running?")
             return
         if self._unsent == 0:
             self._heard = time.monotonic()
@@ -171,28 +174,46 @@ class NetworkWriter:
             self._pipe.send_bytes(np.ascontiguousarray(pixels).tobytes())
         except OSError:
             self._listen(1)
-            raise MediaError(f"{self.address} broke off") from None
+            raise self._broken(f"{self.address} broke off") from None
 
     def _listen(self, seconds: float) -> None:
         """Hear of pictures that were sent. Raises `MediaError` for what the process says is wrong."""
         try:
-            while self._pipe.poll(seconds):
+            while self._unsent and self._pipe.poll(seconds):
                 words = self._pipe.recv()
                 if words is not None:
-                    raise MediaError(f"cannot send to {self.address}: {words}")
+                    raise self._broken(f"cannot send to {self.address}: {words}")
                 self._unsent, self._heard = self._unsent - 1, time.monotonic()
         except (EOFError, OSError):
-            raise MediaError(f"{self.address} broke off") from None
+            raise self._broken(f"{self.address} broke off") from None
+
+    def _broken(self, words: str) -> MediaError:
+        """An error after which nothing waits to be sent any more."""
+        self._unsent = 0
+        return MediaError(words)
 
     def close(self) -> None:
-        """Send what waits, for two seconds at most, and hang up."""
-        with suppress(OSError):
-            self._pipe.send(None)
-        self._process.join(2)
-        if self._process.is_alive():
-            self._process.kill()
+        """Send what waits, and hang up.
+
+        Raises:
+            MediaError: where the network did not take all that it was given.
+        """
+        try:
+            with suppress(OSError):
+                self._pipe.send(None)
+            end = time.monotonic() + TIMEOUT
+            while self._unsent and time.monotonic() < end:
+                self._listen(0.05)
+            if self._unsent:
+                raise self._broken(f"{self.address} did not take the last pictures within {TIMEOUT:.0f} s")
+            self._process.join(HANGS_UP_WITHIN)
+        finally:
+            if self.left_out:
+                logger.warning("%s: the network had no room for %s", self.address, counted(self.left_out, "picture"))
+            if self._process.is_alive():
+                self._process.kill()
             self._process.join()
-        self._pipe.close()
+            self._pipe.close()
 
 
 def send(pipe: Connection, address: str) -> None:
@@ -218,6 +239,8 @@ def send(pipe: Connection, address: str) -> None:
         if stream is not None:
             container.mux(stream.encode(None))
             container.close()
+    except EOFError:  # whoever sends pictures was killed
+        return
     except (FFmpegError, OSError, ValueError) as error:
         with suppress(OSError):
             pipe.send(_words(error))

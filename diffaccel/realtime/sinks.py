@@ -172,9 +172,10 @@ class NetworkSink(FrameSink):
         """Send one picture."""
         self._writer.write(pixels, time)
 
-    def close(self, *, complete: bool) -> None:  # noqa: ARG002
-        """Hang up."""
-        self._writer.close()
+    def close(self, *, complete: bool) -> None:
+        """Send what waits, and hang up."""
+        with nullcontext() if complete else suppress(MediaError):
+            self._writer.close()
 
 
 class VirtualCamera(FrameSink):

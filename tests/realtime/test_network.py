@@ -1,5 +1,6 @@
 """Video over a network, both ways: against servers on this machine, which PyAV or ffmpeg plays in listening mode."""
 
+import io
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import videos
@@ -140,6 +142,23 @@ def keep_sending(writer: NetworkWriter) -> None:
     for number in range(400):
         writer.write(videos.picture(0, 64, 48), number / 20)
         time.sleep(0.05)
+
+
+def test_the_last_pictures_are_sent_or_it_is_said(port: int) -> None:
+    """A clip may be over before the sender has begun."""
+    with pytest.raises(MediaError, match=r"cannot send to tcp://.*: Connection refused"):
+        with open_sink(f"tcp://127.0.0.1:{port}") as sink:
+            sink.write(videos.picture(0, 64, 48), 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with open_sink(f"tcp://127.0.0.1:{server.getsockname()[1]}") as sink:
+            for number in range(3):
+                sink.write(videos.picture(number, 64, 48), number / 30)
+        caller, _ = server.accept()
+        with caller:
+            caller.settimeout(5)
+            sent = b"".join(iter(lambda: caller.recv(65536), b""))
+    with av.open(io.BytesIO(sent), format="mpegts") as container:
+        assert len(list(container.decode(video=0))) == 3
 
 
 def test_nobody_there_is_said(port: int) -> None:
