@@ -7,7 +7,7 @@ from typing import Any
 
 from diffaccel.batch.jobs import PICTURES, Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
-from diffaccel.batch.tasks import pictures_problem, task_problem
+from diffaccel.batch.tasks import guidance_problem, pictures_problem, task_problem
 from diffaccel.batch.text_rules import text_problem
 from diffaccel.models import ModelError, ModelSource, find_lora, parse_loras
 from diffaccel.models.quiet import quiet_loading
@@ -32,6 +32,7 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
         lambda job: task_problem(pipeline, job),
+        guidance_problem,
     )
     found = {}
     for job in jobs:

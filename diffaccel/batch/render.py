@@ -27,7 +27,7 @@ from diffaccel.batch.prompt_memory import TextMemory, encode_ahead
 from diffaccel.batch.remarks import Remarks
 from diffaccel.batch.settings import parse_cache, parse_guidance
 from diffaccel.batch.summary import Calls
-from diffaccel.batch.tasks import Pipelines, pictures_problem
+from diffaccel.batch.tasks import Pipelines, guidance_problem, pictures_problem
 from diffaccel.batch.text_calls import TextCalls
 from diffaccel.methods import Method
 from diffaccel.models import ModelError, load_lora
@@ -111,6 +111,8 @@ class Renderer:
         """
         first, begin = jobs[0], time.perf_counter()
         self._remarks.taken()  # of a batch that broke off
+        if problem := guidance_problem(first):
+            raise RenderError(problem)
         try:
             pipe = self._pipelines.of(first)
             self._set_lora(first.lora)

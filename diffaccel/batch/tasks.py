@@ -33,6 +33,14 @@ def pictures_problem(job: "Job") -> str | None:
     return None
 
 
+def guidance_problem(job: "Job") -> str | None:
+    """What is wrong with residual guidance where guidance is off, if it is asked for."""
+    if job.guidance == "full" or job.guidance_scale is None or job.guidance_scale > 1:
+        return None
+    kind = job.guidance.partition(":")[0]
+    return f"guidance: {kind} needs a guidance_scale above 1 (got {job.guidance_scale:g}), where there is guidance"
+
+
 def _mask_problem(picture: str, mask: str) -> str | None:
     """What is wrong with a mask of another shape than its picture."""
     try:

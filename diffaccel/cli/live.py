@@ -160,7 +160,7 @@ def live(**given: Any) -> None:
 
 def _check(given: dict[str, Any]) -> None:
     """Tell what is wrong at once: importing torch takes seconds, and loading a model takes more."""
-    from diffaccel.media.sources import check_source, is_file
+    from diffaccel.media.sources import check_source, is_file, open_source
     from diffaccel.realtime import sinks
     from diffaccel.realtime.sinks import check_sink
     from diffaccel.realtime.tls import check_certificate
@@ -187,6 +187,8 @@ def _check(given: dict[str, Any]) -> None:
         check_sink(given["sink"] or "window", overwrite=given["overwrite"])
         if given["fps"] is not None and is_file(given["source"]) and sinks.is_file(given["sink"] or "window"):
             raise click.UsageError("--fps holds a rate of what is live, and a file into a file keeps every frame")
+        if is_file(given["source"]):
+            open_source(given["source"]).close()  # a file without a picture is told now, too
     if given["ssl_certfile"]:
         check_certificate(given["ssl_certfile"], given["ssl_keyfile"])
 

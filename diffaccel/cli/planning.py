@@ -235,10 +235,10 @@ def require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Jo
 
 
 def _require_common(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
-    """Refuse a strength or size of the command line with which no picture can be painted."""
+    """Refuse a strength, size or guidance of the command line with which no picture can be painted."""
     from diffaccel.batch.check import find_problems
 
-    given = {"strength": options.strength, "size": options.width or options.height}
+    given = {"strength": options.strength, "size": options.width or options.height, "guidance": options.guidance}
     kinds = {job.group: job for job in todo} if any(given.values()) else {}
     problems = find_problems(kinds.values(), source)
     name, _, words = next(iter(problems.values()), "").partition(": ")

@@ -48,6 +48,9 @@ def test_each_problem_is_named(
         "is damaged: its header claims": replace(JOB, lora=str(tmp_path / "bad.safetensors")),
         "strength: it needs a picture to start from (init_image)": replace(JOB, strength=0.5),
         "strength: 0.2 of 4 steps is less than one step": replace(JOB, init_image="a.png", strength=0.2, steps=4),
+        "guidance: one-time needs a guidance_scale above 1 (got 1)": replace(
+            JOB, guidance="one-time:renew=3", guidance_scale=1.0
+        ),
         "size: m paints multiples of 16 pixels (got 136)": replace(JOB, width=128, height=136),
     }
     for words, job in cases.items():

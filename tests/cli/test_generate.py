@@ -412,6 +412,7 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--cache", "magic"], "--cache: unknown method 'magic'"),
         (["p", "--cache", "deepcache:interval=0"], "--cache: interval must be an integer >= 1"),
         (["p", "--strength", 2], "--strength: "),
+        (["p", "--guidance", "self", "--guidance-scale", 1], "--guidance: self needs a guidance_scale above 1 (got 1)"),
         (["p", "--guidance", "magic"], "--guidance: unknown guidance 'magic'; one of full, one-time, self"),
         (["p", "--vae", "nowhere"], "no autoencoder at 'nowhere'"),
         (["p", "--device-map", "balanced"], "device map 'balanced' needs an accelerator"),
