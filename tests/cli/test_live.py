@@ -103,7 +103,7 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path) -> None:
             ("--vae", "nowhere"): "no autoencoder at 'nowhere'",
             ("--controlnet", "nowhere"): "no ControlNet at 'nowhere'",
             ("--control", "canny"): "this model has no ControlNet: choose one with --controlnet",
-            ("--source", str(tmp_path)): "is a folder, not a video file",
+            ("--source", str(tmp_path), "--sink", "mjpeg"): "is a folder, not a video file",
             ("--source", "kamera"): "no source 'kamera' (did you mean camera?)",
             ("--source", "camera", "--sink", "wndow"): "no sink 'wndow' (did you mean window?)",
             ("--source", "camera", "--sink", str(tmp_path / "there.mp4")): "replace it with --overwrite",

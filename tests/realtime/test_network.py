@@ -146,9 +146,9 @@ def keep_sending(writer: NetworkWriter) -> None:
 
 def test_the_last_pictures_are_sent_or_it_is_said(port: int) -> None:
     """A clip may be over before the sender has begun."""
-    with pytest.raises(MediaError, match=r"cannot send to tcp://.*: Connection refused"):
-        with open_sink(f"tcp://127.0.0.1:{port}") as sink:
-            sink.write(videos.picture(0, 64, 48), 0.0)
+    refused = pytest.raises(MediaError, match=r"cannot send to tcp://.*: Connection refused")
+    with refused, open_sink(f"tcp://127.0.0.1:{port}") as sink:
+        sink.write(videos.picture(0, 64, 48), 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         with open_sink(f"tcp://127.0.0.1:{server.getsockname()[1]}") as sink:
             for number in range(3):
