@@ -52,7 +52,7 @@ NAMES = ("seconds", "clip", "then", "fps", "chunk", "window", "refresh")
 """Options that only make sense here, as click knows them."""
 PAINTING = (
     *("guidance", "batch_size", "similarity", "controlnet", "control", "controlnet_scale", "compiled", "no_audio"),
-    "side_by_side",
+    *("side_by_side", "smoothing"),
 )
 """Options that need an input."""
 

@@ -20,6 +20,7 @@ from diffaccel.cli.streaming import (
     CONTROLNET_OPTIONS,
     FIT,
     FIT_OPTION,
+    SMOOTHING_OPTION,
     controls,
     fitted,
     live_settings,
@@ -65,6 +66,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         help="Pixels, as in 512 or 640x384, or fit: the shape of the --source.  [default: the model's]",
     ),
     FIT_OPTION,
+    SMOOTHING_OPTION,
     click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for everyone."),
     click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one."),
@@ -115,7 +117,7 @@ PAGE = (
 _GROUPS = {
     "What to paint": (
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
-        *("--size", "--fit", *READING_NAMES),
+        *("--size", "--fit", "--smoothing", *READING_NAMES),
     ),
     "The model": (*MODEL_NAMES, *CONTROLNET_NAMES, "--offer", "--offer-lora"),
     "Speed": ("--cache", "--fps", "--compile", "--processes", "--engine", "--address", "--max-rows"),

@@ -38,6 +38,13 @@ FIT_OPTION = click.option(
 )
 
 
+SMOOTHING_OPTION = click.option(
+    "--smoothing",
+    type=float,
+    help="How much of the picture before stays, along with what moves, to 0.95: less flicker.  [default: 0.0]",
+)
+
+
 def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | str | None:
     """Width and height of ``"512"`` or ``"640x384"``, or `FIT`, for click's ``callback``."""
     if text is None or text == FIT:

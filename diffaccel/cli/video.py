@@ -15,6 +15,7 @@ from diffaccel.cli.streaming import (
     CONTROLNET_OPTIONS,
     FIT,
     FIT_OPTION,
+    SMOOTHING_OPTION,
     fitted,
     live_settings,
     parse_size,
@@ -68,6 +69,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         help="Pixels, as in 640x384.  [default: fit, the video's shape; without INPUT, the model's]",
     ),
     FIT_OPTION,
+    SMOOTHING_OPTION,
     *model_options("emoji-sd; without INPUT, emoji-video"),
     *CONTROLNET_OPTIONS,
     click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
@@ -79,7 +81,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
 _GROUPS = {
     "What to paint": (
         *("--prompt", "--negative-prompt", "--strength", "--steps", "--guidance", "--guidance-scale", "--seed"),
-        *("--size", "--fit", *READING_NAMES),
+        *("--size", "--fit", "--smoothing", *READING_NAMES),
     ),
     "The model": (*MODEL_NAMES, *CONTROLNET_NAMES),
     "A video from words": ("--seconds", "--continue", "--then", "--fps", "--chunk", "--window", "--refresh"),
