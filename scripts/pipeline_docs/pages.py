@@ -191,7 +191,7 @@ call = {"prompt": "a red heart", "num_frames": 4, "num_inference_steps": 12, "gu
 from diffaccel.pipelines import CausalVideoPipeline
 
 pipe = CausalVideoPipeline.from_pipe(models.load("emoji-video"))
-call = {"prompt": "a heart spins", "num_frames": 4, "chunk_size": 2, "num_inference_steps": 6, "guidance_scale": 2.0}
+call = {"prompt": "a cat bounces", "num_frames": 4, "chunk_size": 2, "num_inference_steps": 6, "guidance_scale": 2.0}
 """,
         {},
         "Keys and values of the frames that a chunk sees, for each guidance half: how much that will be is known "

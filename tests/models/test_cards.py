@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from video_data import DRAWINGS
 
 from diffaccel import models
 
@@ -184,6 +185,11 @@ def test_the_readme_tells_the_same() -> None:
     assert f"{percent('emoji-clip', 'top1')} on held-out drawings" in rows["emoji-clip"]
     captions = (ROOT / "diffaccel" / "measure" / "captions.txt").read_text().split("\n")
     assert f"the nearest of {len(captions) - 1}?" in rows["emoji-clip"]
+
+
+def test_the_drawings_that_emoji_video_moves_are_told() -> None:
+    told = card("emoji-video").partition("It knows these drawings: ")[2].partition(".")[0]
+    assert tuple(told.split(", ")) == DRAWINGS
 
 
 def test_cards_repeat_their_own_figures_in_prose() -> None:
