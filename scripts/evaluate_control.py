@@ -21,7 +21,7 @@ from control_nets import CopiedBlocks, Transformer
 from diffusers import LCMScheduler
 from emoji_data import Emojis, contact_sheet
 from evaluate_models import write_figures
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_model
 from train_control import WEIGHTS
 
@@ -34,6 +34,7 @@ BARS = {"edge_agreement": (0.75, 1), "edge_agreement_without": (0.4, -1), "top1_
 RELACTRL_BARS = {**BARS, "agreement_of_copied_blocks": (0.9, 1), "parameters_of_copied_blocks": (0.25, -1)}
 GRID_DRAWINGS = ("bear", "pizza", "rocket", "ghost", "purple heart", "mouse")
 GRID_PROMPTS = ("red apple", "blue fish", "yellow star", "green cactus")
+TITLE = 22  # pixels
 CROSSED = ("cat", "burger", "green tree", "red heart", "blue fish")
 CHUNK = 16
 
@@ -153,12 +154,12 @@ def grid(args: argparse.Namespace, painter: Painter, file: Path) -> None:
         lines = shown.edges[i].expand(len(prompts), -1, -1, -1)
         rows += [shown.pictures[i][None], lines[:1] * 2 - 1, draw(painter, prompts, lines, 1.0, 0) * 2 - 1]
     sheet = contact_sheet(torch.cat(rows), len(GRID_PROMPTS) + 3)
-    titled = Image.new("RGB", (sheet.width, sheet.height + 16), (255, 255, 255))
-    titled.paste(sheet, (0, 16))
+    titled, font = Image.new("RGB", (sheet.width, sheet.height + TITLE), "white"), ImageFont.load_default(14)
+    titled.paste(sheet, (0, TITLE))
     for column, title in enumerate(("drawing", "its edges", "its own prompt", *GRID_PROMPTS)):
-        ImageDraw.Draw(titled).text((column * 130 + 4, 2), title, fill=(0, 0, 0))
+        ImageDraw.Draw(titled).text((column * 130 + 6, 3), title, fill="black", font=font)
     file.parent.mkdir(parents=True, exist_ok=True)
-    titled.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(file, optimize=True)
+    titled.save(file, optimize=True)
 
 
 def parameters(net: torch.nn.Module) -> float:
