@@ -272,6 +272,25 @@ def test_every_control_of_the_page_is_told() -> None:
     assert {str(title).casefold() for title in titles} - {"dream"} <= names  # dream is a tab
 
 
+FAMILIES = {
+    **{"AnimateDiff": "AnimateDiff", "StableVideo": "Stable Video Diffusion", "Wan": "Wan", "LTX": "LTX"},
+    **{"HunyuanVideo": "HunyuanVideo", "CogVideoX": "CogVideoX", "PixArt": "PixArt", "Sana": "Sana", "Flux": "FLUX"},
+    **{"StableDiffusion3": "SD3", "QwenImage": "Qwen-Image", "Latte": "Latte", "SkyReelsV2": "SkyReels-V2"},
+    **{"AnyFlowFAR": "AnyFlow-FAR", "StableDiffusionXL": "SDXL"},
+}
+
+
+@pytest.mark.parametrize("name", diffaccel.pipelines.__all__)
+@pytest.mark.parametrize("page", ["README.md", "pipelines/README.md"])
+def test_every_family_of_a_custom_pipeline_is_told(page: str, name: str) -> None:
+    file = re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Pipeline")).lower()
+    (row,) = (line for line in (ROOT / page).read_text().splitlines() if re.match(rf"\| .*`{file}(\.py)?`", line))
+    row = row.replace("the same", "Stable Diffusion or SDXL")
+    for stock in getattr(diffaccel.pipelines, name).stock:
+        family = max((begin for begin in FAMILIES if stock.__name__.startswith(begin)), key=len, default="")
+        assert FAMILIES.get(family, "Stable Diffusion") in row, stock.__name__
+
+
 def test_every_setting_of_a_row_is_told() -> None:
     _, _, after = (ROOT / "docs" / "batch.md").read_text().partition("A row may have ")
     assert set(re.findall(r"`(\w+)`", after.partition(";")[0])) == {*PromptRow.model_fields, "size"}
