@@ -82,6 +82,7 @@ class Seat:
         self.wrappers, self.leader, self.several = tuple(wrappers), leader, several
         self._signature = Signature(model)
         self._processed = with_processor(model)
+        self._checkpointing = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
         self._forced: Forced = None
         self._context: str | None = None
         self._steered = Memory(session.parts)  # features of calls that somebody else decides about
@@ -136,6 +137,7 @@ class Seat:
         """Run one call of the network as the pipeline makes it; one that raises ends its run."""
         with self._lock:
             self._require_alone()
+            self._require_once()
             inputs = self._signature.bind(args, kwargs)
             network: RunNetwork = lambda call: forward(**call.inputs.values)  # noqa: E731
             if self._forced is not None:
@@ -158,6 +160,15 @@ class Seat:
             raise RuntimeError(
                 f"enable_cache() was called on this {type(self.model).__name__} while diffaccel accelerates it: call "
                 "disable_cache(), or detach() on the handle"
+            )
+
+    def _require_once(self) -> None:
+        """Refuse blocks that run again in the backward pass, when the acts are at another call."""
+        if torch.is_grad_enabled() and any(module.gradient_checkpointing for module in self._checkpointing):
+            raise RuntimeError(
+                f"gradient checkpointing runs blocks of this {type(self.model).__name__} again in the backward pass, "
+                "where nothing tells which call they belong to: call disable_gradient_checkpointing() on it, or "
+                "detach() on the handle"
             )
 
     def _steer(self, inputs: Inputs, network: RunNetwork) -> Any:

@@ -88,3 +88,16 @@ def test_a_cache_of_diffusers_beside_ours_is_refused() -> None:
         with pytest.raises(RuntimeError, match="enable_cache"):
             model(**inputs, timestep=torch.tensor([0.5]))
         model.disable_cache()
+
+
+def test_blocks_that_would_run_again_in_the_backward_pass_are_refused() -> None:
+    unet = sd_unet(**SMALL)
+    inputs = unet_inputs(unet)
+    unet.enable_gradient_checkpointing()
+    with accelerate(unet, DeepCache(2)):
+        with pytest.raises(RuntimeError, match=r"again in the backward pass.*call disable_gradient_checkpointing\(\)"):
+            unet(**inputs, timestep=900)
+        with torch.no_grad():
+            found = unet(**inputs, timestep=900).sample
+    with torch.no_grad():
+        assert torch.equal(found, unet(**inputs, timestep=900).sample)
