@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,10 @@ def test_command_lines_parse(page: Path) -> None:
         if words[0] == "python":
             assert (ROOT / words[1]).exists(), line
             assert all(in_scripts(word) for word in words[2:] if word.startswith("--")), line
+            if words[1] == "scripts/bench.py" and len(words) > 2:
+                benchmark = (ROOT / "scripts" / "benchmarks" / f"{words[2]}.py").read_text()
+                parts = [value for option, value in pairwise(words) if option == "--part"]
+                assert all(f'"{part}"' in benchmark for part in parts), line
         elif len(words) > 1 and words[1] != "--help":
             assert words[1] in main.commands, line
             understood(main.commands[words[1]], words[2:], line)
