@@ -17,7 +17,10 @@ import diffusers
 import pytest
 
 import diffaccel
+import diffaccel.control
+import diffaccel.measure
 import diffaccel.pipelines
+import diffaccel.tune
 from diffaccel import models
 from diffaccel.batch.jobs import MIN_STEPS_TO_CACHE
 from diffaccel.batch.settings import PromptRow
@@ -245,9 +248,9 @@ def described(kind: type | Any) -> set[str]:
 
 
 def callables() -> Iterator[tuple[str, Any]]:
-    """What the package exports, and the public methods of its classes."""
-    for name in diffaccel.__all__:
-        value = getattr(diffaccel, name)
+    """What the package and its public rooms export, and the public methods of the classes."""
+    rooms = (diffaccel, diffaccel.control, diffaccel.measure, diffaccel.methods, models, diffaccel.tune)
+    for name, value in ((name, getattr(room, name)) for room in rooms for name in room.__all__):
         if callable(value):
             yield name, value
         if isinstance(value, type):

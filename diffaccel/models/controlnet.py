@@ -83,6 +83,8 @@ def load_controlnet(
     """Load a ControlNet from a bundled name, a local folder, a single file or a Hub id.
 
     Args:
+        model: its name or place.
+        dtype, device: of the weights.
         like: the UNet that it is for, or its folder, after which one in a single file is built.
 
     Raises:

@@ -142,6 +142,8 @@ def load_vae(
     """Load an autoencoder from a bundled name, a folder of diffusers' format (its own, or a pipeline's), or a file.
 
     Args:
+        model: its name or place.
+        dtype, device: of the weights.
         like: folder of the autoencoder that it is to replace, after which one in a single file is built.
 
     Raises:

@@ -151,6 +151,7 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str], *, partial: bool = False)
     """Load LoRAs into `pipe` from a bundled name, a `.safetensors` file, a folder that holds one, or several of these.
 
     Args:
+        pipe: a pipeline without LoRAs; its weights stay, LoRAs are adapter layers beside them.
         lora: as `parse_loras` reads it: `"style.safetensors=0.7 + other"`.
         partial: leave out the parts that do not fit, if any does.
 

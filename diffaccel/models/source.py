@@ -50,10 +50,12 @@ def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None
     """Find `model` (bundled name, folder, single `.safetensors` file or Hub id) and check that it is safe to load.
 
     Args:
+        model: its name or place.
         config: configurations for a single file, as a folder in diffusers' format or a name of those that are supplied.
 
-    Raises `ModelError`: unknown model, no network, only pickled weights, a damaged weight file, or a library in
-    `model_index.json` that is not on the allow-list (diffusers, transformers, diffaccel).
+    Raises:
+        ModelError: unknown model, no network, only pickled weights, a damaged weight file, or a library in
+            `model_index.json` that is not on the allow-list (diffusers, transformers, diffaccel).
     """
     name, given = os.fspath(model), None if config is None else os.fspath(config)
     file = expanded(name) if name not in names() and expanded(name).is_file() else None
