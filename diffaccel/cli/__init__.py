@@ -40,6 +40,12 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except (InputError, MediaError, ModelError) as error:
             raise BadInput(str(error)) from error
+        except TypeError as error:
+            from diffaccel.networks import UnsupportedModelError  # which takes torch to import
+
+            if isinstance(error, UnsupportedModelError):
+                raise BadInput(str(error)) from error
+            raise
         except KeyboardInterrupt as interrupt:
             click.echo(f"{'; '.join(filter(None, ('Interrupted', str(interrupt))))}.", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None

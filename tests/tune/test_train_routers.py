@@ -308,3 +308,10 @@ def test_the_command_writes_routers_and_a_picture(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train-cache", "-o", str(tmp_path / "folder")])
     assert result.exit_code == 2
     assert "is a folder; name a file in it" in result.output
+
+
+def test_a_network_without_units_is_refused_in_a_sentence(tiny_sd: Path) -> None:
+    arguments = ["train-cache", "--model", str(tiny_sd), "--prompts", "a cat", "--size", "32", "--steps", "3", "-q"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: train_routers needs transformer blocks")
