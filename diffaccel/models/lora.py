@@ -118,9 +118,14 @@ def load_loras(pipe: Any, loras: Iterable[Lora], *, partial: bool = False) -> No
     """Load LoRAs into a pipeline that has none, each with its weight.
 
     Raises:
-        ModelError: one cannot be found or read, or does not fit.
+        ModelError: one cannot be found or read, or does not fit; or there are LoRAs already, which would rest then.
     """
     loras = tuple(loras)
+    if hasattr(pipe, "get_list_adapters") and (there := adapters(pipe)):
+        raise ModelError(
+            f"this pipeline has LoRAs already ({', '.join(there)}): load all in one call, as in "
+            "load_lora(pipe, 'a=0.7 + b'), or call pipe.unload_lora_weights() first"
+        )
     with quiet_loading(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what is wanted
         for index, lora in enumerate(loras):
@@ -156,7 +161,7 @@ def load_lora(pipe: Any, lora: str | os.PathLike[str], *, partial: bool = False)
         partial: leave out the parts that do not fit, if any does.
 
     Raises:
-        ModelError: there is none, it is damaged, or it was made for another network.
+        ModelError: there is none, it is damaged, or it was made for another network; or the pipeline has LoRAs already.
     """
     try:
         loras = parse_loras(os.fspath(lora))

@@ -149,6 +149,18 @@ def test_every_spelling_is_the_same_change_of_weights(
     assert torch.equal(answer(pipe), plain)
 
 
+def test_a_second_load_names_the_remedy(tiny_sd: Path, tiny_lora: Path) -> None:
+    pipe = models.load(tiny_sd)
+    models.load_lora(pipe, tiny_lora)
+    with pytest.raises(
+        models.ModelError, match=r"has LoRAs already \(lora0\): load all in one call.*unload_lora_weights"
+    ):
+        models.load_lora(pipe, tiny_lora)
+    pipe.unload_lora_weights()
+    models.load_lora(pipe, tiny_lora)
+    assert models.adapters(pipe) == ["lora0"]
+
+
 def test_several_add_up_each_with_its_weight(tiny_sd: Path, factors: Any, tmp_path: Path) -> None:
     unet = {place: pair for place, pair in factors.items() if place[0] == "unet"}
     text = {place: (-down, up) for place, (down, up) in factors.items() if place[0] == "text_encoder"}
