@@ -9,6 +9,7 @@ from diffaccel.cli.help import Grouped
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
+from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.methods import Relevance
@@ -77,7 +78,9 @@ def _lines(images: tuple[Path, ...], count: int, settings: dict[str, Any]) -> li
     from diffaccel.batch.pictures import PictureError, open_picture
 
     if len(images) not in (1, count):
-        raise click.UsageError(f"{count} prompts need one --control-image for all, or as many; got {len(images)}")
+        raise click.UsageError(
+            f"{counted(count, 'prompt')}: give one --control-image for all, or as many; got {len(images)}"
+        )
     try:
         size = settings.get("width"), settings.get("height")
         found = [open_picture(str(path), size, background="black") for path in images]

@@ -157,7 +157,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     one = ["--control-image", str(lines)]
     prompts = ["relevance", "--prompts", "a cat", "--prompts", "a dog", "--prompts", "a fox"]
     for arguments, words in (
-        ([*prompts, *one, *one], "3 prompts need one --control-image for all, or as many; got 2"),
+        ([*prompts, *one, *one], "3 prompts: give one --control-image for all, or as many; got 2"),
         ([*prompts, *one], "--control-image: cannot read"),
         ([*prompts, *one, "-o", str(tmp_path)], "is a folder; name a file in it"),
     ):
