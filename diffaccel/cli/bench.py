@@ -91,6 +91,10 @@ def bench(
     from diffaccel.measure.candidates import PLAIN
     from diffaccel.measure.workload import Workload
 
+    if trace and specs and set(specs) == {"none"} and not profiles:
+        raise click.UsageError(
+            "--trace is of the first method, and there is none: name one with --methods or --profile"
+        )
     check_writable(output)
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
     pipe = subject.load(workload.prompts)

@@ -51,6 +51,11 @@ def test_too_few_steps_to_tune_are_told_while_parsing() -> None:
     assert (result.exit_code, "--steps: there is nothing to tune in fewer than 3 (got 2)" in result.stderr) == (2, True)
 
 
+def test_a_trace_needs_a_method() -> None:
+    result = CliRunner().invoke(main, ["bench", "--methods", "none", "--trace"])
+    assert (result.exit_code, "--trace is of the first method, and there is none" in result.stderr) == (2, True)
+
+
 def test_errors_name_options_as_they_are_typed() -> None:
     result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "--max-macs", "0.5"])
     assert result.exit_code == 2
