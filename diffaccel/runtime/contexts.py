@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from diffaccel.networks.inputs import Inputs
 
-KNOWN = 8  # values that are compared one by one; older ones are forgotten
+KNOWN = 32  # values that are compared one by one; older ones are forgotten
+ALIKE = 4  # of them that are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,9 @@ class Numbers:
         found = self._equal(values) if self._by_value else None
         if found is None:
             found, self._next = self._next, self._next + 1
+        alike = [entry for entry in self._known if entry[0] == found]
+        if len(alike) == ALIKE:
+            self._known.remove(alike[0])
         self._known.append((found, [Seen.of(value) for value in values]))
         return found
 

@@ -84,6 +84,15 @@ def test_old_values_are_forgotten(by_value: bool) -> None:
     assert numbers.of([values[0]]) == KNOWN + 1
 
 
+def test_many_prompts_of_a_step_are_known_in_the_next_though_each_is_copied() -> None:
+    """A dozen regions, each with a prompt of its own, whose embeddings are made anew in every call."""
+    contexts = Contexts()
+    prompts = [torch.full((2, 3), float(i)) for i in range(12)]
+    steps = [[contexts.of(call(prompt.clone()), None, step) for prompt in prompts] for step in range(8)]
+    assert len(set(steps[0])) == 12
+    assert all(step == steps[0] for step in steps)
+
+
 def test_fingerprints() -> None:
     x = torch.zeros(2, 3)
     assert fingerprint([x, (x,)]) == (fingerprint(x), (fingerprint(x),))
