@@ -172,6 +172,10 @@ def test_a_preset_is_saved_and_loaded(stub: LiveServer, open_page: OpenPage, tmp
     page.set_input_files("#preset-file", tmp_path / "wild.json")
     page.wait_for_function("() => document.querySelector('#message p').textContent.startsWith('strength:')")
     page.wait_for_function("() => Number(document.getElementById('control-strength').value) === 0.8")
+    (tmp_path / "odd.json").write_text(json.dumps(saved | {"guidance": 7}))
+    page.set_input_files("#preset-file", tmp_path / "odd.json")
+    page.wait_for_function("() => document.querySelector('#message p').textContent.startsWith('guidance:')")
+    page.wait_for_function("() => document.getElementById('control-guidance').value === 'self'")
 
 
 def test_changes_are_taken_back_one_by_one(stub: LiveServer, open_page: OpenPage) -> None:
