@@ -105,7 +105,7 @@ def bench(
     with explained(output):
         _write(subject, result, profiles, output)
         if trace:
-            _trace(pipe, workload, (own or [PLAIN])[0], output / "trace.json")
+            _trace(pipe, workload, own[0], output / "trace.json")
     _print(result)
     click.echo(f"See {output / 'report.html'}")
 
