@@ -38,14 +38,25 @@ LEARNED_SEEDS, SEED = (4, 5, 6), 9  # of the noise of pictures that are learned 
 @click.option("--probes", type=int, default=Refinement.probes, show_default=True)
 @click.option("--iterations", type=int, default=Refinement.iterations, show_default=True, help="Of Adam.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("benchmarks/tuned"), show_default=True)
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the weights of the last one that was kept here.")
 def command(
-    model: str, sampler: str, intervals: tuple[int, ...], rounds: int, probes: int, iterations: int, folder: Path
+    model: str,
+    sampler: str,
+    intervals: tuple[int, ...],
+    rounds: int,
+    probes: int,
+    iterations: int,
+    folder: Path,
+    picture: Path | None,
 ) -> None:
     """Refine tuned profiles in FOLDER, and write the figures there, with the refined profiles where they are better."""
     how = Refinement(rounds=rounds, probes=probes, iterations=iterations)
     for row in refined(model, sampler, intervals, how, folder):
         result = {"machine": asdict(machine()), "refinement": asdict(how), **row}
         (folder / f"refined-{model}-{sampler}-{row['interval']}.json").write_text(json.dumps(result, indent=1) + "\n")
+    profile = folder / f"refined-{model}-{sampler}-{intervals[-1]}-profile.json"
+    if picture and profile.exists():
+        picture.write_text(weights_svg(Recipe.load(profile)))
 
 
 def refined(
@@ -103,6 +114,34 @@ def refined(
             "refining_seconds": seconds,
             "refining_cpu_seconds": spent,
         }
+
+
+def weights_svg(recipe: Recipe) -> str:
+    """Blend weights as a picture: calls across, parts down; blue below 1, red above, white where a call computes."""
+    parts, cell, left, top = sorted(recipe.parts), 26, 100, 24
+    width, height = left + recipe.total * cell + 8, top + len(parts) * cell + 8
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="system-ui,sans-serif" text-anchor="middle">'
+        "<title>Weight of the newest feature in what each call replays</title>"
+        f'<rect width="{width}" height="{height}" fill="#fff"/>'
+    ]
+    lines += [
+        f'<text x="{left + (call + 0.5) * cell}" y="16" font-size="11">{call}</text>' for call in range(recipe.total)
+    ]
+    for row, part in enumerate(parts):
+        y = top + row * cell
+        lines.append(f'<text x="{left - 8}" y="{y + 17}" text-anchor="end" font-size="12">{part}</text>')
+        for reuse in (reuse for reuse in recipe.reuses if reuse.what == part):
+            weight, x = reuse.weights[0], left + reuse.call * cell
+            hue, share = ("220 90%" if weight < 1 else "10 85%"), min(1.0, abs(weight - 1))
+            told = ", ".join(f"{w:.2f}" for w in reuse.weights)
+            lines.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                f'fill="hsl({hue} {94 - 45 * share:.0f}%)"><title>call {reuse.call}, {part}: {told}</title></rect>'
+                f'<text x="{x + cell / 2 - 1}" y="{y + 16}" font-size="9">{weight:.1f}</text>'
+            )
+    return "".join([*lines, "</svg>\n"])
 
 
 def known_space(pipe: Any) -> Space:
