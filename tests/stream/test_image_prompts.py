@@ -183,7 +183,7 @@ def test_wrong_image_prompts_are_refused_by_name(pipe: Any, two: Any, engine: Bu
         engine(pipe, image_prompt=ImagePrompt(embeds=[torch.zeros(2, 1, 7)]))
     with pytest.raises(ValueError, match="either images or embeds"):
         ImagePrompt()
-    with pytest.raises(TypeError, match="image_prompt must be a ImagePrompt"):
+    with pytest.raises(TypeError, match="image_prompt must be an ImagePrompt"):
         engine(pipe, image_prompt=red)
     with engine(pipe, image_prompt=ImagePrompt(red)) as stream:
         stream.push(frames[0])
