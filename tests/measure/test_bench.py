@@ -236,10 +236,10 @@ def test_the_command_writes_its_report(tiny_sd: Path, tmp_path: Path) -> None:
 
 
 def test_bundled_models_have_prompts_of_their_own() -> None:
-    from diffaccel.cli.model_options import ModelChoice
+    from diffaccel.cli.model_options import DEFAULT_MODEL, ModelChoice
     from diffaccel.cli.subject import Subject
 
-    choice = ModelChoice.of(dict.fromkeys(each.name for each in fields(ModelChoice)))
+    choice = ModelChoice.of({**dict.fromkeys(each.name for each in fields(ModelChoice)), "model": DEFAULT_MODEL})
     subject = Subject(choice, (), None, None, None, None, 0, quiet=True)
     assert len(set(subject.texts())) == 12
     assert subject.settings() == {"num_inference_steps": 20, "guidance_scale": 2.0, "width": 128, "height": 128}
