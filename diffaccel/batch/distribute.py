@@ -1,7 +1,7 @@
 """The same run in this process, in several processes on one machine, or in one of the ranks that a launcher started.
 
-Every part of a run writes its own pictures and its own manifest into the one folder, so a part that dies loses at most
-the batch it was at: what it left is seen in the folder, and the rest is given to a fresh process.
+Every part of a run writes its own pictures into the one folder, and its records into the run's manifest, so a part that
+dies loses at most the batch it was at: what it left is seen in the folder, and the rest is given to a fresh process.
 """
 
 import multiprocessing
@@ -140,7 +140,7 @@ class _Worker:
     """One process at work on one part, and the end of the pipe on which its records arrive."""
 
     part: Share
-    name: tuple[int, int]
+    company: int
     starts: int = 0
     process: SpawnProcess = field(init=False)
     receiver: Connection = field(init=False)
@@ -157,7 +157,7 @@ class _Worker:
 
     def arguments(self, folder: OutputFolder, sender: Connection) -> tuple[Any, ...]:
         """What `_work` is called with."""
-        return self.part, folder.path, self.name, sender
+        return self.part, folder.path, folder.shard, self.company, sender
 
 
 class Processes:
@@ -182,7 +182,7 @@ class Processes:
         """
         start = perf_counter()
         parts = split(part, count)
-        workers = [_Worker(each, (index, len(parts))) for index, each in enumerate(parts, 1)]
+        workers = [_Worker(each, len(parts)) for each in parts]
         with _reaped(workers):
             for worker in workers:
                 worker.start(self._folder)
@@ -262,14 +262,14 @@ def _reaped(workers: list[_Worker]) -> Iterator[None]:
             process.join()
 
 
-def _work(part: Share, folder: Path, name: tuple[int, int], sender: Connection) -> None:
-    """What a process does: its part, with a manifest of its own, telling of each record."""
+def _work(part: Share, folder: Path, shard: tuple[int, int] | None, company: int, sender: Connection) -> None:
+    """What one of so many processes does: its part, with the run's manifest, telling of each record."""
     import torch
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // name[1]))
+    torch.set_num_threads(max(1, torch.get_num_threads() // company))
     end_with_parent()
     try:
-        with OutputFolder(folder, name, guarded=False) as opened:
+        with OutputFolder(folder, shard, guarded=False) as opened:
             _, calls = render_part(part, opened, sender.send)
             sender.send(calls)
     except (StoreError, ModelError) as error:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -97,8 +97,10 @@ class OutputFolder:
 
     Args:
         path: created where it does not exist.
-        shard: `(index, count)` where several runs share the folder, each with its own part of the jobs.
-        guarded: keep other runs out; a process that works for a run which holds the folder does not.
+        shard: `(index, count)` where several runs share the folder, each with its own part of the jobs and a manifest
+            of its own.
+        guarded: keep other runs out; a process that works for a run which holds the folder does not, and adds to that
+            run's manifest.
 
     Raises:
         StoreError: the folder cannot be created or written, or another run holds it.
@@ -106,10 +108,11 @@ class OutputFolder:
 
     def __init__(self, path: Path, shard: tuple[int, int] | None = None, *, guarded: bool = True) -> None:
         self.path = path
-        self._shard, self._guarded = shard, guarded
+        self.shard, self._guarded = shard, guarded
         name = f"-{shard[0]}-of-{shard[1]}" if shard else ""
         self._manifest_path = path / f"manifest{name}.jsonl"
         self._lock_path = path / f".lock{name}"
+        self._turn = path / f".turn{name}"
         self._stack = ExitStack()
         self._manifest: IO[bytes] | None = None
 
@@ -119,20 +122,25 @@ class OutputFolder:
             if self._guarded:
                 opened.enter_context(_only_run(self._lock_path))
             self._manifest = opened.enter_context(self._manifest_path.open("ab"))
-            _end_torn_line(self._manifest_path, self._manifest)
-            if self._shard is None:
-                _remove_leftovers(self.path)
+            if self._guarded:
+                _end_torn_line(self._manifest_path, self._manifest)
+                if self.shard is None:
+                    _remove_leftovers(self.path)
             self._stack = opened.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._guarded:  # nobody is left who works for it
+            self._turn.unlink(missing_ok=True)
         self._stack.close()
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records to the manifest, on disk before this returns. Raises `StoreError` where they cannot be."""
         assert self._manifest is not None, "the folder is not open: use it with `with`"
         lines = [replace(record, time=round(time.time(), 3)).line().encode() + b"\n" for record in records]
-        with explained(self.path):
+        with explained(self.path), nullcontext() if self._guarded else FileLock(self._turn):
+            if not self._guarded:  # another process may have died in the middle of a line
+                _end_torn_line(self._manifest_path, self._manifest)
             self._manifest.write(b"".join(lines))
             self._manifest.flush()
             os.fsync(self._manifest.fileno())

@@ -66,6 +66,8 @@ def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: P
     assert Counter(record.id for record in seen) == Counter(job.id for job in JOBS)
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
     assert set(read_manifest(tmp_path / "two")) == {job.id for job in JOBS}
+    others = {path.name for path in (tmp_path / "two").iterdir() if path.suffix != ".png"}
+    assert others == {path.name for path in (tmp_path / "one").iterdir() if path.suffix != ".png"}
     assert not multiprocessing.active_children()
 
 

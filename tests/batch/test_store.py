@@ -124,6 +124,20 @@ def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     check_output(tmp_path)
 
 
+def test_processes_of_a_run_share_its_manifest_and_mend_a_line_that_one_left_torn(tmp_path: Path) -> None:
+    ids = [f"j{k}" for k in range(6)]
+    with OutputFolder(tmp_path, (1, 2)):
+        workers = [OutputFolder(tmp_path, (1, 2), guarded=False) for _ in range(2)]
+        with workers[0], workers[1]:
+            for k, name in enumerate(ids):
+                workers[k % 2].append([Record(name, "failed", {})])
+                if k == 2:
+                    with (tmp_path / "manifest-1-of-2.jsonl").open("ab") as torn:
+                        torn.write(b'{"id": "j')
+    assert list(read_manifest(tmp_path)) == ids
+    assert {path.name for path in tmp_path.iterdir()} <= {"manifest-1-of-2.jsonl", ".lock-1-of-2", ".lock"}
+
+
 def test_the_latest_record_counts_in_whatever_manifest(tmp_path: Path) -> None:
     """A run in shards after one over the whole folder, and the other way round."""
     for shard, status in [(None, "failed"), ((1, 2), "done"), ((1, 4), "failed"), (None, "done"), ((1, 2), "failed")]:
