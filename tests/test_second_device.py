@@ -26,6 +26,7 @@ from diffaccel import (
     FeatureInheritance,
     FullGuidance,
     IntervalCache,
+    MotionBlend,
     Newton,
     OneTimeNegative,
     Region,
@@ -85,6 +86,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "buffer": {"frame_buffer": 2, "shared_noise": True, "feedback": 0.3},
     "one after the other": {"stream_batch": False, "similarity": SimilarityFilter(0.9)},
     "steadiness": {"steadiness": CrossFrame(frames=2)},
+    "smoothing": {"smoothing": MotionBlend(tolerance=0.5), "output_type": "pt"},
     "regions": {"regions": [Region("a dog", Image.new("L", (32, 32), 255))]},
 }
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "sana", "pixart", "z_image")
@@ -141,7 +143,7 @@ def test_methods(name: str) -> None:
 def run(pipe: Any, **changes: Any) -> torch.Tensor:
     """Latents of a stream on a pipeline."""
     settings = {"prompt": "a cat", "timestep_indices": (10, 25, 40), "height": 32, "width": 32, "seed": 2}
-    engine = StreamEngine(pipe, output_type="latent", **{**settings, **changes})
+    engine = StreamEngine(pipe, **{"output_type": "latent", **settings, **changes})
     frames = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     return torch.stack([here(out.image) for out in engine.stream(frames)])
 
