@@ -1,6 +1,7 @@
 """Refined profiles against the profiles that they were made of and fixed settings, on pictures that are new."""
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.tuned import MODELS, PROMPTS, SAMPLERS, STEPS
+from benchmarks.tuned import MODELS, PROMPTS, SAMPLERS, STEPS, cost
 from diffaccel import accelerate
 from diffaccel.measure import captions, compare, machine
 from diffaccel.measure.workload import Workload, other_seeds
@@ -84,7 +85,8 @@ def refined(
     choosing, new = bench(CHOOSING, 1), bench(NEW, SEED)
     floor = compare(other_seeds(new.workload).pictures(pipe), new.plain)
     say(f"different seeds: {floor.psnr:.2f} dB")
-    fixed = FixedSettings(pipe, new, known_space(pipe), screening(choosing))
+    space = known_space(pipe)
+    fixed = FixedSettings(pipe, new, space, screening(choosing))
     for interval in intervals:
         before = Recipe.load(folder / f"{model}-{sampler}-{interval}.json")
         assert before.evidence is not None
@@ -96,7 +98,8 @@ def refined(
         scores = [new.score_of(recipe, macs) for recipe in (before, after)]
         gains = " and ".join(f"{a:.2f} -> {b:.2f} dB" for a, b in (chosen, [score.psnr for score in scores]))
         say(f"interval {interval}: {gains} on pictures that choose and on new ones")
-        rivals = sorted(fixed.within(macs), key=lambda b: -b.score.psnr)
+        budget = max(macs, math.ceil(1e4 * cost(space, interval)) / 1e4)  # which the profile was tuned for
+        rivals = sorted(fixed.within(budget), key=lambda b: -b.score.psnr)
         say(f"best fixed: {rivals[0].name} {rivals[0].score.psnr:.2f} dB")
         if chosen[1] > chosen[0]:
             after.save(folder / f"refined-{model}-{sampler}-{interval}-profile.json")
@@ -105,6 +108,7 @@ def refined(
             "sampler": sampler,
             "interval": interval,
             "macs": macs,
+            "budget": budget,
             "pictures": len(new.workload.truth),
             "before": asdict(scores[0]),
             "after": asdict(scores[1]),

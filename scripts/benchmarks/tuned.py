@@ -17,6 +17,7 @@ from diffaccel.models import load
 from diffaccel.reuse.schedule import Uniform
 from diffaccel.sampling.schedulers import sampler_named
 from diffaccel.tune import Budget, Tuner, to_text
+from diffaccel.tune.space import Space
 
 MODELS = ("emoji-sd", "emoji-dit")
 SAMPLERS = ("dpm++", "ddim")
@@ -60,7 +61,7 @@ def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -
     settings = {"num_inference_steps": STEPS, "guidance_scale": 2.0}
     tuner = Tuner(pipe, words[:PROMPTS], runs=runs, calibration=calibration, progress=say, **settings)
     for interval in INTERVALS:
-        result = tuner.tune(Budget(max_macs=math.ceil(1e4 * cost(tuner, interval)) / 1e4))
+        result = tuner.tune(Budget(max_macs=math.ceil(1e4 * cost(tuner.known.space, interval)) / 1e4))
         result.recipe.save(output / f"{model}-{sampler}-{interval}.json")
         assert result.recipe.evidence is not None
         click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
@@ -76,9 +77,8 @@ def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -
     say("done")
 
 
-def cost(tuner: Tuner, interval: int) -> float:
+def cost(space: Space, interval: int) -> float:
     """Cost of the usual cache of this network at an interval, as a fraction of computing everything."""
-    space = tuner.known.space
     computed = set(Uniform(interval).computed(STEPS))
     if space.nested:
         return 1 - space.saved["branch 0"] * (STEPS - len(computed)) / STEPS
