@@ -110,7 +110,7 @@ class Smoothing:
         cv2: Any = import_module("cv2")
         self._how = how
         self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        self._seen: torch.Tensor | None = None  # the last frame that entered, (1, 3, H, W) in [0, 1]
+        self._seen: tuple[torch.Tensor, Any] | None = None  # the last frame, (1, 3, H, W) in [0, 1], and its luma
         self._under: Any = None
         self._count = 0
         self._shown = 0
@@ -126,12 +126,13 @@ class Smoothing:
         return tuple(self._next(None if frame is None else (frame / 2 + 0.5).cpu()) for frame in frames)
 
     def _next(self, frame: torch.Tensor | None) -> Track:
-        last, self._seen = self._seen, frame
+        before, self._seen = self._seen, None if frame is None else (frame, _grey(frame))
         self._count += 1
-        if last is None or frame is None or min(frame.shape[-2:]) < LEAST:
+        if before is None or self._seen is None or min(self._seen[0].shape[-2:]) < LEAST:
             return Track(self._count)
-        flow = torch.from_numpy(self._search.calc(_grey(frame), _grey(last), None))[None]
-        apart = (moved(last, flow) - frame).square().mean(1, keepdim=True)
+        (last, last_grey), (now, grey) = before, self._seen
+        flow = torch.from_numpy(self._search.calc(grey, last_grey, None))[None]
+        apart = (moved(last, flow) - now).square().mean(1, keepdim=True)
         return Track(self._count, flow, (-apart / self._how.match**2).exp())
 
     def leave(self, pictures: torch.Tensor, tracks: Sequence[Track]) -> torch.Tensor:
