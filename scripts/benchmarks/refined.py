@@ -1,7 +1,6 @@
 """Refined profiles against the profiles that they were made of and fixed settings, on pictures that are new."""
 
 import json
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.tuned import MODELS, PROMPTS, SAMPLERS, STEPS, cost
+from benchmarks.tuned import MODELS, PROMPTS, SAMPLERS, STEPS, budget_of
 from diffaccel import accelerate
 from diffaccel.measure import captions, compare, machine
 from diffaccel.measure.workload import Workload, other_seeds
@@ -98,7 +97,7 @@ def refined(
         scores = [new.score_of(recipe, macs) for recipe in (before, after)]
         gains = " and ".join(f"{a:.2f} -> {b:.2f} dB" for a, b in (chosen, [score.psnr for score in scores]))
         say(f"interval {interval}: {gains} on pictures that choose and on new ones")
-        budget = max(macs, math.ceil(1e4 * cost(space, interval)) / 1e4)  # which the profile was tuned for
+        budget = max(macs, budget_of(space, interval))  # which the profile was tuned for
         rivals = sorted(fixed.within(budget), key=lambda b: -b.score.psnr)
         say(f"best fixed: {rivals[0].name} {rivals[0].score.psnr:.2f} dB")
         if chosen[1] > chosen[0]:

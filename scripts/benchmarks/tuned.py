@@ -61,7 +61,7 @@ def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -
     settings = {"num_inference_steps": STEPS, "guidance_scale": 2.0}
     tuner = Tuner(pipe, words[:PROMPTS], runs=runs, calibration=calibration, progress=say, **settings)
     for interval in INTERVALS:
-        result = tuner.tune(Budget(max_macs=math.ceil(1e4 * cost(tuner.known.space, interval)) / 1e4))
+        result = tuner.tune(Budget(max_macs=budget_of(tuner.known.space, interval)))
         result.recipe.save(output / f"{model}-{sampler}-{interval}.json")
         assert result.recipe.evidence is not None
         click.echo(f"{to_text(result.recipe)}\n{result.recipe.evidence.account}")
@@ -77,7 +77,12 @@ def tuned(model: str, sampler: str, runs: int, calibration: int, output: Path) -
     say("done")
 
 
-def cost(space: Space, interval: int) -> float:
+def budget_of(space: Space, interval: int) -> float:
+    """The usual cache's cost at an interval, rounded up so that it fits."""
+    return math.ceil(1e4 * _cost(space, interval)) / 1e4
+
+
+def _cost(space: Space, interval: int) -> float:
     """Cost of the usual cache of this network at an interval, as a fraction of computing everything."""
     computed = set(Uniform(interval).computed(STEPS))
     if space.nested:
