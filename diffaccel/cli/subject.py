@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffaccel.models import ModelSource
 
 DEFAULT_PROMPTS = 12
+TWO_OR_MORE = click.IntRange(2)
 RUN_OPTIONS = ("--prompts", *READING_NAMES, "--steps", "--guidance-scale", "--scheduler", "--size", "--seed")
 """The shared options that say what is drawn, for the help's groups."""
 _CALL_NAMES = {
@@ -32,7 +33,6 @@ _OPTIONS = (
     click.option(
         "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: some captions]"
     ),
-    click.option("--steps", type=click.IntRange(2), help="Sampling steps.  [bundled models: 20; else 50]"),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [default: the model's]"),
     click.option("--scheduler", help="ddim, dpm++, euler, ... or default, the model's."),
     click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
@@ -138,12 +138,15 @@ class Subject:
         return pipe
 
 
-def with_subject(function: Callable[..., None], default: str = DEFAULT_MODEL) -> Callable[..., None]:
+def with_subject(
+    function: Callable[..., None], default: str = DEFAULT_MODEL, steps: click.IntRange = TWO_OR_MORE
+) -> Callable[..., None]:
     """Give a command the shared options; it receives them as one `Subject` before its own.
 
     Args:
         function: the command.
         default: the model where none is named.
+        steps: how many it takes.
     """
     names = [field.name for field in fields(Subject) if field.name != "choice"]
 
@@ -157,7 +160,8 @@ def with_subject(function: Callable[..., None], default: str = DEFAULT_MODEL) ->
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
-    return declared((*model_options(default), *_OPTIONS))(command)
+    steps_option = click.option("--steps", type=steps, help="Sampling steps.  [bundled models: 20; else 50]")
+    return declared((*model_options(default), steps_option, *_OPTIONS))(command)
 
 
 def command_line() -> str:

@@ -1,7 +1,8 @@
 """`diffaccel tune`: a budget in, the best schedule for it out."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
     from diffaccel.tune import Budget
 
 DEFAULT_PROMPTS = 24
-LEAST_STEPS = 3
+
+
+class _Tunable(click.IntRange):
+    """Steps of which some may reuse, and some may not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number. Raises `click.UsageError` where it is too small."""
+        steps = int(click.INT.convert(value, param, ctx))
+        if self.min is not None and steps < self.min:
+            raise click.UsageError(f"--steps: there is nothing to tune in fewer than {self.min} (got {steps})")
+        return steps
 
 
 @click.command(
@@ -34,7 +45,7 @@ LEAST_STEPS = 3
     },
     short_help="Find the cheapest schedule for a quality, or the best for a cost.",
 )
-@with_subject
+@partial(with_subject, steps=_Tunable(3))
 @click.option("--min-psnr", type=float, help="Least PSNR to the plain pipeline's pictures, dB; the cheapest is sought.")
 @click.option("--min-ssim", type=float, help="Least SSIM to them.")
 @click.option("--max-time", type=float, help="Most seconds of one picture on this machine; the best is sought.")
@@ -74,8 +85,6 @@ def tune(
     check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
-    if settings["num_inference_steps"] < LEAST_STEPS:
-        raise click.UsageError(f"--steps: there is nothing to tune in fewer than {LEAST_STEPS} (got {subject.steps})")
     options = {"seed": subject.seed, "runs": runs, "refinement": Refinement() if refine else None, "small": small}
 
     def say(text: str) -> None:
