@@ -139,9 +139,7 @@ class ModelChoice:
             texts: all prompts that it will read.
             nets: names of ControlNets to put before its UNet.
         """
-        from diffaccel import models
         from diffaccel.models.placement import Placement, open_pipeline
-        from diffaccel.models.quiet import hold_back_lengths
         from diffaccel.models.text_parts import read_in_parts
 
         pipe = open_pipeline(
@@ -152,11 +150,8 @@ class ModelChoice:
             embeddings=self.embeddings,
             lora=self.lora,
             lora_partial=self.lora_partial,
+            nets=nets,
         )
-        if nets:
-            place = {"dtype": pipe.dtype, "device": pipe.device, "like": pipe.components.get("unet")}
-            pipe = models.with_controlnets(pipe, [models.load_controlnet(name, **place) for name in nets])
-        hold_back_lengths()
         read_in_parts(pipe, **self.reading, texts=texts)
         pipe.set_progress_bar_config(disable=True)
         return pipe

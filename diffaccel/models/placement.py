@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,9 @@ from diffaccel.models import (
     choose_dtype,
     find_vae,
     load,
+    load_controlnet,
     load_vae,
+    with_controlnets,
 )
 from diffaccel.models.embedding import load_embeddings
 from diffaccel.models.lora import NONE, merge_loras
@@ -59,6 +61,7 @@ def open_pipeline(
     embeddings: str | None = None,
     lora: str | None = None,
     lora_partial: bool = False,
+    nets: Sequence[str] = (),
 ) -> "DiffusionPipeline":
     """Load a pipeline with what goes with it. Raises `ModelError` where something cannot be loaded or does not fit.
 
@@ -70,6 +73,7 @@ def open_pipeline(
         embeddings: learned words, as `models.parse_embeddings` reads them.
         lora: LoRAs to merge into the weights for good, as `models.parse_loras` reads them.
         lora_partial: use a LoRA of which only some parts fit.
+        nets: names or places of ControlNets to put before its UNet.
     """
     if placement.compiled and choose_device(placement.device).type == "cpu":
         _require_compiler()
@@ -83,7 +87,10 @@ def open_pipeline(
     merge_loras(pipe, lora, partial=lora_partial)
     if placement.compiled:
         _compile(pipe)
-    return pipe
+    if not nets:
+        return pipe
+    place: dict[str, Any] = {"dtype": pipe.dtype, "device": pipe.device, "like": pipe.components.get("unet")}
+    return with_controlnets(pipe, [load_controlnet(name, **place) for name in nets])
 
 
 def devices(placement: Placement, processes: int = 1) -> "list[torch.device]":

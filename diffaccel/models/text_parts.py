@@ -217,6 +217,8 @@ def _listed(texts: Any) -> list[str] | None:
 def read_in_parts(pipe: "DiffusionPipeline", *, long: bool, weights: bool, texts: Sequence[str] | None = None) -> None:
     """Have a pipeline read its prompts in parts from now on, where it is asked for.
 
+    What libraries say of prompts that are too long is held back in any case: remarks name the words.
+
     Args:
         pipe: whose `encode_prompt` a `Reading` stands in for.
         long, weights: prompts beyond the encoder's limit, and weights, are read; either reads in parts.
@@ -225,6 +227,7 @@ def read_in_parts(pipe: "DiffusionPipeline", *, long: bool, weights: bool, texts
     Raises:
         ModelError: for pipelines that do not read with CLIP alone, and without compel.
     """
+    hold_back_lengths()
     if not (long or weights):
         return
     name = type(pipe).__name__

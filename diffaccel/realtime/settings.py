@@ -12,7 +12,6 @@ from diffaccel import models
 from diffaccel.media.repaint import size_like
 from diffaccel.methods import ControlCache, DeepCache, IntervalCache
 from diffaccel.models.placement import Placement, open_pipeline
-from diffaccel.models.quiet import hold_back_lengths
 from diffaccel.models.text_parts import read_in_parts
 from diffaccel.realtime.controls import NO_CONTROLNET, ControlNetControls, Controls
 from diffaccel.reuse.forecast import Taylor
@@ -129,22 +128,21 @@ def load_pipeline(settings: LiveSettings) -> Any:
         ModelError: something cannot be loaded or does not fit.
     """
     own_lora, own_vae = COMPANIONS.get(settings.model, (None, None))
-    lora = settings.lora if settings.lora is not None else own_lora
-    vae = settings.vae or own_vae
-    source = models.resolve(settings.model, settings.config)
-    device = models.choose_device(settings.device)
-    dtype = models.choose_dtype(settings.dtype, device)
-    placement = Placement(device=settings.device, compiled=settings.compiled)
-    unet = source.folder / "unet"
-    nets = [models.load_controlnet(name, dtype=dtype, device=device, like=unet) for name in settings.controlnet]
-    parts: dict[str, Any] = {"embeddings": settings.embeddings, "lora": lora, "lora_partial": settings.lora_partial}
-    pipe = open_pipeline(source, str(dtype).removeprefix("torch."), vae, placement, **parts)
-    return reading(models.with_controlnets(pipe, nets) if nets else pipe, settings)
+    pipe = open_pipeline(
+        models.resolve(settings.model, settings.config),
+        settings.dtype,
+        settings.vae or own_vae,
+        Placement(device=settings.device, compiled=settings.compiled),
+        embeddings=settings.embeddings,
+        lora=own_lora if settings.lora is None else settings.lora,
+        lora_partial=settings.lora_partial,
+        nets=settings.controlnet,
+    )
+    return reading(pipe, settings)
 
 
 def reading(pipe: Any, settings: LiveSettings) -> Any:
     """A pipeline that reads its prompts as asked. Raises `ModelError` where it cannot."""
-    hold_back_lengths()  # remarks name the words
     read_in_parts(pipe, long=settings.long_prompts, weights=settings.prompt_weights)
     return pipe
 
