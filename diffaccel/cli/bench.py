@@ -154,9 +154,8 @@ def _write(subject: Subject, result: "Benchmark", profiles: tuple[str, ...], out
 def _trace(pipe: Any, workload: "Workload", candidate: "Candidate", path: Path) -> None:
     """A trace of one picture."""
     from diffaccel.measure.trace import write_trace
-    from diffaccel.measure.workload import Workload
 
-    one = Workload(workload.prompts[:1], workload.seeds[:1], workload.settings)
+    one = workload.first()
     with candidate.attach(pipe):
         one.pictures(pipe)
         write_trace(lambda: one.pictures(pipe), path)

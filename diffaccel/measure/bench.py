@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -126,11 +126,11 @@ def bench(
                 raise
             failures[candidate.name] = f"{type(error).__name__}: {error}"
     progress("timing in turns")
-    one = _single(workload)
+    one = workload.first()
     timings = interleaved(
         {name: partial(one.pictures, pipe, **trial.candidate.changes) for name, trial in trials.items()},
         rounds,
-        around={name: partial(_attached, trial.candidate, pipe) for name, trial in trials.items()},
+        around={name: partial(trial.candidate.attach, pipe) for name, trial in trials.items()},
     )
     referee = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
     progress("painting with other seeds")
@@ -141,14 +141,9 @@ def bench(
     return Benchmark(rows, failures, pictures, workload.truth, floor, calls)
 
 
-def _attached(candidate: Candidate, pipe: Any) -> AbstractContextManager[Any]:
-    """The candidate on the pipeline."""
-    return candidate.attach(pipe)
-
-
 def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
     """Everything about a candidate but its times."""
-    one = partial(_single(workload).pictures, pipe, **candidate.changes)
+    one = partial(workload.first().pictures, pipe, **candidate.changes)
     with ExitStack() as stack:
         handle = stack.enter_context(candidate.attach(pipe))
         pictures = workload.pictures(pipe, **candidate.changes)
@@ -166,11 +161,6 @@ def _cache_bytes(pipe: Any, handle: Handle, run: Callable[[], Any]) -> int:
         watched = [stack.enter_context(watch_cache(handle, model)) for model in models]
         run()
     return max(memory.peak for memory in watched)
-
-
-def _single(workload: Workload) -> Workload:
-    """The first picture of a workload alone."""
-    return Workload(workload.prompts[:1], workload.seeds[:1], workload.settings)
 
 
 def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Workload, judge: Judge | None) -> BenchRow:

@@ -13,23 +13,14 @@ def joules(run: Callable[[], Any]) -> float | None:
 
     None, without running anything, where NVML is not installed or the device has no energy counter.
     """
-    meter = _meter()
-    if meter is None:
+    devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []
+    if millijoules(devices) is None:
         return None
     synchronize()
-    start = meter()
-    run()
-    synchronize()
-    end = meter()
-    return None if start is None or end is None else (end - start) / 1000
-
-
-def _meter() -> Callable[[], int | None] | None:
-    """Reads the counter of the current device in millijoules; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    current = [torch.device("cuda", torch.cuda.current_device())]
-    return None if millijoules(current) is None else lambda: millijoules(current)
+    with EnergyMeter(devices) as meter:
+        run()
+        synchronize()
+    return meter.joules
 
 
 class EnergyMeter:
@@ -59,10 +50,7 @@ class EnergyMeter:
 
 
 def millijoules(devices: Sequence[torch.device]) -> int | None:
-    """Sum of the devices' counters; None without NVML, for other devices than CUDA's, and where one does not tell.
-
-    A counter is its device's: work of other programs is in it, too.
-    """
+    """Sum of the devices' counters; None without NVML, for other devices than CUDA's, and where one does not tell."""
     if not devices or any(device.type != "cuda" for device in devices) or torch.version.cuda is None:
         return None
     try:

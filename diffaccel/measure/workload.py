@@ -39,6 +39,10 @@ class Workload:
         """The prompt of each picture."""
         return self.prompts * len(self.seeds)
 
+    def first(self, count: int = 1) -> "Workload":
+        """The first prompts alone, at the first seed."""
+        return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:1])
+
     @staticmethod
     def seed_of(seed: int, index: int) -> int:
         """Seed of the noise of picture `index` of one of the seeds."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from diffaccel.attach.handle import Handle, accelerate
 from diffaccel.config.words import counted
-from diffaccel.measure.workload import Workload
 from diffaccel.methods import (
     BlockCache,
     DeepCache,
@@ -226,5 +225,5 @@ def best(found: list[Baseline]) -> Baseline | None:
 
 def screening(bench: Bench) -> Bench:
     """The first pictures of a workload, to rank settings by."""
-    few = Workload(bench.workload.prompts[:SCREENED], bench.workload.seeds[:1], bench.workload.settings)
+    few = bench.workload.first(SCREENED)
     return Bench(bench.pipe, few, bench.plain[: len(few.prompts)])

@@ -14,7 +14,7 @@ from diffaccel.config.checks import check, whole
 from diffaccel.config.files import write_atomically
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import interleaved
-from diffaccel.measure.workload import Workload, other_seeds
+from diffaccel.measure.workload import other_seeds
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best, screening
@@ -255,8 +255,7 @@ class Tuner:
 
     def _seconds(self, plan: CallPlan | None) -> float:
         """Median seconds of one picture; None is the plain pipeline."""
-        seen = self.split.seen
-        one = Workload(seen.prompts[:1], seen.seeds, seen.settings)
+        one = self.split.seen.first()
         if plan is None:
             return interleaved({"plain": lambda: one.pictures(self.pipe)}, rounds=5)["plain"].median
         with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
