@@ -24,6 +24,7 @@ from diffaccel.tune.probing import denoiser_of
 from diffaccel.tune.router_inputs import PictureInputs, RunInputs
 from diffaccel.tune.router_steps import _TrainRouters
 from diffaccel.tune.trainee import Trainee
+from diffaccel.tune.unroll import frozen
 
 log = logging.getLogger(__name__)
 BETAS = {"harmonica": 7e-8, "l2c": 5e-6}  # as published
@@ -108,7 +109,7 @@ def train_routers(
     training = RouterTraining(objective, price, threshold, learning_rate, runs, refresh, batch_size, seed)
     inputs = RunInputs(pipe, prompts, batch_size, seed, settings)
     loop = _Training(pipe, training, inputs, None if path is None else Path(path), guided)
-    with _frozen(pipe):
+    with _at_work(pipe):
         loop.go_on(progress)
     routers = loop.routers()
     if path is not None:
@@ -262,16 +263,12 @@ def _thinned(curve: Sequence[tuple[float, float, float]]) -> tuple[tuple[float, 
 
 
 @contextmanager
-def _frozen(pipe: Any) -> Iterator[None]:
-    """No gradients of the network's own weights, and no progress bars of the pipeline, within."""
-    learning = [p for p in denoiser_of(pipe).parameters() if p.requires_grad]
+def _at_work(pipe: Any) -> Iterator[None]:
+    """No gradients of the pipeline's own weights, and none of its progress bars, within."""
     bars: Mapping[str, Any] = getattr(pipe, "_progress_bar_config", {})
-    for p in learning:
-        p.requires_grad_(False)
     pipe.set_progress_bar_config(**{**bars, "disable": True})
     try:
-        yield
+        with frozen(pipe):
+            yield
     finally:
-        for p in learning:
-            p.requires_grad_(True)
         pipe.set_progress_bar_config(**bars)
