@@ -33,8 +33,10 @@ def weights(title: str, values: Sequence[float]) -> None:
     check(fits, f"{title} must not be negative and must sum to more than 0, not {list(values)}")
 
 
-def whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Check that `value` is an integer in [low, high]."""
+def whole(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """Check that `value` is an integer in [low, high]; with `optional` None will do, too."""
+    if optional and value is None:
+        return
     limits = f">= {low}" if high is None else f"in {low}..{high}"
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
     check(fits, f"{name} must be an integer {limits}; got {value!r}")

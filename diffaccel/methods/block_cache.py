@@ -6,7 +6,7 @@ from typing import ClassVar
 from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.measure import NOWHERE, RunPlace
 from diffaccel.reuse.residual import Ranges
@@ -50,16 +50,14 @@ class BlockCache(Method):
         whole("front", self.front, 1)
         whole("back", self.back, 0)
         number("threshold", self.threshold, 0.0)
-        if self.max_consecutive is not None:
-            whole("max_consecutive", self.max_consecutive, 0)
+        whole("max_consecutive", self.max_consecutive, 0, optional=True)
         kind("forecast", self.forecast, Forecast)
         check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the middle blocks, measured by the front ones."""
+        layout.require("BlockCache", "blocks")
         blocks = layout.blocks
-        if not blocks:
-            raise UnsupportedModelError(f"BlockCache needs a list of transformer blocks; {layout.model} has none")
         first = sum(name.rpartition(".")[0] == blocks[0].rpartition(".")[0] for name in blocks)
         whole(f"front of {layout.model}", self.front, 1, min(first, len(blocks) - 1))
         whole(f"back of {layout.model} with front={self.front}", self.back, 0, len(blocks) - self.front - 1)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from diffaccel.config import Config, StoredConfig, kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
+from diffaccel.networks.layout import Layout, joined
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import CallInfo, Schedule, Steps
@@ -83,11 +83,7 @@ class CalibratedCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each kind of layer."""
-        if not layout.units:
-            raise UnsupportedModelError(
-                f"CalibratedCache needs transformer blocks with attentions and feed-forward networks; {layout.model} "
-                "has none that are known by name"
-            )
+        layout.require("CalibratedCache", "units")
         given = self.calibration
         calibration = given if isinstance(given, Calibration) else Calibration.load(given)
         _require_made_for(calibration, layout)

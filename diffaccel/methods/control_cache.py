@@ -55,8 +55,7 @@ class ControlCache(Method):
         super().__post_init__()
         self._check_interval()
         for name, value, least in (("keep", self.keep, 1), ("split", self.split, 1), ("net", self.net, 0)):
-            if value is not None:
-                whole(name, value, least)
+            whole(name, value, least, optional=True)
         check(self.split is None or len(self.intervals) == 2, "split needs two intervals, as interval=(2, 4)")
         kind("forecast", self.forecast, Forecast)
         if isinstance(self.relevance, os.PathLike):

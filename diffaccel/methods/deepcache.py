@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method, Unread
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Once, Schedule, Uniform
 from diffaccel.runtime.act import Part
@@ -42,8 +42,7 @@ class DeepCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the branch that was asked for."""
-        if not layout.depths:
-            raise UnsupportedModelError(f"DeepCache needs a UNet with skip connections; {layout.model} has none")
+        layout.require("DeepCache", "depths")
         whole(f"branch of {layout.model}", self.branch, 0, len(layout.depths) - 1)
         return [Part(Replay(layout.depths[self.branch]), self._when, self.forecast)]
 

@@ -7,7 +7,7 @@ from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method, Unread
 from diffaccel.methods.companions import hidden_in
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges, gate_of
 from diffaccel.reuse.schedule import CallInfo, Schedule
@@ -40,8 +40,7 @@ class DeltaCache(Method):
         super().__post_init__()
         whole("interval", self.interval, 1)
         for name, value in (("blocks", self.blocks), ("gate", self.gate)):
-            if value is not None:
-                whole(name, value, 1)
+            whole(name, value, 1, optional=True)
         kind("forecast", self.forecast, Forecast)
 
     def parts(self, layout: Layout) -> list[Part]:
@@ -51,9 +50,8 @@ class DeltaCache(Method):
 
     def _ranges(self, layout: Layout) -> Ranges:
         """The rear blocks, and from the gate on the front ones."""
+        layout.require("DeltaCache", "blocks")
         names = layout.blocks
-        if not names:
-            raise UnsupportedModelError(f"DeltaCache needs a list of transformer blocks; {layout.model} has none")
         count = max(1, len(names) // 2) if self.blocks is None else self.blocks
         whole(f"blocks of {layout.model}", count, 1, len(names))
         return Ranges((names[-count:], names[:count]), self.gate, layout.long_skips)

@@ -42,8 +42,7 @@ class EasyCache(Method):
         super().__post_init__()
         number("threshold", self.threshold, 0.0)
         whole("warmup", self.warmup, 2)
-        if self.max_consecutive is not None:
-            whole("max_consecutive", self.max_consecutive, 0)
+        whole("max_consecutive", self.max_consecutive, 0, optional=True)
 
     @property
     def no_stream(self) -> str | None:

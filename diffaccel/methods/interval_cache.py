@@ -6,7 +6,7 @@ from typing import ClassVar
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError, joined
+from diffaccel.networks.layout import Layout, joined
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Part
@@ -36,18 +36,13 @@ class IntervalCache(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("interval", self.interval, 1)
-        if self.total is not None:
-            whole("total", self.total, 1)
+        whole("total", self.total, 1, optional=True)
         kind("schedule", self.schedule, Schedule)
         kind("forecast", self.forecast, Forecast)
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all attentions and feed-forward networks."""
-        if not layout.units:
-            raise UnsupportedModelError(
-                f"IntervalCache needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
-                "none that are known by name"
-            )
+        layout.require("IntervalCache", "units")
         when = self.schedule or _AtIntervalsAndLast(self.interval, self.total)
         return [Part(Replay(joined(layout.units)), when, self.forecast)]
 

@@ -10,7 +10,7 @@ from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.profile import require_sampler
 from diffaccel.methods.routers import Routers
-from diffaccel.networks.layout import Layout, Unit, UnsupportedModelError, joined
+from diffaccel.networks.layout import Layout, Unit, joined
 from diffaccel.reuse.schedule import Steps
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
@@ -63,11 +63,7 @@ class LearnedCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for all units that compute in the same calls; none for those that always do."""
-        if not layout.units:
-            raise UnsupportedModelError(
-                f"LearnedCache needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
-                "none that are known by name"
-            )
+        layout.require("LearnedCache", "units")
         routers = self.loaded
         units = _require_made_for(routers, layout)
         alike: dict[tuple[int, ...], list[Unit]] = {}

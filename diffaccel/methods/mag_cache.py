@@ -9,7 +9,7 @@ from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.curves import MagCurve, curve_for, read_curve
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import CallInfo, Schedule
@@ -54,8 +54,7 @@ class MagCache(Method):
         number("threshold", self.threshold, 0.0)
         whole("max_consecutive", self.max_consecutive, 0)
         number("retention", self.retention, 0.0, 1.0)
-        if self.total is not None:
-            whole("total", self.total, 1)
+        whole("total", self.total, 1, optional=True)
         kind("forecast", self.forecast, Forecast)
 
     def written_out(self) -> Self:
@@ -64,8 +63,7 @@ class MagCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all blocks."""
-        if not layout.blocks:
-            raise UnsupportedModelError(f"MagCache needs a list of transformer blocks; {layout.model} has none")
+        layout.require("MagCache", "blocks")
         curve = curve_for(self.curve, MagCurve, layout)
         when = _AlongCurve(
             curve.ratios,

@@ -59,8 +59,7 @@ class TeaCache(Method):
             self.measure is None or self.curve is None,
             "curve is fitted to the modulated input, which measure replaces: give one of the two",
         )
-        if self.max_consecutive is not None:
-            whole("max_consecutive", self.max_consecutive, 0)
+        whole("max_consecutive", self.max_consecutive, 0, optional=True)
         kind("forecast", self.forecast, Forecast)
         check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
 
@@ -70,8 +69,7 @@ class TeaCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all blocks, guarded by what enters the first one."""
-        if not layout.blocks:
-            raise UnsupportedModelError(f"TeaCache needs a list of transformer blocks; {layout.model} has none")
+        layout.require("TeaCache", "blocks")
         coefficients = () if self.curve is None else curve_for(self.curve, TeaCurve, layout).coefficients
         act = GuardedResidual(
             Ranges((layout.blocks,), each=layout.long_skips),

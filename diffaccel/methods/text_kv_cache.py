@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.schedule import Once
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.projection_act import Projection
@@ -24,8 +24,7 @@ class TextKVCache(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the projections."""
-        if not layout.conditioning_only:
-            raise UnsupportedModelError(f"TextKVCache needs cross-attention to a prompt; {layout.model} has none")
+        layout.require("TextKVCache", "conditioning_only")
         return [Part(_projections(layout), Once(), lifetime="prompt")]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:

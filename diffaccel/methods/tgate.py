@@ -7,7 +7,7 @@ import torch
 
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import Ends
 from diffaccel.reuse.schedule import CallInfo, Schedule
@@ -48,8 +48,7 @@ class TGate(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """Two parts: cross-attention and self-attention."""
-        if not layout.cross_attention:
-            raise UnsupportedModelError(f"TGate needs cross-attention to a prompt; {layout.model} has none")
+        layout.require("TGate", "cross_attention")
         own = _SelfAttention(self.gate, self.self_interval, self.fidelity_interval)
         cross = Part(Replay(Branch(layout.cross_attention)), _BeforeGate(self.gate), merge=mean_of_pair)
         return [cross, Part(Replay(Branch(layout.self_attention)), own)] if layout.self_attention else [cross]

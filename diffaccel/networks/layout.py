@@ -85,6 +85,15 @@ def _unknown(denoiser: "Layout") -> tuple[Reader, ...]:  # noqa: ARG001
     return ()
 
 
+_NEEDED = {
+    "depths": "a UNet with skip connections; {} has none",
+    "blocks": "a list of transformer blocks; {} has none",
+    "units": "transformer blocks with attentions and feed-forward networks; {} has none that are known by name",
+    "cross_attention": "cross-attention to a prompt; {} has none",
+    "conditioning_only": "cross-attention to a prompt; {} has none",
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """Names of a network's parts; empty where a network has none of a kind.
@@ -134,3 +143,8 @@ class Layout:
     units: tuple[Unit, ...] = ()
     fingerprint: str = ""
     writes: Callable[[Inputs], bool] = _never
+
+    def require(self, asker: str, parts: str) -> None:
+        """Raise `UnsupportedModelError` where the network has none of the parts that ``asker`` needs, by their name."""
+        if not getattr(self, parts):
+            raise UnsupportedModelError(f"{asker} needs {_NEEDED[parts].format(self.model)}")

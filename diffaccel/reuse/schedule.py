@@ -179,8 +179,7 @@ class ScaledSteps(Schedule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", Steps(self.steps).steps)
         whole("of", self.of, self.steps[-1] + 1)
-        if self.total is not None:
-            whole("total", self.total, 1)
+        whole("total", self.total, 1, optional=True)
 
     def should_compute(self, call: CallInfo) -> bool:
         """True for the stretched list."""
@@ -211,8 +210,7 @@ class FrontLoaded(Schedule):
     def __post_init__(self) -> None:
         whole("interval", self.interval, 1)
         number("power", self.power, 1.0, 10.0)
-        if self.total is not None:
-            whole("total", self.total, 1)
+        whole("total", self.total, 1, optional=True)
 
     def should_compute(self, call: CallInfo) -> bool:
         """True for the calls that `front_loaded_steps` lists."""
@@ -259,8 +257,7 @@ class Quadratic(Schedule):
         whole("interval", self.interval, 1)
         whole("center", self.center, 0)
         number("power", self.power, 0.1, 10.0)
-        if self.total is not None:
-            whole("total", self.total, 1)
+        whole("total", self.total, 1, optional=True)
 
     def should_compute(self, call: CallInfo) -> bool:
         """True for the calls that `quadratic_steps` lists."""
@@ -292,8 +289,7 @@ class Threshold(Schedule):
     def __post_init__(self) -> None:
         number("threshold", self.threshold, 0.0)
         kind("measure", self.measure, Measure)
-        if self.max_reuse is not None:
-            whole("max_reuse", self.max_reuse, 0)
+        whole("max_reuse", self.max_reuse, 0, optional=True)
 
     @property
     def limit(self) -> float:

@@ -44,8 +44,7 @@ class CausalContext(Config):
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.window is not None:
-            whole("window", self.window, 1)
+        whole("window", self.window, 1, optional=True)
         whole("sink", self.sink, 0)
         one_of("refresh", self.refresh, get_args(Refresh))
         one_of("commit", self.commit, get_args(CommitWhen))

@@ -116,8 +116,7 @@ class StreamConfig:
         for words in (self.prompt, self.negative_prompt):
             if words is not None:
                 weighted(words)
-        if self.clip_skip is not None:
-            whole("clip_skip", self.clip_skip, 0)
+        whole("clip_skip", self.clip_skip, 0, optional=True)
 
     def _check_choices(self) -> None:
         for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Interpolation)):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from diffaccel._diffusers import running_call
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part, detached
 from diffaccel.runtime.call import Call
@@ -53,12 +53,8 @@ class _TrainRouters(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part that mixes the outputs of all units."""
+        layout.require("train_routers", "units")
         self.units = tuple(unit.branch.replayed[0] for unit in layout.units)
-        if not self.units:
-            raise UnsupportedModelError(
-                f"train_routers needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
-                "none that are known by name"
-            )
         return [Part(Mix(self.units, self.gates), Always())]
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
