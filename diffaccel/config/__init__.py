@@ -6,6 +6,7 @@ line, `deepcache:interval=3,schedule=steps(0,4,9)`. Both name a configuration by
 
 import ast
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, fields
@@ -121,6 +122,21 @@ class StoredConfig(Config):
             return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path} is not {cls._origin}: {error}") from error
+
+
+def stored(owner: Config, name: str, cls: type[StoredConfig], words: str, *, optional: bool = False) -> None:
+    """Check that a field holds a stored configuration or the path of its file, which becomes text.
+
+    Args:
+        words: what the field may hold, for the message.
+        optional: None will do, too.
+    """
+    value = getattr(owner, name)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+        object.__setattr__(owner, name, value)
+    fits = isinstance(value, cls) or (isinstance(value, str) and value != "") or (optional and value is None)
+    check(fits, f"{name} must be {words}; got {value!r}")
 
 
 def ordered_fields(config: type[Config]) -> list[Field[Any]]:

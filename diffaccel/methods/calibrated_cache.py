@@ -1,10 +1,9 @@
 """SmoothCache (arXiv 2411.10510): a calibration, made once per model, says when each kind of layer may be reused."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from diffaccel.config import Config, StoredConfig, kind
+from diffaccel.config import Config, StoredConfig, kind, stored
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, joined
@@ -74,11 +73,7 @@ class CalibratedCache(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.calibration, Path):
-            object.__setattr__(self, "calibration", str(self.calibration))
-        fits = isinstance(self.calibration, str | Calibration)
-        check(fits, f"calibration must be a path or a Calibration; got {self.calibration!r}")
-        check(self.calibration != "", "calibration must be a path or a Calibration; got ''")
+        stored(self, "calibration", Calibration, "a path or a Calibration")
         kind("forecast", self.forecast, Forecast)
 
     def parts(self, layout: Layout) -> list[Part]:

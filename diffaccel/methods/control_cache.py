@@ -7,11 +7,10 @@ out the last ones saves their layers, computing in every k-th call saves (k - 1)
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffaccel.config import kind
+from diffaccel.config import kind, stored
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method, RefreshPlan
 from diffaccel.methods.control_relevance import Relevance
@@ -58,10 +57,7 @@ class ControlCache(Method):
             whole(name, value, least, optional=True)
         check(self.split is None or len(self.intervals) == 2, "split needs two intervals, as interval=(2, 4)")
         kind("forecast", self.forecast, Forecast)
-        if isinstance(self.relevance, os.PathLike):
-            object.__setattr__(self, "relevance", os.fspath(self.relevance))
-        fits = self.relevance is None or (isinstance(self.relevance, str | Relevance) and self.relevance != "")
-        check(fits, f"relevance must be the path of a file that diffaccel relevance wrote; got {self.relevance!r}")
+        stored(self, "relevance", Relevance, "the path of a file that diffaccel relevance wrote", optional=True)
 
     def _check_interval(self) -> None:
         if isinstance(self.interval, list | tuple):

@@ -44,7 +44,7 @@ class DeepCache(Method):
         """One part: the branch that was asked for."""
         layout.require("DeepCache", "depths")
         whole(f"branch of {layout.model}", self.branch, 0, len(layout.depths) - 1)
-        return [Part(Replay(layout.depths[self.branch]), self._when, self.forecast)]
+        return [Part(Replay(layout.depths[self.branch]), self.schedule or Uniform(self.interval), self.forecast)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The embedding of a control image that stays the same."""
@@ -53,8 +53,3 @@ class DeepCache(Method):
     def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:  # noqa: ARG002
         """What lies below the branch."""
         return [Unread(companion.depths[self.branch])]
-
-    @property
-    def _when(self) -> Schedule:
-        """The schedule in force."""
-        return self.schedule or Uniform(self.interval)

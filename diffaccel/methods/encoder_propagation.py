@@ -46,8 +46,4 @@ class EncoderPropagation(Method):
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The residuals of a ControlNet."""
-        return (
-            []
-            if layout.encoder is None
-            else [(Part(Replay(layout.encoder), self.schedule or KEY_STEPS, self.forecast), 0)]
-        )
+        return [] if layout.encoder is None else [(part, 0) for part in self.parts(layout)]

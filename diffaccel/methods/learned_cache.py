@@ -2,10 +2,10 @@
 attentions and feed-forward networks compute."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 from diffaccel._diffusers import running_call
+from diffaccel.config import stored
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.profile import require_sampler
@@ -39,10 +39,7 @@ class LearnedCache(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.routers, Path):
-            object.__setattr__(self, "routers", str(self.routers))
-        fits = isinstance(self.routers, Routers) or (isinstance(self.routers, str) and self.routers != "")
-        check(fits, f"routers must be the path of a file of routers, or Routers; got {self.routers!r}")
+        stored(self, "routers", Routers, "the path of a file of routers, or Routers")
 
     @property
     def loaded(self) -> Routers:

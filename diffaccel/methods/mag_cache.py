@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, Self
 
-from diffaccel.config import kind
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config import kind, stored
+from diffaccel.config.checks import number, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.curves import MagCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout
@@ -45,12 +44,7 @@ class MagCache(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.curve, Path):
-            object.__setattr__(self, "curve", str(self.curve))
-        check(
-            isinstance(self.curve, MagCurve) or (isinstance(self.curve, str) and self.curve != ""),
-            f"curve must be a path, the name of a published curve, or a MagCurve; got {self.curve!r}",
-        )
+        stored(self, "curve", MagCurve, "a path, the name of a published curve, or a MagCurve")
         number("threshold", self.threshold, 0.0)
         whole("max_consecutive", self.max_consecutive, 0)
         number("retention", self.retention, 0.0, 1.0)

@@ -1,11 +1,11 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch.profiler import record_function
 
+from diffaccel.config import stored
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method, Unread
 from diffaccel.methods.companions import hidden_in
@@ -41,10 +41,7 @@ class Profile(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.recipe, Path):
-            object.__setattr__(self, "recipe", str(self.recipe))
-        fits = isinstance(self.recipe, Recipe) or (isinstance(self.recipe, str) and self.recipe != "")
-        check(fits, f"recipe must be the path of a profile, or a Recipe; got {self.recipe!r}")
+        stored(self, "recipe", Recipe, "the path of a profile, or a Recipe")
 
     @property
     def loaded(self) -> Recipe:

@@ -1,10 +1,9 @@
 """TeaCache (arXiv 2411.19108), SeaCache (2602.18993): skip all blocks while changes of the input add up to little."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Self
 
-from diffaccel.config import kind
+from diffaccel.config import kind, stored
 from diffaccel.config.checks import check, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.curves import TeaCurve, curve_for, read_curve
@@ -46,13 +45,8 @@ class TeaCache(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.curve, Path):
-            object.__setattr__(self, "curve", str(self.curve))
-        known = self.curve is None or isinstance(self.curve, str | TeaCurve)
-        check(
-            known and self.curve != "",
-            f"curve must be None, a path, the name of published coefficients, or a TeaCurve; got {self.curve!r}",
-        )
+        words = "None, a path, the name of published coefficients, or a TeaCurve"
+        stored(self, "curve", TeaCurve, words, optional=True)
         number("threshold", self.threshold, 0.0)
         kind("measure", self.measure, Measure)
         check(
