@@ -1,5 +1,6 @@
 """MagCache (arXiv 2506.09045): how the magnitude of the residual falls through a run says when to reuse it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
@@ -11,7 +12,7 @@ from diffaccel.methods.curves import MagCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.schedule import RunSchedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.residual_act import AddResidual
 
@@ -72,10 +73,10 @@ class MagCache(Method):
 
 
 @dataclass(frozen=True)
-class _AlongCurve(Schedule):
+class _AlongCurve(RunSchedule):
     """Compute where the error along the curve has added up."""
 
-    counts_run: ClassVar[bool] = True
+    asker: ClassVar[str] = "MagCache"
 
     ratios: tuple[float, ...]
     threshold: float
@@ -85,24 +86,11 @@ class _AlongCurve(Schedule):
     warmup: int
     cooldown: int
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the calls that `mag_steps` lists."""
-        return call.index in self.steps(self.total if self.total is not None else call.total)
-
-    def steps(self, total: int | None) -> tuple[int, ...]:
-        """The computed calls of a run."""
-        if total is None:
-            raise ValueError(
-                "MagCache needs the number of network calls of a run, which a bare network does not tell: give "
-                "MagCache(..., total=50), or pass the pipeline to accelerate()"
-            )
+    def steps_of(self, total: int) -> Sequence[int]:
+        """See `mag_steps`."""
         start = max(self.warmup, int(self.retention * total + 0.5))
         ratios = nearest(self.ratios, total)
         return mag_steps(ratios, self.threshold, self.max_consecutive, start, total - self.cooldown)
-
-    def validate(self, total: int | None) -> None:
-        """Raise ValueError if the number of calls is unknown."""
-        self.steps(self.total if self.total is not None else total)
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ Static schedules know their decisions from host integers alone, so they never wa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -160,8 +160,42 @@ class Steps(Schedule):
         check(fits, f"steps lists call {self.steps[-1]}, but the run has {total} network calls (0..{(total or 0) - 1})")
 
 
+class RunSchedule(Schedule):
+    """Lists the computed calls of a run, whose length it has as ``total`` or hears from the pipeline.
+
+    Attributes:
+        asker: whom to name in messages, if not its own class.
+    """
+
+    counts_run: ClassVar[bool] = True
+    asker: ClassVar[str] = ""
+
+    total: int | None
+
+    @abstractmethod
+    def steps_of(self, total: int) -> Sequence[int]:
+        """The computed calls of a run of ``total``."""
+
+    def should_compute(self, call: CallInfo) -> bool:
+        """True for the calls that are listed."""
+        return call.index in self._steps(call.total)
+
+    def validate(self, total: int | None) -> None:
+        """Raise ValueError if the number of calls is unknown, or has no such list."""
+        self._steps(total)
+
+    def _steps(self, total: int | None) -> Sequence[int]:
+        known, name = total if self.total is None else self.total, self.asker or type(self).__name__
+        if known is None:
+            raise ValueError(
+                f"{name} needs the number of network calls of a run, which a bare network does not tell: "
+                f"give {name}(..., total=50), or pass the pipeline to accelerate()"
+            )
+        return self.steps_of(known)
+
+
 @dataclass(frozen=True)
-class ScaledSteps(Schedule):
+class ScaledSteps(RunSchedule):
     """Compute the listed calls of a run of `of` calls, stretched to the run at hand.
 
     Args:
@@ -169,8 +203,6 @@ class ScaledSteps(Schedule):
         of: number of calls that the list is made for.
         total: network calls of a run; None takes it from the pipeline.
     """
-
-    counts_run: ClassVar[bool] = True
 
     steps: tuple[int, ...]
     of: int
@@ -181,18 +213,13 @@ class ScaledSteps(Schedule):
         whole("of", self.of, self.steps[-1] + 1)
         whole("total", self.total, 1, optional=True)
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the stretched list."""
-        total = _known_total(self, call.total)
-        return any(step * total // self.of == call.index for step in self.steps)
-
-    def validate(self, total: int | None) -> None:
-        """Raise ValueError if the number of calls is unknown."""
-        _known_total(self, total)
+    def steps_of(self, total: int) -> Sequence[int]:
+        """The stretched list."""
+        return [step * total // self.of for step in self.steps]
 
 
 @dataclass(frozen=True)
-class FrontLoaded(Schedule):
+class FrontLoaded(RunSchedule):
     """Compute often at the start of a run and ever more rarely later: call T (k / n) ** power for k = 0 .. n - 1.
 
     Args:
@@ -200,8 +227,6 @@ class FrontLoaded(Schedule):
         power: how much the start is favoured; 1 is uniform.
         total: network calls of a run; None takes it from the pipeline.
     """
-
-    counts_run: ClassVar[bool] = True
 
     interval: int
     power: float = 1.5
@@ -212,28 +237,22 @@ class FrontLoaded(Schedule):
         number("power", self.power, 1.0, 10.0)
         whole("total", self.total, 1, optional=True)
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the calls that `front_loaded_steps` lists."""
-        return call.index in front_loaded_steps(_known_total(self, call.total), self.interval, self.power)
-
-    def validate(self, total: int | None) -> None:
-        """Raise ValueError if the number of calls is unknown."""
-        _known_total(self, total)
+    def steps_of(self, total: int) -> Sequence[int]:
+        """See `front_loaded_steps`."""
+        return front_loaded_steps(total, self.interval, self.power)
 
 
 @dataclass(frozen=True)
 class BackLoaded(FrontLoaded):
     """Compute rarely at the start of a run and ever more often later: `FrontLoaded` with time reversed."""
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True where the reversed gaps of `front_loaded_steps` lead."""
-        total = _known_total(self, call.total)
-        steps = front_loaded_steps(total, self.interval, self.power)
-        return call.index == 0 or total - call.index in steps
+    def steps_of(self, total: int) -> Sequence[int]:
+        """Where the reversed gaps of `front_loaded_steps` lead."""
+        return [0, *(total - step for step in super().steps_of(total))]
 
 
 @dataclass(frozen=True)
-class Quadratic(Schedule):
+class Quadratic(RunSchedule):
     """DeepCache's non-uniform 1:N strategy: computed calls lie close to `center` and thin out away from it.
 
     With n = ceil(T / interval) computed calls of T, spaced evenly on the scale s(v) = v ** (1 / power) around `center`
@@ -246,8 +265,6 @@ class Quadratic(Schedule):
         total: network calls of a run; None takes it from the pipeline.
     """
 
-    counts_run: ClassVar[bool] = True
-
     interval: int
     center: int = 15
     power: float = 1.4
@@ -259,13 +276,9 @@ class Quadratic(Schedule):
         number("power", self.power, 0.1, 10.0)
         whole("total", self.total, 1, optional=True)
 
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the calls that `quadratic_steps` lists."""
-        return call.index in quadratic_steps(_known_total(self, call.total), self.interval, self.center, self.power)
-
-    def validate(self, total: int | None) -> None:
-        """Raise ValueError if the number of calls is unknown."""
-        quadratic_steps(_known_total(self, total), self.interval, self.center, self.power)
+    def steps_of(self, total: int) -> Sequence[int]:
+        """See `quadratic_steps`."""
+        return quadratic_steps(total, self.interval, self.center, self.power)
 
 
 @dataclass(frozen=True)
@@ -305,15 +318,3 @@ class Threshold(Schedule):
     def seen(self, sample: torch.Tensor, levels: Levels) -> torch.Tensor:
         """The input, as `measure` looks at it."""
         return sample if self.measure is None else self.measure.of(sample, *levels())
-
-
-def _known_total(schedule: ScaledSteps | FrontLoaded | Quadratic, total: int | None) -> int:
-    """Network calls of the run, as the schedule or the pipeline tells."""
-    known = schedule.total if schedule.total is not None else total
-    if known is None:
-        name = type(schedule).__name__
-        raise ValueError(
-            f"{name} needs the number of network calls of a run, which a bare network does not tell: "
-            f"give {name}(..., total=50), or pass the pipeline to accelerate()"
-        )
-    return known
