@@ -79,13 +79,8 @@ class Share:
         return run(self.jobs)
 
 
-def render_part(part: Share, folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
-    """Render `part` in this process, on one device, into an open folder."""
-    return render_arriving([part], folder, on_record)
-
-
-def render_arriving(parts: Iterable[Share], folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
-    """Render parts in this process, one after another as they come, on the pipeline of the first."""
+def render_parts(parts: Iterable[Share], folder: ResultSink, on_record: OnRecord) -> tuple[Summary, Calls]:
+    """Render parts in this process into an open folder, one after another as they come, on the first one's pipeline."""
     from diffaccel.batch.render import Renderer
 
     summary, calls = Summary(), Calls()
@@ -270,7 +265,7 @@ def _work(part: Share, folder: Path, shard: tuple[int, int] | None, company: int
     end_with_parent()
     try:
         with OutputFolder(folder, shard, guarded=False) as opened:
-            _, calls = render_part(part, opened, sender.send)
+            _, calls = render_parts([part], opened, sender.send)
             sender.send(calls)
     except (StoreError, ModelError) as error:
         sender.send(type(error)(str(error)))

@@ -55,15 +55,9 @@ class Summary:
             self.cached_seconds += record.seconds or 0.0
 
     def __iadd__(self, other: "Summary") -> "Summary":
-        self.done, self.failed, self.seconds = (
-            self.done + other.done,
-            self.failed + other.failed,
-            self.seconds + other.seconds,
-        )
+        for name in ("done", "failed", "seconds", "psnr", "plain_seconds", "cached_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.first_error = self.first_error or other.first_error
-        self.psnr += other.psnr
-        self.plain_seconds += other.plain_seconds
-        self.cached_seconds += other.cached_seconds
         return self
 
     @property

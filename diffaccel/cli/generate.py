@@ -130,7 +130,7 @@ def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":
 
 def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWork, Summary, Calls]":
     """Render rows as they come."""
-    from diffaccel.batch.distribute import render_arriving
+    from diffaccel.batch.distribute import render_parts
     from diffaccel.batch.store import OutputFolder
     from diffaccel.measure.energy import EnergyMeter
     from diffaccel.models.placement import devices
@@ -139,7 +139,7 @@ def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWo
         share = partial(_share, request, prepared.source)
         course = RunCourse(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
         with _finished(request, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
-            summary, calls = render_arriving(course.parts(), folder, partial(_show, bar, course.places))
+            summary, calls = render_parts(course.parts(), folder, partial(_show, bar, course.places))
     summary.joules = meter.joules
     work = course.work()
     return work, _with_bad_rows(summary, work), calls
@@ -192,7 +192,7 @@ def _share(request: Request, source: "ModelSource", jobs: "tuple[Job, ...]") -> 
 
 
 def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple[Summary, Calls]":
-    from diffaccel.batch.distribute import Processes, render_part
+    from diffaccel.batch.distribute import Processes, render_parts
     from diffaccel.batch.summary import Calls, Summary
     from diffaccel.measure.energy import EnergyMeter
     from diffaccel.models.placement import devices
@@ -210,7 +210,7 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
             if request.processes > 1:
                 summary, calls = Processes(folder, show)(part, request.processes)
             else:
-                summary, calls = render_part(part, folder, show)
+                summary, calls = render_parts([part], folder, show)
     summary.joules = meter.joules
     return summary, calls
 

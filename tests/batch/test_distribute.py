@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffaccel import models
-from diffaccel.batch.distribute import Processes, Share, WorkerError, end_with_parent, rank, render_part, split
+from diffaccel.batch.distribute import Processes, Share, WorkerError, end_with_parent, rank, render_parts, split
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
 from diffaccel.config.files import write_atomically
@@ -52,7 +52,7 @@ def test_rank_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_killed_process_is_replaced_and_loses_nothing(tiny_sd: Path, tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "one") as folder:
-        render_part(part(tiny_sd), folder, lambda record: None)
+        render_parts([part(tiny_sd)], folder, lambda record: None)
     seen: list[Record] = []
 
     def kill_at_the_third(record: Record) -> None:

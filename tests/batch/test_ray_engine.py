@@ -10,7 +10,7 @@ import pytest
 
 from diffaccel import models
 from diffaccel.batch import ray_engine
-from diffaccel.batch.distribute import Share, render_part
+from diffaccel.batch.distribute import Share, render_parts
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.store import OutputFolder, Record, read_manifest
 from diffaccel.models import ModelError
@@ -33,7 +33,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 def in_one_process(asked: Share, folder: Path) -> dict[str, bytes]:
     with OutputFolder(folder) as opened:
-        render_part(asked, opened, lambda record: None)
+        render_parts([asked], opened, lambda record: None)
     return pictures(folder)
 
 
