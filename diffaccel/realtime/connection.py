@@ -114,7 +114,7 @@ class Connection:
 
     def _handle(self, message: MutableMapping[str, Any]) -> None:
         if message.get("text") is not None:
-            self._hub.change(self.session, protocol.parse_text(message["text"]).values)
+            self._hub.change(self.session, protocol.parse_text(message["text"]))
             return
         parsed = protocol.parse_binary(message["bytes"])
         if isinstance(parsed, protocol.FrameMessage):

@@ -82,13 +82,6 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A client asks for other values of some controls."""
-
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class PictureMessage:
     """A painted frame.
 
@@ -132,19 +125,16 @@ def parse_binary(data: bytes) -> FrameMessage | Shown:
     return FrameMessage(number, jpeg)
 
 
-def parse_text(text: str) -> Change:
-    """A JSON message of a client. Raises `BadMessage`."""
+def parse_text(text: str) -> dict[str, Any]:
+    """The controls that a client's JSON message changes, with their values. Raises `BadMessage`."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
         raise BadMessage("a text message must be JSON") from None
-    if (
-        not isinstance(message, dict)
-        or message.get("type") != "controls"
-        or not isinstance(message.get("values"), dict)
-    ):
+    values = message.get("values") if isinstance(message, dict) and message.get("type") == "controls" else None
+    if not isinstance(values, dict):
         raise BadMessage('a text message must be {"type": "controls", "values": {...}}')
-    return Change(message["values"])
+    return values
 
 
 def check_jpeg(data: bytes) -> None:

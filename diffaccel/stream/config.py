@@ -196,12 +196,7 @@ class StreamConfig:
         Raises:
             TypeError: for unknown fields, and fields that size the buffers.
         """
-        values = dict(changes)
-        live = {f.name for f in fields(self)} - SIZES | {"scale", "delta"}
-        unknown = sorted(set(values) - live)
-        if unknown:
-            hint = did_you_mean(unknown[0], live)
-            raise TypeError(f"cannot update {', '.join(unknown)}{hint}: live fields are {', '.join(sorted(live))}")
+        values = live_changes(self, changes, SIZES)
         if values.get("timestep_indices") is not None:
             values = {"strength": None, "num_steps": None, **values}
         elif values.get("strength") is not None or values.get("num_steps") is not None:
@@ -211,9 +206,6 @@ class StreamConfig:
                 values = {prompt: empty, **values}
             elif prompt in values:
                 values = {f"{prompt}_embeds": None, **values}
-        inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
-        if inner:
-            values["guidance"] = with_values(values.get("guidance", self.guidance), inner)
         return replace(self, **values)
 
     def _strength(self) -> float:
@@ -222,7 +214,30 @@ class StreamConfig:
         return 1 - self.indices[0] / self.num_inference_steps
 
 
-def with_values(guidance: Guidance, values: Mapping[str, float]) -> Guidance:
+def live_changes(config: Any, changes: Mapping[str, Any], fixed: frozenset[str], more: str = "") -> dict[str, Any]:
+    """Changes of a configuration under way; ``scale`` and ``delta`` as the guidance that has them.
+
+    Args:
+        config: what changes, a dataclass with a field ``guidance``.
+        changes: fields, and values of the guidance.
+        fixed: fields that cannot change.
+        more: what else to say of those.
+
+    Raises:
+        TypeError: for unknown fields, and those that cannot change.
+    """
+    values = dict(changes)
+    live = {f.name for f in fields(config)} - fixed | {"scale", "delta"}
+    if unknown := sorted(set(values) - live):
+        hint = did_you_mean(unknown[0], live)
+        raise TypeError(f"cannot update {', '.join(unknown)}{hint}: live fields are {', '.join(sorted(live))}{more}")
+    inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
+    if inner:
+        values["guidance"] = _with_values(values.get("guidance", config.guidance), inner)
+    return values
+
+
+def _with_values(guidance: Guidance, values: Mapping[str, float]) -> Guidance:
     """A guidance with some values changed. Raises TypeError for values that it does not have."""
     known = {f.name for f in fields(guidance)}
     for name in values:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffaccel.config import kind
 from diffaccel.config.checks import check, number, whole
-from diffaccel.config.words import did_you_mean
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import Interpolation
 from diffaccel.runtime.causal_context import CausalContext
 from diffaccel.sampling.guidance import Guidance, NoGuidance
 from diffaccel.sampling.samplers import Sampler
-from diffaccel.stream.config import Prompt, StreamConfig, with_values
+from diffaccel.stream.config import Prompt, StreamConfig, live_changes
 from diffaccel.stream.images import Fit, OutputType
 from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.slot_cache import SlotCache
@@ -124,19 +123,7 @@ class VideoConfig:
         Raises:
             TypeError: for unknown fields, and those that cannot change.
         """
-        values = dict(changes)
-        live = {f.name for f in fields(self)} - FIXED | {"scale", "delta"}
-        unknown = sorted(set(values) - live)
-        if unknown:
-            hint = did_you_mean(unknown[0], live)
-            raise TypeError(
-                f"cannot update {', '.join(unknown)}{hint}: live fields are {', '.join(sorted(live))}; build a new "
-                "engine for others"
-            )
-        inner: dict[str, float] = {k: values.pop(k) for k in ("scale", "delta") if k in values}
-        if inner:
-            values["guidance"] = with_values(values.get("guidance", self.guidance), inner)
-        return replace(self, **values)
+        return replace(self, **live_changes(self, changes, FIXED, "; build a new engine for others"))
 
     def check_anew(self) -> None:
         """Raise ValueError where a change needs kept frames computed anew that are not at hand."""
