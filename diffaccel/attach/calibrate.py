@@ -14,7 +14,7 @@ from diffaccel.config.words import counted
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import Calibration, KindSteps, of_kind
 from diffaccel.methods.curves import MagCurve, TeaCurve
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
@@ -136,11 +136,7 @@ class _Measure(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each kind of layer, whose outputs are compared."""
-        if not layout.units:
-            raise UnsupportedModelError(
-                f"calibrate needs transformer blocks with attentions and feed-forward networks; {layout.model} has "
-                "none that are known by name"
-            )
+        layout.require("calibrate", "units")
         if self.layout is not None:
             raise ValueError("calibrate takes a pipeline with one denoiser; this one has several")
         self.layout = layout
@@ -169,10 +165,7 @@ class _Measure(Method):
 
 def relative_error(feature: Any, reference: Any) -> torch.Tensor:
     """||F - G||_1 / ||F||_1 of two outputs, over all their tensors; a scalar on their device."""
-    pairs = [(a, b) for a, b in zip(tree_leaves(feature), tree_leaves(reference), strict=True) if _is_tensor(a)]
+    leaves = zip(tree_leaves(feature), tree_leaves(reference), strict=True)
+    pairs = [(a, b) for a, b in leaves if isinstance(a, torch.Tensor)]
     difference = torch.stack([(a - b).abs().sum(dtype=torch.float32) for a, b in pairs]).sum()
     return difference / torch.stack([a.abs().sum(dtype=torch.float32) for a, _ in pairs]).sum()
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)

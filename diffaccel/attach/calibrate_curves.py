@@ -42,8 +42,7 @@ class _BlockWatch(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part, which reuses nothing."""
-        if not layout.blocks:
-            raise UnsupportedModelError(f"calibrate needs a list of transformer blocks; {layout.model} has none")
+        layout.require("calibrate", "blocks")
         if self.layout is not None:
             raise ValueError("calibrate takes a pipeline with one denoiser; this one has several")
         self.layout = layout

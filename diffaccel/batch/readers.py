@@ -252,10 +252,6 @@ def _yaml_grid(path: Path, keep: bool) -> RowStream:
             yield make_row(dict(zip(grid, values, strict=True)), f"{path}:{next(numbers)}", keep=keep)
 
 
-def _parquet(path: Path, keep: bool) -> RowStream:
-    return parquet_rows(path, keep=keep)
-
-
 _READERS: Mapping[str, Callable[[Path, bool], RowStream]] = {
     ".txt": _text,
     ".csv": _table,
@@ -263,7 +259,7 @@ _READERS: Mapping[str, Callable[[Path, bool], RowStream]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_file,
-    ".parquet": _parquet,
+    ".parquet": parquet_rows,
     ".yaml": _yaml_grid,
     ".yml": _yaml_grid,
 }

@@ -129,7 +129,7 @@ def _quoted(group: list[tuple[int, str]], source: _Lines, delimiter: str) -> lis
         group.append(following)
 
 
-def parquet_rows(path: Path, *, keep: bool) -> RowStream:
+def parquet_rows(path: Path, keep: bool) -> RowStream:
     """Rows of a Parquet file. Raises `InputError` where it cannot be used."""
     try:
         import pyarrow.parquet

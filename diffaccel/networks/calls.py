@@ -10,7 +10,7 @@ take effect at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -308,11 +308,6 @@ _NETWORKS: dict[str, type[Network]] = {
 }
 
 
-def supported_networks() -> Sequence[str]:
-    """Class names of the networks that can stream."""
-    return tuple(_NETWORKS)
-
-
 def network_for(pipe: Any, height: int, width: int) -> Network:
     """The family of ``pipe``'s denoiser.
 
@@ -327,5 +322,5 @@ def network_for(pipe: Any, height: int, width: int) -> Network:
             return family(pipe, height, width)
     raise TypeError(
         f"{type(pipe).__name__} cannot stream: "
-        "StreamEngine needs a text-to-image or image-to-image pipeline around one of " + ", ".join(supported_networks())
+        "StreamEngine needs a text-to-image or image-to-image pipeline around one of " + ", ".join(_NETWORKS)
     )

@@ -49,12 +49,8 @@ class Wrapper(ABC):
 def within(wrappers: Sequence[Wrapper], memory: Memory, network: Inner) -> Inner:
     """`network` with wrappers around it, the last one outermost."""
     for wrapper in wrappers:
-        network = partial(_around, wrapper, memory, network)
+        network = partial(wrapper.around, memory=memory, network=network)
     return network
-
-
-def _around(wrapper: Wrapper, memory: Memory, network: Inner, call: Call) -> Any:
-    return wrapper.around(call, memory, network)
 
 
 def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) -> Any:
