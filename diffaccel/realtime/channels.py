@@ -6,12 +6,18 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 
-from diffaccel.realtime.mjpeg import part
-
+BOUNDARY = b"frame"
+MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NOT_A_NAME = "a session's name has 1 to 64 letters, digits, - or _"
 AGAIN = 0.5
 """Seconds after which a viewer gets the picture at hand again, so that a connection that ended is noticed."""
+
+
+def part(jpeg: bytes) -> bytes:
+    """A picture as a part of the multipart stream."""
+    head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
+    return head + jpeg + b"\r\n"
 
 
 class Channel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator
 from typing import Self
 
 import numpy as np
@@ -16,17 +15,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from diffaccel.realtime.address import listen, url
+from diffaccel.realtime.channels import MEDIA_TYPE, Channel
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.protocol import encode
-
-BOUNDARY = b"frame"
-MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
-
-
-def part(jpeg: bytes) -> bytes:
-    """A picture as a part of the multipart stream."""
-    head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
-    return head + jpeg + b"\r\n"
 
 
 class MjpegServer:
@@ -48,8 +39,8 @@ class MjpegServer:
         self._socket = listen(host, port, another="mjpeg:8091")
         self.port: int = self._socket.getsockname()[1]
         self.url = url(host, self.port, "/mjpeg", token=self.token)
-        self._jpeg: bytes | None = None
-        self._changed = asyncio.Event()
+        self._channel = Channel()
+        self._channel.open(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._server, self._thread = self._uvicorn(host), threading.Thread(target=self._run, daemon=True, name="mjpeg")
@@ -71,18 +62,7 @@ class MjpegServer:
         await self._server.serve(sockets=[self._socket])
 
     async def _respond(self, _: Request) -> Response:
-        return StreamingResponse(self._parts(), media_type=MEDIA_TYPE)
-
-    async def _parts(self) -> AsyncIterator[bytes]:
-        """The latest picture, and every newer one; the one at hand is sent again where none comes for a second."""
-        while not self._server.should_exit:
-            changed = self._changed
-            if self._jpeg is not None:
-                yield part(self._jpeg)
-            try:
-                await asyncio.wait_for(changed.wait(), timeout=1)
-            except TimeoutError:
-                continue
+        return StreamingResponse(self._channel.frames(lambda: self._server.should_exit), media_type=MEDIA_TYPE)
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -92,17 +72,12 @@ class MjpegServer:
     def show(self, pixels: np.ndarray) -> None:
         """Make a picture ``(H, W, 3)`` uint8 the latest; from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._replace, encode(pixels))
-
-    def _replace(self, jpeg: bytes) -> None:
-        self._jpeg, changed, self._changed = jpeg, self._changed, asyncio.Event()
-        changed.set()
+            self._loop.call_soon_threadsafe(self._channel.show, self, encode(pixels))
 
     def close(self) -> None:
         """Hang up and free the port. Closing twice is harmless."""
         self._server.should_exit = True
-        if self._thread.is_alive() and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._changed.set)
+        if self._thread.is_alive():
             self._thread.join()
         self._socket.close()
 

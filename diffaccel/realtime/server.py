@@ -21,12 +21,11 @@ from pydantic import ValidationError
 
 from diffaccel.media.errors import MediaError
 from diffaccel.realtime import address, protocol
-from diffaccel.realtime.channels import Channels
+from diffaccel.realtime.channels import MEDIA_TYPE, Channels
 from diffaccel.realtime.connection import Connection, words
 from diffaccel.realtime.controls import FOLLOWED_BY_CLIPS, Controls
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
-from diffaccel.realtime.mjpeg import MEDIA_TYPE
 
 PAGE = Path(__file__).with_name("page")
 TRY_AGAIN_LATER, REFUSED = 1013, 1008
