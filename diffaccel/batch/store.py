@@ -132,6 +132,8 @@ class OutputFolder:
     def __exit__(self, *exception: object) -> None:
         if self._guarded:  # nobody is left who works for it
             self._turn.unlink(missing_ok=True)
+            if self.shard is None:
+                _remove_leftovers(self.path)
         self._stack.close()
 
     def append(self, records: Sequence[Record]) -> None:
@@ -164,7 +166,7 @@ def kept_once(path: Path, data: bytes) -> bytes:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of runs that were killed, and no one else's."""
+    """Delete the temporary files of runs and processes that were killed, and no one else's."""
     for place in (folder, folder / COMPARE, folder / TARS):
         for leftover in place.glob(_TEMPORARY):
             leftover.unlink(missing_ok=True)

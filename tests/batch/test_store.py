@@ -106,6 +106,16 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path: Path, monkeypatch: pytes
         assert not list(tmp_path.rglob(".*.tmp"))
 
 
+def test_leftovers_of_killed_processes_are_removed_at_the_end_of_their_run(tmp_path: Path) -> None:
+    leftover = tmp_path / f".a.png.{'a' * 32}.tmp"
+    with OutputFolder(tmp_path):
+        leftover.write_bytes(b"half")
+        with OutputFolder(tmp_path, guarded=False):
+            pass
+        assert leftover.exists()
+    assert not leftover.exists()
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     names = (".editor.tmp", ".a.png.123.tmp", "notes/.draft.tmp", f"notes/.b.{'a' * 32}.tmp")
     (tmp_path / "notes").mkdir()
