@@ -62,7 +62,6 @@ def run(
     token: str | None = None,
     on_source: Callable[[int, int], None] = lambda _width, _height: None,
     announce: Callable[[str], None] = lambda _: None,
-    on_frame: Callable[[int | None], None] = lambda _: None,
     stuck: Stuck = interrupt,
     fps: float | None = None,
 ) -> LiveReport | VideoReport:
@@ -83,7 +82,6 @@ def run(
         token: of the MJPEG stream's URL; None for a random one.
         on_source: called with the width and height of the input, before the engine is built.
         announce: called once with where pictures go, when everything is ready.
-        on_frame: called after each picture, with the number of frames expected in all (None: unknown).
         stuck: called, on another thread, with words about a sink that hangs inside its library, which nothing but the
             end of the process may get it out of. The default logs them and interrupts the main thread.
         fps: most frames a second that are taken from a live source; None for all that the network has time for.
@@ -96,7 +94,7 @@ def run(
         with VideoReader(Path(source), audio=False) as reader:
             on_source(reader.width, reader.height)
         announce(sink)
-        return repaint(open_engine, Path(source), Path(sink), overwrite=overwrite, on_frame=on_frame)
+        return repaint(open_engine, Path(source), Path(sink), overwrite=overwrite)
     with (
         Watchdog(stuck) as watchdog,
         answered(source, lambda: sources.open_source(source)) as frames,
@@ -106,7 +104,7 @@ def run(
         stopped_by_signals() as stop,
     ):
         announce(shown.where)
-        return Show(frames, shown, worker, stop, watchdog, fps).run(duration, on_frame)
+        return Show(frames, shown, worker, stop, watchdog, fps).run(duration)
 
 
 def _built(open_engine: OpenEngine, source: FrameSource, on_source: Callable[[int, int], None]) -> StreamEngine:
@@ -138,7 +136,7 @@ class Show:
         self._error: Exception | None = None
         self._shown = self._failed = self._failed_in_a_row = 0
 
-    def run(self, duration: float | None, on_frame: Callable[[int | None], None]) -> LiveReport:
+    def run(self, duration: float | None) -> LiveReport:
         """Show pictures until the source ends, the user has enough, ``stop`` is set, or ``duration`` is over."""
         feeder = threading.Thread(target=self._feed, name="diffaccel-source", daemon=True)
         begin = time.perf_counter()
@@ -146,8 +144,7 @@ class Show:
         try:
             while not self._stop.is_set() and (duration is None or time.perf_counter() - begin < duration):
                 try:
-                    if self._show():
-                        on_frame(None)
+                    self._show()
                 except StreamClosed:
                     break
                 with self._watchdog.watching("the sink"):
@@ -189,25 +186,24 @@ class Show:
             self._error = error
         self._worker.close(flush=True)
 
-    def _show(self) -> bool:
+    def _show(self) -> None:
         """Show the next picture if there is one now; count a frame that the network failed on."""
         try:
             output = self._worker.get(timeout=POLL)
-        except (TimeoutError, StreamClosed) as error:
-            if isinstance(error, StreamClosed):
-                raise
-            return False
+        except StreamClosed:
+            raise
+        except TimeoutError:
+            return
         except Exception as error:
             self._failed, self._failed_in_a_row = self._failed + 1, self._failed_in_a_row + 1
             if self._failed_in_a_row >= FAILURES_IN_A_ROW:
                 raise
             logger.warning("the network failed on a frame, which is left out: %s", error)
-            return False
+            return
         self._failed_in_a_row = 0
         with self._watchdog.watching("the sink"):
             self._sink.write(to_pixels(output.image), self._time(output.frame_id))
         self._shown += 1
-        return True
 
     def _time(self, frame_id: int) -> Fraction | float:
         while self._times[0][0] < frame_id:

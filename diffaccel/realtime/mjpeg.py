@@ -19,6 +19,8 @@ from diffaccel.realtime.channels import MEDIA_TYPE, Channel
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.protocol import encode
 
+HOST = "127.0.0.1"
+
 
 class MjpegServer:
     """Serves ``/mjpeg``, on this machine only and to whoever knows the token in its URL.
@@ -26,7 +28,6 @@ class MjpegServer:
     Args:
         port: where to listen; 0 for any that is free.
         token: secret of the URL; None for a random one.
-        host: address to listen on. One other than loopback lets others on the network watch, if they know the token.
 
     Raises:
         MediaError: where the port is taken or not allowed.
@@ -34,20 +35,20 @@ class MjpegServer:
 
     PORT = 8090
 
-    def __init__(self, *, port: int = PORT, token: str | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(self, *, port: int = PORT, token: str | None = None) -> None:
         self.token = token or secrets.token_urlsafe(16)
-        self._socket = listen(host, port, another="mjpeg:8091")
+        self._socket = listen(HOST, port, another="mjpeg:8091")
         self.port: int = self._socket.getsockname()[1]
-        self.url = url(host, self.port, "/mjpeg", token=self.token)
+        self.url = url(HOST, self.port, "/mjpeg", token=self.token)
         self._channel = Channel()
         self._channel.open(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
-        self._server, self._thread = self._uvicorn(host), threading.Thread(target=self._run, daemon=True, name="mjpeg")
+        self._server, self._thread = self._uvicorn(), threading.Thread(target=self._run, daemon=True, name="mjpeg")
 
-    def _uvicorn(self, host: str) -> uvicorn.Server:
+    def _uvicorn(self) -> uvicorn.Server:
         app = Starlette(routes=[Route("/mjpeg", self._respond)])
-        guarded = Guard(app, token=self.token, host=host, refused=lambda _: None)
+        guarded = Guard(app, token=self.token, host=HOST, refused=lambda _: None)
         config = uvicorn.Config(
             guarded, log_level="error", lifespan="off", server_header=False, timeout_graceful_shutdown=1
         )

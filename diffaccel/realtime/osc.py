@@ -15,6 +15,8 @@ from diffaccel.realtime.connection import words
 logger = logging.getLogger(__name__)
 
 ROOT = "/diffaccel"
+HOST = "127.0.0.1"
+"""OSC knows no passwords: whoever reaches it moves the controls."""
 DIGITS = 7
 """That OSC's numbers hold, in 32 bits: 0.9 arrives as 0.89999998, which is below a least value of 0.9."""
 AskForChange = Callable[[str | None, Mapping[str, Any]], int]
@@ -30,13 +32,12 @@ class OscServer:
         change: changes controls of a session (None: of all), and tells how many sessions there were. Raises
             ValidationError for what cannot be followed.
         port: where to listen; 0 for any that is free.
-        host: address to listen on. OSC knows no passwords: whoever reaches it moves the controls.
 
     Raises:
         MediaError: where python-osc is missing (extra ``osc``), or the port is taken.
     """
 
-    def __init__(self, change: AskForChange, *, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, change: AskForChange, *, port: int) -> None:
         need("pythonosc", extra="osc", purpose="Open Sound Control")
         from pythonosc.dispatcher import Dispatcher
         from pythonosc.osc_server import ThreadingOSCUDPServer
@@ -45,10 +46,10 @@ class OscServer:
         dispatcher = Dispatcher()
         dispatcher.set_default_handler(self._hear)
         try:
-            self._server = ThreadingOSCUDPServer((host, port), dispatcher)
+            self._server = ThreadingOSCUDPServer((HOST, port), dispatcher)
         except OSError as error:
             reason = error.strerror or error
-            raise MediaError(f"cannot listen for OSC on {host} port {port}: {reason}; choose another") from error
+            raise MediaError(f"cannot listen for OSC on {HOST} port {port}: {reason}; choose another") from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="osc")
 

@@ -19,7 +19,7 @@ from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, Guidance, NoGuidance, OneTimeNegative, SelfNegative
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.host import StreamHost
-from diffaccel.stream.images import Fit, OutputType
+from diffaccel.stream.images import Fit
 from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.smoothing import MotionBlend
@@ -182,7 +182,6 @@ def open_engine(
     pipe: Any,
     settings: LiveSettings,
     *,
-    output_type: OutputType = "pil",
     frame_buffer: int = 1,
     host: StreamHost | None = None,
 ) -> StreamEngine:
@@ -197,7 +196,7 @@ def open_engine(
     width, height = picture_size(pipe, settings)
     arguments = stream_arguments(pipe, settings.controls)
     arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
-    arguments |= {"width": width, "height": height, "output_type": output_type, "fit": settings.fit}
+    arguments |= {"width": width, "height": height, "fit": settings.fit}
     deadline = None if settings.fps is None else IN_ENGINE / settings.fps
     return StreamEngine(pipe, host=host, deadline=deadline, **arguments)
 

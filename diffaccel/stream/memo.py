@@ -6,14 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+SIZE = 16
 T = TypeVar("T")
 
 
 class Memo(Generic[T]):
     """The last few values computed for sequences of objects, which are compared by identity and kept alive."""
 
-    def __init__(self, size: int = 16) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._values: OrderedDict[tuple[int, ...], tuple[Any, T]] = OrderedDict()
 
     def get(self, objects: Sequence[object], compute: Callable[[], T]) -> T:
@@ -22,6 +22,6 @@ class Memo(Generic[T]):
         found = self._values.get(key)
         if found is None:
             found = self._values[key] = (tuple(objects), compute())
-            if len(self._values) > self._size:
+            if len(self._values) > SIZE:
                 self._values.popitem(last=False)
         return found[1]
