@@ -99,7 +99,7 @@ class Run:
         )
         if self.progress is not None and self._has_stepped:
             self._follow(self.progress, timestep)
-        elif moved in ("on", "elsewhere") or (moved == "unknown" and self.host.pipe is None):
+        elif moved == "on" or (moved == "unknown" and self.host.pipe is None):
             self.step += 1
         self._last = timestep
 

@@ -1,6 +1,7 @@
 """Who may come in, request by request, without a server."""
 
 import asyncio
+import socket
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -50,10 +51,15 @@ def ask(
     application, reasons, sent = Application(), [], []
     guard = Guard(application, token="s3cret", host=host, names=names, refused=reasons.append)
 
+    received: list[str] = []
+
     async def receive() -> dict[str, Any]:
+        received.append("websocket.connect")
         return {"type": "websocket.connect"}
 
     async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.close":
+            assert received  # servers accept no answer to a connection that was not received
         sent.append(message)
 
     drive(guard(scope, receive, send))
@@ -106,6 +112,7 @@ def test_a_server_for_others_is_reached_by_numbers_and_by_its_names() -> None:
     assert comes_in({"host": "PROXY.example"}, **there) == "in"
     assert comes_in({"host": "localhost"}, **there) == "in"
     assert comes_in({"host": "other.example"}, **there) == "host"
+    assert comes_in({"host": socket.gethostname()}, **there) == "in"
     assert comes_in({"host": "studio"}, host="studio") == "in"
     assert comes_in({"host": "proxy.example"}, names=("Proxy.example",)) == "in"
 

@@ -36,14 +36,15 @@ def test_several_calls_with_one_prompt_in_a_step_are_views() -> None:
 
 def test_name_shape_and_skipped_blocks_tell_calls_apart() -> None:
     contexts = Contexts()
-    plain = contexts.of(call(ONE), None, 0)
-    others = [
-        contexts.of(call(ONE), "cond", 0),
-        contexts.of(call(ONE, torch.zeros(3, 4)), None, 0),
-        contexts.of(call(ONE, torch.zeros(2, 4, dtype=torch.float16)), None, 0),
-        contexts.of(call(ONE, skip_layers=[7, 8]), None, 0),
+    calls = [
+        (call(ONE), None),
+        (call(ONE), "cond"),
+        (call(ONE, torch.zeros(3, 4)), None),
+        (call(ONE, torch.zeros(2, 4, dtype=torch.float16)), None),
+        (call(ONE, skip_layers=[7, 8]), None),
     ]
-    assert len({plain, *others}) == 5
+    # each is the first of its step, so that not even where it stands tells it apart
+    assert len({contexts.of(inputs, name, step) for step, (inputs, name) in enumerate(calls)}) == 5
     assert options_of(call(ONE, skip_layers=[7, 8], scale=[0.5], none=[])) == (("skip_layers", (7, 8)),)
 
 
@@ -54,6 +55,15 @@ def test_constants_change_their_number_when_they_are_written_to() -> None:
     mask.add_(1)
     assert contexts.constants(call(ONE, mask=mask)) != first
     assert contexts.constants(call(ONE, mask=mask.clone())) != first
+
+
+def test_rows_of_one_tensor_are_prompts_of_their_own() -> None:
+    """Equal in shape, stride and storage: they begin elsewhere."""
+    both = torch.stack([ONE, OTHER])
+    assert Seen.of(both[0]).is_same(both[0])
+    assert not Seen.of(both[0]).is_same(both[1])
+    contexts = Contexts()
+    assert contexts.prompt(call(both[0])) != contexts.prompt(call(both[1]))
 
 
 def test_a_value_written_to_is_not_the_same() -> None:

@@ -74,6 +74,27 @@ def test_a_run_that_starts_in_the_middle_of_the_schedulers_table() -> None:
     assert run.timestep_of(pipe.scheduler.timesteps[4]) == pipe.scheduler.timesteps[4]
 
 
+def test_a_table_that_is_part_of_another_has_its_own_length() -> None:
+    """As img2img takes the last timesteps of the scheduler's table, and some schedulers cut theirs themselves."""
+    pipe = Pipe(Table(10))
+    pipe.scheduler.timesteps = pipe.scheduler.timesteps[4:]
+    run = Run(Host(pipe), None, waits=False)
+    run.advance(pipe.scheduler.timesteps[0])
+    assert run.total("unet", several=False) == 6
+
+
+def test_a_run_that_begins_late_where_the_network_is_told_numbers() -> None:
+    pipe = Pipe(Table(10))
+    pipe.scheduler.begin_index = 4
+    run = Run(Host(pipe), None, waits=False)
+    told = [float(t) for t in pipe.scheduler.timesteps[4:]]
+    run.advance(told[0])
+    assert run.total("unet", several=False) == 6
+    assert run.timestep_of(told[0]) == pipe.scheduler.timesteps[4]
+    run.advance(told[1])
+    assert run.timestep_of(told[1]) == pipe.scheduler.timesteps[5]
+
+
 def test_a_timestep_in_other_units_is_the_schedulers() -> None:
     pipe = Pipe(Table(4))
     run = Run(Host(pipe), None, waits=False)
@@ -129,6 +150,63 @@ def test_two_denoisers_share_the_steps_at_a_boundary() -> None:
     run = Run(Host(pipe), None, waits=False)
     assert [run.total(name, several=True) for name in ("transformer", "transformer_2", "unet")] == [2, 2, None]
     assert Run(Host(Pipe(Table(4))), None, waits=False).total("transformer", several=True) is None
+    pipe.scheduler.timesteps = torch.tensor([1000.0, 750.0, 500.0, 250.0])  # at the boundary the first one is called
+    assert [run.total(name, several=True) for name in ("transformer", "transformer_2")] == [3, 1]
+
+
+def test_views_at_the_last_timestep_are_of_its_step() -> None:
+    """A sampler that steps one view after the other, each right after its call (MultiDiffusion)."""
+    progress = Progress(run=1)
+    run = Run(Host(), progress, waits=False)
+    seen = []
+    for t in torch.linspace(900, 1, 3):
+        for _ in range(3):
+            run.advance(t)
+            seen.append(run.step)
+            progress.step(t)
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_scheduler_that_is_watched_and_does_not_step_leaves_it_to_the_timesteps() -> None:
+    """As where a sampler of the user's own sets its timesteps and takes the steps itself."""
+    run, seen = Run(Host(), Progress(run=1), waits=True), []
+    table = torch.linspace(900, 1, 3)
+    for t in table:
+        run.advance(t)
+        seen.append(run.step)
+    assert seen == [0, 1, 2]
+    assert not run.continues(torch.linspace(900, 1, 3)[0])
+
+
+def test_a_step_is_not_taken_back() -> None:
+    progress, table = Progress(run=1), torch.linspace(900, 1, 3)
+    run = Run(Host(), progress, waits=False)
+    run.advance(table[0])
+    progress.step(table[0])
+    run.advance(table[1])
+    assert run.step == 1
+    run.advance(table[0])  # another view of what was just stepped
+    assert run.step == 1
+
+
+def test_timesteps_without_values_are_steps_only_where_no_pipeline_has_a_say() -> None:
+    pipe = Pipe(Table(4))
+    for host, steps in ((Host(pipe), 0), (Host(), 2)):
+        run = Run(host, None, waits=False)
+        for _ in range(3):
+            run.advance(torch.empty(1, device="meta"))
+        assert run.step == steps
+
+
+def test_a_pipeline_that_announces_fewer_calls_than_its_table_has_left_is_believed() -> None:
+    pipe = Pipe(Table(10))
+    pipe._num_timesteps = 3  # type: ignore[attr-defined]
+    pipe.num_timesteps = 3  # type: ignore[attr-defined]
+    run = Run(Host(pipe), None, waits=False)
+    run.advance(pipe.scheduler.timesteps[2])
+    assert run.total("unet", several=False) == 3
+    pipe._num_timesteps = pipe.num_timesteps = 20  # type: ignore[attr-defined]
+    assert run.total("unet", several=False) == 8
 
 
 def test_an_error_ends_one_run() -> None:

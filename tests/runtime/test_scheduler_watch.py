@@ -48,6 +48,28 @@ def test_it_counts_and_leaves_no_trace(cls: type[Sampler]) -> None:
     assert found.progress.run == 1
 
 
+def test_a_class_and_its_subclass_are_watched_side_by_side() -> None:
+    """The subclass's methods call those of the class, which take note, too, and must not of what is not theirs."""
+    one, other, nothing = Sampler(), SubSampler(), lambda: None
+    found = [watch(scheduler, nothing) for scheduler in (one, other)]
+    for scheduler in (one, other):
+        scheduler.set_timesteps(2)
+        scheduler.step(0, object())
+    seen = [watched.progress for watched in found if watched]
+    assert [(progress.run, progress.steps, progress.repeated) for progress in seen] == [(1, 1, 0), (1, 1, 0)]
+    for scheduler in (one, other):
+        unwatch(scheduler, nothing)
+
+
+def test_views_are_counted_anew_at_the_next_timestep() -> None:
+    progress, first, second = Progress(), object(), object()
+    progress.step(first)
+    progress.step(first)
+    assert progress.repeated == 1
+    progress.step(second)
+    assert (progress.steps, progress.repeated) == (2, 0)
+
+
 def test_threads_have_their_own_progress() -> None:
     scheduler, nothing = Sampler(), lambda: None
     found = watch(scheduler, nothing)
