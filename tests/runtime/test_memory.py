@@ -1,0 +1,118 @@
+"""What a memory forgets, and when: each lifetime's own, and nothing else."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import generate, pipeline, sd_unet
+from walk_unets import SMALL
+
+from diffaccel.attach.handle import accelerate
+from diffaccel.methods import DeepCache
+from diffaccel.reuse.schedule import Threshold
+from diffaccel.runtime.lanes import Block, Lane
+from diffaccel.runtime.memory import PROMPTS_KEPT, Memory, PartMemory
+
+LIFETIMES = ("run", "prompt", "frame", "video")
+A, B = Lane("a", 0), Lane("b", 0)
+
+
+def filled() -> Any:
+    """A memory with one part of each lifetime, in which lane A was reused once."""
+    memory: Any = Memory([SimpleNamespace(lifetime=lifetime) for lifetime in LIFETIMES])  # type: ignore[misc]
+    for part in memory.parts:
+        part.aged((A,), computed=False)
+    memory.notes["note"] = 1
+    memory.rows["method"] = {A: SimpleNamespace(x=torch.zeros(2)), B: SimpleNamespace(x=torch.zeros(2))}
+    return memory
+
+
+def lasting(memory: Any) -> list[str]:
+    return [name for name, part in zip(LIFETIMES, memory.parts, strict=True) if part.ages]
+
+
+def test_after_an_error_only_videos_last() -> None:
+    memory = filled()
+    memory.forget_runs()
+    assert lasting(memory) == ["video"]
+    assert not memory.notes
+    assert not memory.rows
+
+
+def test_where_another_network_took_calls_only_the_run_is_broken_off() -> None:
+    memory = filled()
+    memory.break_off()
+    assert lasting(memory) == ["prompt", "frame", "video"]
+    assert not memory.notes
+    assert not memory.rows
+
+
+def test_ages_count_the_calls_that_reused() -> None:
+    part = PartMemory()
+    for computed, age in ((True, 0), (False, 1), (False, 2), (True, 0), (False, 1)):
+        part.aged((A,), computed=computed)
+        assert part.ages[A] == age
+    assert B not in part.ages
+
+
+def test_frames_that_left_are_forgotten_and_the_last_prompts_stay() -> None:
+    memory = filled()
+    prompts = [Lane(number, 0) for number in range(PROMPTS_KEPT + 2)]
+    for step, lane in enumerate(prompts):
+        for part in memory.parts:
+            part.lanes.put([Block((lane,), [torch.zeros(1)])], step)
+    memory.keep(dict.fromkeys(LIFETIMES, (prompts[0],)))
+    run, prompt, *_ = (part.lanes.lanes for part in memory.parts)
+    assert run == [prompts[0]]
+    assert prompt == [prompts[0], *prompts[2:]]
+    assert lasting(memory) == []
+    assert memory.rows == {"method": {}}
+
+
+def test_a_lane_is_dropped_everywhere() -> None:
+    memory = filled()
+    for part in memory.parts:
+        part.lanes.put([Block((A,), [torch.zeros(1)])], 0)
+    memory.drop((A,))
+    assert all(part.lanes.lanes == [] for part in memory.parts)
+    assert list(memory.rows["method"]) == [B]
+    assert memory.nbytes() == 8
+
+
+def test_calls_at_an_earlier_state_leave_no_trace() -> None:
+    memory = filled()
+    before = memory.copied_parts()
+    memory.parts[0].aged((A,), computed=False)
+    with memory.at(before):
+        assert memory.parts[0].ages[A] == 1
+        memory.parts[0].aged((A,), computed=False)
+        memory.parts[0].lanes.put([Block((A,), [torch.zeros(1)])], 0)
+        memory.decided["g"] = (True,)
+    assert memory.parts[0].ages[A] == 2
+    assert before[0].ages[A] == 1
+    assert before[0].lanes.lanes == memory.parts[0].lanes.lanes == []
+    assert not memory.decided
+
+
+def test_what_a_controlnet_left_out_must_not_be_computed_in_that_step() -> None:
+    memory = filled()
+    memory.unfed["controlnet"] = 3, {"g": frozenset({1})}
+    memory.decided["g"] = (True,)
+    memory.require_fed(3, "g", [0, 2])
+    memory.require_fed(4, "g", [1])  # in the next step it is asked anew
+    assert memory.decided
+    for group in ("g", "a group that it was not told of"):
+        with pytest.raises(RuntimeError, match="a ControlNet left out"):
+            memory.require_fed(3, group, [1])
+    assert not memory.decided
+
+
+def test_reuses_in_a_row_are_limited() -> None:
+    pipe = pipeline(sd_unet(**SMALL))
+    with accelerate(pipe, DeepCache(schedule=Threshold(1e9, max_reuse=2))) as handle:
+        generate(pipe, 7)
+        assert (handle.report().computed, handle.report().replayed) == (3, 4)
+    with accelerate(pipe, DeepCache(schedule=Threshold(1e9))) as handle:
+        generate(pipe, 7)
+        assert (handle.report().computed, handle.report().replayed) == (1, 6)
