@@ -123,3 +123,23 @@ def test_outputs_are_put_back_in_order() -> None:
     shared, other = torch.tensor(5.0), torch.zeros(3)
     assert scatter([(shared, [0, 2]), (torch.tensor(6.0), [1])]) is shared
     assert scatter([(other, [0, 2]), (torch.zeros(1), [1])]) is other  # a row more than it was given
+
+
+def test_a_copy_is_written_to_without_a_trace() -> None:
+    memory = LaneMemory()
+    memory.put([block(A, B)], 3)
+    copy = memory.copy()
+    copy.put([block(A, note=1)], 4)
+    copied = copy.own_block(B)
+    assert copied is not None
+    copied.entries[0] = None  # as an act does that keeps what it joined
+    assert memory.steps == {A: 3, B: 3}
+    assert values(memory.take((A, B))) == list("ab")
+
+
+def test_rows_of_three_groups_come_back_to_their_places() -> None:
+    """Places whose order is not its own inverse: 2, 0, 1."""
+    outputs = [(torch.tensor([[2.0], [0.0]]), [2, 0]), (torch.tensor([[1.0]]), [1])]
+    assert scatter(outputs).flatten().tolist() == [0, 1, 2]
+    outputs = [(torch.tensor([[1.0]]), [1]), (torch.tensor([[2.0], [0.0]]), [2, 0])]
+    assert scatter(outputs).flatten().tolist() == [0, 1, 2]
