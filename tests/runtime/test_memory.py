@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import generate, pipeline, sd_unet
+from tiny_networks import generate, pipeline, sd_unet, unet_inputs
 from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
@@ -116,3 +116,12 @@ def test_reuses_in_a_row_are_limited() -> None:
     with accelerate(pipe, DeepCache(schedule=Threshold(1e9))) as handle:
         generate(pipe, 7)
         assert (handle.report().computed, handle.report().replayed) == (1, 6)
+
+
+def test_a_change_is_measured_from_the_last_computed_call_and_adds_up() -> None:
+    unet = sd_unet(**SMALL)
+    inputs = unet_inputs(unet)
+    with accelerate(unet, DeepCache(schedule=Threshold(0.15))) as handle:
+        for timestep, scale in ((900, 1.0), (800, 1.1), (700, 1.2)):  # 10 % more, then 20 %
+            unet(**{**inputs, "sample": scale * inputs["sample"]}, timestep=timestep)
+        assert (handle.report().computed, handle.report().replayed) == (2, 1)
