@@ -37,6 +37,7 @@ def test_full_guidance(tensors: tuple[torch.Tensor, ...]) -> None:
     ours = FullGuidance(3.0).combine(clean(x, eps), clean(x, uncond), x, ALPHA)
     torch.testing.assert_close(ours, guided, rtol=1e-6, atol=1e-6)
     assert FullGuidance(1.0).negative_source == "none"
+    assert FullGuidance(0.5).negative_source != "none"
     assert torch.equal(FullGuidance(1.0).combine(eps, None, x, ALPHA), eps)
 
 

@@ -201,11 +201,10 @@ def test_timesteps_without_values_are_steps_only_where_no_pipeline_has_a_say() -
 def test_a_pipeline_that_announces_fewer_calls_than_its_table_has_left_is_believed() -> None:
     pipe = Pipe(Table(10))
     pipe._num_timesteps = 3  # type: ignore[attr-defined]
-    pipe.num_timesteps = 3  # type: ignore[attr-defined]
     run = Run(Host(pipe), None, waits=False)
     run.advance(pipe.scheduler.timesteps[2])
     assert run.total("unet", several=False) == 3
-    pipe._num_timesteps = pipe.num_timesteps = 20  # type: ignore[attr-defined]
+    pipe._num_timesteps = 20  # type: ignore[attr-defined]
     assert run.total("unet", several=False) == 8
 
 
