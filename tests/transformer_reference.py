@@ -20,6 +20,8 @@ PROMPT_FIRST = {
     "FluxSingleTransformerBlock",
     "FluxTransformerBlock",
     "JointTransformerBlock",
+    "LongCatImageSingleTransformerBlock",
+    "LongCatImageTransformerBlock",
     "OvisImageTransformerBlock",
     "OvisImageSingleTransformerBlock",
     "QwenImageTransformerBlock",

@@ -223,9 +223,13 @@ class _VirtualNegative(Wrapper):
 
 
 def _narrowed(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A view of `value` without the channels at the end that another tensor lacks, in whichever dimension they are."""
+    """A view of `value` without the channels at the end that another tensor lacks.
+
+    They are the last dimension of tokens, ``(rows, tokens, C)``; of pictures and videos one before height and width.
+    """
     differs = [dim for dim, (one, two) in enumerate(zip(value.shape, other.shape, strict=True)) if one != two]
-    if len(differs) > 1:
+    channels = range(2, 3) if value.dim() == 3 else range(1, value.dim() - 2)
+    if len(differs) > 1 or not set(differs).issubset(channels):
         raise ValueError(
             f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a "
             "method that does not need it, such as TGate or DeepCache"

@@ -33,4 +33,4 @@ class TextKVCache(Method):
 
 
 def _projections(layout: Layout) -> Projection:
-    return Projection(layout.conditioning_only, layout.conditioning_path)
+    return Projection(layout.conditioning_only, layout.conditioning_path, of_prompt=True)

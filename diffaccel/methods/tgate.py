@@ -55,7 +55,7 @@ class TGate(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows from the gate on."""
-        return _Gate(self.gate, self.ends)
+        return _Gate(self.gate, self.ends, layout.conditioning_path)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class _Gate(Wrapper):
     order = 1
     reads_roles: ClassVar[bool] = True
 
-    def __init__(self, gate: int, ends: Ends) -> None:
-        self.gate, self.ends, self.relies_from = gate, ends, gate
+    def __init__(self, gate: int, ends: Ends, path: tuple[str, ...]) -> None:
+        self.gate, self.ends, self.relies_from, self.path = gate, ends, gate, path
 
     def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
         """Refuse a gate beyond the end of the run."""
@@ -103,6 +103,11 @@ class _Gate(Wrapper):
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call."""
+        check(
+            call.inputs.gives_prompt(self.path),
+            "TGate keeps what attention to a prompt gave, and this network is called without one (encoder_hidden_states "
+            "is None), as AudioLDM's is: use DeepCache, or another method that does not need one",
+        )
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate
         after = after and not self.ends.computes(call.step, call.total)

@@ -50,6 +50,14 @@ class Inputs:
         """The prompt embeddings or class labels, None if the network takes none."""
         return self._named(2)
 
+    def gives_prompt(self, path: tuple[str, ...]) -> bool:
+        """Whether cross-attention has something to attend to; without it, it attends to the sample as self-attention.
+
+        Args:
+            path: modules that a prompt goes through, which make one of other inputs where it is not given by name.
+        """
+        return bool(path) or self.values.get("encoder_hidden_states") is not None
+
     @property
     def constants(self) -> list[Any]:
         """The tensors and other values in inputs that usually stay the same during a run."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import Act, Part, PartState, Place, detached
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
 
@@ -26,12 +27,15 @@ class Projection(Act):
         names: the modules, such as the projections of a prompt to keys and values; they take one tensor, and keep its
             rows apart.
         upstream: modules between the network's inputs and these, whose weights count, too.
+        of_prompt: whether what they take is the prompt. A network that is called without one feeds them with the sample
+            instead, as AudioLDM's is, and everything computes.
     """
 
     rests: ClassVar[bool] = False
 
     names: tuple[str, ...]
     upstream: tuple[str, ...] = ()
+    of_prompt: bool = False
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -64,6 +68,7 @@ class ProjectionState(PartState):
         lanes: one per row.
         kept: the memory.
         whole: for each slot the last tensor of all rows, with the lanes and weights that it is of.
+        constant: whether what the modules are given stays the same.
     """
 
     def __init__(self, part: Part) -> None:
@@ -71,9 +76,13 @@ class ProjectionState(PartState):
         self.lanes: Lanes = ()
         self.kept = LaneMemory()
         self.whole: dict[int, tuple[Lanes, Stamp, torch.Tensor]] = {}
+        self.constant = True
 
-    def prepare(self, own: Lanes, kept: LaneMemory, *, compute: bool, **told: Any) -> None:  # noqa: ARG002
+    def prepare(self, own: Lanes, kept: LaneMemory, *, compute: bool, inputs: Inputs, **told: Any) -> None:  # noqa: ARG002
         """Prepare for a call; modules find out by themselves what is missing."""
+        act = self.part.act
+        assert isinstance(act, Projection)
+        self.constant = not act.of_prompt or inputs.gives_prompt(act.upstream)
         if kept is not self.kept:
             self.whole.clear()
         self.lanes, self.kept, self.compute = own, kept, compute
@@ -118,8 +127,8 @@ class _Projected(Place):
     def reuses(self) -> bool:
         """Where nothing is missing, and no weight and no adapter has changed since."""
         state = self.state
-        stamp = self._stamp = stamp_of(self.modules)
-        if stamp is None:  # weights that do not tell when they are written to
+        stamp = self._stamp = stamp_of(self.modules) if state.constant else None
+        if stamp is None:  # nor do weights tell when they are written to, where they are inference tensors
             self._rows = list(range(len(state.lanes)))
             return False
         merged = getattr(self.holder._modules.get(self.name), "merged_adapters", ())

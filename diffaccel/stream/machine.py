@@ -100,4 +100,4 @@ def prompt_parts(model: torch.nn.Module) -> list[Part]:
     ]
     if not plain:
         return []
-    return [Part(Projection(tuple(plain), layout.conditioning_path), Once(), lifetime="prompt")]
+    return [Part(Projection(tuple(plain), layout.conditioning_path, of_prompt=True), Once(), lifetime="prompt")]

@@ -18,13 +18,20 @@ class Calls:
     """Which call of a network is running: the step it belongs to, and its place there."""
 
     def __init__(self, model: torch.nn.Module, stop: Stop, hooks: list[Any]) -> None:
-        self.stop, self.index, self.step, self.place, self.given = stop, -1, 0, 0, {}
+        self.stop, self.index, self.step, self.place = stop, -1, 0, 0
+        self.times: dict[int, int] = {}
         hooks.append(model.register_forward_pre_hook(self._next, with_kwargs=True))
 
     def _next(self, model: torch.nn.Module, args: Any, kwargs: Any) -> None:
         self.index += 1
+        before = self.step
         self.step, self.place = self.stop.place(self.index)
+        if self.step < before:  # a run has begun
+            self.times.clear()
+        self.seen = self.times.get(self.place, 0)
+        self.times[self.place] = self.seen + 1
         self.sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x")))
+        self.timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
 
     @property
     def reuses(self) -> bool:
@@ -73,7 +80,7 @@ def blocks(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
         def leave(module: Any, args: Any, kwargs: Any, output: Any, first: str = first) -> Any:
             values = [output] if isinstance(output, torch.Tensor) else list(output)
             pairs = list(zip(values, entered[first], strict=False))
-            if not calls.reuses or (first, calls.place) not in kept:
+            if calls.seen % 2 == 0:
                 kept[first, calls.place] = [None if value is None else value - stream for value, stream in pairs]
                 return None
             added = kept[first, calls.place]
@@ -95,6 +102,8 @@ def _streams(module: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
     given = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
     hidden = next(given[name] for name in ("hidden_states", "x", "visual_embed") if name in given)
+    if "audio_hidden_states" in given:
+        return [hidden, given["audio_hidden_states"]]
     streams = [hidden, given["encoder_hidden_states"]] if given.get("encoder_hidden_states") is not None else [hidden]
     return streams[::-1] if type(module).__name__ in PROMPT_FIRST else streams
 
@@ -108,8 +117,8 @@ def tgate(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
             if calls.step < GATE:
                 kept[name, calls.kind] = output
                 return None
-            if calls.kind == "x":
-                return kept[name, calls.kind]
+            if calls.kind == "x":  # of which there may be none before the gate
+                return kept.get((name, calls.kind))
             if calls.kind in "bB":
                 one, other = kept[name, calls.kind].chunk(2)
                 return torch.cat([(one + other) / 2] * 2)
@@ -149,9 +158,9 @@ def virtual(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
                 x = x.narrow(dim, 0, a)
         mean = out[:, : x.shape[1]]
         if calls.step == 0:
-            kept[view] = levels(pipe, calls.step + before, x).clean(mean)
+            kept[view] = levels(pipe, calls.step + before, x, calls.timestep).clean(mean)
             return None
-        negative = levels(pipe, calls.step + before, x).predict(kept[view])
+        negative = levels(pipe, calls.step + before, x, calls.timestep).predict(kept[view])
         if out.shape[1] > negative.shape[1]:  # a learned variance stays the positive one's
             negative = torch.cat([negative, value.chunk(2)[1 - half][:, negative.shape[1] :]], 1)
         if half is None:
@@ -166,7 +175,7 @@ def virtual(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
 class levels:
     """Predictions at one noise level, of the flow or the noise."""
 
-    def __init__(self, pipe: Any, step: int, x: torch.Tensor) -> None:
+    def __init__(self, pipe: Any, step: int, x: torch.Tensor, timestep: Any) -> None:
         scheduler = pipe.scheduler
         self.x, kind = x, scheduler.config.get("prediction_type")
         self.flows = "FlowMatch" in type(scheduler).__name__ or kind == "flow_prediction"
@@ -182,14 +191,9 @@ class levels:
             scale = (scheduler.sigmas[step + start] ** 2 + 1) ** 0.5
             self.alpha, self.sigma = (1 / scale).to(x), (scheduler.sigmas[step + start] / scale).to(x)
         else:
-            product = scheduler.alphas_cumprod[int(self.timesteps(pipe)[step])]
+            product = scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0])]
             self.alpha, self.sigma = product.sqrt().to(x), (1 - product).sqrt().to(x)
         self.turned = scheduler.config.get("prediction_type") == "v_prediction"
-
-    def timesteps(self, pipe: Any) -> Any:
-        """Those of the run, which may begin in the middle."""
-        table = pipe.scheduler.timesteps
-        return table[len(table) - (getattr(pipe, "_num_timesteps", None) or len(table)) :]
 
     def clean(self, out: torch.Tensor) -> torch.Tensor:
         if self.flows:

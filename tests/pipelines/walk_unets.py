@@ -125,9 +125,10 @@ def deepfloyd(name: str, channels: int = 3) -> Any:
     )
 
 
-def kandinsky(name: str) -> Any:
+def kandinsky(name: str, channels: int = 4) -> Any:
     unet = sd_unet(
         **SMALL,
+        in_channels=channels,
         out_channels=8,
         encoder_hid_dim=TEXT,
         encoder_hid_dim_type="image_proj",
