@@ -30,6 +30,7 @@ from diffaccel.models.source import check_weights
 from diffaccel.pipelines.stock import AnyType, check_arguments, fits, is_component, parameters_of, resolved, union_of
 
 OWN = ("cache", "guidance", "gate")
+SHOWN = 8  # stock pipelines that a message names
 
 
 class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -79,8 +80,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
                 return stock
         given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if is_component(v))
         raise TypeError(
-            f"{cls.__name__} cannot be built of {given or 'nothing'}: "
-            f"it needs the components of {', '.join(stock.__name__ for stock in cls.stock)}"
+            f"{cls.__name__} cannot be built of {given or 'nothing'}: it needs the components of {_listed(cls.stock)}"
         )
 
     @classmethod
@@ -145,7 +145,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
                 return _specialised(cls, stock).from_single_file(pretrained_model_link_or_path, **kwargs)  # type: ignore[arg-type]
         raise ValueError(
             f"{cls.__name__} cannot read {pretrained_model_link_or_path}, which is for a {name}: it can be "
-            f"{', '.join(stock.__name__ for stock in cls.stock)}"
+            f"{_listed(cls.stock)}"
         )
 
     @classmethod
@@ -222,6 +222,12 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             check_arguments(self.stock_class, kwargs, OWN)
         with self.accelerated(as_methods(cache, guidance, gate)):
             return super().__call__(*args, **kwargs)
+
+
+def _listed(stock: Sequence[type]) -> str:
+    """The names of the first stock pipelines, and how many there are besides."""
+    shown = ", ".join(each.__name__ for each in stock[:SHOWN])
+    return shown + (f" or {len(stock) - SHOWN} others, see its attribute stock" if len(stock) > SHOWN else "")
 
 
 def _forget_earlier_files(module: str) -> None:

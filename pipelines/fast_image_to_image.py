@@ -8,23 +8,32 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-from diffusers import (
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionXLControlNetImg2ImgPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-)
+import diffusers
 
 import diffaccel.pipelines.base
+
+STOCK = (
+    "StableDiffusionImg2Img",
+    "StableDiffusionXLImg2Img",
+    "StableDiffusionControlNetImg2Img",
+    "StableDiffusionXLControlNetImg2Img",
+    "StableDiffusionPAGImg2Img",
+    "StableDiffusionXLPAGImg2Img",
+    "StableDiffusionXLControlNetPAGImg2Img",
+    "StableDiffusionXLControlNetUnionImg2Img",
+    "StableDiffusionInstructPix2Pix",
+    "StableDiffusionXLInstructPix2Pix",
+    "StableDiffusionDepth2Img",
+    "StableDiffusionUpscale",
+    "StableDiffusionLatentUpscale",
+    "LatentConsistencyModelImg2Img",
+)
+"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
+another pipeline, says which one it is."""
 
 
 class FastImageToImagePipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=(
-        StableDiffusionImg2ImgPipeline,
-        StableDiffusionXLImg2ImgPipeline,
-        StableDiffusionControlNetImg2ImgPipeline,
-        StableDiffusionXLControlNetImg2ImgPipeline,
-    ),
+    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
 ):
     """The stock image-to-image pipeline of its components, with `cache`, `guidance` and `gate`."""

@@ -6,23 +6,26 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-from diffusers import (
-    StableDiffusionControlNetInpaintPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLControlNetInpaintPipeline,
-    StableDiffusionXLInpaintPipeline,
-)
+import diffusers
 
 import diffaccel.pipelines.base
+
+STOCK = (
+    "StableDiffusionInpaint",
+    "StableDiffusionXLInpaint",
+    "StableDiffusionControlNetInpaint",
+    "StableDiffusionXLControlNetInpaint",
+    "StableDiffusionPAGInpaint",
+    "StableDiffusionXLPAGInpaint",
+    "StableDiffusionControlNetPAGInpaint",
+    "StableDiffusionXLControlNetUnionInpaint",
+)
+"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
+another pipeline, says which one it is."""
 
 
 class FastInpaintPipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=(
-        StableDiffusionInpaintPipeline,
-        StableDiffusionXLInpaintPipeline,
-        StableDiffusionControlNetInpaintPipeline,
-        StableDiffusionXLControlNetInpaintPipeline,
-    ),
+    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
 ):
     """The stock inpainting pipeline of its components, with `cache`, `guidance` and `gate`."""

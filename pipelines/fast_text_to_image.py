@@ -8,23 +8,30 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-from diffusers import (
-    StableDiffusionControlNetPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLControlNetPipeline,
-    StableDiffusionXLPipeline,
-)
+import diffusers
 
 import diffaccel.pipelines.base
+
+STOCK = (
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "StableDiffusionControlNet",
+    "StableDiffusionXLControlNet",
+    "StableDiffusionPAG",
+    "StableDiffusionXLPAG",
+    "StableDiffusionControlNetPAG",
+    "StableDiffusionXLControlNetPAG",
+    "StableDiffusionXLControlNetUnion",
+    "StableDiffusionAdapter",
+    "StableDiffusionXLAdapter",
+    "LatentConsistencyModel",
+)
+"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
+another pipeline, says which one it is."""
 
 
 class FastTextToImagePipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=(
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        StableDiffusionControlNetPipeline,
-        StableDiffusionXLControlNetPipeline,
-    ),
+    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
 ):
     """The stock text-to-image pipeline of its components, with `cache`, `guidance` and `gate`."""

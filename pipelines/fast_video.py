@@ -1,4 +1,4 @@
-"""Video with AnimateDiff, Stable Video Diffusion, Wan, LTX, HunyuanVideo and CogVideoX, accelerated by call arguments.
+"""Video with AnimateDiff, Stable Video Diffusion, Wan, LTX, HunyuanVideo, CogVideoX and others, by call arguments.
 
     pipe = DiffusionPipeline.from_pretrained(model, custom_pipeline="pipelines/fast_video.py", trust_remote_code=True)
     pipe("a red heart that beats", num_frames=16, cache="deepcache:interval=3,branch=0").frames[0]
@@ -25,6 +25,36 @@ STOCK = (
     "CogVideoX",
     "CogVideoXImageToVideo",
     "CogVideoXVideoToVideo",
+    "AnimateDiffPAG",
+    "AnimateDiffSDXL",
+    "AnimateDiffVideoToVideoControlNet",
+    "WanVACE",
+    "LucyEdit",
+    "SkyReelsV2",
+    "SkyReelsV2ImageToVideo",
+    "SkyReelsV2DiffusionForcing",
+    "SkyReelsV2DiffusionForcingImageToVideo",
+    "SkyReelsV2DiffusionForcingVideoToVideo",
+    "LTXCondition",
+    "LTXI2VLongMultiPrompt",
+    "LTX2",
+    "HunyuanVideo15",
+    "HunyuanVideoFramepack",
+    "HunyuanSkyreelsImageToVideo",
+    "CogVideoXFunControl",
+    "Allegro",
+    "AnyFlow",
+    "ChronoEdit",
+    "ConsisID",
+    "EasyAnimate",
+    "Helios",
+    "Kandinsky5T2V",
+    "Latte",
+    "Mochi",
+    "MotifVideo",
+    "SanaVideo",
+    "TextToVideoSD",
+    "VideoToVideoSD",
 )
 """Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
 another pipeline, says which one it is."""

@@ -152,14 +152,14 @@ class Contexts:
 
 
 def options_of(inputs: Inputs) -> Hashable:
-    """What the network is told to do: words, switches and lists of numbers among the inputs.
+    """What the network is told to do: words and lists of numbers among the inputs.
 
     Such as the blocks to skip, or whether keys and values are to be kept for later calls or to be read.
     """
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value)
         for name, value in sorted(inputs.values.items())
-        if isinstance(value, str | bool)
+        if isinstance(value, str)
         or (isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value))
     )
 

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import stream_pipelines
 import torch
+import walk
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
@@ -20,6 +21,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
 )
+from walk_edits import Told
 
 import diffaccel.pipelines
 from diffaccel import DeepCache, accelerate
@@ -27,10 +29,23 @@ from diffaccel.pipelines import (
     FastImageToImagePipeline,
     FastTextToImagePipeline,
     FastTransformerPipeline,
+    fast_image_to_image,
+    fast_inpaint,
+    fast_text_to_image,
     fast_transformer,
     fast_video,
 )
+from diffaccel.pipelines.stock import required_by
 
+FILES_WITH_STOCK = (fast_text_to_image, fast_image_to_image, fast_inpaint, fast_transformer, fast_video)
+# What a pipeline is told after it was made does not go along in diffusers' from_pipe, either.
+TOLD_AFTERWARDS = ("AnimateDiffPAG", "AnimateDiffPipeline, Free", "HunyuanVideo15", "LongCatImage")
+EVERY = [
+    name
+    for name, stop in walk.STOPS.items()
+    if any(name.partition("Pipeline")[0] in file.STOCK for file in FILES_WITH_STOCK)
+    and not (stop.large or name.startswith(TOLD_AFTERWARDS))
+]
 FILES = Path(diffaccel.pipelines.__file__).parent
 CALL = {"prompt": "a cat", "num_inference_steps": 3, "height": 32, "width": 32, "output_type": "pt"}
 
@@ -101,5 +116,47 @@ def test_a_single_file_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_stock_pipeline_that_is_named_exists() -> None:
-    for name in (*fast_transformer.STOCK, *fast_video.STOCK):
-        assert issubclass(getattr(diffusers, f"{name}Pipeline"), DiffusionPipeline)
+    for file in FILES_WITH_STOCK:
+        for name in file.STOCK:
+            assert issubclass(getattr(diffusers, f"{name}Pipeline"), DiffusionPipeline)
+            assert any(stop.partition(",")[0] == f"{name}Pipeline" for stop in walk.STOPS), f"{name} has not been tried"
+
+
+def becomes(name: str) -> None:
+    """A stock pipeline of the walk, made the custom pipeline that can be it, is of its class and makes the same."""
+    stock, stop = name.partition(",")[0], walk.STOPS[name]
+    file = next(file for file in FILES_WITH_STOCK if f"{stock.removesuffix('Pipeline')}" in file.STOCK)
+    pipe = walk.built(stop, torch.float32)
+    for part in required_by(getattr(diffusers, stock)):
+        if getattr(pipe, part, None) is None:
+            pipe.register_modules(**{part: Told()})
+    plain = walk.made_by(pipe, stop, torch.float32)
+    kind = next(k for k in vars(file).values() if isinstance(k, type) and k.__name__.startswith("Fast"))
+    fast = kind.from_pipe(pipe)
+    assert isinstance(fast, getattr(diffusers, stock))
+    assert torch.equal(walk.made_by(fast, stop, torch.float32), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Flux2KleinPipeline",
+        "ZImagePipeline",
+        "ChromaImg2ImgPipeline",
+        "HunyuanVideoImageToVideoPipeline",
+        "StableDiffusionXLControlNetUnionPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionXLPAGInpaintPipeline",
+    ],
+)
+def test_it_becomes_any_of_them(name: str) -> None:
+    becomes(name)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", EVERY)
+def test_it_becomes_all_of_them(name: str) -> None:
+    becomes(name)

@@ -25,6 +25,8 @@ import diffusers
 import torch
 import walk_adapters
 import walk_edits
+import walk_further_pictures
+import walk_further_videos
 import walk_pictures
 import walk_unets
 import walk_videos
@@ -36,7 +38,15 @@ from diffaccel.methods import BlockCache, DeepCache, IntervalCache, Method, Resi
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.reuse.schedule import Uniform
 
-ROUTE = (walk_unets, walk_adapters, walk_edits, walk_pictures, walk_videos)
+ROUTE = (
+    walk_unets,
+    walk_adapters,
+    walk_edits,
+    walk_pictures,
+    walk_further_pictures,
+    walk_videos,
+    walk_further_videos,
+)
 STOPS = {stop.name: stop for part in ROUTE for stop in part.STOPS}
 DTYPES = (torch.float32, torch.bfloat16)
 PAGE = HERE.parents[1] / "docs" / "pipelines-walk.md"
@@ -173,6 +183,8 @@ def reference(pipe: Any, stop: Stop, name: str) -> Iterator[None]:
 def rows(stop: Stop, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Iterator[tuple[str, torch.dtype, str]]:
     """All methods in one pipeline."""
     for dtype in dtypes:
+        if stop.large and dtype is not torch.float32:
+            continue
         pipe = built(stop, dtype)
         try:
             plain = made_by(pipe, stop, dtype)

@@ -46,11 +46,12 @@ TARGETS = {
 
 
 class Told(torch.nn.Module):
-    """In the place of an encoder whose results are given; asked for its type alone."""
+    """In the place of an encoder whose results are given; asked for its type and its limits alone."""
 
     dtype = torch.float32
     device = torch.device("cpu")
     config = SimpleNamespace(model_type="t5")
+    model_max_length, eos_token = 77, ""
 
     @property
     def text_model(self) -> "Told":

@@ -28,6 +28,7 @@ class Stop:
         networks: the denoisers' names, each of which counts its own calls.
         before: for a denoiser the steps of the run before its first call.
         slow: whether it is left out of the quick tests.
+        large: whether its pictures are always large, so that half precision would take a processor too long.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stop:
     networks: tuple[str, ...] = ("transformer",)
     before: Mapping[str, int] = field(default_factory=dict)
     slow: bool = True
+    large: bool = False
 
     def place(self, index: int) -> tuple[int, int]:
         """Step and place in it of a network's call."""
@@ -78,9 +80,14 @@ def seeded(build: Callable[[], Any]) -> Any:
     torch.manual_seed(0)
     model = build().eval()
     for parameter in model.parameters():
-        if parameter.abs().max() == 0:
+        if parameter.numel() and parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def network(name: str, **config: Any) -> Any:
+    """A network of diffusers."""
+    return seeded(lambda: getattr(diffusers, name)(**config))
 
 
 def transformer(name: str, **changes: Any) -> Any:

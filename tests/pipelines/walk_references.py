@@ -122,7 +122,8 @@ def tgate(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
             if calls.kind in "bB":
                 one, other = kept[name, calls.kind].chunk(2)
                 return torch.cat([(one + other) / 2] * 2)
-            return (kept[name, "p"] + kept[name, "n"]) / 2
+            mean = (kept[name, "p"] + kept[name, "n"]) / 2
+            return mean if mean.shape == output.shape else None
 
         return hook
 
@@ -157,7 +158,7 @@ def virtual(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
             if b > a:
                 x = x.narrow(dim, 0, a)
         mean = out[:, : x.shape[1]]
-        if calls.step == 0:
+        if calls.step == 0 or kept[view].shape != x.shape:  # pipelines may drop frames on their way
             kept[view] = levels(pipe, calls.step + before, x, calls.timestep).clean(mean)
             return None
         negative = levels(pipe, calls.step + before, x, calls.timestep).predict(kept[view])

@@ -42,10 +42,13 @@ def test_name_shape_and_skipped_blocks_tell_calls_apart() -> None:
         (call(ONE, torch.zeros(3, 4)), None),
         (call(ONE, torch.zeros(2, 4, dtype=torch.float16)), None),
         (call(ONE, skip_layers=[7, 8]), None),
+        (call(ONE, kv_cache_mode="extract"), None),
+        (call(ONE, kv_cache_mode="cached"), None),
     ]
     # each is the first of its step, so that not even where it stands tells it apart
-    assert len({contexts.of(inputs, name, step) for step, (inputs, name) in enumerate(calls)}) == 5
+    assert len({contexts.of(inputs, name, step) for step, (inputs, name) in enumerate(calls)}) == 7
     assert options_of(call(ONE, skip_layers=[7, 8], scale=[0.5], none=[])) == (("skip_layers", (7, 8)),)
+    assert options_of(call(ONE, mode="cached", guidance=3.5)) == (("mode", "cached"),)
 
 
 def test_constants_change_their_number_when_they_are_written_to() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 import walk
 from runtime_calls import EVERY_SECOND, dit, dit_inputs, replayed, run_calls, same
-from tiny_networks import TEXT, motion_unet
+from tiny_networks import TEXT, motion_unet, sd_unet
 from walk_parts import Draw, ddim, kl
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import IntervalCache, ResidualGuidance, TGate
+from diffaccel.methods import IntervalCache, ResidualGuidance, TextKVCache, TGate
 from diffaccel.reuse.schedule import Uniform
 
 STEPS = (900, 700, 500, 300)
@@ -143,3 +143,47 @@ def test_frames_of_a_video_share_a_row() -> None:
         pipe.unet.down_blocks[0].register_forward_pre_hook(inner, with_kwargs=True)
         pipe(**draw.prompts(), height=64, width=64, num_frames=2, num_inference_steps=2, output_type="latent")
     assert shapes[-1] == (2, 6, TEXT)
+
+
+def unprompted() -> Any:
+    """AudioLDM's UNet: its prompt comes as class labels, and its cross-attentions attend to the sample."""
+    return sd_unet(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=(8, 16),
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=TEXT,
+        class_embeddings_concat=True,
+    )
+
+
+@torch.no_grad()
+def test_keys_and_values_of_the_sample_are_not_taken_for_those_of_a_prompt() -> None:
+    unet, labels = unprompted(), torch.randn(2, TEXT, generator=torch.Generator().manual_seed(0))
+
+    def run() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        samples = [torch.randn(2, 4, 8, 8, generator=generator) for _ in STEPS]
+        return [unet(x, t, None, class_labels=labels).sample for x, t in zip(samples, STEPS, strict=True)]
+
+    plain = run()
+    with accelerate(unet, TextKVCache()):
+        found = run()
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+    with accelerate(unet, TGate(gate=2)), pytest.raises(ValueError, match="encoder_hidden_states is None"):
+        run()
+
+
+def test_tokens_that_a_network_adds_are_not_taken_for_channels() -> None:
+    """Qwen-Image 2.1 returns its prompt's tokens before those of the picture."""
+    stop = walk.STOPS["QwenImage21Pipeline, cached"]
+    pipe = walk.built(stop, torch.float32)
+    with accelerate(pipe, ResidualGuidance()), pytest.raises(ValueError, match="does not predict its noise"):
+        walk.made_by(pipe, stop, torch.float32)
+
+
+def test_calls_that_keep_keys_and_values_are_not_those_that_read_them() -> None:
+    stop = walk.STOPS["QwenImage21Pipeline, cached"]
+    assert walk.walk(stop, "IntervalCache", torch.float32) == walk.EXACT
