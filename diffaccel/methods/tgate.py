@@ -105,8 +105,8 @@ class _Gate(Wrapper):
         """One network call."""
         check(
             call.inputs.gives_prompt(self.path),
-            "TGate keeps what attention to a prompt gave, and this network is given none (encoder_hidden_states is None)"
-            ", as AudioLDM's is: use DeepCache, or another method that does not need one",
+            "TGate keeps what attention to a prompt gave, and this network is given none (encoder_hidden_states is "
+            "None), as AudioLDM's is: use DeepCache, or another method that does not need one",
         )
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate
