@@ -156,9 +156,15 @@ class LaneMemory:
         kept = set(lanes)
         self.drop([lane for lane in self._places if lane not in kept])
 
+    def touch(self, lanes: Sequence[Lane]) -> None:
+        """Take note that lanes are in use: they come last from now on."""
+        for lane in lanes:
+            if lane in self._places:
+                self._places[lane] = self._places.pop(lane)
+
     @property
     def lanes(self) -> list[Lane]:
-        """All lanes that stored something, those stored longest ago first."""
+        """All lanes that stored something, those that were stored or touched longest ago first."""
         return list(self._places)
 
     def nbytes(self) -> int:

@@ -122,10 +122,13 @@ class Memory:
         self.rows.clear()
 
     def keep(self, lanes: Mapping[Lifetime, Lanes]) -> None:
-        """Forget all but what some rows may read again; of prompts the last few stay."""
+        """Forget all but what some rows may read again; of prompts those that were used last stay."""
         for part, memory in zip(self._parts, self.parts, strict=True):
             wanted = lanes[part.lifetime]
-            memory.keep([*wanted, *_latest(memory.lanes.lanes)] if part.lifetime == "prompt" else wanted)
+            if part.lifetime == "prompt":
+                memory.lanes.touch(wanted)
+                wanted = (*wanted, *_latest(memory.lanes.lanes))
+            memory.keep(wanted)
         for rows in self.rows.values():
             for lane in rows.keys() - set(lanes["run"]):
                 del rows[lane]
@@ -241,6 +244,6 @@ class Memory:
 
 
 def _latest(lanes: Sequence[Lane]) -> list[Lane]:
-    """Lanes of the groups that were stored last."""
+    """Lanes of the groups that were stored or touched last."""
     groups = list(dict.fromkeys(lane.group for lane in lanes))[-PROMPTS_KEPT:]
     return [lane for lane in lanes if lane.group in groups]

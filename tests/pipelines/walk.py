@@ -203,7 +203,8 @@ def rows(stop: Stop, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Iterator[tuple
 HEAD = """# Methods in diffusers' pipelines
 
 What the main methods do in {classes} pipelines of diffusers {version}, each built tiny with random weights, in float32
-and in bfloat16. Written by `python tests/pipelines/walk.py`; what is not in the table has not been tried.
+and, but for a few whose pictures are always large, in bfloat16. Written by `python tests/pipelines/walk.py`; what is not
+in the table has not been tried.
 
 - **exact**: told to reuse nothing, the method gives the plain result bit for bit; told to reuse, it gives what a
   reference gives that overrides the outputs of the replayed modules for each sampling step and each prompt, and a second

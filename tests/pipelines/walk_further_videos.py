@@ -464,7 +464,7 @@ STOPS = [
         "b",
     ),
     Stop("MotifVideoPipeline", motif, lambda d: masked(d, num_frames=5), "pn"),
-    Stop("JoyImageEditPipeline", joy, lambda d: {**d.prompts(mask="prompt_embeds_mask"), **SIZE}, "pn"),
+    Stop("JoyImageEditPipeline", joy, lambda d: {**d.prompts(mask="prompt_embeds_mask"), **SIZE}, "pn", large=True),
     Stop(
         "HeliosPipeline",
         helios,

@@ -114,11 +114,12 @@ def tgate(pipe: Any, model: Any, calls: Calls, hooks: list[Any]) -> None:
 
     def attention(name: str) -> Callable[..., Any]:
         def hook(module: Any, args: Any, output: torch.Tensor) -> Any:
-            if calls.step < GATE:
+            begins = calls.kind == "x" and (name, "x") not in kept  # where guidance has ended before the gate
+            if calls.step < GATE or begins:
                 kept[name, calls.kind] = output
                 return None
-            if calls.kind == "x":  # of which there may be none before the gate
-                return kept.get((name, calls.kind))
+            if calls.kind == "x":
+                return kept[name, calls.kind]
             if calls.kind in "bB":
                 one, other = kept[name, calls.kind].chunk(2)
                 return torch.cat([(one + other) / 2] * 2)

@@ -65,9 +65,23 @@ def test_frames_that_left_are_forgotten_and_the_last_prompts_stay() -> None:
     memory.keep(dict.fromkeys(LIFETIMES, (prompts[0],)))
     run, prompt, *_ = (part.lanes.lanes for part in memory.parts)
     assert run == [prompts[0]]
-    assert prompt == [prompts[0], *prompts[2:]]
+    assert prompt == [*prompts[3:], prompts[0]]
     assert lasting(memory) == []
     assert memory.rows == {"method": {}}
+
+
+def test_a_prompt_that_is_used_again_and_again_stays() -> None:
+    memory, hot = filled(), Lane("hot", 0)
+    for number in range(2 * PROMPTS_KEPT):
+        for lane in (hot, Lane(number, 0)):
+            for part in memory.parts:
+                if not part.lanes.has((lane,)):
+                    part.lanes.put([Block((lane,), [torch.full((1,), float(number))])], number)
+            memory.keep(dict.fromkeys(LIFETIMES, (lane,)))
+    prompts = memory.parts[1].lanes
+    assert len(prompts.lanes) == PROMPTS_KEPT
+    (block,) = prompts.take((hot,))
+    assert block.entries[0] == 0  # stored once
 
 
 def test_a_lane_is_dropped_everywhere() -> None:
