@@ -54,7 +54,8 @@ def accelerate(
         methods: what to reuse, and when; see `diffaccel.methods`. For a pipeline with several denoisers also one
             mapping from their names to methods, `{"transformer": [...], "transformer_2": [...]}`.
         guided: whether the rows of a network call are halves, negative prompts first; None finds out from the pipeline,
-            and takes a bare network to be unguided. Only methods that drop the negative half care.
+            and takes a bare network to be unguided. Only methods that drop the negative half care; they raise
+            ValueError where the pipeline's own prompts show otherwise.
         scheduler: for a bare network the scheduler whose `step` is called after each step.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,6 +67,18 @@ class Host:
                     "that drop the negative one do not work with it"
                 )
 
+    def _as_told(self, conditioning: Any, rows: int, pairs: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
+        """Roles as the caller of `accelerate` said they are, unless the pipeline's own embeddings show otherwise."""
+        told = halves(rows) if self.guided else ()
+        for negative, positive in pairs if told else ():
+            found = _compared(conditioning, negative, positive, rows)
+            if found and found != told:
+                raise ValueError(
+                    f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's rows "
+                    f"before the prompt's, and its rows are {', '.join(found)}: leave guided out, which finds out"
+                )
+        return told
+
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
         """For each row of a call whether it sees the negative prompt; empty without guidance.
 
@@ -76,8 +89,9 @@ class Host:
         Raises:
             ValueError: if there is guidance and none of them tells.
         """
+        pairs = [] if running is None or not isinstance(conditioning, torch.Tensor) else running.embeddings
         if self.guided is not None:
-            return halves(rows) if self.guided else ()
+            return self._as_told(conditioning, rows, pairs)
         says_guided = self._says_guided(running)
         if says_guided is not None and not says_guided:
             return ()
@@ -87,11 +101,10 @@ class Host:
             return ()
         if name in CONTEXT_ROLES and self._pipe() is not None:
             return (CONTEXT_ROLES[name],) * rows
-        pairs = [] if running is None else running.embeddings
-        for negative, positive in pairs if isinstance(conditioning, torch.Tensor) else []:
+        for negative, positive in pairs:
             if found := _compared(conditioning, negative, positive, rows):
                 return found
-        if not says_guided and not pairs:
+        if not says_guided and (running is None or not running.embeddings):
             return ()
         if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)

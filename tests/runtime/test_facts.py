@@ -145,6 +145,20 @@ def test_frames_of_a_video_share_a_row() -> None:
     assert shapes[-1] == (2, 6, TEXT)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"), [("LuminaPipeline", "positive, negative"), ("WanPipeline", "(negative|positive)")]
+)
+def test_what_is_said_of_guidance_is_held_against_the_prompts(name: str, rows: str) -> None:
+    """Halves with the prompt first, or calls of one prompt each, would lose the wrong half in silence."""
+    stop = walk.STOPS[name]
+    pipe = walk.built(stop, torch.float32)
+    with (
+        accelerate(pipe, TGate(gate=2, self_interval=1), guided=True),
+        pytest.raises(ValueError, match=f"its rows are {rows}: leave guided out"),
+    ):
+        walk.made_by(pipe, stop, torch.float32)
+
+
 def unprompted() -> Any:
     """AudioLDM's UNet: its prompt comes as class labels, and its cross-attentions attend to the sample."""
     return sd_unet(
