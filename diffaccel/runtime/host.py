@@ -74,8 +74,8 @@ class Host:
             found = _compared(conditioning, negative, positive, rows)
             if found and found != told:
                 raise ValueError(
-                    f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's rows "
-                    f"before the prompt's, and its rows are {', '.join(found)}: leave guided out, which finds out"
+                    f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's "
+                    f"rows before the prompt's, and its rows are {', '.join(found)}: leave guided out, which finds out"
                 )
         return told
 
