@@ -14,7 +14,8 @@ class TextKVCache(Method):
     """Project the prompt to the keys and values of all cross-attentions once, and reuse them. Lossless.
 
     A prompt is new if another tensor is given as conditioning, or the same one was written to. What is stored holds as
-    long as the weights do that made it, and the scales of their adapters.
+    long as the weights do that made it, and the scales of their adapters. Networks that are given no prompt, as that of
+    AudioLDM, whose cross-attentions attend to the sample, compute everything.
     """
 
     @property
