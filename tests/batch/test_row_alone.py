@@ -74,6 +74,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
     cells(CASES, quick=QUICK.__contains__, name="-".join),

@@ -102,6 +102,7 @@ def held(computed: Callable[[int], Sequence[int]], kept: int = 99) -> Value:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xl", [False, True])
 @pytest.mark.parametrize("dtype", cells([torch.float32, torch.bfloat16], lambda dtype: dtype is torch.float32))
 def test_reusing_nothing_changes_nothing(xl: bool, dtype: torch.dtype) -> None:

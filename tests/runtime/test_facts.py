@@ -190,6 +190,7 @@ def test_keys_and_values_of_the_sample_are_not_taken_for_those_of_a_prompt() -> 
         run()
 
 
+@pytest.mark.slow
 def test_tokens_that_a_network_adds_are_not_taken_for_channels() -> None:
     """Qwen-Image 2.1 returns its prompt's tokens before those of the picture."""
     stop = walk.STOPS["QwenImage21Pipeline, cached"]
@@ -198,6 +199,7 @@ def test_tokens_that_a_network_adds_are_not_taken_for_channels() -> None:
         walk.made_by(pipe, stop, torch.float32)
 
 
+@pytest.mark.slow
 def test_calls_that_keep_keys_and_values_are_not_those_that_read_them() -> None:
     stop = walk.STOPS["QwenImage21Pipeline, cached"]
     assert walk.walk(stop, "IntervalCache", torch.float32) == walk.EXACT

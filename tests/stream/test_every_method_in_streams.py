@@ -391,6 +391,7 @@ def test_a_reusing_nothing_is_the_plain_stream(case: Case, name: str, key: str, 
         close(ours, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "key", "guidance"), table(1, *GUIDANCES))
 def test_b_reuse_equals_the_reference(case: Case, name: str, key: str, guidance: Any) -> None:
     engine = stream(name, case.reuse, key, guidance=guidance)
