@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
 
+import diffusers
 from diffusers import DiffusionPipeline
 
 from diffaccel import models
@@ -222,6 +223,15 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
             check_arguments(self.stock_class, kwargs, OWN)
         with self.accelerated(as_methods(cache, guidance, gate)):
             return super().__call__(*args, **kwargs)
+
+
+def named(names: Sequence[str]) -> tuple[type[DiffusionPipeline], ...]:
+    """Stock pipelines by their names without `Pipeline`.
+
+    The first of those that have the same parts is what bare parts become; a model, or another pipeline, says which one
+    it is.
+    """
+    return tuple(getattr(diffusers, f"{name}Pipeline") for name in names)
 
 
 def _listed(stock: Sequence[type]) -> str:

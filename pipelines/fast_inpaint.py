@@ -6,8 +6,6 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-import diffusers
-
 import diffaccel.pipelines.base
 
 STOCK = (
@@ -20,12 +18,11 @@ STOCK = (
     "StableDiffusionControlNetPAGInpaint",
     "StableDiffusionXLControlNetUnionInpaint",
 )
-"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
-another pipeline, says which one it is."""
+"""Stock pipelines that it can be."""
 
 
 class FastInpaintPipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
+    stock=diffaccel.pipelines.base.named(STOCK),
 ):
     """The stock inpainting pipeline of its components, with `cache`, `guidance` and `gate`."""

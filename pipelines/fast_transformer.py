@@ -87,13 +87,12 @@ STOCK = (
     "OvisImage",
     "PRX",
 )
-"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
-another pipeline, says which one it is."""
+"""Stock pipelines that it can be."""
 
 
 class FastTransformerPipeline(
     diffaccel.pipelines.base.FastPipeline,
-    stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK),
+    stock=diffaccel.pipelines.base.named(STOCK),
 ):
     """The stock pipeline of the model, or of its components, with `cache` and `guidance`."""
 

@@ -6,8 +6,6 @@
 `cache`, `guidance` and `gate` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-import diffusers
-
 import diffaccel.pipelines.base
 
 STOCK = (
@@ -56,11 +54,8 @@ STOCK = (
     "TextToVideoSD",
     "VideoToVideoSD",
 )
-"""Stock pipelines that it can be. The first of those that have the same parts is what bare parts become; a model, or
-another pipeline, says which one it is."""
+"""Stock pipelines that it can be."""
 
 
-class FastVideoPipeline(
-    diffaccel.pipelines.base.FastPipeline, stock=tuple(getattr(diffusers, f"{name}Pipeline") for name in STOCK)
-):
+class FastVideoPipeline(diffaccel.pipelines.base.FastPipeline, stock=diffaccel.pipelines.base.named(STOCK)):
     """The stock video pipeline of the model, or of its components, with `cache`, `guidance` and `gate`."""

@@ -67,16 +67,14 @@ class Host:
                     "that drop the negative one do not work with it"
                 )
 
-    def _as_told(self, conditioning: Any, rows: int, pairs: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
-        """Roles as the caller of `accelerate` said they are, unless the pipeline's own embeddings show otherwise."""
+    def _as_told(self, shown: tuple[str, ...], rows: int) -> tuple[str, ...]:
+        """Roles as the caller of `accelerate` said they are, unless the pipeline's own embeddings have shown others."""
         told = halves(rows) if self.guided else ()
-        for negative, positive in pairs if told else ():
-            found = _compared(conditioning, negative, positive, rows)
-            if found and found != told:
-                raise ValueError(
-                    f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's "
-                    f"rows before the prompt's, and its rows are {', '.join(found)}: leave guided out, which finds out"
-                )
+        if told and shown and shown != told:
+            raise ValueError(
+                f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's rows "
+                f"before the prompt's, and its rows are {', '.join(shown)}: leave guided out, which finds out"
+            )
         return told
 
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
@@ -89,9 +87,9 @@ class Host:
         Raises:
             ValueError: if there is guidance and none of them tells.
         """
-        pairs = [] if running is None or not isinstance(conditioning, torch.Tensor) else running.embeddings
+        pairs = [] if running is None else running.embeddings
         if self.guided is not None:
-            return self._as_told(conditioning, rows, pairs)
+            return self._as_told(_shown(conditioning, rows, pairs) if self.guided else (), rows)
         says_guided = self._says_guided(running)
         if says_guided is not None and not says_guided:
             return ()
@@ -101,10 +99,9 @@ class Host:
             return ()
         if name in CONTEXT_ROLES and self._pipe() is not None:
             return (CONTEXT_ROLES[name],) * rows
-        for negative, positive in pairs:
-            if found := _compared(conditioning, negative, positive, rows):
-                return found
-        if not says_guided and (running is None or not running.embeddings):
+        if shown := _shown(conditioning, rows, pairs):
+            return shown
+        if not says_guided and not pairs:
             return ()
         if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)
@@ -122,6 +119,14 @@ def halves(rows: int) -> tuple[str, ...]:
 
 def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
     return any(cls.__name__ in classes for cls in type(pipe).__mro__)
+
+
+def _shown(conditioning: Any, rows: int, pairs: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
+    """Roles of rows by the first pair of embeddings that is the network's; empty where none is."""
+    if not isinstance(conditioning, torch.Tensor):
+        return ()
+    compared = (_compared(conditioning, negative, positive, rows) for negative, positive in pairs)
+    return next(filter(None, compared), ())
 
 
 def _compared(conditioning: Any, negative: Any, positive: Any, rows: int) -> tuple[str, ...]:

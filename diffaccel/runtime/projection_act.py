@@ -128,7 +128,7 @@ class _Projected(Place):
         """Where nothing is missing, and no weight and no adapter has changed since."""
         state = self.state
         stamp = self._stamp = stamp_of(self.modules) if state.constant else None
-        if stamp is None:  # nor do weights tell when they are written to, where they are inference tensors
+        if stamp is None:  # what is given changes, or weights do not tell when they are written to
             self._rows = list(range(len(state.lanes)))
             return False
         merged = getattr(self.holder._modules.get(self.name), "merged_adapters", ())

@@ -125,7 +125,7 @@ def test_every_stock_pipeline_that_is_named_exists() -> None:
 def becomes(name: str) -> None:
     """A stock pipeline of the walk, made the custom pipeline that can be it, is of its class and makes the same."""
     stock, stop = name.partition(",")[0], walk.STOPS[name]
-    file = next(file for file in FILES_WITH_STOCK if f"{stock.removesuffix('Pipeline')}" in file.STOCK)
+    file = next(file for file in FILES_WITH_STOCK if stock.removesuffix("Pipeline") in file.STOCK)
     pipe = walk.built(stop, torch.float32)
     for part in required_by(getattr(diffusers, stock)):
         if getattr(pipe, part, None) is None:

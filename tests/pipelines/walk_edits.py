@@ -7,13 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-import PIL.Image
 import tiny_pipeline
 import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from tiny_networks import TEXT, ddpm_unet, i2vgen_unet, motion_unet, sd_unet, unet3d
 from transformers import CLIPTextModelWithProjection, SpeechT5HifiGan, SpeechT5HifiGanConfig
-from walk_parts import Draw, Stop, ddim, kl, made, seeded, vision
+from walk_parts import Draw, Stop, ddim, kl, made, red, seeded, vision
 from walk_unets import (
     HALF,
     SIZE,
@@ -73,10 +72,6 @@ def changed(unet: Any, **config: Any) -> Any:
     """A network with another configuration."""
     kept = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     return seeded(lambda: type(unet)(**{**kept, **config}))
-
-
-def red(size: int = 64) -> Any:
-    return PIL.Image.new("RGB", (size, size), "red")
 
 
 def upscaler() -> Any:
@@ -198,7 +193,7 @@ STOPS = [
     Stop(
         "StableDiffusionImageVariationPipeline",
         lambda: sd("StableDiffusionImageVariationPipeline", **vision()),
-        lambda d: {"image": red(), **SIZE},
+        lambda d: {"image": red(64), **SIZE},
         "b",
     ),
     Stop(
@@ -350,13 +345,13 @@ STOPS = [
     Stop(
         "PIAPipeline",
         lambda: animated("PIAPipeline", unet=changed(motion_unet(), in_channels=9), **vision()),
-        lambda d: video_inputs(d, image=red(), strength=1.0),
+        lambda d: video_inputs(d, image=red(64), strength=1.0),
         "b",
     ),
     Stop(
         "I2VGenXLPipeline",
         lambda: made("I2VGenXLPipeline", unet=i2vgen_unet(), vae=kl(), scheduler=ddim(), **vision()),
-        lambda d: video_inputs(d, prompt=None, image=red(), target_fps=8),
+        lambda d: video_inputs(d, prompt=None, image=red(64), target_fps=8),
         "b",
     ),
 ]

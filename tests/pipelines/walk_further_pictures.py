@@ -3,13 +3,12 @@
 from typing import Any
 
 import diffusers
-import PIL.Image
 import torch
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from transformers import CLIPTextModelWithProjection
 from walk_edits import Told, texts
-from walk_parts import TOKENS, Draw, Stop, flow, kl, made, network, seeded, transformer, vision
+from walk_parts import TOKENS, Draw, Stop, flow, kl, made, network, red, seeded, transformer, vision
 from walk_pictures import (
     FLUX,
     HALF,
@@ -42,10 +41,6 @@ def painted(d: Draw, **more: Any) -> dict[str, Any]:
 
 def control(d: Draw, **more: Any) -> dict[str, Any]:
     return {"control_image": d.picture(1, 3, 64, 64), **more}
-
-
-def red(size: int = 64) -> Any:
-    return PIL.Image.new("RGB", (size, size), "red")
 
 
 def sd3_control(name: str, channels: int = 0) -> Any:
@@ -455,7 +450,7 @@ STOPS = [
     Stop(
         "Flux2KleinKVPipeline",
         lambda: flux2("Flux2KleinKVPipeline"),
-        lambda d: {**d.prompts("prompt_embeds"), **SIZE, "image": [red()]},
+        lambda d: {**d.prompts("prompt_embeds"), **SIZE, "image": [red(64)]},
         "pp",
         calls=lambda index: (index, min(index, 1)),  # the first keeps keys and values of the picture, the others read
     ),
@@ -493,14 +488,14 @@ STOPS = [
     Stop(
         "QwenImageEditPipeline",
         lambda: qwen("QwenImageEditPipeline"),
-        lambda d: qwen_inputs(d, image=red()),
+        lambda d: qwen_inputs(d, image=red(64)),
         "pn",
         large=True,
     ),
     Stop(
         "QwenImageEditInpaintPipeline",
         lambda: qwen("QwenImageEditInpaintPipeline"),
-        lambda d: qwen_inputs(d, **{**painted(d), "image": red()}),
+        lambda d: qwen_inputs(d, **{**painted(d), "image": red(64)}),
         "pn",
         4,
         large=True,
@@ -508,7 +503,7 @@ STOPS = [
     Stop(
         "QwenImageEditPlusPipeline",
         lambda: qwen("QwenImageEditPlusPipeline"),
-        lambda d: qwen_inputs(d, image=[red()]),
+        lambda d: qwen_inputs(d, image=[red(64)]),
         "pn",
         large=True,
     ),

@@ -3,20 +3,15 @@
 from typing import Any
 
 import diffusers
-import PIL.Image
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from walk_edits import texts
 from walk_further_pictures import HEADS, kandinsky5, kandinsky5_inputs, twice_prompted
-from walk_parts import Draw, Stop, flow, made, network, seeded, transformer, vision
-from walk_videos import SIZE, cog, cog_vae, guided, hunyuan, hunyuan_inputs, ltx, masked, skyreels, wan, wan_vae
+from walk_parts import Draw, Stop, flow, made, network, red, seeded, transformer, vision
+from walk_videos import SIZE, cog, cog_vae, guided, hunyuan, hunyuan_inputs, ltx, masked, second, skyreels, wan, wan_vae
 
 WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
-
-
-def red(size: int = 32) -> Any:
-    return PIL.Image.new("RGB", (size, size), "red")
 
 
 def unipc() -> Any:
@@ -29,20 +24,12 @@ def hunyuan_picture(name: str, **config: Any) -> Any:
 
 
 def pictured(d: Draw, **more: Any) -> dict[str, Any]:
-    return hunyuan_inputs(d, image=red(), **more)
+    return hunyuan_inputs(d, image=red(32), **more)
 
 
 def from_picture(**parts: Any) -> Any:
     net = transformer("WanTransformer3DModel", in_channels=12, out_channels=4)
     return wan("WanImageToVideoPipeline", transformer=net, **parts)
-
-
-def weaker() -> Any:
-    net = transformer("WanTransformer3DModel", in_channels=12, out_channels=4)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.mul_(0.9)
-    return net
 
 
 def with_vision(pipe: Any) -> Any:
@@ -332,7 +319,7 @@ STOPS = [
     Stop(
         "CogVideoXFunControlPipeline",
         lambda: cog("CogVideoXFunControlPipeline", in_channels=8),
-        lambda d: {**d.prompts(), **SIZE, "control_video": [red()] * 5},
+        lambda d: {**d.prompts(), **SIZE, "control_video": [red(32)] * 5},
         "b",
     ),
     Stop(
@@ -359,11 +346,11 @@ STOPS = [
         lambda d: {**pictured(d, latent_window_size=2), "num_frames": 13},
         calls=lambda index: (index % 5, 0),
     ),
-    Stop("WanImageToVideoPipeline", from_picture, lambda d: guided(d, image=red()), "pn"),
+    Stop("WanImageToVideoPipeline", from_picture, lambda d: guided(d, image=red(32)), "pn"),
     Stop(
         "WanImageToVideoPipeline, 2.2",
-        lambda: from_picture(transformer_2=weaker(), boundary_ratio=0.7),
-        lambda d: guided(d, image=red()),
+        lambda: from_picture(transformer_2=second(in_channels=12, out_channels=4), boundary_ratio=0.7),
+        lambda d: guided(d, image=red(32)),
         "pn",
         networks=("transformer", "transformer_2"),
         before={"transformer_2": 2},
@@ -376,18 +363,20 @@ STOPS = [
             transformer=transformer("WanTransformer3DModel", in_channels=8, out_channels=4),
             expand_timesteps=True,
         ),
-        lambda d: guided(d, video=[red()] * 5),
+        lambda d: guided(d, video=[red(32)] * 5),
         "pn",
     ),
-    Stop("ChronoEditPipeline", chrono, lambda d: guided(d, image=red()), "pn"),
+    Stop("ChronoEditPipeline", chrono, lambda d: guided(d, image=red(32)), "pn"),
     Stop(
         "ChronoEditPipeline, reasoning",
         chrono,
-        lambda d: guided(d, image=red(), num_frames=13, enable_temporal_reasoning=True, num_temporal_reasoning_steps=4),
+        lambda d: guided(
+            d, image=red(32), num_frames=13, enable_temporal_reasoning=True, num_temporal_reasoning_steps=4
+        ),
         "pnpn",  # frames are dropped before the last step
         calls=lambda index: (index // 2, index % 2 + 2 * (index > 7)),
     ),
-    Stop("SkyReelsV2ImageToVideoPipeline", skyreels_picture, lambda d: guided(d, image=red()), "pn"),
+    Stop("SkyReelsV2ImageToVideoPipeline", skyreels_picture, lambda d: guided(d, image=red(32)), "pn"),
     Stop(
         "SkyReelsV2DiffusionForcingPipeline",
         lambda: skyreels("SkyReelsV2DiffusionForcingPipeline"),
@@ -411,13 +400,13 @@ STOPS = [
     Stop(
         "SkyReelsV2DiffusionForcingImageToVideoPipeline",
         lambda: skyreels("SkyReelsV2DiffusionForcingImageToVideoPipeline"),
-        lambda d: forced(d, image=red()),
+        lambda d: forced(d, image=red(32)),
         "pn",
     ),
     Stop(
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
         lambda: skyreels("SkyReelsV2DiffusionForcingVideoToVideoPipeline"),
-        lambda d: forced(d, num_frames=13, overlap_history=5, video=[red()] * 5),
+        lambda d: forced(d, num_frames=13, overlap_history=5, video=[red(32)] * 5),
         "pn",
         calls=in_two,
     ),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
+import PIL.Image
 import torch
 from tiny_networks import TEXT
 from tiny_transformers import TRANSFORMERS, Tiny
@@ -73,6 +74,11 @@ class Draw:
 
     def pooled(self, width: int = TEXT) -> dict[str, Any]:
         return {f"{kind}pooled_prompt_embeds": self.normal(1, width) for kind in ("", "negative_")}
+
+
+def red(size: int) -> Any:
+    """A picture."""
+    return PIL.Image.new("RGB", (size, size), "red")
 
 
 def seeded(build: Callable[[], Any]) -> Any:

@@ -237,8 +237,8 @@ STOPS = [
 ]
 
 
-def second() -> Any:
-    network = transformer("WanTransformer3DModel")
+def second(**config: Any) -> Any:
+    network = transformer("WanTransformer3DModel", **config)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(0.9)
