@@ -33,10 +33,6 @@ def guided(d: Draw, **more: Any) -> dict[str, Any]:
     return {**d.prompts(), **SIZE, "num_frames": 5, **more}
 
 
-def two(index: int) -> tuple[int, int]:
-    return divmod(index, 2)
-
-
 def skyreels(name: str) -> Any:
     return made(
         name,
