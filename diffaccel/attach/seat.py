@@ -16,7 +16,7 @@ from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.attachment import Attachment
 from diffaccel.runtime.call import Call, Forced
-from diffaccel.runtime.contexts import fingerprint
+from diffaccel.runtime.contexts import KNOWN, fingerprint
 from diffaccel.runtime.lanes import Lane
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run, Runs
@@ -202,6 +202,8 @@ class Seat:
         memory, in_full = own.memory, own.in_full
         if own.contexts.most > MOST_CALLS:
             in_full = "more calls with one prompt than steps tell apart"
+        elif own.contexts.too_many:
+            in_full = own.in_full = f"more than {KNOWN} prompts in one step"
         if in_full:
             self.session.tally.full[in_full] += 1
             memory = Memory(self.session.parts)

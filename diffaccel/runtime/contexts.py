@@ -116,7 +116,7 @@ class Contexts:
     step: int = -1
     _prompts: Numbers = field(default_factory=lambda: Numbers(by_value=True))
     _constants: Numbers = field(default_factory=lambda: Numbers(by_value=False))
-    _count: Counter[Hashable] = field(default_factory=Counter)
+    _count: Counter[tuple[Hashable, ...]] = field(default_factory=Counter)
 
     def of(self, inputs: Inputs, name: str | None, step: int, *, peek: bool = False) -> Hashable:
         """The context of a call.
@@ -145,6 +145,11 @@ class Contexts:
     def most(self) -> int:
         """Most calls of one kind in the step at hand."""
         return max(self._count.values(), default=0)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the step at hand has more prompts than are told apart, so that none is found again in the next."""
+        return len(self._count) > KNOWN and len({prompt for _, prompt, *_ in self._count}) > KNOWN
 
     def constants(self, inputs: Inputs) -> int:
         """A number for everything that usually stays the same in a run, which changes whenever any of it does."""

@@ -14,6 +14,7 @@ from walk_parts import Draw, ddim, kl
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import IntervalCache, ResidualGuidance, TextKVCache, TGate
 from diffaccel.reuse.schedule import Uniform
+from diffaccel.runtime.contexts import KNOWN
 
 STEPS = (900, 700, 500, 300)
 TABLE = torch.linspace(900, 300, 4)
@@ -91,6 +92,19 @@ def test_rows_at_timesteps_of_their_own_compute_in_full() -> None:
     with accelerate(pipe, EVERY_SECOND) as handle:
         same(pipe(inputs), plain)
         assert handle.report().full == {"rows of one call are at timesteps of their own": 3}
+
+
+def test_more_prompts_in_a_step_than_are_told_apart() -> None:
+    few, many = ([dit_inputs(seed) for seed in range(count)] for count in (KNOWN, KNOWN + 1))
+    for each, full in ((few, {}), (many, {f"more than {KNOWN} prompts in one step": 1 + 2 * len(many)})):
+        network, calls = dit(), [(t, inputs) for t in (900, 700, 500) for inputs in each]
+        plain = run_calls(dit(), calls)
+        with accelerate(network, EVERY_SECOND) as handle:
+            found = run_calls(network, calls)
+            assert handle.report().full == full
+            assert handle.report().replayed == (0 if full else len(few))
+        if full:
+            same(found, plain)
 
 
 def test_a_table_of_timesteps_used_twice() -> None:
