@@ -28,9 +28,9 @@ def weighted_pairs(given: Any, problem: str) -> tuple[tuple[Any, float], ...]:
 
 
 def weights(title: str, values: Sequence[float]) -> None:
-    """Check that weights are not negative and that there is something to weigh."""
-    fits = all(weight >= 0 for weight in values) and sum(values) > 0
-    check(fits, f"{title} must not be negative and must sum to more than 0, not {list(values)}")
+    """Check that weights are finite and not negative, and that there is something to weigh."""
+    fits = all(weight >= 0 for weight in values) and 0 < sum(values) < float("inf")
+    check(fits, f"{title} must be finite, not negative, and sum to more than 0, not {list(values)}")
 
 
 def whole(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:

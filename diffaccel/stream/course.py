@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
+from diffaccel.config.checks import number
 from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
 from diffaccel.networks.image_prompts import EMBEDS, ImagePrompt
-from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scales_of
+from diffaccel.networks.lora_rows import LORA_SCALES, MOST, adapters_loaded, scales_of
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import sampler_for
@@ -46,8 +47,15 @@ class SettingsBuilder:
         self._stages: tuple[object, Stages] | None = None
         self._unread: object = None  # what was said last of a negative prompt without effect
 
-    def forget(self) -> None:
-        """Encode prompts anew from now on, because the text encoder or its adapters changed."""
+    def scale_loras(self, scales: Mapping[str, float]) -> None:
+        """Change the pipeline's scale of LoRAs by name, and encode prompts anew from now on: text encoders have some.
+
+        Raises:
+            ValueError: for LoRAs that are not there, and scales that are not numbers.
+        """
+        for name, scale in scales.items():
+            number(f"lora_scale of {name!r}", scale, -MOST, MOST)
+        self.network.pipe.set_adapters(list(scales), list(scales.values()))
         self._prompts.clear()
         self._images.clear()
         self._regions.clear()

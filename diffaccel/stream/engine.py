@@ -288,8 +288,7 @@ class StreamEngine(MovingFrames):
 
     def _scale_lora(self, scales: Mapping[str, float]) -> None:
         with self._runner.quiet():
-            self.pipe.set_adapters(list(scales), list(scales.values()))
-        self._builder.forget()
+            self._builder.scale_loras(scales)
         self._denoiser.forget()
 
     def reset(self) -> None:
@@ -331,8 +330,8 @@ class StreamEngine(MovingFrames):
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""
         with self._lock:
-            self._state.counts.frames_in += frames
-            self._state.drop(frames)
+            counts = self._state.counts
+            counts.frames_in, counts.frames_dropped = counts.frames_in + frames, counts.frames_dropped + frames
 
     def close(self) -> None:
         """Let go of the frames in flight; pushing raises from now on. Closing twice is harmless."""

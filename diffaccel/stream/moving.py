@@ -32,8 +32,7 @@ class MovingFrames:
 
     def _push(self, frame: Frame) -> None:
         state = self._state
-        seen = frame.seen
-        if seen is not None and state.skips(seen):
+        if state.skips(frame):
             try:
                 if state.busy:
                     self._advance()
@@ -86,7 +85,7 @@ class MovingFrames:
             with state.clock.stage("denoise"):
                 finished = state.batch.tick(self._denoiser.predict, entering)
         except BaseException:
-            state.counts.frames_dropped += len(group)
+            state.drop(len(group))
             state.clock.finish(waited=True)
             raise
         self._deliver(finished)
@@ -120,7 +119,7 @@ class MovingFrames:
                         decoded = state.smoothing.leave(decoded, tracks)
                     images = finish(decoded, self.config.output_type)
         except BaseException:
-            state.counts.frames_dropped += sum(len(s.frame_ids) for s in finished)
+            state.drop(sum(len(s.frame_ids) for s in finished))
             raise
         finally:
             timings = state.clock.finish(waited=bool(finished))

@@ -94,6 +94,7 @@ class StreamState:
         self._noise = SeededNoise(config.seed)
         self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
+        self._own_noise: torch.Tensor | None = None  # of the last frame
         self.next_id = 0
         self._slots = count()
         self._withheld: list[tuple[Slot, list[Any]]] = []
@@ -136,19 +137,33 @@ class StreamState:
         result = self._result.to(source)
         return torch.where(result.isfinite().all(), torch.lerp(source, result.nan_to_num(), share), source)
 
-    def skips(self, pixels: torch.Tensor) -> bool:
-        """Whether the similarity filter skips this frame; never before there is a picture to show instead."""
+    def skips(self, frame: Frame) -> bool:
+        """Whether the similarity filter skips this frame.
+
+        Never before there is a picture to show instead, nor behind a frame without one or with other noise of its own.
+        """
         if self._filter is None:
             return False
-        if self._last_image is None:
-            self._filter.accept(pixels)
+        seen = frame.seen
+        if seen is None or not _are_same(frame.noise, self._own_noise):
+            self._filter.forget()
+        self._own_noise = frame.noise
+        if seen is None:
             return False
-        return self._filter.skips(pixels)
+        if self._last_image is None:
+            self._filter.accept(seen)
+            return False
+        return self._filter.skips(seen)
+
+    def _forget_seen(self) -> None:
+        """Let the next frame pass: what the last ones showed was not painted."""
+        if self._filter is not None:
+            self._filter.forget()
 
     def painted_under(self, settings: FrameSettings) -> None:
         """Note what entering frames are painted under: a picture of other settings must not be shown again."""
-        if self._filter is not None and self._settings is not None and settings != self._settings:
-            self._filter.forget()
+        if self._settings is not None and settings != self._settings:
+            self._forget_seen()
         self._settings = settings
 
     def repeat(self, frame: Frame) -> None:
@@ -178,6 +193,7 @@ class StreamState:
         for frame_id, entered, image in zip(slot.frame_ids, slot.entered, images, strict=True):
             if image is None:
                 self.counts.frames_not_finite += 1
+                self._forget_seen()
                 continue
             latency = (time.perf_counter() - entered) * 1000
             self.clock.latency(latency)
@@ -197,8 +213,7 @@ class StreamState:
 
     def reconfigure(self, old: StreamConfig, new: StreamConfig) -> None:
         """Follow a change of settings: a frame is only skipped for one that was painted under the same ones."""
-        if self._filter is not None:
-            self._filter.forget()
+        self._forget_seen()
         if new.similarity != old.similarity:
             self._filter = None if new.similarity is None else SimilarityState(new.similarity)
         if new.motion != old.motion:
@@ -216,12 +231,13 @@ class StreamState:
             slot.adopt(settings)
 
     def drop(self, frames: int | None = None) -> None:
-        """Count ``frames`` as dropped; None drops every frame that waits, flies or is ready."""
+        """Count accepted ``frames`` as dropped; None drops every frame that waits, flies or is ready."""
         if frames is None:
             frames = self.in_flight
             self.pending, self.batch.slots, self._withheld, self._ready = [], [], [], []
             self._result = None
         self.counts.frames_dropped += frames
+        self._forget_seen()
 
     @property
     def busy(self) -> bool:
@@ -252,3 +268,10 @@ class StreamState:
             sampler=type(sampler).__name__,
             pace=pace,
         )
+
+
+def _are_same(noise: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether two frames have the same noise of their own, or none."""
+    if noise is None or other is None:
+        return noise is other
+    return noise.device == other.device and torch.equal(noise, other)

@@ -73,6 +73,68 @@ def test_a_change_of_a_loras_scale_is_seen(frames: torch.Tensor, engine: Build) 
     assert not torch.equal(before, after)
 
 
+@pytest.fixture
+def scenes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two pictures that the filter below takes for two scenes."""
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
+    return picture, 1 - picture
+
+
+def shown(stream: Any, *given: Any, **options: Any) -> tuple[bool, torch.Tensor]:
+    """Whether the last frame was skipped, and its picture."""
+    output = [output for frame in given for output in stream.push(frame, **options)][-1]
+    return output.skipped, output.image
+
+
+ALIKE = {"similarity": SimilarityFilter(0.5, max_skip=1000), "timestep_indices": (30,)}
+
+
+@pytest.mark.parametrize("trouble", ["fails", "makes no numbers"])
+def test_no_frame_is_skipped_for_one_that_was_not_painted(engine: Build, scenes: Any, trouble: str) -> None:
+    stream, (_, expected) = engine(**ALIKE), shown(engine(timestep_indices=(30,)), scenes[1])
+    stream.push(scenes[0])
+    predict = stream._denoiser.predict
+
+    def troubled(tick: Any) -> torch.Tensor:
+        assert trouble != "fails", trouble
+        return predict(tick) * float("nan")
+
+    stream._denoiser.predict = troubled
+    with pytest.raises(AssertionError) if trouble == "fails" else ExitStack():
+        assert stream.push(scenes[1]) == []
+    stream._denoiser.predict = predict
+    skipped, picture = shown(stream, scenes[1])
+    assert not skipped
+    torch.testing.assert_close(picture, expected)
+    assert shown(stream, scenes[1])[0]
+
+
+def test_no_frame_is_skipped_for_one_that_was_dropped(engine: Build, scenes: Any) -> None:
+    stream = engine(**ALIKE | {"timestep_indices": (20, 30, 40)})
+    stream.push(scenes[0].expand(3, -1, -1, -1))
+    for _ in stream.stream([scenes[1]] * 9):
+        break
+    outputs = list(stream.stream([scenes[1]] * 4))
+    expected = next(iter(engine(timestep_indices=(20, 30, 40)).stream([scenes[1]])))
+    assert [output.skipped for output in outputs].count(False) == 1
+    torch.testing.assert_close(outputs[-1].image, expected.image)
+
+
+def test_frames_of_other_noise_or_behind_one_without_a_picture_are_not_skipped(engine: Build, scenes: Any) -> None:
+    stream = engine(**ALIKE)
+    noises = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5))
+    (_, first), (again, same) = (shown(stream, scenes[0], latents=noises[0]) for _ in range(2))
+    skipped, other = shown(stream, scenes[0], latents=noises[1])
+    assert (again, skipped) == (True, False)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    stream.push(scenes[0])
+    shown(stream, None)
+    skipped, behind = shown(stream, scenes[0])
+    assert not skipped
+    torch.testing.assert_close(behind, shown(engine(timestep_indices=(30,)), scenes[0])[1])
+
+
 def test_an_autoencoder_of_other_channels_is_refused_at_once(engine: Build) -> None:
     with pytest.raises(ValueError, match="AutoencoderKL makes latents of 16 channels, and the network takes 4"):
         engine(vae=stream_pipelines._kl(16))
