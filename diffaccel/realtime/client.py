@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -79,8 +79,8 @@ class Arrived:
 class Client:
     """What the hub keeps for one client.
 
-    The box holds the latest frame only. `offer`, `ask` and `ready` are called under the hub's lock; `work` and `close`
-    on the session's thread.
+    The box holds the latest frame only. `offer` and `ready` are called under the hub's lock; `work` and `close` on the
+    session's thread.
 
     Attributes:
         pace: what is painted more cheaply to hold the rate, in words.
@@ -111,9 +111,15 @@ class Client:
             self._tell_taken(self._box)
         self._box = Arrived(frame, monotonic())
 
-    def ask(self, controls: Controls) -> None:
-        """Ask for other controls, before the next frame."""
-        self._asked = controls
+    def ask(self, values: Mapping[str, Any]) -> Controls:
+        """Ask for a change of some controls, before the next frame; all of them, with the change.
+
+        Raises:
+            pydantic.ValidationError: for unknown names and values out of range; nothing has changed then.
+        """
+        with self._decided:
+            self._asked = asked = type(self._asked).model_validate({**self._asked.model_dump(), **values})
+        return asked
 
     def drop(self) -> None:
         """Count what is left as dropped: the client is gone."""
@@ -193,8 +199,7 @@ class Client:
         except Exception as error:
             with self._decided:
                 self._refused = controls, str(error)
-                if self._asked is controls:
-                    self._asked = self.controls  # or it would be tried for ever
+                self._asked = _without(controls, self._asked, self.controls)  # or it would be tried for ever
                 self._decided.notify_all()
             if not isinstance(error, TypeError | ValueError):
                 raise
@@ -204,7 +209,8 @@ class Client:
                 self.controls = controls
                 self._decided.notify_all()
             self._remark(self._stream.remark(controls))
-        self.post(Notice("controls", {"values": self.controls.model_dump()}))
+        finally:  # with what was asked for since then, or a control would jump back under the hand that moves it
+            self.post(Notice("controls", {"values": self.asked.model_dump()}))
 
     def _remark(self, words: str) -> None:
         if words != self._remarked:
@@ -220,8 +226,9 @@ class Client:
         if arrived is not None:
             pixels = protocol.decode(arrived.frame.jpeg)
             self._inside[self._count] = arrived
-            self._count, self._last = self._count + 1, begin
+            self._count += 1
             outputs = stream.push(pixels, frame_id=self._count - 1)
+            self._last = monotonic()  # a tick may be longer than the wait, and nobody sends a frame while it lasts
             if not any(output.skipped for output in outputs):
                 self._ticks.append(monotonic() - begin)
         elif self.due(begin) == 0.0:
@@ -281,6 +288,14 @@ class Client:
                 self._stream.close()
         except Exception:
             logger.exception("the stream of session %s could not be closed", self.id)
+
+
+def _without(refused: Controls, asked: Controls, kept: Controls) -> Controls:
+    """What was asked for since, without what was refused: that is again as in the controls that are kept."""
+    if asked is refused:
+        return kept
+    names = [name for name in type(asked).model_fields if getattr(asked, name) == getattr(refused, name)]
+    return asked.model_copy(update={name: getattr(kept, name) for name in names})
 
 
 OUT_OF_MEMORY = "The machine ran out of memory on a frame. Use fewer steps, or start it with a smaller --size."

@@ -116,8 +116,7 @@ class Hub:
             pydantic.ValidationError: for unknown names and values out of range; nothing has changed then.
         """
         with self._lock:
-            asked = type(self.controls).model_validate({**session.asked.model_dump(), **values})
-            session.ask(asked)
+            asked = session.ask(values)
             self._wake(session)
         return asked
 

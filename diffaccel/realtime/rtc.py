@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 CLOCK = 90_000
 """Ticks a second of video times in RTP."""
 LARGEST_OFFER = 2**16
+UNNUMBERED = 0
+"""Of frames of a video, which are acknowledged to nobody: those that a page numbers begin at 1."""
 Offer = Callable[[protocol.FrameMessage], None]
 
 
@@ -81,13 +83,11 @@ class Peer:
 
     async def _receive(self, track: Any) -> None:
         """Offer frames to the network until the other end stops."""
-        number = 0
         with suppress(self._aiortc.mediastreams.MediaStreamError, asyncio.CancelledError):
             while True:
                 frame = await track.recv()
                 if max(frame.width, frame.height) <= protocol.LARGEST_SIDE:
-                    number += 1
-                    self._offer(protocol.FrameMessage(number, protocol.encode(frame.to_ndarray(format="rgb24"))))
+                    self._offer(protocol.FrameMessage(UNNUMBERED, protocol.encode(frame.to_ndarray(format="rgb24"))))
 
     async def close(self) -> None:
         """End it. Closing twice is harmless."""

@@ -110,7 +110,7 @@ class LiveApp:
         """The connection that paints under a name; without one, the only one. Raises `HTTPException` otherwise."""
         if name is None and len(self.connections) != 1:
             raise HTTPException(409, f"{len(self.connections)} people are here: add &session=... from the page")
-        found = [each for each in self.connections.values() if name in (None, each.name)]
+        found = [each for each in list(self.connections.values()) if name in (None, each.name)]
         if not found:
             raise HTTPException(404, f"nobody paints as {name} now: open its page, or take the name that it shows")
         return found[-1]
@@ -139,7 +139,7 @@ class LiveApp:
         refused = client.answer(asked, ANSWERS_WITHIN)
         if refused:
             raise HTTPException(422, refused)
-        return asked, refused is not None
+        return client.asked, refused is not None
 
     def stream(self, name: str | None) -> Response:
         """`/mjpeg`: a name's pictures, of this connection and of those that come later."""

@@ -152,6 +152,7 @@ class Workers:
         """Note that a session is no longer in a process."""
         with self._lock:
             worker.sessions -= 1
+            worker.rows = worker.rows if worker.sessions else 0  # it says no more how many it has
             worker.alive = worker.alive and not dead
 
     def close(self) -> None:

@@ -3,8 +3,12 @@
 import asyncio
 import json
 import struct
+import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +23,18 @@ from diffaccel.realtime.connection import Connection
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
+
+
+def patch(server: LiveServer, body: str) -> tuple[int, str]:
+    """Status and text of what the server answers to a change."""
+    url = f"http://127.0.0.1:{server.port}/controls?token=secret"
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"}, method="PATCH")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def test_a_frame_comes_back_painted() -> None:
@@ -93,6 +109,114 @@ def test_controls_that_the_model_cannot_follow_leave_the_old_ones() -> None:
         client.controls(prompt="impossible")
         assert client.wait("problem")["message"] == "no such thing: try another prompt"
         assert client.wait("controls")["values"]["prompt"] == Controls().prompt
+        client.frame()
+        assert client.picture()
+
+
+class Doubtful(StubStream):
+    """Takes its time to refuse."""
+
+    def __init__(self, controls: Controls, error: type[Exception] = ValueError) -> None:
+        super().__init__(controls)
+        self.asked, self.refuse, self._error = threading.Event(), threading.Event(), error
+
+    def configure(self, controls: Controls) -> None:
+        if controls.prompt == "impossible":
+            self.asked.set()
+            self.refuse.wait(5)
+            raise self._error("no such thing")
+        super().configure(controls)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_what_is_refused_takes_nothing_with_it_that_was_asked_for_later(error: type[Exception]) -> None:
+    streams: list[Doubtful] = []
+
+    def open_stream(controls: Controls) -> Doubtful:
+        streams.append(Doubtful(controls, error))
+        return streams[-1]
+
+    with serving(open_stream) as server, Client(server) as client:
+        client.frame()
+        client.picture()
+        (stream,) = streams
+        client.controls(prompt="impossible", steps=3)
+        assert stream.asked.wait(5)
+        client.controls(seed=7)
+        session = server.painting(None).session
+        until(lambda: session.asked.seed == 7)
+        stream.refuse.set()
+        until(lambda: session.controls.seed == 7)
+        assert stream.controls == session.controls == session.asked == Controls(seed=7)
+        told: dict[str, Any] = {}
+        while "problem" not in told or told.get("controls") != Controls(seed=7).model_dump():
+            message = client.read()
+            if isinstance(message, dict):
+                told[message["type"]] = message.get("message", message.get("values"))
+        assert "no such thing" in told["problem"]
+
+
+def test_a_change_that_is_followed_late_is_told_with_those_behind_it() -> None:
+    streams: list[StubStream] = []
+    going_on = threading.Semaphore(0)
+
+    class Late(StubStream):
+        """Takes its time to follow."""
+
+        def configure(self, controls: Controls) -> None:
+            super().configure(controls)
+            assert going_on.acquire(timeout=5)
+
+    def open_stream(controls: Controls) -> Late:
+        streams.append(Late(controls))
+        return streams[-1]
+
+    with serving(open_stream) as server, Client(server) as client:
+        client.frame()
+        assert client.wait("controls")["values"]["strength"] == Controls().strength
+        client.controls(strength=0.6)
+        until(lambda: streams[0].controls.strength == 0.6)
+        client.controls(strength=0.7)
+        until(lambda: server.painting(None).session.asked.strength == 0.7)
+        going_on.release()
+        assert client.wait("controls")["values"]["strength"] == 0.7
+        going_on.release()
+
+
+@pytest.mark.slow
+def test_frames_in_flight_wait_for_the_next_one_also_where_a_tick_takes_long() -> None:
+    flushed: list[bool] = []
+
+    class Slow(StubStream):
+        """Two stages of 0.3 s."""
+
+        def push(self, image: Any, *, frame_id: int) -> list[Any]:
+            outputs = super().push(image, frame_id=frame_id)
+            self.frames_in_flight = 1
+            return [] if frame_id == 0 else [replace(outputs[0], frame_id=frame_id - 1)]
+
+        def flush(self) -> list[Any]:
+            flushed.append(True)
+            return []
+
+    with serving(lambda c: Slow(c, 0.3)) as server, Client(server) as client:
+        for _ in range(3):
+            client.frame()
+            client.wait(protocol.Taken)
+            time.sleep(0.35)  # it comes a bit after the network was free
+        assert not flushed
+        until(lambda: bool(flushed))
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "\\ud800"}', '{"\\ud800": 1}', '{"seed": 1e400}', '{"steps": [[2]]}'])
+def test_values_that_no_control_has_are_refused_in_words(text: str) -> None:
+    with serving() as server, Client(server) as client:
+        client.wait("hello")
+        client.socket.send(f'{{"type": "controls", "values": {text}}}')
+        assert client.wait("problem")["kind"] == "controls"
+        code, answer = patch(server, text)
+        assert code == 422
+        assert json.loads(answer)["detail"]
         client.frame()
         assert client.picture()
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_client import StubStream, until
+from live_client import StubStream, jpeg, pack_frame, until
 
 from diffaccel.media.errors import MediaError
+from diffaccel.realtime import protocol
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.server import LiveServer, ServerOptions
 
@@ -78,6 +79,14 @@ def test_frames_go_in_and_pictures_come_out(server: LiveServer) -> None:
     with connect(url, origin=f"http://127.0.0.1:{server.port}") as socket:  # type: ignore[arg-type]
         assert json.loads(socket.recv())["webrtc"] is True
         picture = on_its_own(talk())
+        socket.send(
+            pack_frame(7, jpeg())
+        )  # the page goes on without WebRTC: its numbers and those of video do not meet
+        numbers: set[int] = set()
+        while 7 not in numbers:
+            message = socket.recv(5)
+            numbers |= {protocol.Taken.unpack(message).id} if isinstance(message, bytes) and message[0] == 2 else set()
+        assert numbers == {0, 7}
         assert picture.shape == (64, 64, 3)
         assert picture.mean((0, 1)) == pytest.approx([55, 225, 225], abs=12)  # inverted, and through a video codec
         tally = next(iter(server.connections.values())).session.tally
