@@ -13,7 +13,7 @@ from diffaccel.runtime.call import Call, Measured
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.lanes import Lane, scatter
 from diffaccel.runtime.memory import Memory
-from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction, require_one
 
 EXPECTED = "expected relative error of the output"
 
@@ -98,6 +98,7 @@ class _Skips(Wrapper):
         outputs = []
         if due:
             output = network(call.select(due))
+            require_one(output, "EasyCache")
             _require_alike(x, prediction(output))
             self._remember(known, [lanes[row] for row in due], x[due], prediction(output))
             memory.notes[self, "form"] = output
@@ -113,6 +114,7 @@ class _Skips(Wrapper):
         skips = [False] * len(rows)
         if not known:
             return skips
+        x = x.detach()
         moves = torch.stack([_mean(x[place] - row.latest[0]) / _mean(row.v) for place, row in known])
         for (place, row), move in zip(known, moves.tolist(), strict=True):
             row.latest = x[place : place + 1].clone()  # callers write into what they gave
@@ -130,7 +132,7 @@ class _Skips(Wrapper):
 
     def _remember(self, known: dict[Lane, _Row], lanes: list[Lane], x: torch.Tensor, v: torch.Tensor) -> None:
         """Keep what rows computed, and the rate at which their outputs move."""
-        v = v.detach()
+        x, v = x.detach(), v.detach()
         for index, lane in enumerate(lanes):
             own, output = x[index : index + 1].clone(), v[index : index + 1].clone()
             before = known.get(lane)

@@ -23,7 +23,7 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.replay_act import Replay
 from diffaccel.runtime.residual_act import AddResidual
 from diffaccel.runtime.run import Run
-from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction, require_one
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class Outputs(Wrapper):
                 predicted = self.blend.predict(stored.history, call.step)
             return map_output(lambda _: predicted, stored.latest)
         stored.latest = network(call)
+        require_one(stored.latest, "Profile")
         stored.history = self.blend.update(stored.history, prediction(stored.latest), call.step)
         return stored.latest
 

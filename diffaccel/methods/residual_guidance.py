@@ -13,7 +13,7 @@ from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.run import Run
-from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction, require_one
 from diffaccel.sampling.guidance import virtual_negative
 from diffaccel.sampling.noise_levels import NoiseLevels
 
@@ -130,9 +130,15 @@ class _VirtualNegative(Wrapper):
         if held is None:
             held = memory.notes[self, call.view] = _Held(NoiseLevels(call.run.host.scheduler))
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
+
+        def one(call: Call) -> Any:
+            output = network(call)
+            require_one(output, "ResidualGuidance")
+            return output
+
         if positive and negative:
-            return self._stacked(call, held, network)
-        return self._positive(call, held, network) if positive else self._negative(call, held, network)
+            return self._stacked(call, held, one)
+        return self._positive(call, held, one) if positive else self._negative(call, held, one)
 
     def _is_due(self, call: Call, held: _Held) -> bool:
         """Whether the negative prompt is to be computed."""
@@ -147,7 +153,7 @@ class _VirtualNegative(Wrapper):
         if self._is_due(call, held):
             output = network(call)
             clean = self._clean(prediction(output), call, held)
-            held.negative, held.positive = clean[negative], clean[positive]
+            held.negative, held.positive = clean[negative].detach(), clean[positive].detach()
             return output
         alone = call.positive()
 
@@ -169,8 +175,9 @@ class _VirtualNegative(Wrapper):
         if self._is_due(call, held) or held.output is None:
             held.output = output = network(call)
             if self._is_due(call, held):
-                held.negative = self._clean(prediction(output), call, held)
-                held.positive = self._latest(call, held)
+                held.negative = self._clean(prediction(output), call, held).detach()
+                positive = self._latest(call, held)
+                held.positive = None if positive is None else positive.detach()
                 return output
         template = prediction(held.output)
         return map_output(lambda _: self._virtual(template, call, held, self._latest(call, held)), held.output)

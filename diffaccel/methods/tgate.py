@@ -14,10 +14,11 @@ from diffaccel.reuse.schedule import CallInfo, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
+from diffaccel.runtime.lanes import gather
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.replay_act import Replay
 from diffaccel.runtime.run import Run
-from diffaccel.runtime.wrapper import Inner, Wrapper, map_output
+from diffaccel.runtime.wrapper import Inner, Wrapper
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ class _Gate(Wrapper):
         after = call.step is not None and call.step >= self.gate
         after = after and not self.ends.computes(call.step, call.total)
         if positive and negative:
-            return network(call) if not after else map_output(_twice, network(call.positive()))
+            if not after:
+                return network(call)
+            rows = range(len(positive))
+            return gather(network(call.positive()), [*rows, *rows], len(rows))  # whichever half comes first
         if negative and not after:
             memory.notes[self, "negative", call.view] = call.lanes["run"]
         if not after or not call.roles:
@@ -128,11 +132,6 @@ class _Gate(Wrapper):
         output = network(replace(call, partners=memory.notes.get((self, "negative", call.view), ())))
         memory.notes[self, "positive", call.view] = call.step, output
         return output
-
-
-def _twice(prediction: torch.Tensor) -> torch.Tensor:
-    """For both halves, whichever comes first, ``(rows, ...) -> (2 * rows, ...)``."""
-    return torch.cat([prediction, prediction])
 
 
 def mean_of_pair(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

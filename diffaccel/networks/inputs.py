@@ -9,13 +9,20 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 TIMESTEPS = ("timestep", "timesteps", "t")
-# Inputs without a dimension of rows, whose first dimension may equal the number of rows by chance.
+# Inputs without a dimension of rows, whose first dimension, or length, may equal the number of rows by chance.
 WITHOUT_ROWS = (
+    "chunk_partition",
+    "conditioning_scale",
+    "control_hidden_states_scale",
+    "control_type_idx",
     "image_rotary_emb",
     "img_ids",
+    "ip_adapter_masks",
     "position_ids",
     "rope_interpolation_scale",
     "rotary_embedding",
+    "skip_layers",
+    "spatio_temporal_guidance_blocks",
     "text_rope_pos",
     "txt_ids",
     "visual_rope_pos",

@@ -66,7 +66,7 @@ def gate_of(gate: int | None, total: int | None) -> int:
 
 def relative_changes(value: torch.Tensor, reference: torch.Tensor, rows: int) -> list[float]:
     """mean|x - x_ref| / mean|x_ref| of each row; waits for the device once. First dimension ``(rows * anything)``."""
-    difference = (value - reference).abs().reshape(rows, -1).mean(dim=1, dtype=torch.float32)
+    difference = (value.detach() - reference).abs().reshape(rows, -1).mean(dim=1, dtype=torch.float32)
     scale = reference.abs().reshape(rows, -1).mean(dim=1, dtype=torch.float32)
     changes: list[float] = (difference / scale).tolist()
     return changes
@@ -76,4 +76,4 @@ def relative_change(sample: torch.Tensor | None, reference: torch.Tensor | None)
     """mean|x - x_ref| / mean|x_ref|, infinite where they cannot be compared; waits for the device."""
     if sample is None or reference is None or sample.shape != reference.shape:
         return float("inf")
-    return float((sample - reference).abs().mean() / reference.abs().mean())
+    return float((sample.detach() - reference).abs().mean() / reference.abs().mean())

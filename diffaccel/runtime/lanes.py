@@ -263,14 +263,15 @@ def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
     A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is, and so are
     the residuals of its ControlNets.
     """
-    values = {
-        name: v if name in WITHOUT_ROWS else _selected(v, rows, count, folded="residual" in name)
-        for name, v in inputs.values.items()
-    }
+    values = {name: _named(name, v, rows, count, folded="residual" in name) for name, v in inputs.values.items()}
     name, prompt = inputs.names[2], inputs.conditioning
     if name is not None and isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:
         values[name] = take_rows(prompt, rows, count)
     return replace(inputs, values=values)
+
+
+def _named(name: str, value: Any, rows: Sequence[int], count: int, *, folded: bool) -> Any:
+    return value if name in WITHOUT_ROWS else _selected(value, rows, count, folded=folded)
 
 
 def _selected(value: Any, rows: Sequence[int], count: int, *, folded: bool = False) -> Any:
@@ -278,7 +279,7 @@ def _selected(value: Any, rows: Sequence[int], count: int, *, folded: bool = Fal
         has_rows = value.dim() > 0 and (value.shape[0] == count or (folded and value.shape[0] % count == 0))
         return take_rows(value, rows, count) if has_rows else value
     if isinstance(value, Mapping):
-        return {key: _selected(item, rows, count, folded=folded) for key, item in value.items()}
+        return {key: _named(key, item, rows, count, folded=folded) for key, item in value.items()}
     listed = isinstance(value, list) and len(value) == count and not folded
     if listed and not any(_has_rows(x, count) for x in value):
         return [value[row] for row in rows]
@@ -290,6 +291,17 @@ def _selected(value: Any, rows: Sequence[int], count: int, *, folded: bool = Fal
 def _has_rows(value: Any, count: int) -> bool:
     """Whether an item of a list has rows of its own, as each residual of a ControlNet does."""
     return isinstance(value, torch.Tensor) and value.dim() > 2 and value.shape[0] == count
+
+
+def gather(output: Any, rows: Sequence[int], count: int) -> Any:
+    """A network's output of some of ``count`` rows; what is no tensor of rows, nor holds some, stays."""
+    if isinstance(output, torch.Tensor):
+        return output[list(rows)] if output.dim() and output.shape[0] == count else output
+    if isinstance(output, list | tuple):
+        return type(output)(gather(item, rows, count) for item in output)
+    if isinstance(output, Mapping):
+        return type(output)(**{name: gather(item, rows, count) for name, item in output.items()})
+    return output
 
 
 def scatter(outputs: Sequence[tuple[Any, Sequence[int]]]) -> Any:
@@ -307,5 +319,4 @@ def scatter(outputs: Sequence[tuple[Any, Sequence[int]]]) -> Any:
         return type(first)(scatter([(output[i], rows) for output, rows in outputs]) for i, _ in enumerate(first))
     if not isinstance(first, Mapping):
         return first
-    name = next(iter(first))
-    return type(first)(**{**first, name: scatter([(output[name], rows) for output, rows in outputs])})
+    return type(first)(**{name: scatter([(output[name], rows) for output, rows in outputs]) for name in first})

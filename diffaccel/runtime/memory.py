@@ -191,7 +191,7 @@ class Memory:
         computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         schedule = part.schedule.for_prompt(negative=call.is_negative)
         if computes and schedule.measures:
-            record.reference = schedule.seen(call.inputs.sample, call.noise_levels).clone()
+            record.reference = schedule.seen(call.inputs.sample, call.noise_levels).detach().clone()
         return computes
 
     def _is_even(self, index: int, lanes: Lanes) -> bool:

@@ -19,10 +19,9 @@ from diffaccel.networks import layout_of
 from diffaccel.networks.inputs import Inputs
 from diffaccel.runtime.act import Part, PartState, Place
 from diffaccel.runtime.call import Call, Disturbed
-from diffaccel.runtime.lanes import scatter
+from diffaccel.runtime.lanes import gather, scatter
 from diffaccel.runtime.memory import Decision, Memory
 from diffaccel.runtime.tally import Tally
-from diffaccel.runtime.wrapper import map_output
 
 RunNetwork = Callable[[Call], Any]
 
@@ -152,7 +151,7 @@ class Session:
         early = [row for row in range(call.count) if row not in late]
         computed = tuple(True if state.late else decided for state, decided in zip(self.states, decision, strict=True))
         again = self._once(call.select(late), memory, network, computed)
-        return scatter([(map_output(lambda x: x[early], output), early), (again, late)])
+        return scatter([(gather(output, early, call.count), early), (again, late)])
 
     def _once(self, call: Call, memory: Memory, network: RunNetwork, decision: Decision) -> Any:
         """One run of the network."""

@@ -1,12 +1,13 @@
 """A wrapper changes the inputs of whole network calls, and their outputs in turn: guidance without negative rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from diffaccel.networks.layout import UnsupportedModelError
 from diffaccel.reuse.ends import NO_ENDS, Ends
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.memory import Memory
@@ -60,6 +61,25 @@ def map_output(function: Callable[[torch.Tensor], torch.Tensor], output: Any) ->
     if isinstance(output, torch.Tensor):
         return function(output)
     return type(output)(**{**output, next(iter(output)): function(next(iter(output.values())))})
+
+
+def require_one(output: Any, name: str) -> None:
+    """Refuse to answer for a network that predicts several things, such as a video and its sound, with one of them.
+
+    Args:
+        output: of the network.
+        name: of the method.
+
+    Raises:
+        UnsupportedModelError: naming the shapes.
+    """
+    values = output if isinstance(output, tuple) else output.values() if isinstance(output, Mapping) else (output,)
+    shapes = [tuple(v.shape) for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim() > 2]
+    if len(shapes) > 1:
+        raise UnsupportedModelError(
+            f"{name} answers for the network with one prediction, and this network makes several, of shapes "
+            f"{', '.join(map(str, shapes))}: use a method that works within it, such as BlockCache"
+        )
 
 
 def prediction(output: Any) -> Any:

@@ -3,7 +3,7 @@
 import torch
 
 from diffaccel.networks.inputs import Inputs
-from diffaccel.runtime.lanes import Block, Lane, LaneMemory, cat_rows, scatter, select, take_rows
+from diffaccel.runtime.lanes import Block, Lane, LaneMemory, cat_rows, gather, scatter, select, take_rows
 
 A, B, C, D = (Lane("g", name) for name in "abcd")
 
@@ -94,7 +94,8 @@ def test_rows_of_inputs() -> None:
         "img_ids": torch.arange(2),
         "names": ["a", "b"],
         "residuals": [torch.zeros(2, 1, 1), torch.ones(2, 1, 1)],
-        "more": {"mask": torch.tensor([[3.0], [4.0]])},
+        "more": {"mask": torch.tensor([[3.0], [4.0]]), "ip_adapter_masks": [torch.zeros(1, 1), torch.ones(1, 1)]},
+        "skip_layers": [7, 8],
     }
     found = select(Inputs(values, ("x", "t", "prompt")), [1], 2).values
     assert found["x"].tolist() == [[1.0]]
@@ -104,6 +105,8 @@ def test_rows_of_inputs() -> None:
     assert found["names"] == ["b"]
     assert [r.shape[0] for r in found["residuals"]] == [1, 1]
     assert found["more"]["mask"].tolist() == [[4.0]]
+    assert found["more"]["ip_adapter_masks"] is values["more"]["ip_adapter_masks"]  # one for each adapter
+    assert found["skip_layers"] == [7, 8]
     pooled = {"x": torch.zeros(2, 1), "prompt": torch.zeros(4, 1)}  # no tokens: not a prompt repeated for frames
     assert select(Inputs(pooled, ("x", None, "prompt")), [1], 2).values["prompt"] is pooled["prompt"]
     residuals = [torch.arange(4.0)[:, None], torch.zeros(2, 1)]  # of two frames a row, as many as rows
@@ -123,6 +126,16 @@ def test_outputs_are_put_back_in_order() -> None:
     shared, other = torch.tensor(5.0), torch.zeros(3)
     assert scatter([(shared, [0, 2]), (torch.tensor(6.0), [1])]) is shared
     assert scatter([(other, [0, 2]), (torch.zeros(1), [1])]) is other  # a row more than it was given
+
+
+def test_all_that_an_output_holds_of_rows_goes_with_them() -> None:
+    both = {"sample": torch.arange(3.0), "sound": [torch.arange(3.0) + 5, None], "step": torch.tensor(1.0)}
+    found = gather(both, [2, 0], 3)
+    assert (found["sample"].tolist(), found["sound"][0].tolist(), found["sound"][1]) == ([2, 0], [7, 5], None)
+    assert found["step"] is both["step"]
+    assert gather((both["sample"], "words"), [1], 3)[1] == "words"
+    back = scatter([(found, [2, 0]), (gather(both, [1], 3), [1])])
+    assert (back["sample"].tolist(), back["sound"][0].tolist()) == ([0, 1, 2], [5, 6, 7])
 
 
 def test_a_copy_is_written_to_without_a_trace() -> None:

@@ -11,8 +11,9 @@ from tiny_transformers import TRANSFORMERS
 from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import DeepCache, TextKVCache
+from diffaccel.methods import DeepCache, EasyCache, Method, ResidualGuidance, TextKVCache
 from diffaccel.networks import layout_of
+from diffaccel.reuse.schedule import Threshold
 
 
 class TestTextKV:
@@ -55,15 +56,34 @@ class TestTextKV:
             assert torch.equal(found, unet(**inputs, timestep=600).sample)
 
 
-def test_stored_features_do_not_keep_the_graph() -> None:
+@pytest.mark.parametrize("method", [DeepCache(2), DeepCache(schedule=Threshold(9.0)), EasyCache(9.0)], ids=repr)
+def test_stored_features_do_not_keep_the_graph(method: Method) -> None:
     unet = sd_unet(**SMALL)
     inputs = unet_inputs(unet)
-    with accelerate(unet, DeepCache(interval=2)):
-        for t in (900, 700, 500):
-            sample = inputs["sample"].clone().requires_grad_()
-            loss = unet(**{**inputs, "sample": sample}, timestep=t).sample.square().mean()
-            (gradient,) = torch.autograd.grad(loss, sample)
-            assert gradient.abs().sum() > 0
+    with accelerate(unet, method) as handle:
+        for t in (900, 700, 500, 300):
+            sample = (inputs["sample"] * t / 1000).requires_grad_()
+            scaled = sample.exp()  # a graph before the network, which is gone in the next call
+            found = unet(**{**inputs, "sample": scaled}, timestep=t).sample
+            found.square().mean().backward()
+            assert sample.grad is not None
+            assert sample.grad.abs().sum() > 0
+        assert handle.report().replayed > 0
+
+
+@pytest.mark.parametrize("held", ["estimate", "difference"])
+def test_nor_does_a_negative_that_is_kept(held: str) -> None:
+    pipe = pipeline(sd_unet(**SMALL))
+    prompts = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(4)
+    with accelerate(pipe, ResidualGuidance(renew=2, held=held), guided=True):
+        for t in pipe.scheduler.timesteps:
+            latents = torch.ones(1, 4, 16, 16).requires_grad_()
+            negative, positive = pipe.unet(torch.cat([latents.exp()] * 2), t, prompts).sample.chunk(2)
+            (3 * positive - 2 * negative).square().mean().backward()
+            assert latents.grad is not None
+            assert latents.grad.abs().sum() > 0
+            pipe.scheduler.step(positive.detach(), t, latents.detach())
 
 
 def test_a_replaced_network_is_noticed() -> None:
