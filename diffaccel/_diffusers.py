@@ -96,6 +96,44 @@ def hooks_of(module: torch.nn.Module) -> list[str]:
     return [] if registry is None else list(registry._hook_order)
 
 
+def _chain(forward: Any) -> Iterator[Any]:
+    """A forward, and what it wraps: hooks of diffusers and accelerate, and compiled code, tell what lies beneath."""
+    while forward is not None:
+        yield forward
+        forward = getattr(forward, "__wrapped__", None)
+
+
+def is_bypassed(module: torch.nn.Module, hooked: Any) -> bool:
+    """Whether a module runs something that lay beneath its hooked forward, instead of that.
+
+    accelerate takes a hook off by giving the module the forward from before it, without what others put on top.
+    """
+    _, *beneath = _chain(hooked)
+    for forward in _chain(module.forward):
+        if forward is hooked:
+            return False
+        if forward in beneath:
+            return True
+    return False
+
+
+STOCK_CACHES = (  # how names of the hooks of diffusers' caches begin
+    "faster_cache",
+    "fbc_",
+    "mag_cache",
+    "pyramid_attention_broadcast",
+    "sea_cache",
+    "taylorseer_cache",
+    "text_kv_cache",
+)
+
+
+def stock_cache_on(model: torch.nn.Module) -> str | None:
+    """Name of a hook of a cache of diffusers on a network, also of one that `enable_cache` has not put there."""
+    names = (name for module in model.modules() for name in hooks_of(module))
+    return next((name for name in names if name.startswith(STOCK_CACHES)), None)
+
+
 def first_block_cache(model: torch.nn.Module, threshold: float) -> AbstractContextManager[None]:
     """diffusers' FirstBlockCache on a transformer, as `stock_cache`."""
     return stock_cache(model, FirstBlockCacheConfig(threshold=threshold))

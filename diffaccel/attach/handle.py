@@ -8,17 +8,16 @@ from typing import Any, Self
 
 import torch
 
-from diffaccel._diffusers import hooks_of
 from diffaccel.attach.cost import CostModel, SubstituteCost
 from diffaccel.attach.plan import Plan, companion_plan, plan, stages_of, substitute_plan
+from diffaccel.attach.preconditions import parts_of, require_attached, require_companions, require_free
 from diffaccel.attach.report import Report, summarize
 from diffaccel.attach.seat import Seat
 from diffaccel.attach.substitute import StageSeat, SubstituteSeat, no_stages
 from diffaccel.config.checks import check
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
-from diffaccel.networks import COMPANIONS, UnsupportedModelError, is_companion, layout_of, supported, supports
-from diffaccel.runtime.attachment import HOOK
+from diffaccel.networks import UnsupportedModelError, is_companion, layout_of, supported, supports
 from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.run import Runs
@@ -27,7 +26,7 @@ from diffaccel.runtime.substitute import Stretch, Substitute
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.wrapper import Wrapper
 
-OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
+OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks")
 Named = dict[str, torch.nn.Module]
 MethodsFor = Mapping[str, Method | Sequence[Method]]
 
@@ -68,7 +67,7 @@ def accelerate(
     chosen = _by_name(methods, models)
     companions = [] if bare else _controlnets(pipe_or_model)
     for model in [*models.values(), *companions]:
-        _require_free(model)
+        require_free(model)
     host = Host(None if bare else pipe_or_model, guided)
     return Handle({name: models[name] for name in chosen}, companions, chosen, host, scheduler, len(models) > 1)
 
@@ -113,7 +112,7 @@ class Handle:
         plans = {name: plan(model, whole[name]) for name, model in denoisers.items()}
         substitutes = {name: self._substitute(denoisers[name], planned, companions) for name, planned in plans.items()}
         first = next(iter(denoisers))
-        _require_companions(methods[first], companions, host)
+        require_companions(methods[first], companions, host)
         check(
             not (companions and stages[first]), "Staged cannot work with a ControlNet: use one method, without stages"
         )
@@ -165,7 +164,7 @@ class Handle:
         network = found[0][1].load()
         if not supports(network):
             raise UnsupportedModelError(f"{type(network).__name__} is not a supported denoiser, and cannot take calls")
-        _require_free(network)
+        require_free(network)
         return network, substitute_plan(network, planned.methods, found[0][0]), found[0][1]
 
     def _attach_substitute(self, model: torch.nn.Module, planned: Plan, substitute: Substitute) -> None:
@@ -186,20 +185,7 @@ class Handle:
             self._costs.append(CostModel(model, planned))
 
     def _require_attached(self) -> None:
-        """Refuse to go on in silence where a network, or a part of one, was exchanged."""
-        for seat in self._seats:
-            if (name := seat.lost()) is not None:
-                raise RuntimeError(
-                    f"{name} of {type(seat.model).__name__} was replaced after accelerate(), as FreeNoise and LoRAs do "
-                    "where they come or go, so it would not reuse what the rest does: detach() the handle, then "
-                    "accelerate() the pipeline again"
-                )
-        for seat in self._seats if self._host.pipe is not None else ():
-            if seat.name is not None and getattr(self._host.pipe, seat.name, seat.model) is not seat.model:
-                raise RuntimeError(
-                    f"{type(self._host.pipe).__name__}.{seat.name} was replaced after accelerate(), so nothing would "
-                    "be reused: detach() the handle, then accelerate() the pipeline again"
-                )
+        require_attached(self._seats, self._host.pipe)
 
     def detach(self) -> None:
         """Take all hooks off: the pipeline is as it was before `accelerate`. Doing so twice is harmless.
@@ -309,34 +295,4 @@ def _denoisers(pipe: Any) -> Named:
 
 def _controlnets(pipe: Any) -> list[torch.nn.Module]:
     """The ControlNets that run before the denoiser in each step; several in a MultiControlNetModel."""
-    controlnet = pipe.components.get("controlnet")
-    nets = getattr(controlnet, "nets", [controlnet])
-    return [net for net in nets if is_companion(net)]
-
-
-def _require_companions(methods: Sequence[Method], companions: Sequence[torch.nn.Module], host: Host) -> None:
-    """Refuse methods of ControlNets where there is none that is known."""
-    needing = [method for method in methods if method.needs_controlnet]
-    if needing and not companions:
-        where = "a bare network" if host.pipe is None else type(host.pipe).__name__
-        known = ", ".join(name for family in COMPANIONS for name in family.classes)
-        raise UnsupportedModelError(
-            f"{type(needing[0]).__name__} needs a ControlNet of a known kind, and {where} has none: give a pipeline "
-            f"with one of {known}"
-        )
-
-
-def _require_free(model: torch.nn.Module) -> None:
-    """Refuse a denoiser that is accelerated already, that another cache works on, or whose hooks would be compiled."""
-    if HOOK in hooks_of(model):
-        raise RuntimeError(f"this {type(model).__name__} is accelerated already: call detach() on its handle first")
-    if getattr(model, "is_cache_enabled", False):
-        raise RuntimeError(
-            f"a cache of diffusers is enabled on this {type(model).__name__}: call disable_cache() on it first"
-        )
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise RuntimeError(
-            "the denoiser was compiled as a whole, so hooks cannot decide outside of the compiled code; compile its "
-            "forward instead, before accelerate(): unet.forward = torch.compile(unet.forward, fullgraph=True), "
-            "or use unet.compile_repeated_blocks(fullgraph=True)"
-        )
+    return [net for net in parts_of(pipe.components.get("controlnet")) if is_companion(net)]

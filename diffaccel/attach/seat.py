@@ -114,6 +114,11 @@ class Seat:
         """Name of a module with a hook that was taken out of the network since; None if there is none."""
         return self.attachment.lost()
 
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether hooks were taken off together with what lay beneath them, as where offload ends."""
+        return self.attachment.is_bypassed
+
     def reset(self) -> None:
         """Forget features of calls that were forced; those of runs go with the runs."""
         self._steered.clear()

@@ -50,6 +50,11 @@ class DeputySeat(Seat):
         """As the place's seat says it."""
         return lost_from(self.model, self._hooked)
 
+    @property
+    def is_bypassed(self) -> bool:
+        """As the place's seat says it."""
+        return self.place.is_bypassed
+
     def follow(
         self, run: Run, running: RunningCall | None, inputs: Inputs, name: str | None, network: RunNetwork
     ) -> Any:

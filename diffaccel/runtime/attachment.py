@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, registry_of
+from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, is_bypassed, registry_of
 from diffaccel.runtime.act import Place
 from diffaccel.runtime.session import Session
 
@@ -69,10 +69,15 @@ class _Attached:
     """One module that carries our hook, and what it had before.
 
     A module that was compiled in place runs its compiled code beneath the hook, which stays outside of it.
+
+    Attributes:
+        hooked: its forward with the hook.
+        forward: what it had for one of its own before.
     """
 
     name: str
     module: torch.nn.Module
+    hooked: Callable[..., Any]
     had_registry: bool
     forward: Callable[..., Any] | None
     compiled: Callable[..., Any] | None
@@ -81,20 +86,27 @@ class _Attached:
     def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> _Attached:
         """Put a hook on a module."""
         own = module.__dict__
-        item = cls(name, module, REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED))
+        before = REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED)
         registry_of(module).register_hook(hook, HOOK)
+        item = cls(name, module, module.forward, *before)
         if item.compiled is not None:
             hook.wrap(_beneath(module, item.compiled, item.forward))
             own[COMPILED] = None
         return item
 
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether the hook was taken off together with what lay beneath it, as where offload ends."""
+        return is_bypassed(self.module, self.hooked)
+
     def remove(self) -> None:
-        """Take the hook off and leave the module's attributes as they were."""
+        """Take the hook off and leave the module's attributes as they were, or as others have left them since."""
+        forward = self.module.__dict__.get("forward") if self.is_bypassed else self.forward
         registry_of(self.module).remove_hook(HOOK, recurse=False)
-        for attribute, value in (("forward", self.forward), (COMPILED, self.compiled)):
+        for attribute, value in (("forward", forward), (COMPILED, self.compiled)):
             if value is not None:
                 self.module.__dict__[attribute] = value
-        if self.forward is None:
+        if forward is None:
             self.module.__dict__.pop("forward", None)
         if not self.had_registry and not hooks_of(self.module):
             self.module.__dict__.pop(REGISTRY_ATTRIBUTE, None)
@@ -130,7 +142,6 @@ class Attachment:
         self.model = model
         self.session = session
         self._attached: list[_Attached] = []
-        self._forwards: dict[str, Any] = {}
         try:
             self._attach_all(session.places(model), root)
         except BaseException:
@@ -150,6 +161,11 @@ class Attachment:
         """Name of a module that carries a hook and is no part of the network any more, if there is one."""
         return lost_from(self.model, {item.name: item.module for item in self._attached})
 
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether a hook was taken off together with what lay beneath it."""
+        return any(item.is_bypassed for item in self._attached)
+
     def remove(self) -> None:
         """Take everything off. Safe to call twice.
 
@@ -164,17 +180,17 @@ class Attachment:
 
     def _attach(self, name: str, hook: Hook) -> None:
         """Put `hook` on the module called `name`."""
-        module = self.model.get_submodule(name)
-        self._attached.append(_Attached.put(name, module, hook))
-        self._forwards[name] = module.forward
+        self._attached.append(_Attached.put(name, self.model.get_submodule(name), hook))
 
     def _require_top(self, item: _Attached) -> None:
-        """Check that our hook is the outermost thing on the module's forward."""
+        """Check that our hook is the outermost thing on the module's forward, or gone from it."""
+        if item.is_bypassed:
+            return
         where = f"module {item.name!r}" if item.name else "the denoiser"
         above = hooks_of(item.module)[hooks_of(item.module).index(HOOK) + 1 :]
         if above:
             raise RuntimeError(f"cannot detach: hook {above[-1]!r} was put on {where} afterwards; remove it first")
-        if item.module.forward is not self._forwards[item.name]:
+        if item.module.forward is not item.hooked:
             raise RuntimeError(
                 f"cannot detach: the forward of {where} was replaced after accelerate(), for instance by torch.compile "
                 "or CPU offload; undo that first, or apply it before accelerate()"

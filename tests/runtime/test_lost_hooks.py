@@ -1,0 +1,104 @@
+"""Hooks that others take off with their own, networks that are exchanged, and other caches: followed, or said aloud."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel, FirstBlockCacheConfig, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers.hooks import apply_first_block_cache
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from runtime_calls import EVERY_SECOND, dit
+from tiny_networks import generate, pipeline, sd_unet
+from walk_unets import SMALL
+
+from diffaccel.attach.handle import accelerate
+from diffaccel.methods import ControlCache, DeepCache
+
+REUSE = DeepCache(interval=2, branch=0)
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With an offload that stays on the CPU."""
+    stock = StableDiffusionPipeline.enable_model_cpu_offload
+    monkeypatch.setattr(
+        StableDiffusionPipeline, "enable_model_cpu_offload", lambda self, **_: stock(self, device="cpu")
+    )
+    return pipeline(sd_unet(**SMALL))
+
+
+def reused(pipe: Any) -> torch.Tensor:
+    with accelerate(pipe, REUSE):
+        return generate(pipe, 4)
+
+
+def lora(folder: Path) -> Path:
+    torch.manual_seed(3)
+    unet = sd_unet(**SMALL)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=16, init_lora_weights=False, target_modules=["to_q", "to_k"]))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_lora_that_comes_and_goes_under_offload(pipe: Any, tmp_path: Path) -> None:
+    folder, without = lora(tmp_path), reused(pipe)
+    pipe.load_lora_weights(folder)
+    expected = reused(pipe)
+    pipe.unload_lora_weights()
+    pipe.enable_model_cpu_offload()
+    with accelerate(pipe, REUSE) as handle:
+        assert torch.equal(generate(pipe, 4), without)
+        pipe.load_lora_weights(folder)  # takes the hooks of offload off meanwhile, and all that lies on them
+        assert torch.equal(generate(pipe, 4), expected)
+        pipe.unload_lora_weights()
+        pipe.remove_all_hooks()
+        assert torch.equal(generate(pipe, 4), without)
+        assert handle.report().replayed == 6
+    assert not torch.equal(generate(pipe, 4), without)
+    assert not {"_old_forward", "_hf_hook"} & vars(pipe.unet).keys()
+
+
+def test_hooks_that_another_pipeline_takes_off_with_its_own(pipe: Any) -> None:
+    plain, expected = generate(pipe, 4), reused(pipe)
+    other = pipeline(pipe.unet)
+    other.enable_model_cpu_offload()
+    handle = accelerate(pipe, REUSE)
+    assert torch.equal(generate(other, 4), expected)  # and puts its own on anew
+    for one in (pipe, other):
+        with pytest.raises(RuntimeError, match="UNet2DConditionModel went with others that lay beneath them"):
+            generate(one, 4)
+    with pytest.raises(RuntimeError, match=r"nothing would be reused: detach\(\) the handle"):
+        handle.report()
+    handle.detach()
+    assert torch.equal(generate(pipe, 4), plain)
+    assert torch.equal(generate(other, 4), plain)
+    assert torch.equal(reused(other), expected)
+
+
+def test_a_replaced_controlnet(pipe: Any) -> None:
+    nets = [ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8)) for _ in range(2)]
+    parts = {**pipe.components, "requires_safety_checker": False}
+    controlled = StableDiffusionControlNetPipeline(**parts, controlnet=nets[0])
+    controlled.set_progress_bar_config(disable=True)
+    with accelerate(controlled, ControlCache(interval=2)):
+        controlled.controlnet = nets[1]
+        with pytest.raises(RuntimeError, match=r"StableDiffusionControlNetPipeline\.controlnet was replaced"):
+            generate(controlled, 2, image=torch.zeros(1, 3, 32, 32))
+
+
+def test_a_cache_of_diffusers_that_a_function_put_on() -> None:
+    model = dit()
+    with accelerate(model, EVERY_SECOND) as handle:
+        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.5))
+        with pytest.raises(RuntimeError, match="a cache of diffusers, whose hooks have names like 'fbc_"):
+            handle.report()
+        for module in model.modules():
+            if hasattr(module, "_diffusers_hook"):
+                module._diffusers_hook.remove_hook("fbc_leader_block_hook", recurse=False)
+                module._diffusers_hook.remove_hook("fbc_block_hook", recurse=False)
+    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.5))
+    with pytest.raises(RuntimeError, match="take them out of its HookRegistry, or load the network anew"):
+        accelerate(model, EVERY_SECOND)
