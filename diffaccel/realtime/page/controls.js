@@ -1,6 +1,8 @@
 // The controls, drawn from the server's JSON schema: what it does not list is not here.
 
 const DELAY = 200, LONGEST_HISTORY = 99;
+const TYPED = ["text", "number"];
+const NOW = "now", ALONG = "along", RESTED = "rested"; // when a change is sent: also while a slider moves, but not while somebody types
 
 export class Controls {
   // `changed` is called with the values that the person changed.
@@ -10,6 +12,7 @@ export class Controls {
     this.values = {};
     this.widgets = {};
     this.pending = {};
+    this.moving = new Set(); // what somebody has in hand: one step back, however long it takes
     this.history = [];
     for (const [name, field] of Object.entries(schema.properties)) {
       if (field.choices) field.enum = schema.about[field.choices] ?? [];
@@ -33,15 +36,17 @@ export class Controls {
     const kind = field.enum ? choice : field.type === "boolean" ? toggle : field.type === "string" ? text
       : field.maximum > 1000 ? seed : slider;
     const { box, get, set, input, wrong } = kind(name, field);
+    const about = element("small", field.description);
+    about.id = `about-${name}`;
     const note = element("small", "", "wrong");
     note.id = `wrong-${name}`;
     note.hidden = true;
-    if (!inPrompt && field.description) box.append(element("small", field.description));
+    if (!inPrompt && field.description) box.append(about);
     else box.title = field.description;
     if (field.main) box.classList.add("main");
-    const now = kind === toggle || kind === choice || kind === seed;
+    const when = kind === slider ? ALONG : kind === text ? RESTED : NOW;
     box.append(note);
-    input.setAttribute("aria-describedby", note.id);
+    input.setAttribute("aria-describedby", inPrompt ? note.id : `${about.id} ${note.id}`);
     const check = () => {
       note.textContent = wrong?.(this.values[name]) ?? "";
       note.hidden = !note.textContent;
@@ -49,9 +54,10 @@ export class Controls {
     };
     box.addEventListener("input", () => {
       check();
-      this.touch(name, get(), now);
+      this.touch(name, get(), when);
     });
     input.addEventListener("change", () => this.flush());
+    input.addEventListener("blur", () => get() !== undefined && !this.moving.has(name) && set(this.values[name])); // what came in the meantime
     this.widgets[name] = { set, box, input, check };
     return box;
   }
@@ -62,39 +68,61 @@ export class Controls {
       const button = element("button", example);
       button.onclick = () => {
         this.widgets[name].set(example);
-        this.touch(name, example, true);
+        this.touch(name, example, NOW);
       };
       box.append(button);
     }
     return box;
   }
 
-  touch(name, value, now) {
+  touch(name, value, when) {
     if (value === undefined || value === this.values[name]) return;
-    if (!(name in this.pending)) this.remember();
+    if (!this.moving.has(name)) this.remember();
+    this.moving.add(name);
     this.values[name] = this.pending[name] = value;
     this.dependents();
-    clearTimeout(this.timer);
-    if (now) this.flush();
-    else this.timer = setTimeout(() => this.flush(), DELAY);
+    clearTimeout(this.rest);
+    if (when === NOW) return this.flush();
+    this.rest = setTimeout(() => this.flush(), DELAY);
+    if (when === ALONG) this.along ??= setTimeout(() => this.send(), DELAY);
   }
 
-  flush() {
-    clearTimeout(this.timer);
+  send() {
+    clearTimeout(this.along);
+    this.along = undefined;
     const values = this.pending;
     this.pending = {};
     if (Object.keys(values).length) this.changed(values);
   }
 
-  // Several at once, as of a preset; names that are not here are left out, and told.
+  flush() {
+    clearTimeout(this.rest);
+    this.moving.clear();
+    this.send();
+  }
+
+  // Whether something is not as the server begins.
+  get mine() {
+    return !same(this.values, this.defaults);
+  }
+
+  // Whether there is such a control, and what a preset chooses is offered here.
+  has(name, value) {
+    if (!Object.hasOwn(this.widgets, name)) return false;
+    const field = this.schema.properties[name];
+    return !field.choices || Boolean(field.pattern) || value === this.defaults[name] || field.enum.includes(value);
+  }
+
+  // Several at once, as of a preset; what is not here is left out, and told.
   take(values) {
-    const known = Object.fromEntries(Object.entries(values).filter(([name]) => name in this.widgets));
+    const known = Object.fromEntries(Object.entries(values).filter(([name, value]) => this.has(name, value)));
     this.flush();
     this.remember();
     document.activeElement?.blur();
     this.show(known);
     this.changed(known);
-    return Object.keys(values).filter((name) => !(name in known));
+    return Object.keys(values).filter((name) => !Object.hasOwn(known, name))
+      .map((name) => (Object.hasOwn(this.widgets, name) ? `${name} “${values[name]}”` : name));
   }
 
   // Moves a slider to a fraction of its way.
@@ -117,12 +145,13 @@ export class Controls {
 
   undo() {
     this.flush();
-    const before = this.history.pop();
+    let before;
+    do before = this.history.pop(); while (before && same(before, this.values)); // a change that was refused
+    this.onHistory?.(this.history.length);
     if (!before) return;
     document.activeElement?.blur();
     this.show(before);
     this.changed(before);
-    this.onHistory?.(this.history.length);
   }
 
   reset() {
@@ -133,9 +162,9 @@ export class Controls {
   show(values) {
     for (const [name, value] of Object.entries(values)) {
       const widget = this.widgets[name];
-      if (!widget || name in this.pending) continue;
+      if (!widget || this.moving.has(name)) continue;
       this.values[name] = value;
-      if (document.activeElement === widget.input && widget.input.type !== "range") continue;
+      if (document.activeElement === widget.input && TYPED.includes(widget.input.type)) continue;
       widget.set(value);
       widget.check();
     }
@@ -162,6 +191,8 @@ export class Controls {
     }
   }
 }
+
+const same = (some, others) => Object.entries(some).every(([name, value]) => value === others[name]);
 
 function element(tag, content = "", className = "") {
   const made = document.createElement(tag);

@@ -21,11 +21,13 @@ export class Drawing {
     this.brush = BRUSHES[1];
     this.fill = true;
     this.enabled = true;
+    this.done = document.createElement("canvas").getContext("2d"); // the strokes that are finished, so that the thousandth costs no more
+    this.drawn = Infinity; // how many of them; more than there are: none of them
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (this.stroke = null));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => event.pointerId === this.pointer && this.lift());
     canvas.addEventListener("keydown", (event) => this.key(event));
-    canvas.addEventListener("blur", () => { this.stroke = null; this.showPen(); });
+    canvas.addEventListener("blur", () => this.lift());
     canvas.addEventListener("focus", () => this.showPen());
     document.addEventListener("keydown", (event) => {
       const typing = event.target.matches("input[type=text], input[type=number]");
@@ -34,15 +36,16 @@ export class Drawing {
   }
 
   begin(event) {
-    if (!this.enabled || event.button > 0) return;
+    if (!this.enabled || event.button > 0 || !event.isPrimary) return; // a second finger, or the palm
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
     this.hold();
+    this.pointer = event.pointerId;
     this.stroke = this.newStroke(this.point(event));
   }
 
   move(event) {
-    if (!this.stroke) return;
+    if (!this.stroke || event.pointerId !== this.pointer) return;
     for (const part of event.getCoalescedEvents?.() ?? [event]) this.stroke.points.push(this.point(part));
   }
 
@@ -55,8 +58,9 @@ export class Drawing {
     const { width, height } = this.canvas;
     this.at ??= [width / 2, height / 2];
     if (toggles) {
+      const begins = !this.stroke;
       this.hold();
-      this.stroke = this.stroke ? null : this.newStroke([...this.at]);
+      if (begins) this.stroke = this.newStroke([...this.at]);
     } else {
       const step = event.shiftKey ? 4 * STEP : STEP;
       this.at = [Math.min(width, Math.max(0, this.at[0] + x * step)), Math.min(height, Math.max(0, this.at[1] + y * step))];
@@ -85,7 +89,15 @@ export class Drawing {
     return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   }
 
+  lift() {
+    this.stroke = this.pointer = null;
+    this.showPen();
+  }
+
+  // Before the strokes change: what was begun is finished, and the heart stands still.
   hold() {
+    this.lift();
+    this.drawn = Infinity;
     if (this.beating) this.pose = this.time();
     this.beating = false;
     this.touched = this.hint.hidden = true;
@@ -106,14 +118,21 @@ export class Drawing {
   }
 
   paint(context) {
-    const { width, height } = this.canvas;
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, width, height);
-    context.lineCap = context.lineJoin = "round";
-    for (const stroke of this.strokes) (stroke.heart ? this.paintHeart : this.paintStroke).call(this, context, stroke);
+    const { width, height } = this.canvas, { done } = this, finished = this.strokes.length - (this.stroke ? 1 : 0);
+    if (this.beating || this.drawn > finished || done.canvas.width !== width || done.canvas.height !== height) {
+      Object.assign(done.canvas, { width, height });
+      done.fillStyle = "#fff";
+      done.fillRect(0, 0, width, height);
+      this.drawn = 0;
+    }
+    for (; this.drawn < finished; this.drawn++) this.paintStroke(done, this.strokes[this.drawn]);
+    context.drawImage(done.canvas, 0, 0);
+    if (this.stroke) this.paintStroke(context, this.stroke);
   }
 
-  paintStroke(context, { colour, brush, fill, points }) {
+  paintStroke(context, { heart, colour, brush, fill, points }) {
+    if (heart) return this.paintHeart(context);
+    context.lineCap = context.lineJoin = "round";
     context.strokeStyle = context.fillStyle = colour;
     context.lineWidth = brush;
     context.beginPath();

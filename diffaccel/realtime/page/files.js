@@ -4,7 +4,11 @@ import { dismiss, say } from "./say.js";
 
 // `received` takes files, and tells whether one of them can be shown.
 export function takeFiles(received) {
-  addEventListener("paste", (event) => received(event.clipboardData.files) && event.preventDefault());
+  addEventListener("paste", (event) => {
+    const { files, types } = event.clipboardData;
+    const words = types.includes("text/plain") && event.target.matches?.("input[type=text], input[type=number]"); // some programs give a picture beside them
+    if (!words && received(files)) event.preventDefault();
+  });
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();

@@ -2,6 +2,7 @@
 
 const FRAME = 1, MARK = 2, HEAD = 8, PICTURE_HEAD = 16, SKIPPED = 1;
 const BUSY = 1013, REFUSED = 1008;
+const FULL = 4000; // milliseconds until it is tried again where nobody more had room
 
 export class Link extends EventTarget {
   // Events: "hello", "controls", "stats", "problem", "remark" (detail: the message), "picture" (detail: {id, skipped, networkMs,
@@ -19,10 +20,11 @@ export class Link extends EventTarget {
     this.next = 1;
     this.taken = 0;
     this.window = 0;
+    this.socket?.close(); // one that is still on its way would be a second session
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
     const socket = new WebSocket(`${scheme}//${location.host}/ws?token=${encodeURIComponent(this.token)}&session=${encodeURIComponent(this.session)}`);
     socket.binaryType = "arraybuffer";
-    socket.onmessage = ({ data }) => (typeof data === "string" ? this.told(JSON.parse(data)) : this.got(data));
+    socket.onmessage = ({ data }) => socket === this.socket && (typeof data === "string" ? this.told(JSON.parse(data)) : this.got(data));
     socket.onclose = ({ code }) => this.closed(socket, code);
     this.socket = socket;
   }
@@ -56,7 +58,11 @@ export class Link extends EventTarget {
   closed(socket, code) {
     if (socket !== this.socket) return;
     this.window = 0;
-    if (code === BUSY || code === REFUSED) return;
+    if (code === REFUSED) return;
+    if (code === BUSY) {
+      this.timer = setTimeout(() => this.connect(), FULL); // perhaps by this page's own last connection, whose end was not seen
+      return;
+    }
     this.failures += 1;
     const seconds = Math.min(10, 2 ** (this.failures - 1));
     this.timer = setTimeout(() => this.connect(), 1000 * seconds);

@@ -34,6 +34,7 @@ const recorder = new Recorder(output.canvas, $("record"), () => fileName(control
 const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 const dream = new Dream($("dream-note"), $("media-name"), (values) => link?.sendControls(values));
 
+const clock = Object.assign(new Worker("/page/clock.js"), { onmessage: () => pump() });
 const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 
 let source = "draw";
@@ -141,26 +142,25 @@ function room({ detail: ms }) {
 
 function pump() {
   if (!(rtc.connected || link?.hasRoom) || paused) return;
-  clearTimeout(timer);
   const answered = source !== "dream" || !sentAt.size; // a clip's pictures come one for each frame, when they are made
   const due = Math.max(lastSent + (answered ? FASTEST : SLOWEST), freeAt - HEAD_START);
-  const wait = document.hidden ? 0 : due - performance.now(); // timers of hidden tabs are slow
-  if (wait > 1) {
-    timer = setTimeout(pump, wait);
-    return;
-  }
-  if (!paintInput()) {
-    timer = setTimeout(pump, 50);
-    return;
-  }
-  send();
+  const wait = due - performance.now();
+  if (wait > 1) later(wait);
+  else if (paintInput()) send();
+  else later(50);
+}
+
+function later(wait) {
+  clearTimeout(timer);
+  if (document.hidden) clock.postMessage(wait);
+  else timer = setTimeout(pump, wait);
 }
 
 function send() {
   lastSent = performance.now();
   small.drawImage(input.canvas, 0, 0, small.canvas.width, small.canvas.height);
   if (rtc.connected) {
-    timer = setTimeout(pump, FASTEST); // the canvas is filmed
+    later(FASTEST); // the canvas is filmed
     return;
   }
   const url = small.canvas.toDataURL("image/jpeg", QUALITY); // at once, where toBlob waits until the page is idle
@@ -173,7 +173,8 @@ function send() {
 
 async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   if (!skipped) networks = [...networks.slice(-11), networkMs];
-  const picture = await createImageBitmap(jpeg);
+  const { socket } = link, picture = await createImageBitmap(jpeg);
+  if (socket !== link.socket) return; // of a connection that is no more
   if (id > newest) { // decoding may end out of order
     sizeTo(picture.width, picture.height);
     output.drawImage(picture, 0, 0);
@@ -241,16 +242,17 @@ function tick() {
 
 function sizeTo(width, height) {
   if (small.canvas.width === width && small.canvas.height === height) return; // the others have a size in the page's text
+  if (recorder.resized()) say("The recording ended here and is saved: a video has pictures of one size.", dismiss);
   Object.assign(small.canvas, { width, height });
   Object.assign(output.canvas, { width, height });
   input.canvas.height = Math.round((input.canvas.width * height) / width);
 }
 
 function greet({ detail }) {
+  if (!about.width || !controls.mine) sizeTo(detail.width, detail.height);
   about = detail;
   newest = 0;
   [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
-  sizeTo(detail.width, detail.height);
   if (controls.mine) link.sendControls(controls.values);
   else controls.show(detail.controls);
   if (source === "dream") dream.again();
@@ -325,10 +327,7 @@ async function start() {
     say(answer ? await answer.text() : "The program does not answer. Is it still running?", ["Try again", () => location.reload()]);
     return;
   }
-  controls = new Controls(await answer.json(), $("prompt-bar"), $("controls"), (values) => {
-    controls.mine = true;
-    link.sendControls(values);
-  });
+  controls = new Controls(await answer.json(), $("prompt-bar"), $("controls"), (values) => link.sendControls(values));
   wireControls();
   link = new Link(token, session);
   const events = { hello: greet, problem, lost, room, picture: ({ detail }) => show(detail),

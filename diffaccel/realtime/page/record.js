@@ -16,6 +16,7 @@ export class Recorder {
     this.canvas = canvas;
     this.button = button;
     this.named = named;
+    addEventListener("beforeunload", (event) => this.recorder && event.preventDefault());
   }
 
   get works() {
@@ -27,8 +28,15 @@ export class Recorder {
   }
 
   toggle() {
-    if (this.recorder) this.recorder.stop();
-    else this.begin();
+    if (!this.recorder) this.begin();
+    else if (this.recorder.state === "recording") this.recorder.stop();
+  }
+
+  // The pictures get another size, which a file cannot; whether one was recorded.
+  resized() {
+    const records = this.recorder?.state === "recording";
+    if (records) this.recorder.stop();
+    return records;
   }
 
   begin() {

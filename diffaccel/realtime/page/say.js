@@ -4,7 +4,8 @@ const box = document.getElementById("message");
 
 export function say(words, ...actions) {
   box.hidden = false;
-  box.querySelector("p").textContent = words;
+  const said = box.querySelector("p");
+  if (said.textContent !== words) said.textContent = words; // or it would be read out again
   const buttons = actions.map(([label, work]) => {
     const button = document.createElement("button");
     button.textContent = label;
