@@ -16,7 +16,8 @@ import torch
 from diffusers import BaseGuidance, DiffusionPipeline, ModularPipeline
 from diffusers import hooks as stock_hooks
 from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook
-from diffusers.hooks.hooks import CacheContext, StateManager, _set_cache_context
+from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
+from diffusers.hooks.hooks import CacheContext, HookFunctionReference, StateManager, _set_cache_context
 
 REGISTRY_ATTRIBUTE = "_diffusers_hook"
 RESET_ATTRIBUTE = "_reset_stateful_cache"
@@ -50,8 +51,47 @@ def text_model_of(encoder: Any) -> Iterator[None]:
             del vars(encoder)["text_model"]
 
 
+class _Reference(HookFunctionReference):  # type: ignore[misc]
+    """What a hook of ours runs, and what lies beneath.
+
+    diffusers takes a hook out of the middle of a chain by giving the hook above the forward from beneath in place of
+    its own, so that it would stay listed and do nothing.
+    """
+
+    own: Any
+
+    @property
+    def forward(self) -> Any:
+        """The hook's own forward, whatever came or went beneath."""
+        return self.own
+
+    @forward.setter
+    def forward(self, beneath: Any) -> None:
+        self.original_forward = beneath
+
+
 class Hook(ModelHook):  # type: ignore[misc]
-    """A typed `ModelHook`. Subclasses define `new_forward(module, *args, **kwargs)` and call `original` in it."""
+    """A typed `ModelHook`. Subclasses define `new_forward(module, *args, **kwargs)` and call `original` in it.
+
+    Attributes:
+        group: beneath it, the hook that moves this module and others to the device together; None where none does.
+    """
+
+    group: Any = None
+
+    def put_on(self, module: torch.nn.Module, name: str) -> None:
+        """Register it on a module, above all that is there; it goes on working when something goes from beneath."""
+        registry = registry_of(module)
+        found = registry.get_hook(_GROUP_OFFLOADING)
+        self.group = found if found is not None and len(found.group.modules) > 1 else None
+        registry.register_hook(self, name)
+        self.fn_ref.own = self.fn_ref.__dict__.pop("forward")
+        self.fn_ref.__class__ = _Reference
+
+    @property
+    def beneath(self) -> Any:
+        """The forward that it wraps."""
+        return self.fn_ref.original_forward
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward that this hook wraps."""
@@ -90,6 +130,12 @@ def registry_of(module: torch.nn.Module) -> Any:
     return HookRegistry.check_if_exists_or_initialize(module)
 
 
+def wraps_forward(module: torch.nn.Module, name: str) -> bool:
+    """Whether a hook runs something in place of the module's forward; nothing can be taken from beneath such a one."""
+    registry = registry_of(module)
+    return registry._fn_refs[registry._hook_order.index(name)].original_forward is not None
+
+
 def hooks_of(module: torch.nn.Module) -> list[str]:
     """Names of the hooks in the module's registry, innermost first."""
     registry = module.__dict__.get(REGISTRY_ATTRIBUTE)
@@ -108,24 +154,13 @@ def is_bypassed(module: torch.nn.Module, hooked: Any) -> bool:
 
     accelerate takes a hook off by giving the module the forward from before it, without what others put on top.
     """
-    _, *beneath = _chain(hooked)
-    for forward in _chain(module.forward):
-        if forward is hooked:
-            return False
-        if forward in beneath:
-            return True
-    return False
+    beneath = list(_chain(hooked))[1:]
+    found = next((forward for forward in _chain(module.forward) if forward is hooked or forward in beneath), hooked)
+    return found is not hooked
 
 
-STOCK_CACHES = (  # how names of the hooks of diffusers' caches begin
-    "faster_cache",
-    "fbc_",
-    "mag_cache",
-    "pyramid_attention_broadcast",
-    "sea_cache",
-    "taylorseer_cache",
-    "text_kv_cache",
-)
+# How names of the hooks of diffusers' caches begin.
+STOCK_CACHES = ("faster_cache", "fbc_", "mag_cache", "pyramid_", "sea_cache", "taylorseer_", "text_kv_cache")
 
 
 def stock_cache_on(model: torch.nn.Module) -> str | None:

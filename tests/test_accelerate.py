@@ -63,16 +63,51 @@ def test_hooks_of_others_stay(unet: Any) -> None:
     del unet.mid_block._diffusers_hook, unet.mid_block.forward
 
 
+class Standing(ModelHook):
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+
 def test_a_hook_put_on_top_blocks_detaching(unet: Any) -> None:
     handle = accelerate(unet, DeepCache())
     registry = HookRegistry.check_if_exists_or_initialize(unet.mid_block)
-    registry.register_hook(ModelHook(), "theirs")
+    registry.register_hook(Standing(), "theirs")
     with pytest.raises(RuntimeError, match=r"hook 'theirs' was put on module 'mid_block' afterwards; remove it first"):
         handle.detach()
     output(unet)
     registry.remove_hook("theirs")
     handle.detach()
     assert "_diffusers_hook" not in unet.mid_block.__dict__
+
+
+class Counting(ModelHook):
+    calls = 0
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return args, kwargs
+
+
+def test_hooks_that_come_and_go_around_ours(unet: Any) -> None:
+    plain = output(unet)
+    below, above = Counting(), Counting()
+    registry = HookRegistry.check_if_exists_or_initialize(unet.mid_block)
+    registry.register_hook(below, "below")
+    handle = accelerate(unet, DeepCache(interval=2))
+    registry.register_hook(above, "above")
+    output(unet)
+    registry.remove_hook("below")  # diffusers would leave the hook above it, which is ours, without effect
+    handle.reset()
+    with torch.no_grad():
+        [unet(**unet_inputs(unet), timestep=t) for t in (900, 600)]
+    assert (below.calls, above.calls) == (1, 3)
+    assert (handle.report().computed, handle.report().replayed) == (2, 1)
+    handle.detach()
+    assert torch.equal(output(unet), plain)
+    assert (below.calls, above.calls) == (1, 4)
+    registry.remove_hook("above")
+    assert torch.equal(output(unet), plain)
+    del unet.mid_block._diffusers_hook, unet.mid_block.forward
 
 
 def test_a_replaced_forward_blocks_detaching(unet: Any) -> None:

@@ -26,7 +26,7 @@ from diffaccel.runtime.substitute import Stretch, Substitute
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.wrapper import Wrapper
 
-OFFLOADS = ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks")
+OFFLOADS = ("enable_group_offload", "enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks")
 Named = dict[str, torch.nn.Module]
 MethodsFor = Mapping[str, Method | Sequence[Method]]
 
@@ -129,6 +129,7 @@ class Handle:
             for net, planned in followers:
                 if planned.parts:
                     self._attach(net, planned, None, leader=self._seats[0])
+            self._require_attached()
         except BaseException:
             self.detach()
             raise

@@ -34,6 +34,7 @@ def require_attached(seats: Sequence[Seat], pipe: Any) -> None:
     for seat in seats:
         kind = type(seat.model).__name__
         _require_no_stock_cache(seat.model)
+        _require_decided_together(seat)
         if (name := seat.lost()) is not None:
             raise RuntimeError(
                 f"{name} of {kind} was replaced after accelerate(), as FreeNoise and LoRAs do where they come or go, "
@@ -72,7 +73,6 @@ def require_free(model: torch.nn.Module) -> None:
         raise RuntimeError(
             f"a cache of diffusers is enabled on this {type(model).__name__}: call disable_cache() on it first"
         )
-    _require_no_stock_cache(model)
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise RuntimeError(
             "the denoiser was compiled as a whole, so hooks cannot decide outside of the compiled code; compile its "
@@ -87,4 +87,15 @@ def _require_no_stock_cache(model: torch.nn.Module) -> None:
         raise RuntimeError(
             f"a cache of diffusers, whose hooks have names like {name!r}, works on this {type(model).__name__}: take "
             "them out of its HookRegistry, or load the network anew"
+        )
+
+
+def _require_decided_together(seat: Seat) -> None:
+    """Refuse decisions in the middle of a call on tokens that lie on several devices."""
+    parallel = getattr(getattr(seat.model, "_parallel_config", None), "context_parallel_config", None)
+    if parallel is not None and any(part.act.measured for part in seat.session.parts):
+        raise RuntimeError(
+            f"the tokens of this {type(seat.model).__name__} lie on several devices (enable_parallelism), each of "
+            "which would decide for itself in the middle of a call, and then wait for the others: use a method whose "
+            "calls are known beforehand, such as IntervalCache or DeltaCache"
         )

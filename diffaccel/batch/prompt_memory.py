@@ -45,7 +45,7 @@ class TextMemory:
         self._lock = RLock()
         self.encoded = 0
         for index, encoder in enumerate(self._encoders):
-            registry_of(encoder).register_hook(_Remembering(self, index), HOOK)
+            _Remembering(self, index).put_on(encoder, HOOK)
 
     def detach(self) -> None:
         """Take the hooks off, and forget everything."""

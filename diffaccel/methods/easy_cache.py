@@ -79,9 +79,9 @@ class _Row:
 
 
 class _Skips(Wrapper):
-    """Computes the rows that must, and moves the last outputs of the others."""
+    """Computes the rows that must, and moves the last outputs of the others; within methods that leave rows out."""
 
-    order = 9
+    order = -1
 
     def __init__(self, method: EasyCache) -> None:
         self.method, self.ends = method, method.ends

@@ -13,6 +13,7 @@ from diffaccel.models.counterpart import Counterpart, counterpart
 from diffaccel.networks.layout import Layout
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
+from diffaccel.runtime.run import Run
 from diffaccel.runtime.substitute import Substitute, Turns
 
 _loaded: WeakKeyDictionary[torch.nn.Module, dict[Any, torch.nn.Module]] = WeakKeyDictionary()
@@ -76,12 +77,21 @@ class NetworkSwitch(Method):
         check(small.network is not model, "the small network is the pipeline's own: give another one")
         small.require_fit(model, host.pipe)
 
-        def load() -> torch.nn.Module:
-            return _beside(model, host, self.small, small)
+        where = _where(model, host)
 
-        return Substitute(
-            load, Turns(self.until, self.calls, self.ends), lambda run: small.require_fit(model, run.host.pipe)
-        )
+        def load() -> torch.nn.Module:
+            return _beside(model, *where, self.small, small)
+
+        def require_fit(run: Run) -> None:
+            small.require_fit(model, run.host.pipe)
+            dtype, device = _where(model, run.host)
+            check(
+                (dtype, device) == where,
+                f"the large network is {dtype} on {device} by now, and the small one was put beside it as {where[0]} "
+                f"on {where[1]}: detach() the handle, then accelerate() the pipeline again",
+            )
+
+        return Substitute(load, Turns(self.until, self.calls, self.ends), require_fit)
 
     def to_dict(self) -> dict[str, Any]:
         """As of every configuration, if the small network was named."""
@@ -97,12 +107,16 @@ class NetworkSwitch(Method):
         check(isinstance(self.small, str), "small is an object: to write the method down, name its model or folder")
 
 
-def _beside(model: Any, host: Host, name: Any, small: Counterpart) -> torch.nn.Module:
+def _where(model: Any, host: Host) -> tuple[torch.dtype, torch.device]:
+    """Number format of a network, and the device on which it runs."""
+    return model.dtype, torch.device(getattr(host.pipe, "_execution_device", None) or model.device)
+
+
+def _beside(model: Any, dtype: torch.dtype, device: torch.device, name: Any, small: Counterpart) -> torch.nn.Module:
     """The small network in the large one's number format and on its device, loaded once for it."""
-    device = torch.device(getattr(host.pipe, "_execution_device", None) or model.device)
     if small.network is not None:
-        return small.load(model.dtype, device)
-    known, key = _loaded.setdefault(model, {}), (name, model.dtype, device)
+        return small.load(dtype, device)
+    known, key = _loaded.setdefault(model, {}), (name, dtype, device)
     if key not in known:
-        known[key] = small.load(model.dtype, device)
+        known[key] = small.load(dtype, device)
     return known[key]

@@ -1,7 +1,7 @@
 """How acts are put on the modules of a network, and taken off without a trace.
 
-Each module carries at most one hook of ours, registered last and removed first, because diffusers' registry cannot take
-a hook out of the middle of a chain.
+Each module carries at most one hook of ours. Others may come and go beneath it, and above it where they only look on or
+move weights; diffusers' registry cannot take a hook out from beneath one that runs something in place of the forward.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, is_bypassed, registry_of
+from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, is_bypassed, registry_of, wraps_forward
 from diffaccel.runtime.act import Place
 from diffaccel.runtime.session import Session
 
@@ -35,15 +35,20 @@ class ActHook(Hook):
         self.places = tuple(places)
         self.asked = tuple(place for place in places if type(place).ask is not Place.ask)
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The module's output, computed or recalled."""
         for place in self.asked:
             place.ask(args, kwargs, self.original)
         for place in self.places:
             if place.reuses():
-                return place.recall(args, kwargs)
+                return place.recall(args, kwargs) if self.group is None else self._recall(module, place, args, kwargs)
         args, kwargs = self.enter(args, kwargs)
         return self.leave(args, kwargs, self.around(self.original)(*args, **kwargs))
+
+    def _recall(self, module: torch.nn.Module, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a place recalls where the module brings the weights of others along, which may run."""
+        self.group.pre_forward(module)
+        return self.group.post_forward(module, place.recall(args, kwargs))
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The module's inputs, as it shall see them."""
@@ -71,13 +76,17 @@ class _Attached:
     A module that was compiled in place runs its compiled code beneath the hook, which stays outside of it.
 
     Attributes:
-        hooked: its forward with the hook.
-        forward: what it had for one of its own before.
+        hook: of ours.
+        hooked: the module's forward with it.
+        beneath: what it wraps.
+        forward: what the module had for one of its own before.
     """
 
     name: str
     module: torch.nn.Module
+    hook: Hook
     hooked: Callable[..., Any]
+    beneath: Callable[..., Any]
     had_registry: bool
     forward: Callable[..., Any] | None
     compiled: Callable[..., Any] | None
@@ -86,30 +95,44 @@ class _Attached:
     def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> _Attached:
         """Put a hook on a module."""
         own = module.__dict__
-        before = REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED)
-        registry_of(module).register_hook(hook, HOOK)
-        item = cls(name, module, module.forward, *before)
-        if item.compiled is not None:
-            hook.wrap(_beneath(module, item.compiled, item.forward))
+        had, forward, compiled = REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED)
+        hook.put_on(module, HOOK)
+        if compiled is not None:
+            hook.wrap(_beneath(module, compiled, forward))
             own[COMPILED] = None
-        return item
+        return cls(name, module, hook, module.forward, hook.beneath, had, forward, compiled)
 
     @property
     def is_bypassed(self) -> bool:
         """Whether the hook was taken off together with what lay beneath it, as where offload ends."""
         return is_bypassed(self.module, self.hooked)
 
+    @property
+    def above(self) -> list[str]:
+        """Names of hooks that lie on it."""
+        names = hooks_of(self.module)
+        return names[names.index(HOOK) + 1 :]
+
     def remove(self) -> None:
         """Take the hook off and leave the module's attributes as they were, or as others have left them since."""
-        forward = self.module.__dict__.get("forward") if self.is_bypassed else self.forward
+        own, forward = self.module.__dict__, self.forward
+        if self.hook.beneath is not self.beneath:
+            forward = None if self.hook.beneath == _plain(self.module) else self.hook.beneath
+        if self.above or self.is_bypassed:
+            forward = own.get("forward")
         registry_of(self.module).remove_hook(HOOK, recurse=False)
         for attribute, value in (("forward", forward), (COMPILED, self.compiled)):
             if value is not None:
-                self.module.__dict__[attribute] = value
+                own[attribute] = value
         if forward is None:
-            self.module.__dict__.pop("forward", None)
+            own.pop("forward", None)
         if not self.had_registry and not hooks_of(self.module):
-            self.module.__dict__.pop(REGISTRY_ATTRIBUTE, None)
+            own.pop(REGISTRY_ATTRIBUTE, None)
+
+
+def _plain(module: torch.nn.Module) -> Callable[..., Any]:
+    """The forward of a module's class."""
+    return type(module).forward.__get__(module)  # type: ignore[no-any-return]
 
 
 def _beneath(
@@ -187,10 +210,10 @@ class Attachment:
         if item.is_bypassed:
             return
         where = f"module {item.name!r}" if item.name else "the denoiser"
-        above = hooks_of(item.module)[hooks_of(item.module).index(HOOK) + 1 :]
-        if above:
-            raise RuntimeError(f"cannot detach: hook {above[-1]!r} was put on {where} afterwards; remove it first")
-        if item.module.forward is not item.hooked:
+        for name in item.above:
+            if wraps_forward(item.module, name):
+                raise RuntimeError(f"cannot detach: hook {name!r} was put on {where} afterwards; remove it first")
+        if not item.above and item.module.forward is not item.hooked:
             raise RuntimeError(
                 f"cannot detach: the forward of {where} was replaced after accelerate(), for instance by torch.compile "
                 "or CPU offload; undo that first, or apply it before accelerate()"

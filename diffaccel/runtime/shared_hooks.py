@@ -101,7 +101,7 @@ def _acquire(modules: Iterable[torch.nn.Module]) -> None:
         require_plain(modules)
         for module in modules:
             if STREAM_HOOK not in hooks_of(module):
-                registry_of(module).register_hook(_StreamHook(), STREAM_HOOK)
+                _StreamHook().put_on(module, STREAM_HOOK)
             _users[module] = _users.get(module, 0) + 1
 
 

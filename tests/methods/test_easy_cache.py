@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny_networks import generate, picture_unet, pipeline
 
-from diffaccel import EasyCache, accelerate
+from diffaccel import EasyCache, ResidualGuidance, TGate, accelerate
+from diffaccel.methods import Method
+from diffaccel.networks import layout_of
 
 
 def reference(network: Any, xs: list[torch.Tensor], threshold: float, warmup: int) -> tuple[list[torch.Tensor], int]:
@@ -76,3 +78,29 @@ def test_in_a_guided_pipeline_runs_do_not_leak() -> None:
         report = handle.report()
     assert torch.equal(first, again)
     assert report.replayed > 0
+
+
+@pytest.mark.parametrize(
+    ("other", "since"),
+    [(ResidualGuidance(), 1), (ResidualGuidance(renew=4, held="difference"), None), (TGate(gate=3), 3)],
+    ids=["one-time", "renewed", "tgate"],
+)
+def test_it_decides_about_rows_that_others_leave(other: Method, since: int | None) -> None:
+    pipe = pipeline(picture_unet())
+    negative = torch.zeros(1, 7, 16)
+    asked: list[bool] = []  # whether the negative prompt reaches the network, call by call
+
+    def note(module: Any, args: Any) -> None:
+        asked.append(any(torch.equal(row, negative[0]) for row in args[0]))
+
+    def paint() -> torch.Tensor:
+        return generate(pipe, 12, guidance_scale=1.5, negative_prompt_embeds=negative)
+
+    plain = paint()
+    pipe.unet.get_submodule(layout_of(pipe.unet).conditioning_only[0]).register_forward_pre_hook(note)
+    with accelerate(pipe, EasyCache(threshold=0.5), other) as handle:
+        pictures = [paint() for _ in range(2)]
+        assert handle.report().replayed > 0
+    assert torch.equal(*pictures)
+    assert not torch.equal(pictures[0], plain)
+    assert since is None or not any(asked[since : len(asked) // 2])

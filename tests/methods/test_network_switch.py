@@ -429,6 +429,15 @@ class TestRefusals:
             with pytest.raises(ValueError, match="prediction 'epsilon' instead of 'v_prediction'"):
                 latents(other)
 
+    def test_a_pipeline_that_moved_away_from_it(self) -> None:
+        large, small = sd()
+        with accelerate(large, NetworkSwitch(small)):
+            large.unet.to(torch.bfloat16)
+            with pytest.raises(
+                ValueError, match=r"torch\.bfloat16 on cpu by now, and the small one .* torch\.float32 on"
+            ):
+                latents(large)
+
     def test_turns_that_do_not_fit_the_run(self) -> None:
         large, small = pipelines("sd")
         with (

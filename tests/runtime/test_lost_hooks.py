@@ -1,20 +1,22 @@
 """Hooks that others take off with their own, networks that are exchanged, and other caches: followed, or said aloud."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import ControlNetModel, FirstBlockCacheConfig, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from diffusers.hooks import apply_first_block_cache
+from diffusers.hooks.group_offloading import ModuleGroup
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from runtime_calls import EVERY_SECOND, dit
+from runtime_calls import EVERY_SECOND, dit, dit_inputs
 from tiny_networks import generate, pipeline, sd_unet
 from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import ControlCache, DeepCache
+from diffaccel.methods import BlockCache, ControlCache, DeepCache, DeltaCache, Method
 
 REUSE = DeepCache(interval=2, branch=0)
 
@@ -61,6 +63,51 @@ def test_a_lora_that_comes_and_goes_under_offload(pipe: Any, tmp_path: Path) -> 
     assert not {"_old_forward", "_hf_hook"} & vars(pipe.unet).keys()
 
 
+GROUPS = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["offload first", "accelerate first"])
+def test_a_lora_that_comes_and_goes_under_group_offload(pipe: Any, tmp_path: Path, first: bool) -> None:
+    folder, plain, without = lora(tmp_path), generate(pipe, 4), reused(pipe)
+    pipe.load_lora_weights(folder)
+    expected = reused(pipe)
+    pipe.unload_lora_weights()
+    handle = None if first else accelerate(pipe, REUSE)
+    pipe.unet.enable_group_offload(**GROUPS, offload_type="leaf_level")
+    with handle or accelerate(pipe, REUSE) as handle:
+        pipe.load_lora_weights(folder)  # takes the hooks of offload out from beneath ours, and puts them on above
+        assert torch.equal(generate(pipe, 4), expected)
+        pipe.unload_lora_weights()
+        assert torch.equal(generate(pipe, 4), without)
+        assert handle.report().replayed == 4
+    assert torch.equal(generate(pipe, 4), plain)
+    assert torch.equal(reused(pipe), without)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "method", [BlockCache(threshold=9.0, front=1, back=1), DeltaCache(interval=2, blocks=3, gate=1)]
+)
+def test_blocks_that_run_find_the_weights_of_their_group(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = dit(), dit_inputs(0)
+    calls = [{**inputs, "timestep": t} for t in (900, 800, 700, 600)]
+    with accelerate(model, method):
+        expected = [model(**call).sample for call in calls]
+    present: set[torch.nn.Module] = set()
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: present.update(group.modules))
+    monkeypatch.setattr(ModuleGroup, "offload_", lambda group: present.difference_update(group.modules))
+    model.enable_group_offload(**GROUPS, offload_type="block_level", num_blocks_per_group=2)
+    ran = []
+    for block in model.transformer_blocks:
+        block.norm1.register_forward_pre_hook(lambda *_, block=block: ran.append(block in present))
+    with accelerate(model, method) as handle:
+        assert all(torch.equal(model(**call).sample, one) for call, one in zip(calls, expected, strict=True))
+        assert handle.report().replayed > 0
+    assert all(ran)
+    assert not present
+
+
 def test_hooks_that_another_pipeline_takes_off_with_its_own(pipe: Any) -> None:
     plain, expected = generate(pipe, 4), reused(pipe)
     other = pipeline(pipe.unet)
@@ -102,3 +149,16 @@ def test_a_cache_of_diffusers_that_a_function_put_on() -> None:
     apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.5))
     with pytest.raises(RuntimeError, match="take them out of its HookRegistry, or load the network anew"):
         accelerate(model, EVERY_SECOND)
+
+
+def test_tokens_on_several_devices_do_not_decide() -> None:
+    model, several = dit(), SimpleNamespace(context_parallel_config=object())
+    with accelerate(model, BlockCache()) as handle:
+        model._parallel_config = several
+        with pytest.raises(RuntimeError, match=r"lie on several devices \(enable_parallelism\), each of which would"):
+            handle.report()
+        model._parallel_config = None
+    model._parallel_config = several
+    with pytest.raises(RuntimeError, match="such as IntervalCache"):
+        accelerate(model, BlockCache())
+    accelerate(model, EVERY_SECOND).detach()
