@@ -1,10 +1,10 @@
 """Holding a deadline: cost goes down when frames run late, up again when there is time, and never to and fro.
 
 A stream stands on a rung of a ladder of ways to denoise. The mean time of the last frames is compared with the
-deadline, with a margin on either side. What another rung would take is predicted: the network's share of a frame,
-learnt from the first ones, times the rung's share of the network's time, corrected at every change by what it really
-did. A raise that had to be taken back doubles the patience before the next one (exponential backoff), so that changes
-die out.
+deadline, with a margin on either side; a single frame that was held up counts for little. What another rung would take
+is predicted: the network's share of a frame, learnt from the first ones, times the rung's share of the network's time,
+corrected at every change by what it really did. A raise that had to be taken back doubles the patience before the next
+one (exponential backoff), so that changes die out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ WINDOW = 12
 """Frames of a mean: a multiple of the intervals, so that ticks that compute count as often as they come."""
 CALM, MOST_CALM = 3, 192
 """Windows in a row with time to spare before cost is raised, at first and at most."""
+STALL = 4.0
+"""One frame of a window counts no more than so many times the next slowest: others on the machine held it up, once."""
 REGRET = 20 * WINDOW
 """A raise that is taken back within so many frames was too early."""
 
@@ -56,6 +58,12 @@ class PaceReport:
     def __str__(self) -> str:
         changes = f"lowered {self.lowered}, raised {self.raised} times"
         return f"{self.setting} for {self.deadline_ms:.1f} ms a frame ({self.late} of {self.frames} late; {changes})"
+
+
+def _without_stall(times: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Times of frames, and the network's part of them, where a single one that took far too long is cut short."""
+    most = STALL * sorted(seconds for seconds, _ in times)[-2:][0]
+    return [(seconds, network) if seconds <= most else (most, network * most / seconds) for seconds, network in times]
 
 
 class Pace:
@@ -103,10 +111,11 @@ class Pace:
         if self._settling:
             self._settling, self._spent = 0, seconds
         self._times.append((seconds, network))
-        hopeless = sum(time for time, _ in self._times) > LATE * WINDOW * self._deadline
-        if len(self._times) < WINDOW and not hopeless:
+        times = _without_stall(self._times)
+        hopeless = sum(time for time, _ in times) > LATE * WINDOW * self._deadline
+        if len(times) < 2 or (len(times) < WINDOW and not hopeless):
             return False
-        mean, inside = (fmean(column) for column in zip(*self._times, strict=True))
+        mean, inside = (fmean(column) for column in zip(*times, strict=True))
         self._times.clear()
         self._learn(mean, inside)
         before = self._at
