@@ -102,7 +102,7 @@ class LiveApp:
             "controls": self.hub.controls.model_dump(),
         }
         try:
-            await connection.run({**hello, "window": protocol.WINDOW})
+            await connection.run({**hello, "window": protocol.WINDOW, "largest": protocol.LARGEST_MESSAGE})
         finally:
             del self.connections[connection.session.id]
 

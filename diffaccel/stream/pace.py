@@ -22,7 +22,7 @@ WINDOW = 12
 """Frames of a mean: a multiple of the intervals, so that ticks that compute count as often as they come."""
 CALM, MOST_CALM = 3, 192
 """Windows in a row with time to spare before cost is raised, at first and at most."""
-STALL = 4.0
+STALL = 2.0
 """One frame of a window counts no more than so many times the next slowest: others on the machine held it up, once."""
 REGRET = 20 * WINDOW
 """A raise that is taken back within so many frames was too early."""

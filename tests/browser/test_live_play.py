@@ -197,6 +197,9 @@ def test_a_drawing_of_many_strokes_is_painted_once(stub: LiveServer, open_page: 
     assert open_page(stub.url).evaluate(STROKES) == [50, 0, 1, 50, 50]
 
 
+LINE = "() => [...output.getContext('2d').getImageData(0, 9, output.width, 1).data].filter((_, k) => k % 4 < 3)"
+
+
 class Sized(StubStream):
     """Pictures of the size that is asked for."""
 
@@ -229,3 +232,28 @@ def test_a_preset_of_another_server_and_a_recording_of_another_size(open_page: O
         assert (tmp_path / "recorded").stat().st_size > 500
         assert "The recording ended here" in message(page)
         page.wait_for_function("() => output.width === 96 && record.textContent === 'Record'")
+
+
+def test_a_large_picture_full_of_detail_is_sent_as_it_is(open_page: OpenPage, tmp_path: Path) -> None:
+    server = serving(StubStream, size=(1280, 1280))
+    noise = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    with server.hub, server:
+        page = open_page(server.url)
+        pictures(page)
+        assert page.evaluate("() => input.width") == 1280
+        connection = next(iter(server.connections.values()))
+        page.get_by_role("tab", name="Picture").click()
+        page.set_input_files("#picture-file", tmp_path / "noise.png")
+        becomes(page, lambda: np.std(page.evaluate(LINE)) > 50)  # half the pixels, or a blur, have less
+        assert next(iter(server.connections.values())) is connection
+        page.get_by_role("tab", name="Draw").click()
+        press(page, "Clear")
+        page.focus("#input")
+        page.keyboard.press("Space")
+        page.keyboard.press("Shift+ArrowRight")
+        becomes(page, lambda: page.evaluate(INK, [680, 640]) != WHITE)
+        page.keyboard.press("Space")
+        page.wait_for_timeout(200)
+        assert page.evaluate(INK, [680, 640]) != WHITE
+        assert page.evaluate(INK, [640, 690]) == WHITE  # a brush is as thick on every canvas, as one sees it

@@ -99,7 +99,7 @@ def test_a_load_that_comes_and_goes_is_followed() -> None:
         assert machine.stood[-1] <= 1
 
 
-@pytest.mark.parametrize(("full", "stall", "every"), [(0.015, 0.6, 300), (0.025, 0.3, 700), (0.028, 1.5, 700)])
+@pytest.mark.parametrize(("full", "stall", "every"), [(0.015, 0.6, 300), (0.025, 0.3, 700), (0.025, 1.5, 300)])
 def test_a_frame_that_is_held_up_now_and_then_costs_no_quality(full: float, stall: float, every: int) -> None:
     """Another stream is opened, or a browser takes the machine for a moment."""
     machine = Machine()

@@ -6,6 +6,7 @@ const COLOURS = ["#e53935", "#fb8c00", "#fdd835", "#43a047", "#1e88e5", "#8e24aa
 const NAMES = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white"];
 const BRUSHES = [10, 24, 56];
 const STEP = 8;
+export const ACROSS = 512; // units of a drawing from left to right, whatever pixels the canvas has
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Drawing {
@@ -13,7 +14,7 @@ export class Drawing {
     this.canvas = canvas;
     this.hint = hint;
     this.pen = pen;
-    this.at = null; // the keyboard's pen, in pixels of the canvas
+    this.at = null; // the keyboard's pen
     this.strokes = [{ heart: true }];
     this.pose = 0;
     this.beating = !matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -55,7 +56,7 @@ export class Drawing {
     const toggles = event.key === " " || event.key === "Enter";
     if (!this.enabled || (x === undefined && !toggles) || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    const { width, height } = this.canvas;
+    const [width, height] = this.size;
     this.at ??= [width / 2, height / 2];
     if (toggles) {
       const begins = !this.stroke;
@@ -76,16 +77,20 @@ export class Drawing {
   }
 
   showPen() {
-    const { width, height } = this.canvas;
+    const [width, height] = this.size;
     this.pen.hidden = !this.enabled || !this.at || document.activeElement !== this.canvas;
     if (!this.at) return;
     Object.assign(this.pen.style, { left: `${(100 * this.at[0]) / width}%`, top: `${(100 * this.at[1]) / height}%` });
     this.pen.classList.toggle("down", Boolean(this.stroke));
   }
 
+  get size() {
+    return [ACROSS, (ACROSS * this.canvas.height) / this.canvas.width];
+  }
+
   point(event) {
     const box = this.canvas.getBoundingClientRect();
-    const scale = this.canvas.width / box.width;
+    const scale = ACROSS / box.width;
     return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   }
 
@@ -118,16 +123,21 @@ export class Drawing {
   }
 
   paint(context) {
-    const { width, height } = this.canvas, { done } = this, finished = this.strokes.length - (this.stroke ? 1 : 0);
+    const { width, height } = this.canvas, { done } = this, scale = width / ACROSS, finished = this.strokes.length - (this.stroke ? 1 : 0);
     if (this.beating || this.drawn > finished || done.canvas.width !== width || done.canvas.height !== height) {
       Object.assign(done.canvas, { width, height });
       done.fillStyle = "#fff";
       done.fillRect(0, 0, width, height);
+      done.scale(scale, scale);
       this.drawn = 0;
     }
     for (; this.drawn < finished; this.drawn++) this.paintStroke(done, this.strokes[this.drawn]);
     context.drawImage(done.canvas, 0, 0);
-    if (this.stroke) this.paintStroke(context, this.stroke);
+    if (!this.stroke) return;
+    context.save();
+    context.scale(scale, scale);
+    this.paintStroke(context, this.stroke);
+    context.restore();
   }
 
   paintStroke(context, { heart, colour, brush, fill, points }) {
@@ -145,7 +155,7 @@ export class Drawing {
   paintHeart(context) {
     const t = this.time() * 2 * Math.PI;
     const beat = 1 + 0.045 * Math.sin(t / 1.6) + 0.02 * Math.sin(t / 0.8);
-    const { width, height } = this.canvas;
+    const [width, height] = this.size;
     const side = Math.min(width, height);
     context.save();
     context.translate(width / 2, height / 2 + 0.03 * side);

@@ -1,6 +1,7 @@
 // The WebSocket: at most two frames and two pictures on the way, and a new connection after an old one is lost.
 
 const FRAME = 1, MARK = 2, HEAD = 8, PICTURE_HEAD = 16, SKIPPED = 1;
+const QUALITY = 0.92;
 const BUSY = 1013, REFUSED = 1008;
 const FULL = 4000; // milliseconds until it is tried again where nobody more had room
 
@@ -33,6 +34,7 @@ export class Link extends EventTarget {
     if (message.type === "hello") {
       this.failures = 0;
       this.window = message.window;
+      this.largest = message.largest;
     }
     this.emit(message.type, message);
     if (message.type === "hello") this.emit("room", 0);
@@ -77,8 +79,14 @@ export class Link extends EventTarget {
     return this.next - 1 - this.taken < this.window && this.socket.readyState === WebSocket.OPEN;
   }
 
-  // Sends a JPEG (bytes as a binary string), and tells its number.
-  sendFrame(jpeg) {
+  // Sends what a canvas shows, and tells its number: of less quality where it would be more than the server takes.
+  sendFrame(canvas) {
+    let jpeg, quality = QUALITY;
+    do {
+      const url = canvas.toDataURL("image/jpeg", quality); // at once, where toBlob waits until the page is idle
+      jpeg = atob(url.slice(url.indexOf(",") + 1));
+      quality -= 0.2;
+    } while (HEAD + jpeg.length > this.largest && quality > 0);
     const id = this.next++;
     const bytes = new Uint8Array(HEAD + jpeg.length);
     const view = new DataView(bytes.buffer);

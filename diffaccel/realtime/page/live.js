@@ -1,7 +1,7 @@
 // The page: a source is painted onto the input canvas, goes to the server, and comes back onto the output canvas.
 
 import { Controls } from "./controls.js";
-import { Drawing } from "./draw.js";
+import { ACROSS, Drawing } from "./draw.js";
 import { Dream } from "./dream.js";
 import { arrows, select } from "./groups.js";
 import { median } from "./figures.js";
@@ -19,7 +19,6 @@ const FASTEST = 1000 / 30;
 const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
 const SLOWEST = 5000; // milliseconds that a picture of a clip may take on a slow machine
 const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
-const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const token = asked.get("token") ?? "";
@@ -101,7 +100,7 @@ async function openFile(name, file) {
 
 // A camera that faces its user is mirrored, as in a looking glass; one that faces away is not.
 async function openCamera(id) {
-  await media.camera(id);
+  await media.camera(id, output.canvas.width);
   const { facingMode, deviceId } = media.settings;
   $("mirror").checked = facingMode !== "environment";
   const cameras = await media.cameras();
@@ -163,9 +162,7 @@ function send() {
     later(FASTEST); // the canvas is filmed
     return;
   }
-  const url = small.canvas.toDataURL("image/jpeg", QUALITY); // at once, where toBlob waits until the page is idle
-  const id = link.sendFrame(atob(url.slice(url.indexOf(",") + 1)));
-  sentAt.set(id, lastSent);
+  sentAt.set(link.sendFrame(small.canvas), lastSent);
   pump();
 }
 
@@ -245,7 +242,8 @@ function sizeTo(width, height) {
   if (recorder.resized()) say("The recording ended here and is saved: a video has pictures of one size.", dismiss);
   Object.assign(small.canvas, { width, height });
   Object.assign(output.canvas, { width, height });
-  input.canvas.height = Math.round((input.canvas.width * height) / width);
+  const across = Math.max(ACROSS, width); // what is filmed or opened loses nothing on its way
+  Object.assign(input.canvas, { width: across, height: Math.round((across * height) / width) });
 }
 
 function greet({ detail }) {

@@ -22,10 +22,10 @@ export class Media {
     this.turn = 0; // counts what was chosen: what arrives late, after something else was chosen, is not used
   }
 
-  // A camera by its id; "" for the one that the browser prefers.
-  async camera(id = "") {
+  // A camera by its id; "" for the one that the browser prefers; of so many pixels across, if it can.
+  async camera(id = "", across = 0) {
     const which = id ? { deviceId: { exact: id } } : {};
-    await this.show(() => navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, ...which }, audio: false }),
+    await this.show(() => navigator.mediaDevices.getUserMedia({ video: { width: { ideal: Math.max(640, across) }, ...which }, audio: false }),
       CAMERA, "The camera was unplugged or switched off. Plug it in and try again, or draw instead.");
   }
 
