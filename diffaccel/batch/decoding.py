@@ -41,6 +41,7 @@ class Decoding:
         key = (type(pipe), arguments.get("width"), arguments.get("height"))
         vae, processor = getattr(pipe, "vae", None), getattr(pipe, "image_processor", None)
         possible = self._overlap and hasattr(vae, "decode") and hasattr(processor, "postprocess")
+        possible = possible and not _changes_its_format(pipe)
         if possible and key not in self._splits:
             pictures, self._splits[key] = _watched(pipe, arguments)
             return lambda: pictures
@@ -48,6 +49,15 @@ class Decoding:
             return _split(pipe, arguments)
         decoded = _whole(pipe, arguments)
         return lambda: decoded
+
+
+def _changes_its_format(pipe: Any) -> bool:
+    """Whether the pipeline has its autoencoder in float32 while it computes with it and in less at all other times.
+
+    SDXL's do. Neither decoding after the call nor beside another call would find it as it must be.
+    """
+    forced = getattr(pipe.vae.config, "force_upcast", False) and pipe.vae.dtype != torch.float32
+    return bool(forced) and hasattr(pipe, "upcast_vae")
 
 
 def _whole(pipe: Any, arguments: dict[str, Any]) -> Decoded:

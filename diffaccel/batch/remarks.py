@@ -18,6 +18,7 @@ _HARMLESS = (
     "__array_wrap__ must accept",  # numpy, of diffusers' DPM2
     "The following part of your input was truncated",  # said by the row, with its words
     "Token indices sequence length is longer",
+    "`upcast_vae` is deprecated",  # diffusers, of its own call
     "were passed to .* but are not expected and will be ignored",  # a sampler that takes over another's configuration
 )
 _LONGEST = 300

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stream_pipelines
 import torch
 
 from diffaccel import models
@@ -83,3 +84,16 @@ def test_what_goes_wrong_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
         decoding(pipe, arguments(size=33))
     assert "decode" not in vars(pipe.vae)
     assert "postprocess" not in vars(pipe.image_processor)
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae`")
+def test_an_autoencoder_that_is_in_float32_for_its_calls_alone_decodes_at_once() -> None:
+    pipe = stream_pipelines.sdxl()
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        part.half()
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.vae.config.force_upcast
+    expected, decoding = [pipe(**arguments(seed)).images for seed in range(3)], Decoding()
+    finishes = [decoding(pipe, arguments(seed)) for seed in range(3)]
+    pictures = [on_a_thread(finish).pictures for finish in finishes]
+    assert all(np.array_equal(one, other) for one, other in zip(pictures, expected, strict=True))
