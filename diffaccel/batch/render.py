@@ -30,7 +30,7 @@ from diffaccel.batch.summary import Calls
 from diffaccel.batch.tasks import Pipelines, guidance_problem, pictures_problem
 from diffaccel.batch.text_calls import TextCalls
 from diffaccel.methods import Method
-from diffaccel.models import ModelError, load_lora
+from diffaccel.models import adapters, load_lora
 from diffaccel.models.tokenizing import with_own_tokenizers
 from diffaccel.sampling.schedulers import sampler_named, seed_noise
 
@@ -73,6 +73,7 @@ class Renderer:
         pipe.set_progress_bar_config(disable=True)
         self.calls = Calls()
         self._pipe = pipe
+        self._before = pipe.scheduler
         self._scheduler = sampler_named("default", pipe.scheduler)  # never put into it: caching watches what is there
         self._lora: str | None = None
         self._methods: tuple[Method, ...] = ()
@@ -92,6 +93,8 @@ class Renderer:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._detach(count=kind is None)
+        self._drop_loras()
+        self._pipe.scheduler = self._before
         self._text.detach()
         self._open.close()
 
@@ -164,16 +167,19 @@ class Renderer:
             return
         self._detach()
         with self._text.changed_weights():
-            if self._lora is not None:
-                self._pipe.unload_lora_weights()
-                self._lora = None
+            self._drop_loras()
             if lora is not None:
                 try:
                     load_lora(self._pipe, lora, partial=self._lora_partial)
-                except ModelError:
-                    self._pipe.unload_lora_weights()  # of several, those that came before
+                except BaseException:
+                    self._drop_loras()  # of several, those that came before
                     raise
                 self._lora = lora
+
+    def _drop_loras(self) -> None:
+        if hasattr(self._pipe, "get_list_adapters") and adapters(self._pipe):
+            self._pipe.unload_lora_weights()
+        self._lora = None
 
     def _set_methods(self, pipe: "DiffusionPipeline", methods: tuple[Method, ...]) -> None:
         if methods == self._methods and pipe is self._cached_pipe:

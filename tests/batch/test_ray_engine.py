@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,12 @@ def test_a_cluster_that_is_too_small(tiny_sd: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with OutputFolder(tmp_path) as folder, pytest.raises(ModelError, match="has room for"):
         ray_engine.render_on_ray(part(tiny_sd, *JOBS), folder, lambda record: None, actors=999)
+
+
+def test_an_actors_next_batch_has_nothing_of_the_one_before(tiny_sd: Path, tiny_lora: Path, tmp_path: Path) -> None:
+    plain = replace(JOBS[0], id="plain")
+    asked = part(tiny_sd, replace(JOBS[0], lora=str(tiny_lora), scheduler="euler karras"), plain)
+    actor = ray_engine.RenderActor(asked)
+    batches = [actor({"jobs": [pickle.dumps((job,))]})["result"][0] for job in asked.jobs]
+    files = {name: data for batch in batches for name, data in pickle.loads(batch)[0].items()}
+    assert files == in_one_process(asked, tmp_path)

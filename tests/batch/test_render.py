@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffaccel import models
 from diffaccel.attach.handle import accelerate
@@ -155,3 +156,14 @@ def test_a_size_that_leaves_a_part_of_a_patch_is_named() -> None:
     job = replace(JOB, model="emoji-dit", width=136, height=128)
     with Renderer(models.load("emoji-dit")) as renderer, pytest.raises(RenderError, match="size: emoji-dit paints mul"):
         renderer.render([job])
+
+
+def test_a_lora_that_breaks_off_leaves_nothing_of_those_before_it(
+    renderer: Renderer, tiny_lora: Path, tmp_path: Path
+) -> None:
+    plain = renderer.render([JOB]).images[0]
+    save_file({"lora_unet_conv_in.hada_w1_a": torch.ones(2, 2)}, tmp_path / "half.safetensors")
+    for _ in range(2):
+        with pytest.raises(KeyError, match="hada_w1_b"):
+            renderer.render([replace(JOB, lora=f"{tiny_lora} + {tmp_path / 'half.safetensors'}")])
+        assert np.array_equal(pixels(renderer.render([JOB]).images[0]), pixels(plain))
