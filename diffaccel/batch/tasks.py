@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffaccel.batch.pictures import PictureError, picture_size
+from diffaccel.models.embedding import share_words
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -101,6 +102,7 @@ class Pipelines:
             names = {"text": "Text2Image", "image": "Image2Image", "inpaint": "Inpainting"}
             more = {"controlnet": self._controlnet(controlnet)} if controlnet else {}
             pipe: DiffusionPipeline = getattr(diffusers, f"AutoPipelineFor{names[task]}").from_pipe(self._pipe, **more)
+        share_words(self._pipe, pipe)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

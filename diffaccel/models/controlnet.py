@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffaccel.config.words import with_article
 from diffaccel.models.catalogue import BUNDLED, names
+from diffaccel.models.embedding import share_words
 from diffaccel.models.loader import load_part, part_folder
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import read_shapes
@@ -137,4 +138,6 @@ def with_controlnets(pipe: Any, nets: Sequence[Any]) -> "DiffusionPipeline":
     parts = {name: part for name, part in {**pipe.config, **pipe.components}.items() if name in taken}
     parts["controlnet"] = list(nets) if len(nets) > 1 else nets[0]
     with quiet_loading():
-        return kind(**parts)
+        made: DiffusionPipeline = kind(**parts)
+    share_words(pipe, made)
+    return made

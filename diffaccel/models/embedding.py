@@ -1,7 +1,8 @@
 """Textual inversion: words whose embeddings were learned, in the spellings of AUTOMATIC1111, SDXL and diffusers."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,15 @@ _OWN = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 def parse_embeddings(text: str | None) -> dict[str, str]:
     """Files by their tokens from `"style.safetensors=<style> + bad.safetensors"`; a file's own name is the default.
 
-    Raises `ModelError` where two have one token.
+    Raises `ModelError` where two have one token; CLIP's words have no capitals, so case does not count.
     """
     found: dict[str, str] = {}
     for part in filter(None, map(str.strip, (text or "").split(_BETWEEN))):
         file, _, token = part.rpartition("=") if not part.endswith(".safetensors") else (part, "", Path(part).stem)
         if not file or not token:
             raise ModelError(f"--embedding {part}: write FILE=TOKEN")
-        if token in found:
-            raise ModelError(f"--embedding: {found[token]} and {file} have the same token {token}")
+        if (other := next((known for known in found if known.lower() == token.lower()), None)) is not None:
+            raise ModelError(f"--embedding: {found[other]} and {file} have the same token {token}")
         found[token] = file
     return found
 
@@ -44,7 +45,7 @@ def check_embeddings(text: str | None, source: ModelSource) -> None:
     for token, file in parse_embeddings(text).items():
         for encoder in _assigned(file, read_shapes(_found(file)), widths, source.name).values():
             words = source.folder / encoder.replace("text_encoder", "tokenizer") / "vocab.json"
-            if words.is_file() and token in json.loads(words.read_text(encoding="utf-8")):
+            if words.is_file() and token.lower() in json.loads(words.read_text(encoding="utf-8")):
                 raise ModelError(
                     f"--embedding {file}={token}: {source.name} knows the word {token} already: name another"
                 )
@@ -59,7 +60,8 @@ def load_embeddings(pipe: Any, text: str | None) -> None:
     widths = {
         name: int(pipe.components[name].config.hidden_size) for name in _OWN.values() if pipe.components.get(name)
     }
-    for token, file in parse_embeddings(text).items():
+    files = parse_embeddings(text)
+    for token, file in files.items():
         place = _found(file)
         assigned = _assigned(file, read_shapes(place), widths, type(pipe).__name__)
         from safetensors.torch import load_file
@@ -67,6 +69,8 @@ def load_embeddings(pipe: Any, text: str | None) -> None:
         tensors = load_file(place)
         for name, encoder in assigned.items():
             _teach(pipe, token, tensors[name], encoder, file)
+    if files:
+        pipe.maybe_convert_prompt = _InAnyCase(pipe, files)
 
 
 def _teach(pipe: Any, token: str, vectors: "torch.Tensor", encoder: str, file: str) -> None:
@@ -76,10 +80,39 @@ def _teach(pipe: Any, token: str, vectors: "torch.Tensor", encoder: str, file: s
     known = {"text_encoder": pipe.components[encoder], "tokenizer": pipe.components[tokenizer]}
     with quiet_loading():
         try:
-            pipe.load_textual_inversion({token: vectors}, token=token, **known)
+            pipe.load_textual_inversion({token.lower(): vectors}, token=token.lower(), **known)
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise ModelError(f"cannot load the embedding {file} as {token}: {reason}") from error
+
+
+class _InAnyCase:
+    """A pipeline's `maybe_convert_prompt`, which spells out words of several vectors, for words in any case.
+
+    CLIP's tokenizers know no capitals. diffusers looks for a word as the tokenizer spells it, so that of one with
+    capitals, in the prompt or in its own name, the first vector alone would count.
+
+    Args:
+        pipe: the pipeline.
+        words: that it was taught.
+    """
+
+    def __init__(self, pipe: Any, words: Iterable[str]) -> None:
+        self._plain = pipe.maybe_convert_prompt
+        longest_first = sorted(words, key=len, reverse=True)
+        self._words = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+
+    def __call__(self, prompt: str | list[str], tokenizer: Any) -> Any:
+        """The prompt, or prompts, as the encoder of the tokenizer reads them."""
+        if isinstance(prompt, list):
+            return [self(text, tokenizer) for text in prompt]
+        return self._plain(self._words.sub(lambda found: found[0].lower(), prompt), tokenizer)
+
+
+def share_words(pipe: Any, other: Any) -> None:
+    """Have another pipeline of the same tokenizers find words that a pipeline was taught as that one does."""
+    if (found := vars(pipe).get("maybe_convert_prompt")) is not None and hasattr(other, "maybe_convert_prompt"):
+        other.maybe_convert_prompt = found
 
 
 def _found(file: str) -> Path:

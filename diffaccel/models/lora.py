@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diffaccel.config.words import counted
+from diffaccel.models.embedding import share_words
 from diffaccel.models.loader import find_lora
 from diffaccel.models.lora_file import Factors, Parts, read_parts
 from diffaccel.models.quiet import quiet_loading
@@ -193,6 +194,7 @@ def with_lora(pipe: Any, lora: str | os.PathLike[str], weight: float = 1.0) -> A
         own = type(pipe)(
             **{**{k: v for k, v in pipe.config.items() if not k.startswith("_")}, **pipe.components, **copies}
         )
+    share_words(pipe, own)
     load_lora(own, lora)
     own.set_adapters(adapters(own), [weight] * len(adapters(own)))
     return own

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from diffusers import AutoPipelineForImage2Image
 from safetensors.torch import save_file
 from test_single_file import sdxl
 
 from diffaccel import models
 from diffaccel.models import ModelError, parse_embeddings, write_embeddings
+from diffaccel.models.embedding import share_words
 
 
 def answer(pipe: Any, prompt: str) -> torch.Tensor:
@@ -64,3 +66,20 @@ def test_text() -> None:
     assert files == {"bad": "dir/bad.safetensors", "<x>": "a=b.safetensors"}
     assert parse_embeddings(write_embeddings(files)) == files
     assert write_embeddings(parse_embeddings(None)) is None
+
+
+def test_words_count_in_any_case(tmp_path: Path) -> None:
+    pipe = stream_pipelines.sd()
+    vectors = torch.randn(3, pipe.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    for name in ("EasyNeg", "Glow"):
+        save_file({"emb_params": vectors[: 3 if name == "EasyNeg" else 1]}, tmp_path / f"{name}.safetensors")
+        models.load_embeddings(pipe, f"{tmp_path}/{name}.safetensors")
+    for text in ("a EasyNeg GLOW cat", "A EASYNEG Glow CAT"):
+        ids = pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer)).input_ids
+        expected = pipe.tokenizer.convert_tokens_to_ids(["easyneg", "easyneg_1", "easyneg_2", "glow"])
+        assert [each for each in ids if each in expected] == expected
+    other = AutoPipelineForImage2Image.from_pipe(pipe)
+    share_words(pipe, other)
+    assert other.maybe_convert_prompt(["EasyNeg"], pipe.tokenizer) == ["easyneg easyneg_1 easyneg_2"]
+    with pytest.raises(ModelError, match="a and b have the same token x"):
+        parse_embeddings("a=X + b=x")
