@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,15 +136,16 @@ def _scales_beside(file: Path) -> dict[str, float]:
 
 
 def _saved_scales(metadata: Mapping[str, str]) -> dict[str, float]:
-    """Alphas by component ("unet") and module of the configuration that diffusers saves inside."""
+    """Alphas by component ("unet"), and by component and pattern of modules' names, that diffusers saves inside."""
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         found = {key.removesuffix(".lora_alpha"): float(v) for key, v in config.items() if key.endswith(".lora_alpha")}
         for key, pattern in config.items():
             if key.endswith(".alpha_pattern") and pattern:
-                found |= {f"{key.removesuffix('.alpha_pattern')}.{name}": float(v) for name, v in pattern.items()}
+                component = key.removesuffix(".alpha_pattern")
+                found |= {f"{component}.{re.compile(name).pattern}": float(v) for name, v in pattern.items()}
         return found | ({"rslora": 1.0} if any(k.endswith(".use_rslora") and v for k, v in config.items()) else {})
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, re.error) as error:
         raise ModelError(f"the LoRA's own metadata is damaged: {error}") from error
 
 
@@ -217,7 +219,16 @@ def _of_text_encoder(name: str) -> str:
     return name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
+@cache
+def _ending(pattern: str) -> re.Pattern[str]:
+    """A pattern of a module's name as PEFT reads it: "to_q" and "attn1.to_q" are for every module so called."""
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def _scale(module: str, rank: int, saved: Mapping[str, float]) -> float:
-    candidates = (saved.get(module), saved.get(module.partition(".")[0]), saved.get(""))
+    component, _, name = module.partition(".")
+    patterns = ((key.removeprefix(f"{component}."), v) for key, v in saved.items() if key.startswith(f"{component}."))
+    own = next((alpha for pattern, alpha in patterns if _ending(pattern).match(name)), None)
+    candidates = (own, saved.get(component), saved.get(""))
     alpha = next((alpha for alpha in candidates if alpha is not None), None)
     return 1.0 if alpha is None else alpha / (math.sqrt(rank) if "rslora" in saved else rank)

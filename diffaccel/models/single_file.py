@@ -42,11 +42,14 @@ def read_shapes(file: Path) -> TensorShapes:
     """Shapes of all tensors by their names, from the header alone. Raises `ModelError` where it is damaged."""
     check_header(file)
     try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return {name: tuple(value["shape"]) for name, value in header.items() if name != "__metadata__"}
+        return {name: tuple(value["shape"]) for name, value in _header(file).items() if name != "__metadata__"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return dict(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
 
 
 def configuration(file: Path, config: str | None) -> Path:
@@ -72,8 +75,8 @@ def _kind(file: Path, shapes: TensorShapes) -> str:
     if channels not in (0, 4):
         raise ModelError(f"{file} is a network for {channels} channels, as for inpainting or depth: {_HINT}")
     if "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias" in shapes:
-        if "v_pred" in shapes:
-            raise ModelError(f"{file} is an SDXL marked as trained for v-prediction: {_HINT}, whose scheduler says so")
+        if trained := _trained_for(file, shapes):
+            raise ModelError(f"{file} is an SDXL marked as trained for {trained}: {_HINT}, whose scheduler says so")
         return "sdxl"
     if any(mark in name for name in shapes for mark in (".lora_", ".hada_", ".lokr_")):
         raise ModelError(f"{file} is a LoRA, not a model: give it as --lora, with the model that it is for")
@@ -84,9 +87,22 @@ def _kind(file: Path, shapes: TensorShapes) -> str:
             "sd-2.1-base (noise, 512 pixels) or --config sd-2.1 (v, 768 pixels)"
         )
     if width == 768:
+        if trained := _trained_for(file, shapes):
+            raise ModelError(
+                f"{file} is a Stable Diffusion 1 marked as trained for {trained}: {_HINT}, whose scheduler says so"
+            )
         return "sd-1.5"
     first = next(iter(shapes), "nothing")
     raise ModelError(f"{file} is of no kind whose configuration is known (it has {first[:80]}): {_HINT}")
+
+
+def _trained_for(file: Path, shapes: TensorShapes) -> str | None:
+    """What a file is marked to predict, or from which noise, where that is not as usual in its kind."""
+    marks = {"edm_mean": "noise levels of EDM", "edm_vpred.sigma_max": "v-prediction with noise levels of EDM"}
+    marks |= {"v_pred": "v-prediction", "ztsnr": "noise without any signal at its end"}
+    found = next((meaning for mark, meaning in marks.items() if mark in shapes), None)
+    said = str(_header(file).get("__metadata__", {}).get("modelspec.prediction_type", ""))
+    return found or ("v-prediction" if said.startswith("v") else None)
 
 
 def _kind_of_sd3(file: Path, shapes: TensorShapes) -> str:

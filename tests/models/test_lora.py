@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from diffaccel import models
@@ -248,3 +251,16 @@ def test_one_that_diffusers_wrote_is_loaded_as_it_loads_it(tiny_sd: Path, tiny_l
     stock.load_lora_weights(load_file(next(tiny_lora.glob("*.safetensors"))))
     models.load_lora(ours, tiny_lora)
     assert torch.equal(answer(stock), answer(ours))
+
+
+def test_patterns_of_alphas_are_ends_of_names_as_for_diffusers(tiny_sd: Path, tmp_path: Path) -> None:
+    unet = models.load(tiny_sd).unet
+    alphas = {"lora_alpha": 2, "alpha_pattern": {r"attn2\.to_[kv]": 16, "to_q": 6}}
+    torch.manual_seed(1)
+    unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"], **alphas))
+    layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata(unet=unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **metadata)
+    stock, ours = models.load(tiny_sd), models.load(tiny_sd)
+    stock.load_lora_weights(tmp_path)
+    models.load_lora(ours, tmp_path)
+    assert torch.allclose(answer(stock), answer(ours), rtol=1e-4, atol=1e-4)

@@ -216,6 +216,9 @@ def test_kinds_are_known_by_what_they_hold(tensors: Any, expected: str, tmp_path
         ({TO_K: (2, 1024)}, "give --config sd-2.1-base .* or --config sd-2.1 "),
         ({TO_K: (2, 768), UNET + "input_blocks.0.0.weight": (2, 9, 1, 1)}, "9 channels, as for inpainting .*--config"),
         ({BIG_G: (2,), "v_pred": (1,)}, "marked as trained for v-prediction: give --config"),
+        ({BIG_G: (2,), "edm_mean": (1,)}, "marked as trained for noise levels of EDM: give --config"),
+        ({BIG_G: (2,), "ztsnr": (1,)}, "SDXL marked as trained for noise without any signal"),
+        ({TO_K: (2, 768), "v_pred": (1,)}, "Stable Diffusion 1 marked as trained for v-prediction: give --config"),
         ({SD3: (2,), "text_encoders.t5xxl.transformer.shared.weight": (1,)}, "holds a T5, .*--config"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": (1,)}, "of the shape of FLUX, .*--config"),
         ({"something": (1,)}, r"of no kind whose configuration is known \(it has something\): give --config"),
@@ -224,6 +227,17 @@ def test_kinds_are_known_by_what_they_hold(tensors: Any, expected: str, tmp_path
 def test_what_must_be_given_is_said(tensors: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=words):
         models.resolve(shapes(tmp_path, **tensors))
+
+
+def test_what_a_file_says_that_it_predicts_counts(tmp_path: Path) -> None:
+    for said, kind in (("epsilon", "sdxl"), ("v", None)):
+        tensors = {name: torch.zeros(2) for name in (BIG_G, "x")}
+        save_file(tensors, tmp_path / "x.safetensors", {"modelspec.prediction_type": said})
+        if kind:
+            assert configuration(tmp_path / "x.safetensors", None).name == kind
+            continue
+        with pytest.raises(ModelError, match="marked as trained for v-prediction"):
+            configuration(tmp_path / "x.safetensors", None)
 
 
 def test_files_that_are_no_models(tiny_sd: Path, tmp_path: Path) -> None:
