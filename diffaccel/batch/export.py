@@ -6,6 +6,7 @@ Both hold the pictures of the run's input in its order, whoever rendered them, a
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -47,15 +48,20 @@ _COLUMNS: Mapping[str, str] = MappingProxyType(
         "background": "string",
         "long_prompts": "bool_",
         "prompt_weights": "bool_",
+        "flagged": "bool_",
     }
 )
 
 
 def finished(jobs: Sequence[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> list[Record] | None:
-    """Records of the pictures that are there, in the order of `jobs`; None while some of `jobs` have not ended."""
+    """Records of the pictures that are there, in the order of `jobs`; None while some of `jobs` have not ended.
+
+    Columns that go along are those of `jobs`: they may have changed since the picture was painted.
+    """
     if unfinished(jobs, records, folder, suffix):
         return None
-    return [records[job.id] for job in jobs if is_done(job, records.get(job.id), folder, suffix)]
+    there = [job for job in jobs if is_done(job, records.get(job.id), folder, suffix)]
+    return [replace(records[job.id], columns=dict(job.columns)) for job in there]
 
 
 def unfinished(jobs: Sequence[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> int:
@@ -92,7 +98,7 @@ def write_tars(folder: Path, records: Sequence[Record], size: int) -> list[Path]
 def _add_sample(tar: tarfile.TarFile, folder: Path, record: Record, key: str) -> None:
     """One picture and what belongs to it, as files that share a name; without times and owners."""
     picture = folder / str(record.file_name)
-    kept = {"columns": record.columns} if record.columns else {}
+    kept = {name: value for name in ("columns", "flagged") if (value := getattr(record, name))}
     settings = json.dumps({"id": record.id, **record.settings, **kept}, ensure_ascii=False)
     parts = {
         picture.suffix: picture.read_bytes(),
@@ -158,6 +164,7 @@ def _groups(folder: Path, records: Sequence[Record], kinds: Mapping[str, str]) -
             {
                 "id": record.id,
                 **record.settings,
+                "flagged": bool(record.flagged),
                 **{_column(name): _cell(value, kinds[_column(name)]) for name, value in record.columns.items()},
                 "image": {"bytes": (folder / str(record.file_name)).read_bytes(), "path": record.file_name},
             }

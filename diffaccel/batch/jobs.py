@@ -17,6 +17,7 @@ from diffaccel.batch.picture_sets import spread
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.rows import BadRow, Columns, PlacedRow
 from diffaccel.batch.settings import DRAWN_SEED, SEEDS, PictureSettings, PromptRow
+from diffaccel.batch.templates import drawn
 from diffaccel.models import defaults, located, parse_loras, rebased
 
 MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for caching to be a good default
@@ -161,7 +162,7 @@ class Planner:
         cache: the caching that neither a row, the options, a LoRA nor the bundled model names.
         num_images: pictures per row; the seed counts up from the row's.
         multiple: what both sides of the model's pictures are multiples of, in pixels.
-        draw_text: the prompt that a template and a seed give; raises `ValueError` for a template that gives none.
+        draw_text: the prompt that a template and a seed give; raises `ValueError` for one that is not understood.
         draw_seed: the seed of the picture with this name, where its row asks for a drawn one.
 
     Attributes:
@@ -220,8 +221,6 @@ class Planner:
         own: dict[str, Any] = {"columns": placed.columns}
         shared = asked.keys() - _ROWS_OWN
         base = self._base(tuple((name, asked[name]) for name in sorted(shared)) if shared else ())
-        if "negative_prompt" in asked:
-            own["negative_prompt"] = asked["negative_prompt"]
         if self._from_pictures or not asked.keys().isdisjoint(PICTURES):
             own |= self._of_pictures(asked)
         identifier = row.custom_id or row_id(row, placed.columns, asked=asked)
@@ -230,8 +229,9 @@ class Planner:
         jobs = []
         for index in range(self._num_images):
             name, seed = identifier if index == 0 else f"{identifier}-{index + 1}", (first + index) % SEEDS
-            prompt = self._draw_text(row.prompt, seed) if self._draw_text else row.prompt
-            jobs.append(base.but(id=name, prompt=prompt, seed=seed, **own))
+            texts = {"prompt": row.prompt, "negative_prompt": asked.get("negative_prompt", base.negative_prompt)}
+            texts = drawn(self._draw_text, texts, seed) if self._draw_text else texts
+            jobs.append(base.but(id=name, seed=seed, **own, **texts))
         return jobs
 
     def _decided(self, asked: tuple[tuple[str, Any], ...]) -> Job:
@@ -285,9 +285,12 @@ def _size_of_start(named: Mapping[str, str], given: Mapping[str, Any], multiple:
         width, height = picture_size(named.get("init_image") or named["control_image"])
     except (PictureError, KeyError):
         return {}
-    scale = given["width"] / width if "width" in given else given["height"] / height if "height" in given else 1
-    sides = {"width": width * scale, "height": height * scale}
-    return {name: max(multiple, int(side) // multiple * multiple) for name, side in sides.items() if name not in given}
+    if "width" in given:
+        height = height * given["width"] // width
+    elif "height" in given:
+        width = width * given["height"] // height
+    sides = {"width": width, "height": height}
+    return {name: max(multiple, side // multiple * multiple) for name, side in sides.items() if name not in given}
 
 
 def row_id(row: PromptRow, columns: Columns = (), picture: str = "", asked: Mapping[str, Any] | None = None) -> str:

@@ -64,14 +64,22 @@ class Notes:
 
     def _about(self, job: Job) -> list[str]:
         notes = [self._picture(path) for path in (job.init_image, job.mask_image, job.control_image) if path]
-        if _MARKED.search(job.prompt):
-            read = {"weights": bool(job.prompt_weights), "templates": self._templates}
-            notes += markup(job.prompt, **read, remedies=self._remedies)
+        notes += self._markup("prompt", job)
         if job.negative_prompt and (reason := self._unguided(job)):
             notes.append(f"negative_prompt: it changes nothing, for {reason}")
+        elif job.negative_prompt:
+            notes += self._markup("negative_prompt", job)
         if self._controlnet and not job.control_image:
             notes.append("control_image: there is none, so this is drawn without the ControlNet")
         return notes
+
+    def _markup(self, name: str, job: Job) -> list[str]:
+        """What looks meant in one of the job's prompts, and is drawn as text."""
+        text: str = getattr(job, name)
+        if not _MARKED.search(text):
+            return []
+        read = {"weights": bool(job.prompt_weights), "templates": self._templates}
+        return markup(text, **read, remedies=self._remedies, name=name)
 
     def _unguided(self, job: Job) -> str | None:
         """Why a negative prompt changes nothing, if it does not."""

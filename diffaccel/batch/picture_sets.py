@@ -12,7 +12,7 @@ from diffaccel.batch.names import as_id
 from diffaccel.batch.pictures import SUFFIXES, check_picture
 from diffaccel.batch.rows import BadRow, InputError, PlacedRow
 from diffaccel.batch.settings import PictureSettings
-from diffaccel.models import expanded
+from diffaccel.models import expanded, is_there
 
 NAMES = ("init_image", "control_image", "mask_image")
 
@@ -71,9 +71,12 @@ def pictures_of(path: str) -> dict[str, str] | None:
     Raises `ValueError` for a set without pictures, or with two of one name.
     """
     place = expanded(path)
-    if place.is_dir():
-        found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    elif glob.has_magic(path) and not place.exists():
+    if is_there(place) and place.is_dir():
+        try:
+            found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    elif glob.has_magic(path) and not is_there(place):
         names = glob.glob(str(place), recursive=True)  # noqa: PTH207 (pathlib's takes no absolute pattern)
         found = sorted(file for name in names if (file := Path(name)).is_file())
     else:

@@ -189,6 +189,8 @@ def recognized(stream: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Im
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     """The picture, not decoded yet; an error says which one it is about."""
+    if path.startswith("data:"):
+        raise PictureError(f"{path[:30]}... is a picture itself: save it, and give its path")
     if "://" in path:
         raise PictureError(f"{path} is an address, and nothing is fetched: save the picture, and give its path")
     try:

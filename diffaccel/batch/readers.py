@@ -5,10 +5,12 @@ understood is never taken for a prompt.
 """
 
 import codecs
+import glob
 import itertools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -29,7 +31,7 @@ from diffaccel.batch.rows import (
 )
 from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
 from diffaccel.batch.text_lines import COMMENT, text_values
-from diffaccel.models import parse_loras, rebased
+from diffaccel.models import is_there, parse_loras, rebased
 
 __all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "RowStream", "explain", "read_rows"]
 
@@ -103,13 +105,15 @@ def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     found = {name: str(folder / file) for name, file in pictures if file and _found(folder, file)}
     if row.lora:
         names = [lora.name for lora in parse_loras(row.lora)]
-        found["lora"] = rebased(row.lora, {name: str(folder / name) for name in names if (folder / name).exists()})
+        found["lora"] = rebased(row.lora, {name: str(folder / name) for name in names if is_there(folder / name)})
     return replace(placed, row=row.model_copy(update=found)) if found else placed
 
 
 def _found(folder: Path, file: str) -> bool:
     """Whether there is a file of this name, or pictures that it stands for, in the folder."""
-    return (folder / file).exists() or (not Path(file).is_absolute() and any(folder.glob(file)))
+    with suppress(ValueError):  # of a pattern with what no name holds
+        return is_there(folder / file) or (glob.has_magic(file) and bool(glob.glob(file, root_dir=folder)))  # noqa: PTH207
+    return False
 
 
 def _open(path: Path) -> TextIO:

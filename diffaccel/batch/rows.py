@@ -18,6 +18,8 @@ from diffaccel.config.words import did_you_mean, what_is_wrong
 
 SETTINGS = ("size", *PromptRow.model_fields)
 _PLAIN = frozenset(SETTINGS)
+_HALVES = re.compile("[\ud800-\udfff]")
+_NO_TEXT = "is not written in UTF-8: save it so"
 Columns = tuple[tuple[str, Any], ...]
 
 
@@ -74,6 +76,8 @@ def check_columns(names: Iterable[str], file: str, *, keep: bool) -> None:
     twice = sorted({name for name in spelled if spelled.count(name) > 1})
     if twice:
         raise InputError(f"{file} has the column {twice[0] or 'without a name'} twice")
+    if any(not _is_text(name) for name in names):
+        raise InputError(f"{file}: its header {_NO_TEXT}")
     unknown = [name for name, setting in zip(names, spelled, strict=True) if setting not in _PLAIN]
     if unknown and not keep:
         shown = no_such_setting(unknown[0]) if unknown[0].strip() else "a column without a name"
@@ -129,8 +133,23 @@ def _sorted_out(values: Mapping[Any, Any], keep: bool) -> tuple[dict[str, Any], 
             if _is_given(name, value):
                 given[name if name in _PLAIN else str(key)] = value
         else:
-            columns[str(key)] = value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
+            columns[str(key)] = _along(str(key), value)
     return given, tuple(columns.items())
+
+
+def _along(name: str, value: Any) -> str | int | float | None:
+    """What goes along of another column's value. Raises `ValueError` for text that no file can hold."""
+    if isinstance(value, list | dict):
+        value = json.dumps(value, default=str)
+    plain = value if isinstance(value, int | float | None) else str(value)  # a date is written as such
+    if not (_is_text(name) and _is_text(plain)):
+        raise ValueError(f"{ascii(name)[1:-1]}: {_NO_TEXT}")
+    return plain
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value holds no half of a character, as what is not UTF-8 is read."""
+    return not isinstance(value, str) or value.isascii() or not _HALVES.search(value)
 
 
 def _is_given(name: str, value: Any) -> bool:

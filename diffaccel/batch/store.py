@@ -252,6 +252,16 @@ def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") 
         return False
 
 
+def with_other_columns(jobs: Iterable[Job], records: Mapping[str, Record], folder: Path, suffix: str) -> list[Record]:
+    """Records of pictures that are done, anew where the rows that ask for them have other columns by now."""
+    asked = [(job, records[job.id], dict(job.columns)) for job in jobs if job.columns and job.id in records]
+    return [
+        replace(record, columns=columns)
+        for job, record, columns in asked
+        if record.columns != columns and is_done(job, record, folder, suffix)
+    ]
+
+
 def to_render(
     jobs: Iterable[Job],
     folder: Path,
@@ -266,9 +276,10 @@ def to_render(
     Args:
         records: of the folder's manifest, where that was read already.
     """
-    records = {} if overwrite else read_manifest(folder) if records is None else records
-    if not records:
-        return () if retry_failed else tuple(jobs)
-    missing = tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))
-    failed = {record.id for record in records.values() if record.status == "failed"}
-    return tuple(job for job in missing if job.id in failed) if retry_failed else missing
+    if overwrite and not retry_failed:
+        return tuple(jobs)
+    records = read_manifest(folder) if records is None else records
+    if retry_failed:
+        failed = {record.id for record in records.values() if record.status == "failed"}
+        return tuple(job for job in jobs if job.id in failed)
+    return tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))

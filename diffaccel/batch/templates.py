@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Templates:
         if not _MARKUP.search(template):
             return template
         if "#" in template:
-            raise ValueError("prompt: a # begins a comment in a template: leave it out")
+            raise ValueError("a # begins a comment in a template: leave it out")
         from dynamicprompts.generators import RandomPromptGenerator
 
         try:
@@ -43,9 +44,23 @@ class Templates:
                 warnings.simplefilter("ignore", DeprecationWarning)  # it calls its parser by names that are old
                 drawn = str(RandomPromptGenerator(self._manager, seed=seed).generate(template, 1)[0]).strip()
         except Exception as error:  # the parser's own errors, and those of what it calls
-            raise ValueError(f"prompt: a template that cannot be read: {error}") from error
+            raise ValueError(f"a template that cannot be read: {error}") from error
         if left := _LEFT.search(drawn):
-            raise ValueError(f"prompt: no wildcard {left[0]} in {self._folder} (--wildcards FOLDER)")
-        if not drawn:
-            raise ValueError("prompt: the template draws an empty prompt")
+            raise ValueError(f"no wildcard {left[0]} in {self._folder} (--wildcards FOLDER)")
         return drawn
+
+
+def drawn(draw: Callable[[str, int], str], texts: Mapping[str, str], seed: int) -> dict[str, str]:
+    """A row's prompts, by their names, as their templates give them.
+
+    Raises `ValueError` for a template that is not understood, and where nothing is left of the prompt.
+    """
+    made = {}
+    for name, text in texts.items():
+        try:
+            made[name] = draw(text, seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if not made["prompt"]:
+        raise ValueError("prompt: the template draws an empty prompt")
+    return made

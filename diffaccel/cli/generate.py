@@ -123,7 +123,7 @@ def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":
     with OutputFolder(request.output, request.shard) as folder:
         _record_bad_rows(folder, work.plan.bad)
         _tell_notes(request, [(work.plan.places[job.id], job) for job in work.todo])
-        with _finished(request, lambda: work):
+        with _finished(request, folder, lambda: work):
             summary, calls = _run(request, work, folder)
     return _with_bad_rows(summary, work), calls
 
@@ -138,7 +138,7 @@ def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWo
     with OutputFolder(request.output) as folder, _progress(request, None) as bar:
         share = partial(_share, request, prepared.source)
         course = RunCourse(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
-        with _finished(request, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
+        with _finished(request, folder, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
             summary, calls = render_parts(course.parts(), folder, partial(_show, bar, course.places))
     summary.joules = meter.joules
     work = course.work()
@@ -146,9 +146,9 @@ def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWo
 
 
 @contextmanager
-def _finished(request: Request, work: Callable[[], GenerateWork]) -> Iterator[None]:
+def _finished(request: Request, folder: "OutputFolder", work: Callable[[], GenerateWork]) -> Iterator[None]:
     """Write the contact sheet in the end, also when interrupted, and pack what there is to pack."""
-    from diffaccel.batch.store import StoreError
+    from diffaccel.batch.store import StoreError, read_manifest, with_other_columns
 
     try:
         yield
@@ -156,6 +156,9 @@ def _finished(request: Request, work: Callable[[], GenerateWork]) -> Iterator[No
         with suppress(StoreError):
             _write_sheet(request, work(), IN_A_HURRY if isinstance(error, KeyboardInterrupt) else None)
         raise
+    if request.keep_columns:
+        records = read_manifest(request.output)
+        folder.append(with_other_columns(work().plan.jobs, records, request.output, request.suffix))
     _write_sheet(request, work())
     _export(request, work())
 

@@ -52,13 +52,16 @@ def print_summary(
         click.echo(f"{left:,} {of_all} are not there yet: they need the same rows, options and --batch-size", err=True)
     if not work.todo:
         there = f": {counted(skipped, 'picture is', 'pictures are')} there already" if skipped else ""
+        if request.retry_failed:
+            there = f": of {counted(skipped, 'picture')} none failed before"
         click.echo(f"Nothing to render{there}. See {request.output / 'index.html'}")
         return
     parts = [
         f"{counted(summary.done, 'picture')} in {summary.seconds:.1f} s ({summary.images_per_second:.2f} images/s)"
     ]
     if skipped:
-        parts.append(f"{counted(skipped, 'was', 'were')} there already")
+        why = "left, which did not fail before" if request.retry_failed else "there already"
+        parts.append(f"{counted(skipped, 'was', 'were')} {why}")
     if calls.replayed:
         parts.append(f"{counted(calls.computed, 'network call')} computed, {calls.replayed:,} replayed")
         parts.append(f"{calls.macs_saved:.0%} of MACs saved")

@@ -22,7 +22,7 @@ from diffaccel.models.loader import (
     video_source,
 )
 from diffaccel.models.lora import Lora, adapters, copied_bytes, load_lora, parse_loras, rebased, with_lora, write_loras
-from diffaccel.models.source import ModelError, ModelSource, expanded, located, resolve
+from diffaccel.models.source import ModelError, ModelSource, expanded, is_there, located, resolve
 
 __all__ = [
     "BUNDLED",
@@ -46,6 +46,7 @@ __all__ = [
     "find_controlnet",
     "find_lora",
     "find_vae",
+    "is_there",
     "load",
     "load_controlnet",
     "load_embeddings",

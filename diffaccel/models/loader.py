@@ -10,7 +10,7 @@ from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import load_single_file
 from diffaccel.models.single_parts import latent_channels, load_vae_file
-from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, refuse_pickle, resolve
+from diffaccel.models.source import ModelError, ModelSource, check_header, expanded, is_there, refuse_pickle, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -205,8 +205,10 @@ def find_vae(name: str) -> Path:
 def find_lora(name: str) -> Path:
     """The `.safetensors` file of a LoRA, its header checked. Raises `ModelError` where there is not exactly one."""
     place = BUNDLED[name].folder if name in names("lora") else expanded(name)
-    refuse_pickle(place, "LoRA")
-    candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    candidates: list[Path] = []
+    if is_there(place):
+        refuse_pickle(place, "LoRA")
+        candidates = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     if len(candidates) != 1 or candidates[0].suffix != ".safetensors" or not candidates[0].is_file():
         if web_ui := _WEB_UI_LORA.fullmatch(name):
             raise ModelError(f"no LoRA at {name!r}: a weight is given as in {web_ui[1]}={web_ui[2]}")

@@ -14,12 +14,15 @@ REMEDIES = {
 """What each option does about it."""
 
 
-def markup(prompt: str, *, weights: bool = False, templates: bool = False, remedies: Collection[str] = ()) -> list[str]:
+def markup(
+    prompt: str, *, weights: bool = False, templates: bool = False, remedies: Collection[str] = (), name: str = "prompt"
+) -> list[str]:
     """Notes about what a prompt seems to ask for in the language of other programs.
 
     Args:
         weights, templates: what is read, and not drawn as text.
         remedies: options, among `REMEDIES`, that there are to read it.
+        name: what the prompt is called.
     """
     found = {
         "weights such as (word:1.3) and BREAK are drawn as text": "--prompt-weights",
@@ -32,7 +35,7 @@ def markup(prompt: str, *, weights: bool = False, templates: bool = False, remed
         _LORA.search(prompt),
     )
     return [
-        f"prompt: {what}: {REMEDIES[option]}" if option in remedies else f"prompt: {what}"
+        f"{name}: {what}: {REMEDIES[option]}" if option in remedies else f"{name}: {what}"
         for (what, option), is_meant in zip(found.items(), meant, strict=True)
         if is_meant
     ]

@@ -136,7 +136,15 @@ def expanded(name: str) -> Path:
 def located(name: str) -> str:
     """A name by which a later run finds the same from another folder: local paths in full, all others as they are."""
     place = expanded(name)
-    return str(place.resolve()) if name not in names() and place.exists() else name
+    if name in names() or not is_there(place):
+        return name
+    # What a file's link leads to may be called otherwise, as a hash in the Hub's cache, and a suffix says how to read.
+    return str(place.resolve() if place.is_dir() else place.parent.resolve() / place.name)
+
+
+def is_there(place: Path) -> bool:
+    """Whether there is such a file or folder, which no name is of that is too long, or lies where nobody may look."""
+    return os.path.exists(place)  # noqa: PTH110 (pathlib's raises)
 
 
 def _bundled() -> str:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,3 +123,19 @@ def test_model_error_of_a_process_is_the_runs(tmp_path: Path, tiny_sd: Path) -> 
     with OutputFolder(tmp_path) as folder, pytest.raises(models.ModelError, match="no device 'cuda'"):
         Processes(folder, lambda record: None)(part(tiny_sd, placement=Placement(device="cuda")), 1)
     assert not multiprocessing.active_children()
+
+
+def test_pictures_of_an_earlier_run_do_not_count_for_a_process_that_died(tiny_sd: Path, tmp_path: Path) -> None:
+    """In a run that starts over they are there, whole and with these settings, and are to be painted again."""
+    asked, seen = replace(part(tiny_sd), jobs=JOBS[:2]), list[str]()
+    with OutputFolder(tmp_path) as folder:
+        for job in asked.jobs:
+            folder.write(f"{job.id}.png", b"abc")
+            folder.append([Record(job.id, "done", job.fingerprint, f"{job.id}.png", 3)])
+        time.sleep(0.01)
+        processes = Processes(folder, lambda record: seen.append(record.id))
+        folder.append([Record("j0", "done", JOBS[0].fingerprint, "j0.png", 3)])
+        ended = SimpleNamespace(join=lambda: None, exitcode=1)
+        worker = SimpleNamespace(part=asked, process=ended, starts=1, start=lambda folder: None)
+        assert processes._ended(worker)  # type: ignore[arg-type]
+    assert (seen, worker.part.jobs) == (["j0"], JOBS[1:2])

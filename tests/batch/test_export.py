@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -73,3 +74,17 @@ def test_nothing_is_packed_before_all_have_ended(tmp_path: Path) -> None:
     assert [record.id for record in finished(JOBS, records, tmp_path, "png") or ()] == ["j.0", "j.1", "j.3", "j.4"]
     (tmp_path / "j.4.png").write_bytes(b"")
     assert finished(JOBS, records, tmp_path, "png") is None
+
+
+def test_what_was_flagged_is_marked_and_columns_are_those_of_the_rows(tmp_path: Path) -> None:
+    records = fill(tmp_path)
+    records["j.1"] = replace(records["j.1"], flagged=True, columns={"label": "old"})
+    jobs = [replace(job, columns=(("label", f"new {job.seed}"),)) for job in JOBS]
+    found = finished(jobs, records, tmp_path, "png") or []
+    rows = pyarrow.parquet.read_table(write_parquet(tmp_path, found)).to_pylist()
+    assert [row["flagged"] for row in rows] == [False, True, False, False, False]
+    assert [row["label"] for row in rows] == [f"new {number}" for number in range(5)]
+    with tarfile.open(write_tars(tmp_path, found, 9)[0]) as tar:
+        said = [json.load(tar.extractfile(each)) for each in tar if each.name.endswith(".json")]  # type: ignore[arg-type]
+    assert [each.get("flagged") for each in said] == [None, True, None, None, None]
+    assert said[1]["columns"] == {"label": "new 1"}

@@ -1,8 +1,10 @@
 """Every setting is decided once, in a fixed order, and a job's name and seed depend on its row alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffaccel import models
 from diffaccel.batch.jobs import Ingredients, Job, JobPlan, Planner, batches, plan_jobs, row_id, shard
@@ -119,3 +121,10 @@ def test_shards_are_the_batches_of_the_whole_dealt_out(batch_size: int) -> None:
     assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
     assert max(map(len, parts)) - min(map(len, parts)) <= 2 * batch_size
     assert {batch for part in parts for batch in batches(part, batch_size)} == set(batches(jobs, batch_size))
+
+
+def test_a_start_keeps_its_shape_to_the_pixel(tmp_path: Path) -> None:
+    Image.new("RGB", (37, 37)).save(tmp_path / "a.png")
+    for side in ("width", "height"):
+        (job,) = plan(PromptRow(prompt="a", init_image=str(tmp_path / "a.png"), **{side: 312})).jobs
+        assert (job.width, job.height) == (312, 312)

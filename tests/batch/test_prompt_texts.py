@@ -12,11 +12,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffaccel import models
-from diffaccel.batch.jobs import Job
+from diffaccel.batch.jobs import Ingredients, Job, Planner
 from diffaccel.batch.notes import Notes
-from diffaccel.batch.rows import InputError
+from diffaccel.batch.rows import InputError, PlacedRow
+from diffaccel.batch.settings import PictureSettings, PromptRow
 from diffaccel.batch.store import read_manifest
-from diffaccel.batch.templates import Templates
+from diffaccel.batch.templates import Templates, drawn
 from diffaccel.batch.text_calls import TextCalls
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.batch.text_rules import text_problem
@@ -258,3 +259,24 @@ def test_the_tokens_of_words_add_up_to_those_of_texts(model: str) -> None:
     assert [bool(lost) for lost in found] == [count > limits.reach[1] - 2 for count in counts]
     assert any(found)
     assert not all(found)
+
+
+def test_what_looks_meant_in_a_negative_prompt_is_said(tiny_sd: Path) -> None:
+    source = models.resolve(tiny_sd)
+    (notes,) = notes_of(source, job("a", negative_prompt="(blurry:1.4)", guidance_scale=3.0))
+    assert "negative_prompt: weights such as" in notes[0]
+    (notes,) = notes_of(source, job("a", negative_prompt="(blurry:1.4)", guidance_scale=1.0))
+    assert ["it changes nothing" in note for note in notes] == [True]
+
+
+def test_templates_of_negative_prompts_are_drawn_too(tmp_path: Path) -> None:
+    texts = {"prompt": "{a|b} cat", "negative_prompt": "{blurry|dark}"}
+    found = [drawn(Templates(tmp_path), texts, seed) for seed in range(20)]
+    assert {each["negative_prompt"] for each in found} == {"blurry", "dark"}
+    planner = Planner(
+        PictureSettings(negative_prompt="{x|}"), Ingredients("m", "float32"), draw_text=Templates(tmp_path)
+    )
+    jobs = [planner(PlacedRow(f"p:{n}", PromptRow(prompt="a", seed=n)))[0][1] for n in range(20)]
+    assert {each.negative_prompt for each in jobs} == {"x", ""}
+    planner(PlacedRow("p:0", PromptRow(prompt="a", negative_prompt="{x", custom_id="z")))
+    assert planner.bad[0].error.startswith("negative_prompt: a template that cannot be read")

@@ -1,7 +1,9 @@
 """Rows out of every kind of input; what cannot be used is named and costs only itself."""
 
+import datetime
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -9,8 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from diffaccel.batch.jobs import row_id
+from diffaccel.batch.picture_sets import check_named
 from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
-from diffaccel.batch.settings import PromptRow
+from diffaccel.batch.settings import PictureSettings, PromptRow
+from diffaccel.models import ModelError, find_lora, located
 
 
 def read(*arguments: str | Path, stdin: str = "") -> list[PromptRow | BadRow]:
@@ -395,3 +399,31 @@ def test_blank_lines_before_a_header(tmp_path: Path) -> None:
         (row,) = read(file)
         assert isinstance(row, BadRow)
         assert row.where.endswith(f"{name}:4")
+
+
+@pytest.mark.parametrize("name", ["data:image/png;base64," + "A" * 5000, "a**b.png", "a\0*.png", "x/" * 3000])
+def test_a_name_that_no_file_can_have_costs_its_row_at_most(tmp_path: Path, name: str) -> None:
+    rows = [{"prompt": "a", "init_image": name, "lora": name}, {"prompt": "b"}]
+    found = read(write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows))))
+    assert [each.prompt for each in found if isinstance(each, PromptRow)] == ["a", "b"]
+    place = located(name)
+    assert place == name
+    with pytest.raises(ModelError, match="no LoRA at"):
+        find_lora(name)
+    with pytest.raises(ValueError, match=r"a picture itself|cannot read|no pictures in"):
+        check_named(PictureSettings(init_image=name))
+
+
+def test_what_goes_along_is_text_that_files_can_hold(tmp_path: Path) -> None:
+    day = datetime.date(2024, 2, 29)
+    values = {"prompt": ["a"], "day": [day], "tags": [["x", "y"]], "size_kb": [Decimal("1.50")]}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / "p.parquet")
+    (row,) = read_rows([str(tmp_path / "p.parquet")], io.StringIO(), keep_columns=True)
+    assert isinstance(row, PlacedRow)
+    assert dict(row.columns) == {"day": "2024-02-29", "tags": '["x", "y"]', "size_kb": "1.50"}
+    file = write(tmp_path / "p.csv", b"prompt,note\na,caf\xe9\nb,x\n")
+    bad, good = read_rows([str(file)], io.StringIO(), keep_columns=True)
+    assert bad == BadRow(f"{file}:2", "note: is not written in UTF-8: save it so")
+    assert isinstance(good, PlacedRow)
+    with pytest.raises(InputError, match="its header is not written in UTF-8"):
+        list(read_rows([str(write(tmp_path / "q.csv", b"prompt,caf\xe9\na,b\n"))], io.StringIO(), keep_columns=True))

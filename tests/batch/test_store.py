@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffaccel.batch.store import (
     check_writable,
     read_manifest,
     to_render,
+    with_other_columns,
 )
 from diffaccel.config.files import write_atomically
 
@@ -223,3 +225,21 @@ def test_only_whole_pictures_of_these_settings_count(
     assert to_render([JOB], tmp_path, suffix="jpg") == (JOB,)
     assert to_render([JOB], tmp_path, overwrite=True) == (JOB,)
     assert to_render([JOB], tmp_path, retry_failed=True) == ((JOB,) if record.status == "failed" else ())
+
+
+def test_what_failed_is_tried_again_in_a_run_that_starts_over(tmp_path: Path) -> None:
+    other = Job(id="b", prompt="p", seed=1, model="m", dtype="float32")
+    with OutputFolder(tmp_path) as folder:
+        folder.append([Record("b", "failed", other.fingerprint, error="no")])
+    assert to_render([JOB, other], tmp_path, overwrite=True, retry_failed=True) == (other,)
+
+
+def test_columns_that_changed_are_recorded_anew(tmp_path: Path) -> None:
+    job = replace(JOB, columns=(("label", "new"),))
+    with OutputFolder(tmp_path) as folder:
+        folder.write("a.png", b"abc")
+        folder.append([replace(DONE, columns={"label": "old"})])
+        changed = with_other_columns([job, replace(job, id="b")], read_manifest(tmp_path), tmp_path, "png")
+        assert changed == [replace(DONE, columns={"label": "new"})]
+        folder.append(changed)
+    assert not with_other_columns([job], read_manifest(tmp_path), tmp_path, "png")

@@ -98,3 +98,15 @@ def test_empty_weight_file_is_refused(copy: Path) -> None:
     next((copy / "unet").glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(ModelError, match=r"cannot load|damaged"):
         models.load(copy)
+
+
+def test_links_to_files_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the Hub's cache, where `style.safetensors` leads to a file that is called by its hash."""
+    for folder in ("blobs", "snapshots"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "blobs" / "4be2").touch()
+    (tmp_path / "snapshots" / "style.safetensors").symlink_to(tmp_path / "blobs" / "4be2")
+    (tmp_path / "latest").symlink_to(tmp_path / "snapshots")
+    monkeypatch.chdir(tmp_path)
+    assert models.located("latest/style.safetensors") == str(tmp_path / "snapshots" / "style.safetensors")
+    assert models.located("latest") == str(tmp_path / "snapshots")
