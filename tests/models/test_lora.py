@@ -258,7 +258,7 @@ def test_patterns_of_alphas_are_ends_of_names_as_for_diffusers(tiny_sd: Path, tm
     alphas = {"lora_alpha": 2, "alpha_pattern": {r"attn2\.to_[kv]": 16, "to_q": 6}}
     torch.manual_seed(1)
     unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"], **alphas))
-    layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata(unet=unet)
+    layers, metadata = get_peft_model_state_dict(unet), _collate_lora_metadata({"unet": unet})
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **metadata)
     stock, ours = models.load(tiny_sd), models.load(tiny_sd)
     stock.load_lora_weights(tmp_path)
