@@ -24,9 +24,16 @@ INPUT_CHANGE = "relative change of the input"
 
 @dataclass
 class GroupRecord:
-    """What a part remembers of a group of lanes: its calls so far, and the sample of the last computed one."""
+    """What a part remembers of a group of lanes.
+
+    Attributes:
+        calls: its calls so far.
+        step: index of the last one within the run.
+        reference: the sample of the last computed one.
+    """
 
     calls: int = 0
+    step: int | None = None
     reference: torch.Tensor | None = None
 
 
@@ -189,6 +196,7 @@ class Memory:
         record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if begun else 0
         computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
+        record.step = call.place(0)[0]
         schedule = part.schedule.for_prompt(negative=call.is_negative)
         if computes and schedule.measures:
             record.reference = schedule.seen(call.inputs.sample, call.noise_levels).detach().clone()
@@ -200,7 +208,7 @@ class Memory:
         return self._parts[index].schedule.decides_rows or len({steps[lane] for lane in lanes}) == 1
 
     def _wants(self, index: int, call: Call, record: GroupRecord, age: int) -> bool:
-        """What the schedule says, or who forces it."""
+        """What the schedule says, or who forces it; a group that was not called when it was due is due now."""
         schedule = self._parts[index].schedule.for_prompt(negative=call.is_negative)
         if isinstance(call.forced, tuple):
             return call.forced[index]
@@ -214,8 +222,13 @@ class Memory:
             call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
             return found
 
-        in_any_case = self._parts[index].ends.computes(step, total)
-        return in_any_case or schedule.should_compute(CallInfo(step, total, change, age))
+        first = step
+        if record.step is not None and not schedule.measures and not call.places:
+            first = min(record.step + 1, step)
+        return any(
+            self._parts[index].ends.computes(at, total) or schedule.should_compute(CallInfo(at, total, change, age))
+            for at in range(first, step + 1)
+        )
 
     def steps_of(self, index: int, call: Call) -> list[int]:
         """Index of a call for a part, for each row: that of its run, or the count of its group."""

@@ -46,7 +46,7 @@ class _StreamHook(Hook):
         hook = _current.hooks.get(module)
         if hook is None:
             return self.original(*args, **kwargs)
-        hook.fn_ref = self.fn_ref
+        hook.fn_ref, hook.group = self.fn_ref, self.group
         return hook.new_forward(module, *args, **kwargs)
 
 

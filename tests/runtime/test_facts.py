@@ -85,6 +85,17 @@ class ParallelPipeline(diffusers.DiffusionPipeline):
         return run_calls(self.transformer, calls)
 
 
+def test_prompts_that_take_turns_do_not_grow_stale() -> None:
+    model, inputs = dit(), [dit_inputs(seed) for seed in (0, 1)]
+    plan = "ABABABABAB"  # B comes in odd calls alone, none of which a schedule of every second or fourth call names
+    with torch.no_grad(), accelerate(model, IntervalCache(schedule=Uniform(4))) as handle:
+        for step, name in enumerate(plan):
+            model(**inputs[name == "B"], timestep=900 - step)
+        rows = [row.state for row in handle.report().calls]
+    due = {0, 1, 4, 5, 8, 9}  # a prompt's call that was due while the other had its turn is made up for
+    assert [state == "computed" for state in rows] == [step in due for step in range(len(plan))]
+
+
 def test_rows_at_timesteps_of_their_own_compute_in_full() -> None:
     """What a row stored belongs to another step than its next call. (Rows of a bare network have runs of their own.)"""
     pipe, inputs = ParallelPipeline(dit(), ddim()), dit_inputs(0)

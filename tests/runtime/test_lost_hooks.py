@@ -16,7 +16,7 @@ from tiny_networks import generate, pipeline, sd_unet
 from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import BlockCache, ControlCache, DeepCache, DeltaCache, Method
+from diffaccel.methods import BlockCache, ControlCache, DeepCache, DeltaCache, Method, Staged
 
 REUSE = DeepCache(interval=2, branch=0)
 
@@ -63,6 +63,7 @@ def test_a_lora_that_comes_and_goes_under_offload(pipe: Any, tmp_path: Path) -> 
     assert not {"_old_forward", "_hf_hook"} & vars(pipe.unet).keys()
 
 
+ENDS = BlockCache(threshold=9.0, front=1, back=1)
 GROUPS = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
 
 
@@ -86,9 +87,7 @@ def test_a_lora_that_comes_and_goes_under_group_offload(pipe: Any, tmp_path: Pat
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "method", [BlockCache(threshold=9.0, front=1, back=1), DeltaCache(interval=2, blocks=3, gate=1)]
-)
+@pytest.mark.parametrize("method", [ENDS, DeltaCache(interval=2, blocks=3, gate=1), Staged((ENDS, ENDS), at=2)])
 def test_blocks_that_run_find_the_weights_of_their_group(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = dit(), dit_inputs(0)
     calls = [{**inputs, "timestep": t} for t in (900, 800, 700, 600)]
