@@ -168,6 +168,45 @@ def test_only_the_hand_that_draws_draws(stub: LiveServer, open_page: OpenPage) -
     assert page.evaluate(INK, [205, 308]) == WHITE  # between the two fingers
 
 
+def test_clear_is_taken_back_and_only_by_who_draws(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.focus("#input")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    for _ in range(2):
+        press(page, "Clear")
+    becomes(page, lambda: page.evaluate(INK, [260, 256]) == WHITE)
+    page.focus("#control-strength")
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(200)
+    assert page.evaluate(INK, [260, 256]) == WHITE
+    press(page, "Undo")
+    becomes(page, lambda: page.evaluate(INK, [260, 256]) != WHITE)
+
+
+LOCKS = """() => {
+  window.locks = [];
+  const request = async () => {
+    const lock = { release: async () => { locks.push("off"); lock.onrelease?.(); } };
+    locks.push("on");
+    return lock;
+  };
+  Object.defineProperty(navigator, "wakeLock", { value: { request } });
+}"""
+
+
+def test_a_screen_stays_on_while_a_camera_is_painted(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    page.evaluate(LOCKS)
+    pictures(page)
+    page.get_by_role("tab", name="Camera").click()
+    becomes(page, lambda: page.evaluate("() => locks") == ["on"])
+    press(page, "Pause")
+    becomes(page, lambda: page.evaluate("() => locks") == ["on", "off"])
+    press(page, "Go on")
+    becomes(page, lambda: page.evaluate("() => locks") == ["on", "off", "on"])
+
+
 STROKES = """async () => {
   const { Drawing } = await import("/page/draw.js");
   const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });

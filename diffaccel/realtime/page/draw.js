@@ -31,8 +31,8 @@ export class Drawing {
     canvas.addEventListener("blur", () => this.lift());
     canvas.addEventListener("focus", () => this.showPen());
     document.addEventListener("keydown", (event) => {
-      const typing = event.target.matches("input[type=text], input[type=number]");
-      if (this.enabled && !typing && event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
+      const elsewhere = event.target.closest("#prompt-bar, #controls"); // who is there means something else
+      if (this.enabled && !elsewhere && event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
     });
   }
 
@@ -113,9 +113,15 @@ export class Drawing {
     this.strokes.pop();
   }
 
+  // An empty canvas is a step like a stroke, so that it can be taken back.
   clear() {
     this.hold();
-    this.strokes = [];
+    if (this.strokes.length && !this.strokes.at(-1).empties) this.strokes.push({ empties: true });
+  }
+
+  // Whether somebody drew what is on it.
+  get shows() {
+    return Boolean(this.touched && this.strokes.length && !this.strokes.at(-1).empties);
   }
 
   time() {
@@ -140,8 +146,12 @@ export class Drawing {
     context.restore();
   }
 
-  paintStroke(context, { heart, colour, brush, fill, points }) {
+  paintStroke(context, { heart, empties, colour, brush, fill, points }) {
     if (heart) return this.paintHeart(context);
+    if (empties) {
+      context.fillStyle = "#fff";
+      return context.fillRect(0, 0, ...this.size);
+    }
     context.lineCap = context.lineJoin = "round";
     context.strokeStyle = context.fillStyle = colour;
     context.lineWidth = brush;

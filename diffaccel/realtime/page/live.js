@@ -1,5 +1,6 @@
 // The page: a source is painted onto the input canvas, goes to the server, and comes back onto the output canvas.
 
+import { stayAwake } from "./awake.js";
 import { Controls } from "./controls.js";
 import { ACROSS, Drawing } from "./draw.js";
 import { Dream } from "./dream.js";
@@ -50,7 +51,7 @@ const fileOf = { video: $("file"), picture: $("picture-file") };
 
 // `told`: by the server, which need not be told, and what it said stays.
 async function choose(name, file, told = false) {
-  const shows = source === "draw" ? Boolean(drawing.touched && drawing.strokes.length) : dream.shows || media.shows;
+  const shows = source === "draw" ? drawing.shows : dream.shows || media.shows;
   source = name;
   select($("sources"), "aria-selected", $("sources").querySelector(`[data-source=${name}]`));
   const draws = name === "draw";
@@ -211,6 +212,7 @@ function withoutRtc(why) {
 }
 
 function tick() {
+  stayAwake(Boolean(media.stream) && !paused);
   const now = performance.now();
   const dreams = source === "dream";
   shownAt = shownAt.filter((time) => time > now - (dreams ? 2 * SLOWEST : 2000));
