@@ -75,9 +75,11 @@ class Hook(ModelHook):  # type: ignore[misc]
 
     Attributes:
         group: beneath it, the hook that moves this module and others to the device together; None where none does.
+        hooked: the module's forward with it.
     """
 
     group: Any = None
+    hooked: Any = None
 
     def put_on(self, module: torch.nn.Module, name: str) -> None:
         """Register it on a module, above all that is there; it goes on working when something goes from beneath."""
@@ -86,7 +88,7 @@ class Hook(ModelHook):  # type: ignore[misc]
         self.group = found if found is not None and len(found.group.modules) > 1 else None
         registry.register_hook(self, name)
         self.fn_ref.own = self.fn_ref.__dict__.pop("forward")
-        self.fn_ref.__class__ = _Reference
+        self.fn_ref.__class__, self.hooked = _Reference, module.forward
 
     @property
     def beneath(self) -> Any:
@@ -149,14 +151,15 @@ def _chain(forward: Any) -> Iterator[Any]:
         forward = getattr(forward, "__wrapped__", None)
 
 
-def is_bypassed(module: torch.nn.Module, hooked: Any) -> bool:
-    """Whether a module runs something that lay beneath its hooked forward, instead of that.
+def is_bypassed(module: torch.nn.Module, hook: Hook) -> bool:
+    """Whether a module runs something that lay beneath a hook of ours, instead of that.
 
     accelerate takes a hook off by giving the module the forward from before it, without what others put on top.
     """
-    beneath = list(_chain(hooked))[1:]
-    found = next((forward for forward in _chain(module.forward) if forward is hooked or forward in beneath), hooked)
-    return found is not hooked
+    beneath = list(_chain(hook.hooked))[1:]
+    chain = _chain(module.forward)
+    found = next((forward for forward in chain if forward is hook.hooked or forward in beneath), hook.hooked)
+    return found is not hook.hooked
 
 
 # How names of the hooks of diffusers' caches begin.

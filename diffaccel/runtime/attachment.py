@@ -77,7 +77,6 @@ class _Attached:
 
     Attributes:
         hook: of ours.
-        hooked: the module's forward with it.
         beneath: what it wraps.
         forward: what the module had for one of its own before.
     """
@@ -85,7 +84,6 @@ class _Attached:
     name: str
     module: torch.nn.Module
     hook: Hook
-    hooked: Callable[..., Any]
     beneath: Callable[..., Any]
     had_registry: bool
     forward: Callable[..., Any] | None
@@ -100,12 +98,12 @@ class _Attached:
         if compiled is not None:
             hook.wrap(_beneath(module, compiled, forward))
             own[COMPILED] = None
-        return cls(name, module, hook, module.forward, hook.beneath, had, forward, compiled)
+        return cls(name, module, hook, hook.beneath, had, forward, compiled)
 
     @property
     def is_bypassed(self) -> bool:
         """Whether the hook was taken off together with what lay beneath it, as where offload ends."""
-        return is_bypassed(self.module, self.hooked)
+        return is_bypassed(self.module, self.hook)
 
     @property
     def above(self) -> list[str]:
@@ -213,7 +211,7 @@ class Attachment:
         for name in item.above:
             if wraps_forward(item.module, name):
                 raise RuntimeError(f"cannot detach: hook {name!r} was put on {where} afterwards; remove it first")
-        if not item.above and item.module.forward is not item.hooked:
+        if not item.above and item.module.forward is not item.hook.hooked:
             raise RuntimeError(
                 f"cannot detach: the forward of {where} was replaced after accelerate(), for instance by torch.compile "
                 "or CPU offload; undo that first, or apply it before accelerate()"

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import torch
 
-from diffaccel._diffusers import Hook, hooks_of, registry_of
+from diffaccel._diffusers import Hook, hooks_of, is_bypassed, registry_of
 from diffaccel.runtime.attachment import HOOK
 
 STREAM_HOOK = "diffaccel-stream"
@@ -114,4 +114,13 @@ def _release(modules: Iterable[torch.nn.Module]) -> None:
         for module in modules:
             _users[module] -= 1
             if not _users[module] and hooks_of(module)[-1:] == [STREAM_HOOK]:
-                registry_of(module).remove_hook(STREAM_HOOK, recurse=False)
+                _take_off(module)
+
+
+def _take_off(module: torch.nn.Module) -> None:
+    """Take our hook off a module; what the module was given for its forward from beneath it stays."""
+    registry = registry_of(module)
+    left = module.__dict__.get("forward") if is_bypassed(module, registry.get_hook(STREAM_HOOK)) else None
+    registry.remove_hook(STREAM_HOOK, recurse=False)
+    if left is not None:
+        module.__dict__["forward"] = left

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from diffusers import ControlNetModel, FirstBlockCacheConfig, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from diffusers.hooks import apply_first_block_cache
 from diffusers.hooks.group_offloading import ModuleGroup
@@ -17,6 +18,8 @@ from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import BlockCache, ControlCache, DeepCache, DeltaCache, Method, Staged
+from diffaccel.runtime.attachment import ActHook
+from diffaccel.runtime.shared_hooks import SharedHooks
 
 REUSE = DeepCache(interval=2, branch=0)
 
@@ -161,3 +164,13 @@ def test_tokens_on_several_devices_do_not_decide() -> None:
     with pytest.raises(RuntimeError, match="such as IntervalCache"):
         accelerate(model, BlockCache())
     accelerate(model, EVERY_SECOND).detach()
+
+
+def test_streams_that_end_after_the_hooks_beneath_theirs() -> None:
+    module, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    plain = module(x)
+    add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    shared = SharedHooks({module: ActHook(())})
+    remove_hook_from_module(module)
+    shared.close()
+    assert torch.equal(module(x), plain)
