@@ -143,3 +143,16 @@ def test_noise_of_each_row_has_its_own_seed() -> None:
         results.append(latents)
     assert torch.equal(results[0][0], results[1][0])
     assert not torch.equal(results[0][1], results[1][1])
+
+
+def test_models_of_other_noise_levels_keep_their_own_sampler() -> None:
+    for name in ("euler", "dpm++ 2m karras"):
+        assert "other noise levels" in str(sampler_problem(name, {"_class_name": "EDMDPMSolverMultistepScheduler"}))
+    assert sampler_problem("default", {"_class_name": "EDMEulerScheduler"}) is None
+
+
+def test_a_sampler_that_cannot_begin_without_signal_is_refused_where_that_is_needed() -> None:
+    config = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}
+    problems = {name: sampler_problem(name, config) for name in ("heun", "pndm", "euler", "dpm++", "ddim", "unipc")}
+    assert [name for name, problem in problems.items() if problem] == ["heun", "pndm"]
+    assert "noise without any signal" in str(problems["heun"])

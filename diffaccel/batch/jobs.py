@@ -302,10 +302,10 @@ def row_id(row: PromptRow, columns: Columns = (), picture: str = "", asked: Mapp
     said = row.given() if asked is None else asked
     if said.get("negative_prompt") == "":
         said = {name: value for name, value in said.items() if value != ""}
-    words = _words(row.prompt)
-    if picture:
-        words = "-".join(filter(None, (words, _words(picture))))
-    return f"{words or 'image'}-{_digest([said, columns] if columns else said)[:10]}"
+    words = "-".join(filter(None, (_words(row.prompt), _words(picture))))
+    parts = [said, columns, picture] if picture else [said, columns]  # words are cut, and may be those of two pictures
+    whole = parts if columns or picture else said
+    return f"{words or 'image'}-{_digest(whole)[:10]}"
 
 
 def _words(text: str) -> str:

@@ -69,6 +69,8 @@ class Notes:
             notes.append(f"negative_prompt: it changes nothing, for {reason}")
         elif job.negative_prompt:
             notes += self._markup("negative_prompt", job)
+        if job.control_scale is not None and not (self._controlnet or job.control_image):
+            notes.append("control_scale: it changes nothing without a ControlNet (--controlnet)")
         if self._controlnet and not job.control_image:
             notes.append("control_image: there is none, so this is drawn without the ControlNet")
         return notes

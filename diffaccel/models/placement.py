@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+KL_SCALE = 0.18215
+"""What an `AutoencoderKL` scales latents by whose configuration does not say."""
 RECOMPILATIONS = 64  # each picture size, batch size and caching method has a graph of its own
 Forward = Callable[..., Any]
 _TORN_LIBRARY = re.compile(r"ImportError: (\S+\.so): ")
@@ -122,10 +124,28 @@ def _require_same_latents(source: ModelSource, vae: str) -> None:
             f"{vae} has latents of {channels[1]} channels, and {source.name} has {channels[0]}: choose an autoencoder "
             "for the same latents"
         )
+    if place.is_dir():
+        _require_same_scale(source.name, vae, _config(own), _config(place / "config.json"))
+
+
+def _require_same_scale(model: str, vae: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where two autoencoders of Stable Diffusion's kind are of models with other latents."""
+    if {own.get("_class_name"), other.get("_class_name")} != {"AutoencoderKL"}:
+        return  # others may scale latents of the same kind in a way of their own
+    ours, theirs = (float(config.get("scaling_factor", KL_SCALE)) for config in (own, other))
+    if abs(ours - theirs) > 0.01 * ours:
+        raise ModelError(
+            f"{vae} is for latents of another kind: it scales them by {theirs:g}, and {model}'s own autoencoder by "
+            f"{ours:g}"
+        )
+
+
+def _config(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _channels(config: Path) -> int | None:
-    found: int | None = json.loads(config.read_text(encoding="utf-8")).get("latent_channels")
+    found: int | None = _config(config).get("latent_channels")
     return found
 
 

@@ -75,6 +75,8 @@ _SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _STARTS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 _OWN_LEVELS = ("StableDiffusion3", "Sana")  # pipelines that leave the noise levels to the scheduler
 _OF_FLOW = " of flow"
+_OTHER_LEVELS = ("EDM", "CosineDPM", "CMStochastic", "DDPMWuerstchen", "Amused")
+"""Begins of the names of samplers whose noise levels are of another kind than those made of betas."""
 _SPELLINGS = {
     "uni pc bh2": "unipc",
     "dpmpp": "dpm++",
@@ -164,6 +166,10 @@ def sampler_problem(
     if flow and sampler.flow is None:
         fitting = ", ".join(name for name, each in SCHEDULERS.items() if each.flow)
         return f"{base} is for noise predictions, and this model is trained with flow matching: use {fitting}"
+    if str(config.get("_class_name")).startswith(_OTHER_LEVELS):
+        return f"{base} is for other noise levels than those that this model is trained with: use default"
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in _accepted(sampler.scheduler):
+        return f"{base} cannot begin at noise without any signal, as this model is trained to: use euler, ddim or dpm++"
     if sampler.needs and find_spec(sampler.needs) is None:
         return f"{base} needs {sampler.needs}: pip install 'diffaccel[samplers]'"
     if flow and base == "heun" and pipeline and not pipeline.startswith(_OWN_LEVELS):

@@ -128,3 +128,12 @@ def test_a_start_keeps_its_shape_to_the_pixel(tmp_path: Path) -> None:
     for side in ("width", "height"):
         (job,) = plan(PromptRow(prompt="a", init_image=str(tmp_path / "a.png"), **{side: 312})).jobs
         assert (job.width, job.height) == (312, 312)
+
+
+def test_pictures_of_long_names_are_told_apart(tmp_path: Path) -> None:
+    names = [f"{'a-long-name-of-an-experiment-' * 2}{number}{end}" for number in (1, 2) for end in ("", " (1)")]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    found = plan(PromptRow(prompt="a", init_image=str(tmp_path)))
+    assert [job.init_image for job in found.jobs] == sorted(str(tmp_path / f"{name}.png") for name in names)
+    assert not found.bad

@@ -1,11 +1,13 @@
 """The run's pipeline: another autoencoder where it fits, compiled where that is asked for."""
 
 import inspect
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch._inductor.exc import InductorError
 
 from diffaccel import models
@@ -98,3 +100,16 @@ def test_devices_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices(Placement("cuda:2"), 2) == [torch.device("cuda:2")]
     assert devices(Placement(), 2) == [torch.device("cuda", index) for index in (0, 1)]
     assert len(devices(Placement(device_map="balanced"))) == 4
+
+
+def test_an_autoencoder_of_another_models_latents_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    """SDXL's has as many channels as that of Stable Diffusion, and other latents."""
+    shutil.copytree(tiny_sd, tmp_path / "model")
+    sizes = {"block_out_channels": (4,), "norm_num_groups": 2}
+    AutoencoderKL(**sizes).save_pretrained(tmp_path / "model" / "vae")
+    AutoencoderKL(**sizes, scaling_factor=0.13025).save_pretrained(tmp_path / "xl")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    index["vae"] = ["diffusers", "AutoencoderKL"]
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(models.ModelError, match=r"scales them by 0.13025, and .* by 0.18215"):
+        open_pipeline(models.resolve(tmp_path / "model"), "float32", str(tmp_path / "xl"), Placement())

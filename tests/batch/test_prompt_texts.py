@@ -280,3 +280,9 @@ def test_templates_of_negative_prompts_are_drawn_too(tmp_path: Path) -> None:
     assert {each.negative_prompt for each in jobs} == {"x", ""}
     planner(PlacedRow("p:0", PromptRow(prompt="a", negative_prompt="{x", custom_id="z")))
     assert planner.bad[0].error.startswith("negative_prompt: a template that cannot be read")
+
+
+def test_a_control_scale_without_control_is_said(tiny_sd: Path) -> None:
+    source = models.resolve(tiny_sd)
+    assert "control_scale: it changes nothing" in notes_of(source, job("a", control_scale=0.5))[0][0]
+    assert notes_of(source, job("a", control_scale=0.5, control_image="x.png", controlnet="n"), controlnet=True) == [()]
