@@ -10,8 +10,7 @@ Time and memory of a chunk do not grow with the video.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -77,15 +76,16 @@ class CausalVideoPipeline(
     def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str],
-        negative_prompt: str = "",
+        negative_prompt: str | list[str] = "",
         *,
+        num_videos_per_prompt: int = 1,
         num_frames: int = 16,
         frames: Any = None,
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         chunk_size: int = 4,
         guidance: Any = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Any] | None = None,
@@ -96,19 +96,20 @@ class CausalVideoPipeline(
         """A video of ``num_frames`` new pictures for each prompt.
 
         Args:
-            prompt: text; a list of texts gives a video of each.
-            negative_prompt: read by guidance that asks for it.
-            num_frames: pictures to make; those that are given are not among them.
+            prompt: text, or a mapping of texts to weights; a list gives a video of each.
+            negative_prompt: read by guidance that asks for it; a list has one for each prompt.
+            num_videos_per_prompt: videos of each prompt; without a generator, ``seed`` and those that follow it.
+            num_frames: pictures to make, those that are given not among them; latents, as many as these pictures take.
             frames: pictures that the video goes on from.
             num_inference_steps: network calls of a chunk.
             guidance_scale: of classifier-free guidance; 1 is without.
             chunk_size: latent frames that are made together.
             guidance: a guidance in place of it.
-            generator: draws the seed of each video's noise.
+            generator: draws the seed of each video's noise; a list has one for each video.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: False gives a tuple.
             callback_on_step_end: as in diffusers, ``(pipeline, step, timestep, {"latents": ...})`` for each step of a
-                chunk; the latents that it returns are gone on with.
+                chunk, ``(1, C, frames, h, w)``; the latents that it returns are gone on with.
             callback_on_step_end_tensor_inputs: "latents" is there.
             callback_on_chunk_end: called with the pipeline and each `VideoChunk`.
             settings: as for `stream`: ``context``, ``cache``, ``strength``, ``height``, ``seed``, ...
@@ -118,49 +119,86 @@ class CausalVideoPipeline(
         """
         if list(callback_on_step_end_tensor_inputs) not in ([], ["latents"]):
             raise ValueError(f"callbacks get latents, not {', '.join(callback_on_step_end_tensor_inputs)}")
-        if num_frames < 1:
+        if num_frames < 1 or num_frames != int(num_frames):
             raise ValueError(f"num_frames must be a positive integer, not {num_frames}")
         if callback_on_step_end is not None and settings.get("stream_batch"):
             raise ValueError("steps of a stream batch are of several chunks: give callback_on_chunk_end instead")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        told = _told(prompt, negative_prompt, num_videos_per_prompt)
         if guidance is None:
             guidance = FullGuidance(guidance_scale) if guidance_scale > 1 else NoGuidance()
         settings |= {"chunk": chunk_size, "num_steps": num_inference_steps, "output_type": output_type, "given": frames}
         self._interrupt = False
-        videos = []
-        for text in prompts:
-            if generator is not None:
-                settings["seed"] = int(torch.randint(2**62, (1,), generator=generator))
-            with self.stream(text, negative_prompt=negative_prompt, guidance=guidance, **settings) as engine:
+        videos: list[list[Any]] = []
+        seeds = _seeds(generator, len(told), num_videos_per_prompt, settings.pop("seed", 0))
+        for (text, negative), seed in zip(told, seeds, strict=True):
+            with self.stream(text, negative_prompt=negative, guidance=guidance, seed=seed, **settings) as engine:
                 if callback_on_step_end is not None:
                     engine.on_step = self._step_callback(callback_on_step_end)
-                videos.append(self._pictures(engine, num_frames, callback_on_chunk_end))
+                made = self._pictures(engine, num_frames, callback_on_chunk_end)
+            if not (self._interrupt and videos and len(made) < len(videos[0])):  # no video is cut short beside others
+                videos.append(made)
+            if self._interrupt:
+                break
         whole = _stacked(videos, output_type)
         if not return_dict:
             return (whole,)
         return OUTPUTS[self.stock_class.__name__](frames=whole)  # type: ignore[union-attr]
 
     def _pictures(self, engine: VideoEngine, count: int, callback: Callable[..., Any] | None) -> list[Any]:
-        """So many new pictures, or fewer if the call is interrupted."""
+        """So many new pictures or the latents of them, or fewer if the call is interrupted."""
         pictures: list[Any] = []
+        left = count
         with self.progress_bar(total=count) as bar:
-            while len(pictures) < count and not self._interrupt:
-                for chunk in islice(engine, 1):
-                    bar.update(min(len(chunk.frames), count - len(pictures)))
-                    pictures += chunk.frames
-                    if callback is not None:
-                        callback(self, chunk)
-        return pictures[:count]
+            while left > 0 and not self._interrupt:
+                coming, wanted = engine.pictures_next, engine.frames_for(left)
+                chunk = engine.next()
+                bar.update(min(coming, left))
+                left -= coming
+                pictures += chunk.frames[:wanted]
+                if callback is not None:
+                    callback(self, chunk)
+        return pictures
 
     def _step_callback(self, callback: Callable[..., Any]) -> Callable[[int, float, torch.Tensor], torch.Tensor]:
         """A callback in diffusers' form as one of the engine."""
 
         def on_step(step: int, timestep: float, latents: torch.Tensor) -> torch.Tensor:
-            returned = callback(self, step, timestep, {"latents": latents}) or {}
-            changed: torch.Tensor = returned.get("latents", latents)
-            return changed
+            shown = latents.transpose(0, 1)[None]  # (frames, C, h, w) -> (1, C, frames, h, w)
+            returned = callback(self, step, timestep, {"latents": shown}) or {}
+            changed: torch.Tensor = returned.get("latents", shown)
+            return changed[0].transpose(0, 1)
 
         return on_step
+
+
+def _told(prompt: Any, negative: Any, each: int) -> list[tuple[Any, Any]]:
+    """The prompt and the negative prompt of every video.
+
+    Raises:
+        ValueError: where there is none, or not one negative prompt for each prompt.
+    """
+    prompts = [prompt] if isinstance(prompt, str | Mapping) else list(prompt or ())
+    several = isinstance(negative, list | tuple) and all(isinstance(text, str) for text in negative)
+    negatives = list(negative) if several else [negative or ""] * len(prompts)
+    if not prompts or each < 1:
+        raise ValueError(f"there is no video to make: got prompt={prompt!r} and num_videos_per_prompt={each}")
+    if len(negatives) != len(prompts):
+        raise ValueError(f"give one negative prompt, or one for each of {len(prompts)} prompts, not {len(negatives)}")
+    return [pair for pair in zip(prompts, negatives, strict=True) for _ in range(each)]
+
+
+def _seeds(generator: Any, count: int, each: int, seed: int) -> list[int]:
+    """The seed of every video, drawn where there are generators.
+
+    Raises:
+        ValueError: for another number of generators than videos.
+    """
+    if generator is None:
+        return [seed + index % each if each > 1 else seed for index in range(count)]
+    generators = list(generator) if isinstance(generator, list | tuple) else [generator] * count
+    if len(generators) != count:
+        raise ValueError(f"give one generator, or one for each of {count} videos, not {len(generators)}")
+    return [int(torch.randint(2**62, (1,), generator=one, device=one.device)) for one in generators]
 
 
 def _stacked(videos: list[list[Any]], output_type: str) -> Any:

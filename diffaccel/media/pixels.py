@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 SQUARE = Fraction(1)
 MOST_STRETCHED = 4
 
+OPAQUE = 255
 UNSPECIFIED = 2
 BT709, BT470BG, SMPTE170M, BT2020 = 1, 5, 6, 9
 """Numbers of ISO/IEC 23091-2 for colour matrices and primaries."""
@@ -63,19 +64,31 @@ def orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
-    """RGB pixels ``(height, width, 3)`` uint8 with the primaries of BT.709; HDR is mapped to what a screen can show."""
+    """RGB pixels ``(height, width, 3)`` uint8 with the primaries of BT.709; HDR is mapped to what a screen can show.
+
+    What is transparent is laid on white, as pictures are.
+    """
     if frame.color_trc in TRANSFERS:
         linear = frame.reformat(width=width, height=height, format="gbrp16le")
         planes = [_plane(plane, width, height) for plane in linear.planes]  # green, blue, red
         return tone_mapped(planes[2], planes[0], planes[1], TRANSFERS[frame.color_trc], peak_of(frame))
     if frame.colorspace == UNSPECIFIED and not _is_rgb(frame):
         frame.colorspace = BT709 if frame.height >= LEAST_HD else SMPTE170M
+    seen_through = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    kind = "rgba" if seen_through else "rgb24"
     if frame.color_primaries in WIDE:
-        frame = frame.reformat(
-            width=width, height=height, format="rgb24", dst_color_primaries=BT709, dst_color_trc=BT709
-        )
-    pixels: np.ndarray = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return pixels
+        frame = frame.reformat(width=width, height=height, format=kind, dst_color_primaries=BT709, dst_color_trc=BT709)
+    pixels: np.ndarray = frame.to_ndarray(format=kind, width=width, height=height)
+    return pixels if kind == "rgb24" else _on_white(pixels)
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """Pixels ``(height, width, 4)`` laid on white; a fourth channel of zeros alone is one that nobody filled."""
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    if alpha.min() == OPAQUE or not alpha.any():
+        return colours
+    laid = 255 + (colours.astype(np.float32) - 255) * (alpha / np.float32(OPAQUE))
+    return np.asarray(laid.round().astype(np.uint8))
 
 
 def _is_rgb(frame: VideoFrame) -> bool:

@@ -97,7 +97,8 @@ class VideoReader:
         streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise MediaError(f"{self.path} holds no video, only {self._contents()}")
-        stream = max(streams, key=lambda s: bool(s.disposition & Disposition.default))  # the first that players show
+        # The first that players show; beside a moving AVIF lies its first picture as one more stream.
+        stream = max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.frames != 1))
         if stream.codec_context is None:
             raise MediaError(f"{self.path}: PyAV cannot decode its video codec; convert the file to H.264 first")
         stream.thread_type = "AUTO"

@@ -63,9 +63,10 @@ class CausalContext(Config):
         start = 0 if self.window is None else first - self.window
         return tuple(n for n in held if n < first and (n < self.sink or n >= start))
 
-    def kept(self, held: tuple[int, ...], last: int) -> tuple[int, ...]:
-        """Which frames chunks behind `last` may see."""
-        return self.seen(held, last + 1)
+    def kept(self, held: tuple[int, ...], last: int, frames: int) -> tuple[int, ...]:
+        """Which frames the chunk of so many frames that ends with `last` sees, its own among them."""
+        first = last + 1 - frames
+        return (*self.seen(held, first), *(n for n in held if n >= first))
 
     def check_fit(self, layout: CausalLayout, chunk: int) -> None:
         """Raise ValueError where a network and chunks of so many frames cannot have this context."""

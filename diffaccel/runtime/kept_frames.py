@@ -109,9 +109,10 @@ class KeyValueWindow:
 def write_frames(
     entries: list[Any] | None, pairs: Sequence[tuple[torch.Tensor, ...]], span: Span, context: CausalContext
 ) -> list[Any]:
-    """The rings of a video with some frames more, and without those that no later chunk sees.
+    """The rings of a video with some frames more, and without those that their chunk does not see.
 
-    Everything that may fail is done before anything that is kept is changed.
+    Frames that it sees stay, though no later chunk may see them all: a call that is made again, because something was
+    raised elsewhere, sees what it saw before.
 
     Args:
         entries: rings of all attentions and a `KeptFrames`; None for a new video.
@@ -121,9 +122,9 @@ def write_frames(
     """
     old = {} if entries is None else dict(entries[-1].where)
     new = range(span.first, span.first + span.frames)
-    staying = context.kept(tuple(sorted({*old, *new})), max(*old, *new) if old else new[-1])
+    staying = context.kept(tuple(sorted({*old, *new})), max(*old, *new, -1), span.frames)
     where = {number: place for number, place in old.items() if number in staying and number not in new}
-    free = iter(sorted(set(range(len(old) + span.frames)) - set(old.values())))  # nothing that is kept is written over
+    free = iter(sorted(set(range(len(old) + span.frames)) - set(where.values())))  # no frame that stays is written over
     where |= {number: next(free) for number in new if number in staying}
     rings = _with_room(None if entries is None else entries[:-1], pairs, max(where.values()) + 1, span, context)
     chosen = [k for k, number in enumerate(new) if number in where]

@@ -186,9 +186,9 @@ class VideoDenoiser:
 
     @property
     def held(self) -> int:
-        """Frames whose keys and values are kept."""
-        blocks = [self._context.own_block(lane) for lane in self._context.lanes]
-        return max((len(block.entries[-1].frames) for block in blocks), default=0)
+        """Frames whose keys and values the next chunk may see."""
+        kept = [self._context.own_block(lane).entries[-1].frames for lane in self._context.lanes]
+        return max((len(self.config.context.seen(frames, frames[-1] + 1)) for frames in kept), default=0)
 
     def close(self) -> None:
         """Take all hooks off the network."""

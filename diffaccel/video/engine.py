@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -56,7 +57,8 @@ class VideoEngine:
         context: what a chunk sees of earlier frames.
         cache: a method such as DeepCache(2) that reuses features between the steps of a chunk, or None.
         height, width: picture size in pixels; None for the model's.
-        seed: of the noise, one CPU draw ``randn(chunk, C, h, w)`` for each chunk.
+        seed: of the noise, one CPU draw ``randn(chunk, C, h, w)`` for each chunk, and another one for each of its steps
+            where the sampler's steps add noise.
         given: pictures that the video begins with, as ``StreamEngine.push`` takes them; it goes on from the last one.
             Where a latent frame is several pictures, oldest ones that fill none are left out.
         vae: an autoencoder to use instead of the pipeline's.
@@ -151,9 +153,16 @@ class VideoEngine:
         return first, later
 
     @property
-    def pictures_each(self) -> int:
-        """Pictures of a latent frame, after the first one of a video."""
-        return 1 if self.config.output_type == "latent" else self._codec.pictures
+    def pictures_next(self) -> int:
+        """How many pictures the next chunk is; the first latent frame of a video is a single one."""
+        return self._video.pictures_of(self.config.chunk)
+
+    def frames_for(self, pictures: int) -> int:
+        """How many of the next ``frames`` hold so many pictures: as many, or the latents of them."""
+        if self.config.output_type != "latent":
+            return pictures
+        each = self._codec.pictures
+        return math.ceil((pictures + each * self.config.chunk - self.pictures_next) / each)
 
     def next(self) -> VideoChunk:
         """Make the next chunk. Where it raises, calling it again goes on from there.

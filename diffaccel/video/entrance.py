@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -16,10 +18,23 @@ Both = tuple[FrameSettings, FrameSettings]
 """Settings of chunks that begin from noise alone, and of those that begin from frames."""
 
 
-def seeded_noise(seed: int, number: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The noise of a chunk: equal for equal seed and number, whatever the device."""
+def seeded_noise(seed: int, number: int, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """The noises of a chunk, one after the other, on the CPU: equal for equal seed and number."""
     generator = torch.Generator().manual_seed((seed * 2654435761 + number) % 2**63)
-    return torch.randn(shape, generator=generator).to(device)
+    while True:
+        yield torch.randn(shape, generator=generator)
+
+
+def with_own_noise(settings: FrameSettings, seed: int, number: int, shape: tuple[int, ...]) -> FrameSettings:
+    """Settings of one chunk ``(frames, C, h, w)``: where the sampler's steps add noise, every chunk has its own.
+
+    The same for all would leave its traces at the same places of every chunk.
+    """
+    stages = settings.stages
+    if not any(stages.step(stage).fresh for stage in range(len(stages))):
+        return settings
+    drawn = islice(seeded_noise(seed, number, shape), 1, 1 + len(stages))  # the first is what the chunk begins from
+    return replace(settings, stages=replace(stages, noise=torch.cat(list(drawn)).to(stages.noise)))
 
 
 def from_noise(frame_ids: tuple[int, ...], settings: FrameSettings, noise: torch.Tensor) -> Slot:

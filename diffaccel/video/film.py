@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 from diffaccel.video.engine import VideoEngine
+
+logger = logging.getLogger(__name__)
 
 
 def made(engine: VideoEngine, count: int, prompts: Sequence[tuple[int, str]]) -> Iterator[Any]:
@@ -17,13 +20,15 @@ def made(engine: VideoEngine, count: int, prompts: Sequence[tuple[int, str]]) ->
         engine: what makes them.
         count: how many.
         prompts: prompts that come later, each with the number of the first picture made under it; the chunk that holds
-            this picture is the first one.
+            this picture is the first one. Of several in one chunk, the last is read.
     """
     waiting, done = deque(sorted(prompts, key=itemgetter(0))), 0
-    per_chunk = engine.config.chunk * engine.pictures_each
     while done < count:
-        while waiting and waiting[0][0] < done + per_chunk:
-            engine.update(prompt=waiting.popleft()[1])
+        coming = [waiting.popleft()[1] for _ in range(sum(at < done + engine.pictures_next for at, _ in waiting))]
+        for prompt in coming[:-1]:
+            logger.warning("%r is never read: %r begins in the same chunk of frames", prompt, coming[-1])
+        if coming:
+            engine.update(prompt=coming[-1])
         for frame in engine.next().frames[: count - done]:
             yield frame
             done += 1

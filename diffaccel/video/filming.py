@@ -15,7 +15,15 @@ from diffaccel.stream.work import WorkRunner
 from diffaccel.video.codec import FrameCodec
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import VideoCounts
-from diffaccel.video.entrance import Both, PushedPictures, check_source, from_frames, from_noise, seeded_noise
+from diffaccel.video.entrance import (
+    Both,
+    PushedPictures,
+    check_source,
+    from_frames,
+    from_noise,
+    seeded_noise,
+    with_own_noise,
+)
 from diffaccel.video.experts import Experts
 from diffaccel.video.history import History, Piece
 from diffaccel.video.report import PARTS, ChunkReport, OnStep, VideoChunk, timed
@@ -92,9 +100,10 @@ class Filming:
         """Go on under other settings from the next chunk on.
 
         Raises:
-            ValueError: where kept frames would have to be computed anew and are not at hand, and where a chunk that
-                is under way needs them as they are; nothing has changed then.
+            ValueError: where kept frames would have to be computed anew and are not at hand, where a chunk that is
+                under way needs them as they are, and where pictures cannot follow latents; nothing has changed then.
         """
+        self._check_output(config)
         old, new = self.settings[0], settings[0]
         stages = [len(both[self.config.stream_batch].stages) for both in (self.settings, settings)]
         rebuilt = config.cache != self.config.cache or config.num_steps != self.config.num_steps
@@ -116,10 +125,23 @@ class Filming:
         self.stale = self.stale or (anew and self.history.length > 0)
         self.config, self.settings = config, settings
 
+    def _check_output(self, config: VideoConfig) -> None:
+        """Raise ValueError where an autoencoder that remembers would miss what was handed out as latents."""
+        kinds = [each.output_type == "latent" for each in (self.config, config)]
+        if self._chunks and self.codec.pictures > 1 and kinds[0] != kinds[1]:
+            raise ValueError(
+                f"output_type={config.output_type!r} cannot follow {self.config.output_type!r}: this autoencoder "
+                "decodes every frame with those before it in mind; reset() the engine first, or build a new one"
+            )
+
+    def pictures_of(self, frames: int) -> int:
+        """How many pictures the next so many latent frames are: the first one of a video is a single picture."""
+        return frames * self.codec.pictures - (0 if self._pictures_made else self.codec.pictures - 1)
+
     def push(self, pictures: torch.Tensor) -> None:
         """Let a chunk of pictures ``(pictures, 3, H, W)`` enter next."""
         latents = self.codec.encode(pictures.to(self.network.device))
-        settings = self.pushed.settings(pictures, self.config, self.settings)
+        settings = self._own(self.pushed.settings(pictures, self.config, self.settings))
         self.pushed.waiting = from_frames(self._ids(), settings, self.noise(self._begun, len(latents)), latents)
 
     def made(self, on_step: OnStep | None, *, entering: bool) -> VideoChunk | None:
@@ -136,7 +158,7 @@ class Filming:
                     if not self.batch.slots:
                         self._write_context()
                 with timed(seconds, "denoise"):
-                    self._finished = self._denoise(on_step, entering=entering)
+                    self._denoise(on_step, entering=entering)
             if self._finished is None:
                 return None
             with timed(seconds, "decode"):
@@ -146,8 +168,12 @@ class Filming:
         return self._delivered(self._finished, frames, seconds)
 
     def noise(self, number: int, frames: int) -> torch.Tensor:
-        """The noise of a chunk, ``(frames, C, h, w)``."""
-        return seeded_noise(self.config.seed, number, (frames, *self.shape), self.network.device)
+        """The noise that a chunk begins from, ``(frames, C, h, w)``."""
+        return next(seeded_noise(self.config.seed, number, (frames, *self.shape))).to(self.network.device)
+
+    def _own(self, settings: FrameSettings) -> FrameSettings:
+        """Settings of the chunk that enters next."""
+        return with_own_noise(settings, self.config.seed, self._begun, (self.config.chunk, *self.shape))
 
     def _prompts(self, settings: FrameSettings) -> list[tuple[bool, Conditioning]]:
         """What rows of a chunk are told, the negative prompt first."""
@@ -159,11 +185,13 @@ class Filming:
         context, current = self.config.context, self.settings[0]
         anew = self.stale or (context.refresh == "chunk" and self.history.written > 0)
         if anew:
+            self.stale = True  # until all is written, whatever is raised on the way
             self.denoiser.forget()
-            self.history.written = 0
         for piece in self.history.seen() if anew else self._unseen():
             own = piece.settings if context.refresh == "never" and not anew else current
             self._write(piece.first, piece.latents, own)
+            if not anew:
+                self.history.written = piece.first + len(piece.latents)
         self.stale = False
         self.history.settle()
 
@@ -187,7 +215,7 @@ class Filming:
             noisy = level.alpha * latents + level.sigma * noise
             self.denoiser.write(first, noisy, prompts, level.timestep, stage)
 
-    def _denoise(self, on_step: OnStep | None, *, entering: bool) -> Slot | None:
+    def _denoise(self, on_step: OnStep | None, *, entering: bool) -> None:
         """Run network calls until a chunk is finished, in a stream batch one."""
         batch = self.config.stream_batch
         while True:
@@ -195,12 +223,14 @@ class Filming:
             finished = self.batch.tick(self.denoiser.predict, slot)
             if slot is not None:
                 self._begun, self.pushed.waiting = self._begun + 1, None
+            if finished:
+                self._finished = finished[0]
             if on_step is not None and not batch:
-                moved = finished[0] if finished else self.batch.slots[0]
+                moved = self._finished or self.batch.slots[0]
                 timestep = moved.settings.stages.timesteps[moved.stage - 1]
                 moved.latents = on_step(moved.stage - 1, timestep, moved.latents)
             if finished or batch:
-                return finished[0] if finished else None
+                return
 
     def _ids(self) -> tuple[int, ...]:
         """Numbers of the frames of the chunk that enters next."""
@@ -217,7 +247,7 @@ class Filming:
             )
         noise, last = self.noise(self._begun, self.config.chunk), self.history.last
         check_source(self.config.guidance, last)
-        settings = self.settings[0 if last is None or self.config.stream_batch else 1]
+        settings = self._own(self.settings[0 if last is None or self.config.stream_batch else 1])
         if last is None or self.config.strength == 1:
             slot = from_noise(self._ids(), settings, noise)
             slot.source = None if last is None or self.config.stream_batch else last.expand(noise.shape)
@@ -242,7 +272,7 @@ class Filming:
         self._finished = None
         chunk = VideoChunk(frames, self._chunks, self._pictures_made, slot.latents, seconds)
         self._chunks += 1
-        self._pictures_made += len(frames)
+        self._pictures_made += self.pictures_of(len(slot.latents))
         return chunk
 
     def report(self) -> ChunkReport:

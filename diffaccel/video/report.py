@@ -42,12 +42,12 @@ class ChunkReport:
     """Account of a video since it was built or reset.
 
     Attributes:
-        chunks, pictures: made so far.
+        chunks, pictures: made so far; latents count as the pictures that they are.
         chunks_in_flight: begun and not finished.
         seconds: of all chunks, by "context", "denoise" and "decode".
         network_calls, network_rows, replayed_rows: calls that denoise, rows in them, and those that reused features.
         context_calls: calls that only keep keys and values for later chunks.
-        context_frames: latent frames whose keys and values are kept.
+        context_frames: latent frames whose keys and values the next chunk may see.
         context_bytes: what these take, with the windows gathered from them.
         sampler: its name.
     """

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffaccel.media.clip import sampled
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
 from diffaccel.media.video_writer import VideoWriter
 from diffaccel.models.quiet import quiet_loading
+from diffaccel.video.film import made
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,31 @@ def test_it_goes_on_from_a_clip_and_prompts_change(tmp_path: Path, tiny: list[An
     assert len(plain) == len(then) == 5 + 4  # half a second of the clip, at half its rate
     assert abs(float(plain[3].mean()) - 255 * 6 / 10) < 3  # the clip's picture after 0.3 seconds
     assert tiny == ["emoji-video", str(tiny_sd)]
+
+
+class Told:
+    """An engine of a network whose first latent frame is one picture and each later one four."""
+
+    def __init__(self) -> None:
+        self.made, self.prompt = 0, "first"
+
+    @property
+    def pictures_next(self) -> int:
+        return 8 if self.made else 5
+
+    def update(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def next(self) -> SimpleNamespace:
+        frames, self.made = [self.prompt] * self.pictures_next, self.made + 1
+        return SimpleNamespace(frames=frames)
+
+
+def test_a_prompt_begins_with_the_chunk_that_holds_its_first_picture(caplog: pytest.LogCaptureFixture) -> None:
+    engine: Any = Told()
+    prompts = [(14, "fourth"), (6, "second"), (13, "third")]
+    assert list(made(engine, 16, prompts)) == ["first"] * 5 + ["second"] * 8 + ["fourth"] * 3
+    assert "'third' is never read: 'fourth' begins in the same chunk of frames" in caplog.text
 
 
 def test_seconds_count_as_they_are_written() -> None:

@@ -115,6 +115,7 @@ def test_frames_are_gone_on_from_and_callbacks_are_called(pipe: Any) -> None:
         callback_on_chunk_end=lambda _, chunk: chunks.append(chunk.first), **SHORT,
     ).frames  # fmt: skip
     assert [step for step, *_ in steps] == [0, 1, 0, 1]
+    assert {shape for *_, shape in steps} == {(1, 4, 2, 8, 8)}  # as diffusers shows them
     assert chunks == [2, 4]
     assert float(found[0, :, 2].abs().max()) == 0
 
@@ -135,6 +136,11 @@ def test_other_networks_make_videos_from_stock_components(build: Any) -> None:
     found = pipe("a cat", "dog", num_frames=7, output_type="np", **call).frames
     assert found.shape == (1, 7, 64, 64, 3)
     assert found.std() > 0
+    latents = 3 if build is wan else 7  # Wan's first one is a picture, each later one four
+    whole = pipe("a cat", "dog", num_frames=7, output_type="latent", **call).frames
+    assert whole.shape[:3] == (1, 4, latents)
+    more = pipe("a cat", "dog", num_frames=3, frames=found[0], output_type="latent", **call).frames
+    assert more.shape[2] == (1 if build is wan else 3)
 
 
 def test_the_autoencoder_of_wan_leaves_no_seams() -> None:
@@ -154,6 +160,38 @@ def test_the_autoencoder_of_wan_leaves_no_seams() -> None:
     assert codec.encode(torch.zeros(7, 3, 32, 32)).shape == (2, 4, 4, 4)
 
 
+def test_videos_of_several_prompts_have_negatives_and_generators_of_their_own(pipe: Any) -> None:
+    call = {"num_frames": 2, "chunk_size": 2, "output_type": "pt", "guidance_scale": 2.0, **SHORT}
+
+    def alone(prompt: str, negative: str, seed: int, **more: Any) -> torch.Tensor:
+        found: torch.Tensor = pipe(
+            prompt, negative, generator=torch.Generator().manual_seed(seed), **call, **more
+        ).frames
+        return found
+
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    both = pipe(["a cat", "a dog"], ["red", "blue"], generator=generators, **call).frames
+    assert torch.equal(both, torch.cat([alone("a cat", "red", 1), alone("a dog", "blue", 2)]))
+    several = pipe("a cat", num_videos_per_prompt=2, **call).frames
+    assert torch.equal(several, torch.cat([pipe("a cat", seed=seed, **call).frames for seed in (0, 1)]))
+    assert not torch.equal(*several)
+    weighted = pipe({"a cat": 0.5, "a dog": 0.5}, **call).frames
+    assert len(weighted) == 1
+
+
+def test_an_interrupt_cuts_no_video_short_beside_others(pipe: Any) -> None:
+    chunks = []
+
+    def stop(own: Any, _: Any) -> None:
+        chunks.append(own)
+        own._interrupt = len(chunks) == 3
+
+    call = {"num_frames": 4, "chunk_size": 2, "output_type": "np", **SHORT}
+    cut = pipe(["a cat", "a dog", "a cow"], callback_on_chunk_end=stop, **call).frames
+    assert cut.shape == (1, 4, 32, 32, 3)
+    assert len(chunks) == 3
+
+
 def test_it_says_once_that_other_weights_drift(pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
     diffaccel.pipelines.causal_video._said.clear()
     with caplog.at_level(logging.WARNING):
@@ -165,6 +203,14 @@ def test_it_says_once_that_other_weights_drift(pipe: Any, caplog: pytest.LogCapt
 def test_what_it_cannot_do_is_refused(pipe: Any) -> None:
     with pytest.raises(ValueError, match="num_frames must be a positive integer"):
         pipe("a cat", num_frames=0)
+    with pytest.raises(ValueError, match=r"num_frames must be a positive integer, not 2\.5"):
+        pipe("a cat", num_frames=2.5)
+    with pytest.raises(ValueError, match="there is no video to make"):
+        pipe([])
+    with pytest.raises(ValueError, match="one for each of 2 prompts, not 3"):
+        pipe(["a cat", "a dog"], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="one for each of 2 videos, not 1"):
+        pipe(["a cat", "a dog"], generator=[torch.Generator()])
     with pytest.raises(ValueError, match="callbacks get latents"):
         pipe("a cat", callback_on_step_end_tensor_inputs=["noise"])
     with pytest.raises(ValueError, match="give callback_on_chunk_end instead"):

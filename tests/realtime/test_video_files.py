@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import videos
 from av.stream import Disposition
+from PIL import Image, features
 
 from diffaccel.media.errors import MediaError
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
@@ -86,6 +87,46 @@ def test_pictures_of_avi_are_at_even_times_though_it_stores_none(tmp_path: Path,
     frames = read(path)
     assert [frame.time for frame in frames] == videos.STEADY
     assert np.abs(frames[7].pixels.astype(int) - videos.picture(7, 64, 48)).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("in.mov", "qtrle", "argb"), ("in.mov", "prores_ks", "yuva444p10le"), ("in.apng", "apng", "rgba")],
+)
+def test_what_is_transparent_is_laid_on_white(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    pixels = np.full((48, 64, 4), (0, 200, 0, 0), np.uint8)  # green lies under it, which nobody shall see
+    pixels[:, 16:32] = (200, 0, 0, 128)
+    pixels[:, 32:] = (0, 0, 200, 255)
+    seen_through(tmp_path / name, codec, pix_fmt, pixels)
+    seen_through(tmp_path / f"unfilled {name}", codec, pix_fmt, pixels * np.array([1, 1, 1, 0], np.uint8))
+    found = read(tmp_path / name)[1].pixels.astype(int)[24]
+    for column, expected in ((8, (255, 255, 255)), (24, (227, 127, 127)), (48, (0, 0, 200))):
+        assert np.abs(found[column] - expected).max() <= 6
+    assert np.abs(read(tmp_path / f"unfilled {name}")[1].pixels[24, 8].astype(int) - (0, 200, 0)).max() <= 6
+
+
+def seen_through(path: Path, codec: str, pix_fmt: str, pixels: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = pixels.shape[1], pixels.shape[0], pix_fmt
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba").reformat(format=pix_fmt, dst_colorspace=5)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_a_palette_tells_what_is_transparent_and_a_moving_avif_moves(tmp_path: Path) -> None:
+    pictures = []
+    for left in (8, 12, 16):
+        picture = Image.new("RGBA", (64, 48), (0, 200, 0, 0))
+        picture.paste((200, 0, 0, 255), (left, 8, left + 20, 40))
+        pictures.append(picture)
+    pictures[0].quantize(4, method=Image.Quantize.FASTOCTREE).save(tmp_path / "in.png")
+    (frame,) = read(tmp_path / "in.png")
+    assert [frame.pixels[at].tolist() for at in ((2, 2), (20, 20))] == [[255, 255, 255], [200, 0, 0]]
+    if features.check("avif"):
+        pictures[0].save(tmp_path / "in.avif", save_all=True, append_images=pictures[1:], duration=100)
+        assert [float(frame.time) for frame in read(tmp_path / "in.avif")] == pytest.approx([0.0, 0.1, 0.2])
 
 
 def test_of_several_videos_the_one_that_players_show_is_read(tmp_path: Path) -> None:
