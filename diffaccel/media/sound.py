@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.media.errors import pyav
@@ -19,6 +21,8 @@ ENCODER, RATES = "aac", (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000,
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 """What is meant by a number of channels whose places the input does not tell."""
 TRIED = 2
+LEAST_GAP = Fraction(1, 10)
+"""Seconds that sound may be early before silence is put in; less is what clocks of cameras drift by."""
 
 
 def holds(container_format: str, stream: AudioStream, path: str) -> bool:
@@ -55,15 +59,40 @@ class CopiedSound:
     def __init__(self, container: Any, stream: AudioStream) -> None:
         self._stream = container.add_stream_from_template(stream)
         self._stream.metadata.update(stream.metadata)
+        context = stream.codec_context
+        self._frame = sample_bytes(context.name) * context.layout.nb_channels  # bytes of a moment
+        self._nothing, self._rate = b"\x80" if context.name == "pcm_u8" else b"\0", context.sample_rate
+        self._end: Fraction | None = None
 
     def packets(self, packet: Packet[AudioStream]) -> Iterable[Packet[Any]]:
-        """What is to be written for a packet."""
+        """What is to be written for a packet: before plain samples, which MOV plays in a row, silence for a gap."""
+        silence = self._gap(packet) if self._frame and packet.pts is not None else []
         packet.stream = self._stream
-        return [packet]
+        return [*silence, packet]
+
+    def _gap(self, packet: Packet[AudioStream]) -> list[Packet[Any]]:
+        """Silence between what was written and a packet."""
+        begin = packet.pts * packet.time_base  # type: ignore[operator]
+        end = begin if self._end is None else self._end
+        missing = int((begin - end) * self._rate) if begin - end >= LEAST_GAP else 0
+        self._end = end + Fraction(missing + packet.size // self._frame, self._rate)
+        if not missing:
+            return []
+        filled = pyav().Packet(self._nothing * (missing * self._frame))
+        filled.time_base, filled.stream = packet.time_base, self._stream
+        filled.pts = filled.dts = round(end / packet.time_base)
+        filled.duration = packet.pts - filled.pts
+        return [filled]
 
     def rest(self) -> Iterable[Packet[Any]]:
         """What is to be written at the end."""
         return []
+
+
+def sample_bytes(codec: str) -> int:
+    """Bytes of a sample of one channel, where a codec holds plain samples; 0 for others."""
+    bits = re.fullmatch(r"pcm_(?:u(?=8)|[sf])(\d+)(?:[lb]e)?", codec)
+    return int(bits[1]) // 8 if bits else 0
 
 
 class EncodedSound:

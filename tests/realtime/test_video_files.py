@@ -340,6 +340,38 @@ def test_untagged_hd_is_of_bt709_as_browsers_take_it(tmp_path: Path, height: int
     assert np.abs(read(path)[0].pixels.astype(int) - pixels).max() <= 6
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_u8"])
+def test_a_gap_in_plain_sound_stays_one_though_a_mov_has_none(tmp_path: Path, codec: str) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=10), container.add_stream(codec, rate=8000)
+        sound.layout = "stereo"
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(videos.picture(number, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode())
+        for start in (0, 800, 8000, 8800):  # a fifth of a second at the beginning, and another one after a second
+            loud = av.AudioFrame.from_ndarray(np.full((1, 1600), 9000, np.int16), format="s16", layout="stereo")
+            loud.sample_rate, loud.pts, loud.time_base = 8000, start, Fraction(1, 8000)
+            container.mux(sound.encode(loud))
+        container.mux(sound.encode())
+    with (
+        VideoReader(tmp_path / "in.mkv") as reader,
+        VideoWriter(tmp_path / "out.mov", rate=reader.rate, time_base=reader.time_base, audio=reader.audio) as writer,
+    ):
+        assert writer.encoded == 0
+        writer.start(64, 48)
+        for item in reader:
+            if isinstance(item, DecodedFrame):
+                writer.write(item.pixels, item.time)
+            else:
+                writer.copy(item)
+    left = videos.samples(tmp_path / "out.mov")[::2]
+    assert left.size == pytest.approx(9600, abs=9)
+    assert np.flatnonzero(np.diff(left)) == pytest.approx([1599, 7999], abs=9)
+
+
 def joined(path: Path, *parts: Path) -> Path:
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
