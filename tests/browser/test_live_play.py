@@ -13,6 +13,7 @@ from page_helpers import asked, box, message, pictures, press, serving
 from PIL import Image
 
 from diffaccel.realtime.hub import Hub
+from diffaccel.realtime.protocol import LARGEST_SIDE
 from diffaccel.realtime.server import LiveServer, ServerOptions
 from diffaccel.realtime.settings import Controls
 from diffaccel.stream.report import StreamOutput
@@ -296,3 +297,12 @@ def test_a_large_picture_full_of_detail_is_sent_as_it_is(open_page: OpenPage, tm
         page.wait_for_timeout(200)
         assert page.evaluate(INK, [680, 640]) != WHITE
         assert page.evaluate(INK, [640, 690]) == WHITE  # a brush is as thick on every canvas, as one sees it
+
+
+def test_frames_are_no_wider_than_the_server_takes(open_page: OpenPage) -> None:
+    server = serving(StubStream, size=(2 * LARGEST_SIDE, 64))
+    with server.hub, server:
+        page = open_page(server.url)
+        pictures(page)
+        page.wait_for_function(f"() => output.width === {LARGEST_SIDE} && output.height === 32")
+        assert page.locator("#message").is_hidden()

@@ -40,10 +40,14 @@ export class Dream {
   }
 
   paint(context) {
-    const { width, height } = context.canvas;
-    context.fillStyle = getComputedStyle(document.body).getPropertyValue("--well");
-    context.fillRect(0, 0, width, height);
-    if (this.shows) context.drawImage(this.picture, 0, 0, width, height);
+    blank(context);
+    if (this.shows) context.drawImage(this.picture, 0, 0, context.canvas.width, context.canvas.height);
     return true;
   }
+}
+
+// Shows nothing.
+export function blank(context) {
+  context.fillStyle = getComputedStyle(document.body).getPropertyValue("--well");
+  context.fillRect(0, 0, context.canvas.width, context.canvas.height);
 }

@@ -3,7 +3,7 @@
 import { stayAwake } from "./awake.js";
 import { Controls } from "./controls.js";
 import { ACROSS, Drawing } from "./draw.js";
-import { Dream } from "./dream.js";
+import { Dream, blank } from "./dream.js";
 import { arrows, select } from "./groups.js";
 import { median } from "./figures.js";
 import { takeFiles } from "./files.js";
@@ -19,6 +19,7 @@ import { Share, ownName } from "./share.js";
 const FASTEST = 1000 / 30;
 const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
 const SLOWEST = 5000; // milliseconds that a picture of a clip may take on a slow machine
+const LARGEST_SIDE = 2048; // pixels of a frame that the server takes
 const HEAD_START = 5; // milliseconds that a frame takes to be encoded and to arrive
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
@@ -38,7 +39,7 @@ const clock = Object.assign(new Worker("/page/clock.js"), { onmessage: () => pum
 const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 
 let source = "draw";
-let link, controls, stats = {}, paused = false, refused = false;
+let link, controls, stats = {}, paused = false, size = "";
 let about = {};
 let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, paintedAt = 0, freeAt = 0, newest = 0, timer = 0;
 
@@ -72,7 +73,7 @@ async function choose(name, file, told = false) {
   else dream.end(!told);
   controls?.dream(name === "dream");
   media.stop();
-  if (!draws) blank();
+  if (!draws) blank(input);
   try {
     if (name === "camera") await openCamera();
     if (name === "screen") await media.screen();
@@ -82,11 +83,6 @@ async function choose(name, file, told = false) {
     if (source === name) say(error.message, name in fileOf ? chooseFile : retry, drawInstead);
   }
   pump();
-}
-
-function blank() {
-  input.fillStyle = getComputedStyle(document.body).getPropertyValue("--well");
-  input.fillRect(0, 0, input.canvas.width, input.canvas.height);
 }
 
 async function openFile(name, file) {
@@ -240,9 +236,11 @@ function tick() {
 // The server
 
 function sizeTo(width, height) {
-  if (small.canvas.width === width && small.canvas.height === height) return; // the others have a size in the page's text
+  if (size === `${width}x${height}`) return;
+  size = `${width}x${height}`;
   if (recorder.resized()) say("The recording ended here and is saved: a video has pictures of one size.", dismiss);
-  Object.assign(small.canvas, { width, height });
+  const less = Math.min(1, LARGEST_SIDE / Math.max(width, height));
+  Object.assign(small.canvas, { width: Math.round(less * width), height: Math.round(less * height) });
   Object.assign(output.canvas, { width, height });
   const across = Math.max(ACROSS, width); // what is filmed or opened loses nothing on its way
   Object.assign(input.canvas, { width: across, height: Math.round((across * height) / width) });
