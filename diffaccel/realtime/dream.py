@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -137,12 +138,17 @@ class DreamStream:
     def configure(self, controls: Controls) -> None:
         """Other words from the next chunk on; another seed, size or start is another clip."""
         if begun(controls) != begun(self._controls):
-            engine = self._open(controls)
+            with self.making_room():
+                engine = self._open(controls)
             self.close()
             self._engine = engine
         elif self._clip is not None:
             self._clip.controls = controls
         self._controls = controls
+
+    def making_room(self) -> AbstractContextManager[None]:
+        """Within, another stream may take its place."""
+        return self._engine.making_room()
 
     def _end(self) -> None:
         if self._clip is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,10 @@ class EngineStream:
         """Finish the frames in flight."""
         return self._engine.flush()
 
+    def making_room(self) -> AbstractContextManager[None]:
+        """Within, another stream may take its place."""
+        return self._engine.making_room()
+
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
@@ -67,7 +71,7 @@ class EngineStream:
         """Change what is different; frames in flight follow from their next stage on, but not into another size."""
         arguments = stream_arguments(self._pipe, controls)
         if controls.picture_size != self._size:
-            with no_room_in_words():
+            with no_room_in_words(), self.making_room():
                 new = open_engine(self._pipe, replace(self._settings, controls=controls), host=self._host)
             self._withheld = self.not_finite
             self._engine.close()

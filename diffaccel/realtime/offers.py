@@ -13,7 +13,6 @@ from typing import Any
 
 from diffaccel import models
 from diffaccel.config.words import did_you_mean
-from diffaccel.realtime.client import Stream
 from diffaccel.realtime.controls import ControlNetControls, Controls
 from diffaccel.realtime.dream import DreamModel, DreamStream
 from diffaccel.realtime.engine_stream import EngineStream
@@ -101,7 +100,7 @@ class Offers:
         pipe = reading(pipe, painter.settings)
         return Painter(pipe, StreamHost(pipe, beside=self._host), painter.settings)
 
-    def open(self, controls: Controls) -> Stream:
+    def open(self, controls: Controls) -> EngineStream | DreamStream:
         """What the controls ask for. Raises ValueError where it cannot be had."""
         if controls.dream != OFF:
             if self._dream is None or controls.model not in ("", self.first):
@@ -209,7 +208,8 @@ class ChosenStream:
         if _key(controls) == self._key:
             self._stream.configure(controls)
             return
-        new = self._offers.open(controls)
+        with self._stream.making_room():
+            new = self._offers.open(controls)
         self._withheld = self.not_finite
         self._stream.close()
         self._stream, self._key = new, _key(controls)

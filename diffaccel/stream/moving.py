@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from diffaccel.stream.intake import Intake
 from diffaccel.stream.pace import Pace
 from diffaccel.stream.smoothing import Track
 from diffaccel.stream.state import Frame, StreamState, seen_in
+from diffaccel.stream.work import WorkRunner
 
 
 class MovingFrames:
@@ -29,6 +31,11 @@ class MovingFrames:
     _state: StreamState
     _builder: SettingsBuilder
     _pace: Pace | None
+    _runner: WorkRunner
+
+    def making_room(self) -> AbstractContextManager[None]:
+        """Within, this stream's room in its host is free for one that takes its place, unless the body raises."""
+        return self._runner.aside()
 
     def _push(self, frame: Frame) -> None:
         state = self._state

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, cast
@@ -318,6 +318,17 @@ class SharedRunner(WorkRunner):
             yield
         except BaseException:
             self._reserve(self, before)
+            raise
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give back the room, for a stream that takes its place."""
+        before = self._reserve(self, None)
+        try:
+            yield
+        except BaseException:
+            with suppress(ValueError):  # somebody else was quicker: it goes on all the same
+                self._reserve(self, before)
             raise
 
     @contextmanager

@@ -122,6 +122,11 @@ class WorkRunner:
         yield
 
     @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, the room that it has is free for a stream that takes its place, unless the body raises."""
+        yield
+
+    @contextmanager
     def quiet(self) -> Iterator[None]:
         """Within, no other stream's work runs on the same weights."""
         yield

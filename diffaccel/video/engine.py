@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, Self
 
@@ -261,6 +262,10 @@ class VideoEngine:
         """Account of chunks and calls since the engine was built or reset."""
         with self._lock:
             return self._video.report()
+
+    def making_room(self) -> AbstractContextManager[None]:
+        """Within, this engine's room in its host is free for one that takes its place, unless the body raises."""
+        return self._runner.aside()
 
     def close(self) -> None:
         """Let go of everything that is kept, and take all hooks off. Closing twice is harmless."""

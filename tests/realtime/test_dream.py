@@ -151,9 +151,13 @@ def test_a_session_dreams_while_another_paints(studio: Studio) -> None:
 @pytest.mark.slow
 def test_more_dreams_than_there_is_room_for_are_refused_and_the_stream_goes_on(studio: Studio) -> None:
     streams = [studio.stream(studio.controls.model_copy(update={"dream": "words"})) for _ in range(3)]
-    painter = studio.stream(studio.controls)
+    painter, other = (studio.stream(studio.controls) for _ in range(2))
+    dreams = studio.controls.model_copy(update={"dream": "words"})
     with pytest.raises(ValueError, match="Others use too much of the network"):
-        painter.configure(studio.controls.model_copy(update={"dream": "words"}))
+        painter.configure(dreams)
+    assert painted(painter).shape == (128, 128, 3)
+    other.close()
+    painter.configure(dreams)  # in the room of its own pictures
     assert painted(painter).shape == (128, 128, 3)
     for stream in [*streams, painter]:
         stream.close()

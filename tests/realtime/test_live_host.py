@@ -61,6 +61,23 @@ def test_steps_that_there_is_no_room_for_are_refused_in_words(pipe: Any, tiny_sd
         assert host.report().streams == 0
 
 
+def test_a_stream_of_another_size_takes_the_room_of_the_one_before(pipe: Any, tiny_sd: Path) -> None:
+    small, large = ({"picture_size": size, "similarity": False} for size in ("64x64", "96x64"))
+    with StreamHost(pipe, max_rows=5) as host:
+        stream = EngineStream(pipe, settings(tiny_sd, **small, steps=4), host)
+        stream.configure(Controls(**large, steps=4))
+        assert host.report().rows == 4
+        stream.configure(Controls(**large))
+        other = EngineStream(pipe, settings(tiny_sd), host)
+        with pytest.raises(ValueError, match="Others use too much of the network for that"):
+            stream.configure(Controls(**small, steps=4))
+        assert host.report().rows == 4
+        outputs = stream.push(FRAME, frame_id=0) + stream.flush()
+        assert outputs[-1].image.size == (96, 64)
+        stream.close(), other.close()
+        assert host.report().rows == 0
+
+
 def test_a_host_has_room_for_two_steps_of_everyone() -> None:
     assert (most_rows(1), most_rows(4), most_rows(100)) == (32, 32, 400)
 
