@@ -34,7 +34,7 @@ class BatchRun:
     Args:
         on_record: called after each job's record is on disk, in the caller's thread.
         suffix: `png`, `jpg` or `webp`.
-        compare: render every job without caching too, and write both side by side into `compare/`.
+        compare: render what is cached without caching too, and write both side by side into `compare/`.
         allow_flagged: keep what the model's safety checker blackened, instead of failing.
         fail_fast: stop at the first job that fails.
     """
@@ -82,7 +82,7 @@ class BatchRun:
 
     def _start(self, jobs: Sequence[Job]) -> "Callable[[], Pictures]":
         """Render a batch as far as the decoder; the returned function does the rest. A comparison is timed at once."""
-        if not self._compare:
+        if not (self._compare and _is_cached(jobs[0])):
             finish = self._renderer.start(jobs)
             return lambda: Pictures(tuple(jobs), finish(), None)
         plain = self._renderer.render([replace(job, cache="none", guidance="full") for job in jobs])
@@ -158,6 +158,11 @@ class BatchRun:
             self.summary.add(record)
             if self._on_record:
                 self._on_record(record)
+
+
+def _is_cached(job: Job) -> bool:
+    """Whether a job, and the others of its group, are painted otherwise than in full."""
+    return (job.cache, job.guidance) != ("none", "full")
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def parse_colour(name: str) -> tuple[int, int, int]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height in pixels from `"128"` or `"128x96"`. Raises `ValueError` for anything else."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+    parts = [part.strip().removesuffix(".0") for part in text.lower().split("x")]  # of a table with gaps, 64 is 64.0
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise ValueError(f"{text!r} is neither a number of pixels nor WIDTHxHEIGHT, as in 128x96")
     return int(parts[0]), int(parts[-1])

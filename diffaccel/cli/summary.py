@@ -68,6 +68,8 @@ def print_summary(
     if summary.psnr:
         speedup = summary.plain_seconds / summary.cached_seconds
         parts.append(f"{speedup:.2f}x as fast as without caching, PSNR {sum(summary.psnr) / len(summary.psnr):.1f} dB")
+    elif request.compare and summary.done:
+        parts.append("nothing was cached, so there is nothing to compare")
     if summary.joules is not None and summary.done:
         parts.append(f"{summary.joules:.0f} J ({summary.joules / summary.done:.1f} J a picture)")
     click.echo(f"{'; '.join(parts)}. See {request.output / 'index.html'}")

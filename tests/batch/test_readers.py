@@ -427,3 +427,9 @@ def test_what_goes_along_is_text_that_files_can_hold(tmp_path: Path) -> None:
     assert isinstance(good, PlacedRow)
     with pytest.raises(InputError, match="its header is not written in UTF-8"):
         list(read_rows([str(write(tmp_path / "q.csv", b"prompt,caf\xe9\na,b\n"))], io.StringIO(), keep_columns=True))
+
+
+def test_a_size_in_a_table_with_gaps(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "p.csv", "prompt,size\na,64.0\nb,\nc,64.5\n"))
+    assert rows[:2] == [PromptRow(prompt="a", width=64, height=64), PromptRow(prompt="b")]
+    assert isinstance(rows[2], BadRow)

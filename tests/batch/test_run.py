@@ -218,3 +218,11 @@ def test_comparison_shows_both_and_measures(tmp_path: Path) -> None:
 )
 def test_out_of_memory_is_recognised(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_what_is_not_cached_is_compared_with_nothing(tmp_path: Path) -> None:
+    """It would equal itself, and raise the mean."""
+    jobs = [JOBS[0], replace(JOBS[1], cache="deepcache"), replace(JOBS[2], guidance="one-time")]
+    assert run(tmp_path, FakeRenderer(), jobs, compare=True).psnr == [48.13, 100.0]  # its guidance changes nothing here
+    assert {path.name for path in (tmp_path / "compare").iterdir()} == {"j1.png", "j2.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"j0.png", "j1.png", "j2.png"}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffaccel import models
 from diffaccel.models import Lora, ModelError, parse_loras, write_loras
+from diffaccel.models.lora import merge_loras
 
 ALPHA, RANK = 6.0, 4
 MODULES = {
@@ -264,3 +265,26 @@ def test_patterns_of_alphas_are_ends_of_names_as_for_diffusers(tiny_sd: Path, tm
     stock.load_lora_weights(tmp_path)
     models.load_lora(ours, tmp_path)
     assert torch.allclose(answer(stock), answer(ours), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "weights", [{"both": -0.7, "text": 0.5}, {"unet": 0.5, "both": 0.3}, {"text": 0.5, "unet": 0.0}, {"both": 0.0}]
+)
+def test_merged_ones_change_all_networks_as_those_beside_them_do(
+    tiny_sd: Path, factors: Any, tmp_path: Path, weights: dict[str, float]
+) -> None:
+    kinds = {"both": ("unet", "text_encoder"), "unet": ("unet",), "text": ("text_encoder",)}
+    for name in weights:
+        (tmp_path / name).mkdir()
+        write({key: pair for key, pair in factors.items() if key[0] in kinds[name]}, "kohya", tmp_path / name)
+    text = " + ".join(f"{tmp_path / name}={weight}" for name, weight in weights.items())
+    beside, merged = models.load(tiny_sd), models.load(tiny_sd)
+    models.load_lora(beside, text)
+    merge_loras(merged, text)
+    assert torch.allclose(answer(merged), answer(beside), atol=1e-4)
+    deltas = {
+        key: sum(weight for name, weight in weights.items() if key[0] in kinds[name]) * ALPHA / RANK * (up @ down)
+        for key, (down, up) in factors.items()
+    }
+    assert torch.allclose(answer(merged), changed(tiny_sd, deltas), atol=1e-4)
