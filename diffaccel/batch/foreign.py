@@ -139,12 +139,23 @@ def _comfy(nodes: dict[str, dict[str, Any]]) -> ForeignSettings:
     _take_sampler(found, str(inputs.get("sampler_name", "")), str(inputs.get("scheduler", "")))
     if inputs.get("denoise", 1) not in (1, 1.0):
         found.without_equivalent.append(f"denoise: {inputs['denoise']}: give --init-image and --strength")
+    found.without_equivalent += _partial_run(inputs)
     used = {samplers[0]} | _take_texts(found, nodes, inputs) | _take_chain(found, nodes, inputs.get("model"))
     used |= _take_size(found, nodes, inputs.get("latent_image"))
     plain = ("VAEDecode", "SaveImage", "PreviewImage")
     others = {str(node.get("class_type")) for name, node in nodes.items() if name not in used}
     found.without_equivalent += [f"node {kind}" for kind in sorted(others - set(plain))]
     return found
+
+
+def _partial_run(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """What an advanced sampler is told that makes it go through a part of a run."""
+    steps, end = inputs.get("steps"), inputs.get("end_at_step")
+    if isinstance(steps, int) and isinstance(end, int) and end < steps:
+        yield f"end_at_step: {end}"
+    for name, whole in (("start_at_step", 0), ("add_noise", "enable")):
+        if inputs.get(name, whole) != whole:
+            yield f"{name}: {inputs[name]}"
 
 
 def _inputs(nodes: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from diffaccel.batch.rows import (
 )
 from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
 from diffaccel.batch.text_lines import COMMENT, text_values
-from diffaccel.models import is_there, parse_loras, rebased
+from diffaccel.models import expanded, is_there, parse_loras, rebased
 
 __all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "RowStream", "explain", "read_rows"]
 
@@ -62,7 +62,7 @@ def read_rows(arguments: Iterable[str], stdin: TextIO, *, keep_columns: bool = F
                 stdin.reconfigure(encoding=_ENCODING, errors=_ERRORS)
             yield from _lines(stdin, "-", keep_columns)
         elif path.suffix.lower() in _READERS:
-            yield from _file(path, keep_columns)
+            yield from _file(expanded(argument), keep_columns)
         else:
             _require_prompt(argument, path)
             yield _text_row(argument, COMMAND_LINE, keep_columns)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from diffaccel.batch.jobs import Job
 from diffaccel.config.files import write_atomically
+from diffaccel.models.source import is_there
 
 Status = Literal["done", "failed"]
 
@@ -174,7 +175,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise `StoreError` where `folder` cannot be created or written, without creating anything."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = next(place for place in (folder, *folder.absolute().parents) if is_there(place))
     if not existing.is_dir():
         raise StoreError(f"cannot write to {folder}: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -184,7 +185,7 @@ def check_writable(folder: Path) -> None:
 def check_output(folder: Path) -> None:
     """Raise `StoreError` where a run cannot write to `folder`, or its contact sheet would replace a page of others."""
     check_writable(folder)
-    if (folder / SHEET).exists() and not any(folder.glob(_MANIFESTS)):
+    if is_there(folder / SHEET) and not any(folder.glob(_MANIFESTS)):
         raise StoreError(f"{folder} holds an {SHEET} that is not a contact sheet of an earlier run: use another folder")
 
 

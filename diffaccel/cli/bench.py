@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped
+from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, command_line, with_subject
 
@@ -64,13 +64,13 @@ CALIBRATED_ALPHAS = (0.15, 0.3)
     help="METHOD or METHOD+METHOD.  [default: the usual ones for its network]",
 )  # fmt: skip
 @click.option(
-    "--profile", "profiles", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A tuned profile, too."
+    "--profile", "profiles", multiple=True, type=HomePath(exists=True, dir_okay=False), help="A tuned profile, too."
 )
 @click.option("--fewer-steps", multiple=True, type=click.IntRange(1), help="Plain runs to compare.  [1/2, 1/3, 1/5]")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Other installed packages, too.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds.")
 @click.option("--trace", is_flag=True, help="Write a profiler's trace of one picture with the first method.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="bench", show_default=True, help="Folder.")
+@click.option("-o", "--output", type=HomePath(path_type=Path), default="bench", show_default=True, help="Folder.")
 def bench(
     subject: Subject,
     specs: tuple[str, ...],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Number
+from diffaccel.cli.help import HomePath, Number
 from diffaccel.cli.model_options import ModelChoice
 from diffaccel.cli.streaming import FIT, tell, tell_remark
 from diffaccel.config.words import counted
@@ -31,7 +31,7 @@ TIME_BASE = Fraction(1, 90_000)
 """Unit of the times in the file, in seconds; it divides all usual frame rates."""
 OPTIONS = (
     click.option("--seconds", type=Number(0, min_open=True), help="Length of what is made.  [default: 8]"),
-    click.option("--continue", "clip", type=click.Path(path_type=Path), help="A video file to go on from."),
+    click.option("--continue", "clip", type=HomePath(path_type=Path), help="A video file to go on from."),
     click.option(
         "--then",
         type=(Number(0), str),

@@ -1,6 +1,7 @@
 """Help in groups: the options of a command under headings, each with an example of its use."""
 
 import math
+import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ def refuse(context: click.Context, names: Container[str], why: str) -> None:
     for option in context.command.params:
         if option.name in names and context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{max(option.opts, key=len)} {why}")
+
+
+class HomePath(click.Path):
+    """A path whose `~` is the home folder: shells leave it as it is in `--output=~/pictures`, and in quotes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 (pathlib's raises)
 
 
 class Number(click.FloatRange):

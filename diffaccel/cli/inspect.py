@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffaccel.cli.help import Grouped
+from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.config.words import one_line
 
 SOME_FAILED, NONE_READ = 3, 2
@@ -18,7 +18,7 @@ SOME_FAILED, NONE_READ = 3, 2
     groups={"How to print": ("--format", "--help")},
     examples={"How to print": "diffaccel inspect out/*.png --format json"},
 )
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True, type=HomePath(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 def inspect(pictures: tuple[Path, ...], layout: str) -> None:
     """Print the settings in pictures of `diffaccel generate`, AUTOMATIC1111 and ComfyUI.

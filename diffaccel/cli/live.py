@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped, Number, declared, refuse
+from diffaccel.cli.help import Grouped, HomePath, Number, declared, refuse
 from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.signals import give_up, interruptible
 from diffaccel.cli.streaming import (
@@ -73,9 +73,9 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--allow-host", multiple=True, metavar="NAME", help="Host name of a reverse proxy in front of it."),
     click.option("--token", help="Secret of the address.  [default: a new random one]"),
     click.option(
-        "--ssl-certfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For https, with the key."
+        "--ssl-certfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="For https, with the key."
     ),
-    click.option("--ssl-keyfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its key."),
+    click.option("--ssl-keyfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="Its key."),
     click.option(
         "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="People at a time."
     ),

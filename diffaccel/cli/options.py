@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from diffaccel.cli.help import declared
+from diffaccel.cli.help import HomePath, declared
 from diffaccel.cli.model_options import model_options
 
 RESIZES = ("crop", "pad", "stretch")
@@ -43,7 +43,7 @@ def _parse_shard(_context: click.Context, _option: click.Parameter, text: str | 
 
 
 def _path(*names: str, **attributes: Any) -> Callable[..., Any]:
-    return click.option(*names, type=click.Path(path_type=Path), **attributes)
+    return click.option(*names, type=HomePath(path_type=Path), **attributes)
 
 
 def _number(*names: str, least: int, help: str, **attributes: Any) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped
+from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
@@ -42,12 +42,12 @@ DEFAULT_NET = "emoji-control"
     "--control-image",
     "images",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=HomePath(exists=True, dir_okay=False, path_type=Path),
     help="White lines on black; one for each prompt, or one for all.",
 )
 @click.option("--control-scale", "scale", type=float, default=1.0, show_default=True, help="Strength of the control.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="relevance.json", show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it, too, as this SVG file.")
+@click.option("-o", "--output", type=HomePath(path_type=Path), default="relevance.json", show_default=True)
+@click.option("--plot", type=HomePath(path_type=Path), help="Draw it, too, as this SVG file.")
 def relevance(
     subject: Subject, controlnet: str | None, images: tuple[Path, ...], scale: float, output: Path, plot: Path | None
 ) -> None:

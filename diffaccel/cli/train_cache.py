@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped
+from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
@@ -53,8 +53,8 @@ DEFAULT_PROMPTS = 48
     "--refresh", type=click.IntRange(1), default=25, show_default=True,
     help="Runs between two estimates of each call's influence, and between two states that are written.",
 )  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="routers.json", show_default=True)
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the routers to this SVG file, too.")
+@click.option("-o", "--output", type=HomePath(path_type=Path), default="routers.json", show_default=True)
+@click.option("--picture", type=HomePath(path_type=Path), help="Draw the routers to this SVG file, too.")
 def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int, **options: Any) -> None:
     """Train routers for a transformer, a sampler, a number of steps and a guidance scale, and write them as JSON.
 

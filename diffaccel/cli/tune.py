@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped
+from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
@@ -50,7 +50,7 @@ class _Tunable(click.IntRange):
 @click.option("--min-ssim", type=float, help="Least SSIM to them.")
 @click.option("--max-time", type=float, help="Most seconds of one picture on this machine; the best is sought.")
 @click.option("--max-macs", type=float, help="Most multiply-accumulates, as a fraction of the plain network's.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="profile.json", show_default=True)
+@click.option("-o", "--output", type=HomePath(path_type=Path), default="profile.json", show_default=True)
 @click.option(
     "--runs", type=click.IntRange(10), default=40, show_default=True, help="Real runs of the search, at most."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli import film
-from diffaccel.cli.help import Grouped, Number, declared, refuse
+from diffaccel.cli.help import Grouped, HomePath, Number, declared, refuse
 from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 _OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.argument("source", metavar="[INPUT", required=False, type=click.Path(path_type=Path)),
-    click.argument("target", metavar="OUTPUT]", required=False, type=click.Path(path_type=Path)),
-    click.option("-o", "--output", type=click.Path(path_type=Path), help="OUTPUT, where there is no INPUT."),
+    click.argument("source", metavar="[INPUT", required=False, type=HomePath(path_type=Path)),
+    click.argument("target", metavar="OUTPUT]", required=False, type=HomePath(path_type=Path)),
+    click.option("-o", "--output", type=HomePath(path_type=Path), help="OUTPUT, where there is no INPUT."),
     click.option("--prompt", required=True, help="What the video should become, or be."),
     *film.OPTIONS,
     click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),

@@ -129,3 +129,12 @@ def test_from_another_tools_picture(tiny_sd: Path, tmp_path: Path) -> None:
     again = CliRunner().invoke(main, [*command, "--model", str(tiny_sd), "--size", "24", "--overwrite"])
     assert again.exit_code == 0, again.output
     assert {(job.width, job.height) for job in map(read_job, (tmp_path / "out").glob("*.png"))} == {(24, 24), (32, 40)}
+
+
+def test_a_part_of_a_run_is_told() -> None:
+    inputs = {"noise_seed": 5, "steps": 20, "start_at_step": 0, "end_at_step": 10000, "add_noise": "enable"}
+    for changes, told in (({}, []), ({"start_at_step": 8, "end_at_step": 16}, ["end_at_step: 16", "start_at_step: 8"])):
+        graph = {"1": {"class_type": "KSamplerAdvanced", "inputs": inputs | changes}}
+        found = read_foreign({"prompt": json.dumps(graph)})
+        assert found is not None
+        assert [name for name in found.without_equivalent if "_at_" in name] == told

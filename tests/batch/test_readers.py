@@ -14,6 +14,7 @@ from diffaccel.batch.jobs import row_id
 from diffaccel.batch.picture_sets import check_named
 from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
 from diffaccel.batch.settings import PictureSettings, PromptRow
+from diffaccel.cli.help import HomePath
 from diffaccel.models import ModelError, find_lora, located
 
 
@@ -433,3 +434,11 @@ def test_a_size_in_a_table_with_gaps(tmp_path: Path) -> None:
     rows = read(write(tmp_path / "p.csv", "prompt,size\na,64.0\nb,\nc,64.5\n"))
     assert rows[:2] == [PromptRow(prompt="a", width=64, height=64), PromptRow(prompt="b")]
     assert isinstance(rows[2], BadRow)
+
+
+def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.txt", "a\n")
+    assert read("~/p.txt") == [PromptRow(prompt="a")]
+    assert HomePath(path_type=Path).convert("~/out", None, None) == tmp_path / "out"
+    assert HomePath(path_type=Path).convert("out", None, None) == Path("out")

@@ -243,3 +243,9 @@ def test_columns_that_changed_are_recorded_anew(tmp_path: Path) -> None:
         assert changed == [replace(DONE, columns={"label": "new"})]
         folder.append(changed)
     assert not with_other_columns([job], read_manifest(tmp_path), tmp_path, "png")
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    check_writable(tmp_path / ("a" * 300))
+    with pytest.raises(StoreError, match="File name too long"), OutputFolder(tmp_path / ("a" * 300)):
+        pass
