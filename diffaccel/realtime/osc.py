@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from diffaccel.media.errors import MediaError, need
 from diffaccel.realtime.connection import words
+from diffaccel.realtime.controls import ControlNetControls
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class OscServer:
             return
         session, name = ([None, *parts])[-2:]
         try:
-            if not self._change(session, {str(name): _as_meant(values[0])}):
+            if not self._change(session, {str(name): _as_meant(str(name), values[0])}):
                 self._tell(address, f"nobody paints as {session} now" if session else "nobody paints now")
         except ValidationError as error:
             self._tell(address, words(error))
@@ -80,6 +82,10 @@ class OscServer:
         self._server.server_close()
 
 
-def _as_meant(value: Any) -> Any:
-    """A fraction as it was written, before it went through 32 bits."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _as_meant(name: str, value: Any) -> Any:
+    """A fraction as it was written, before it went through 32 bits; of a fader of whole numbers the nearest one."""
+    if not isinstance(value, float):
+        return value
+    field = ControlNetControls.model_fields.get(name)
+    whole = field is not None and field.annotation is int and isfinite(value)
+    return round(value) if whole else float(f"{value:.{DIGITS}g}")

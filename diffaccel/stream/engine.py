@@ -280,11 +280,10 @@ class StreamEngine(MovingFrames):
         if config.deadline is None:
             return None
         model = getattr(self._network.model, "_orig_mod", self._network.model)
-        before: Pace | None = getattr(self, "_pace", None)
-        if before is None:
+        if self._pace is None:
             return Pace(ladder(model, config), config.deadline)
         same = (config.deadline, len(config.indices)) == (self.config.deadline, len(self.config.indices))
-        return before if same else before.turn(ladder(model, config), config.deadline)
+        return self._pace if same else self._pace.turn(ladder(model, config), config.deadline)
 
     def _scale_lora(self, scales: Mapping[str, float]) -> None:
         with self._runner.quiet():
@@ -299,6 +298,8 @@ class StreamEngine(MovingFrames):
                 denoiser = Denoiser(self._network, self._standing(self.config), self._runner)
             self._replace(denoiser)
             self._course.arrive()
+            if self._pace is not None:
+                self._pace.count_anew()
             self._state = StreamState(self.config, self._network.device)
 
     def warmup(self) -> None:

@@ -30,7 +30,7 @@ class MovingFrames:
     _denoiser: Denoiser
     _state: StreamState
     _builder: SettingsBuilder
-    _pace: Pace | None
+    _pace: Pace | None = None
     _runner: WorkRunner
 
     def making_room(self) -> AbstractContextManager[None]:

@@ -100,6 +100,11 @@ class Pace:
         other._raised = self._raised
         return other
 
+    def count_anew(self) -> None:
+        """Account for the frames from now on."""
+        self._late = self._frames = self._lowered = self._raised = 0
+        self._raised_at = -REGRET
+
     def note(self, seconds: float, network: float) -> bool:
         """Note the time of a frame, and the network's part of it; whether the stream has to stand elsewhere now."""
         self._frames += 1

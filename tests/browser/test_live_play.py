@@ -12,10 +12,10 @@ from live_client import StubStream, until
 from page_helpers import asked, box, message, pictures, press, serving
 from PIL import Image
 
+from diffaccel.realtime.controls import ControlNetControls, Controls
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.protocol import LARGEST_SIDE
 from diffaccel.realtime.server import LiveServer, ServerOptions
-from diffaccel.realtime.settings import Controls
 from diffaccel.stream.report import StreamOutput
 
 pytestmark = pytest.mark.slow
@@ -70,6 +70,22 @@ def test_a_field_shows_what_came_while_somebody_was_in_it(stub: LiveServer, open
     pictures(page, 2)
     assert next(iter(stub.connections.values())) is not connection
     becomes(page, lambda: asked(stub) == Controls(prompt="a fox", seed=5))  # by whomever it was changed
+
+
+def test_a_server_that_was_started_again_with_less_takes_the_rest(open_page: OpenPage) -> None:
+    server = serving(controls=ControlNetControls())
+    with server.hub, server:
+        page = open_page(server.url)
+        pictures(page)
+        page.locator("#control-strength").fill("0.8")
+        becomes(page, lambda: asked(server).strength == 0.8)
+        server.hub.controls = Controls(seed=3)
+        connection = next(iter(server.connections.values()))
+        asyncio.run_coroutine_threadsafe(connection._socket.close(1001), connection.loop)
+        until(lambda: page.wait_for_timeout(50) or connection not in server.connections.values())
+        becomes(page, lambda: server.connections and asked(server) == Controls(strength=0.8))
+        pictures(page)
+        assert page.locator("#message").is_hidden()
 
 
 MOVING = """async () => {

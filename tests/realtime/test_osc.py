@@ -32,6 +32,8 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
         until(lambda: one.asked.strength == two.asked.strength == 0.75)
         send("/diffaccel/similarity_threshold", 0.9)  # the least: 32 bits make it 0.89999998
         until(lambda: one.asked.similarity_threshold == two.asked.similarity_threshold == 0.9)
+        send("/diffaccel/steps", 2.6)  # a fader goes through all numbers
+        until(lambda: one.asked.steps == two.asked.steps == 3)
         send("/diffaccel/left/prompt", "a fox")
         until(lambda: one.asked.prompt == "a fox")
         assert two.asked.prompt != "a fox"
@@ -44,9 +46,10 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
             ("/diffaccel/nobody/seed", 1),
             ("/other", 1),
             ("/diffaccel/strength", 8.0),
+            ("/diffaccel/seed", float("inf")),
         ):
             send(address, value)
-        until(lambda: len(caplog.records) == 4)
+        until(lambda: len(caplog.records) == 5)
         assert one.asked.strength == 0.75
     for words in ("must be at most 1", "colour", "nobody paints as nobody now", "say /diffaccel/strength 0.7"):
         assert words in caplog.text

@@ -147,6 +147,12 @@ def test_a_deadline_that_cannot_be_held(engine: Callable[..., StreamEngine], fra
         late.update(prompt="a red heart", strength=0.5)  # settings change, and it stays as cheap
         late.push(frames[0])
         assert late.latency == 0
+        late.reset()
+        late.push(frames[0])
+        pace = late.report().pace
+        assert pace is not None
+        assert (pace.frames, pace.late, pace.lowered) == (1, 1, 0)
+        assert pace.setting == "interval 6, branch 0, 1 of 3 stages"  # what was learnt stays
         late.update(deadline=None)
         assert late.report().pace is None
         assert late.latency == 2

@@ -106,6 +106,12 @@ export class Controls {
     return !same(this.values, this.defaults);
   }
 
+  // What to ask for of a server that was started again, perhaps as another one, as it greets.
+  wanted({ controls, models = [] }) {
+    const there = ([name, value]) => name in controls && (name !== "model" || models.includes(value));
+    return Object.fromEntries(Object.entries(this.values).filter(there));
+  }
+
   // Whether there is such a control, and what a preset chooses is offered here.
   has(name, value) {
     if (!Object.hasOwn(this.widgets, name)) return false;

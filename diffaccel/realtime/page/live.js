@@ -251,7 +251,7 @@ function greet({ detail }) {
   about = detail;
   newest = 0;
   [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
-  if (controls.mine) link.sendControls(controls.values);
+  if (controls.mine) link.sendControls(controls.wanted(detail));
   else controls.show(detail.controls);
   if (source === "dream") dream.again();
   if (detail.webrtc) rtc.open();
