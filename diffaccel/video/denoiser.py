@@ -146,7 +146,8 @@ class VideoDenoiser:
     ) -> Call:
         """A call on rows of chunks, ``(rows, C, frames, h, w)``; one that keeps anything computes in full."""
         frames = latents.shape[2]
-        shared = tuple(Lane((prompt, frames), 0) for prompt in prompts)  # keys and values of a prompt, for each frame
+        tokens = max(map(len, told["encoder_hidden_states"]))  # a prompt is padded to the longest beside it
+        shared = tuple(Lane((prompt, frames, tokens), 0) for prompt in prompts)  # its keys and values, for each frame
         values = {**told, LATENTS: latents, TIMESTEPS: timesteps}
         return Call(
             Inputs(values, (LATENTS, TIMESTEPS, None)),

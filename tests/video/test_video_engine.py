@@ -241,6 +241,28 @@ def test_guidance_and_cache_can_change_between_chunks() -> None:
     assert latents_of(engine, 1).isfinite().all()
 
 
+@pytest.mark.parametrize("guidance", [OneTimeNegative(1.5), FullGuidance(2.0)])
+def test_prompts_of_any_length_follow_each_other(guidance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latte pads a prompt to the longest of a call: its kept projections are none of another length."""
+
+    def encoded(text: str, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        return embedded(text).repeat(1, 2, 1)[:, : len(text.split())], None  # a token for each word
+
+    def made() -> torch.Tensor:
+        engine = engine_of("latte", guidance=guidance)
+        monkeypatch.setattr(engine.pipe, "encode_prompt", encoded)
+        engine.update(prompt="cat", negative_prompt="a bad dog")
+        found = [latents_of(engine, 1)]
+        for prompt in ("a cat that runs far away", "a"):
+            engine.update(prompt=prompt)
+            found.append(latents_of(engine, 1))
+        return torch.cat(found, 2)
+
+    kept = made()
+    monkeypatch.setattr("diffaccel.stream.machine.prompt_parts", lambda _: [])
+    assert torch.allclose(kept, made(), atol=1e-5)
+
+
 def test_a_cache_that_always_computes_changes_nothing() -> None:
     plain, cached, reusing = (
         engine_of("motion", cache=cache, guidance=FullGuidance(2.0))
