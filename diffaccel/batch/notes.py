@@ -13,6 +13,7 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.models import ModelSource
+from diffaccel.models.embedding import vectors_of
 from diffaccel.models.markup import REMEDIES, markup
 from diffaccel.models.weighted_text import reads_in_parts
 
@@ -27,6 +28,7 @@ class Notes:
         templates: wildcards and alternatives are drawn, so that braces left in a prompt are meant as such.
         controlnet: the run has a ControlNet.
         remedies: options by which more of a prompt is read, as `markup` names them; those of `diffaccel generate`.
+        embeddings: learned words, as `diffaccel.models.parse_embeddings` reads them.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class Notes:
         templates: bool = False,
         controlnet: bool = False,
         remedies: Collection[str] = tuple(REMEDIES),
+        embeddings: str | None = None,
     ) -> None:
         self._source, self._templates, self._controlnet, self._remedies = source, templates, controlnet, remedies
-        self._limits = TextLimits(source)
+        self._limits = TextLimits(source, vectors_of(embeddings))
         self._picture = lru_cache(maxsize=4096)(_of_picture)
 
     def __call__(self, jobs: Sequence[Job]) -> list[tuple[str, ...]]:

@@ -93,7 +93,8 @@ class Renderer:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._detach(count=kind is None)
-        self._drop_loras()
+        if self._lora is not None:
+            self._drop_loras()
         self._pipe.scheduler = self._before
         self._text.detach()
         self._open.close()

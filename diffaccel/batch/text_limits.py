@@ -1,8 +1,10 @@
 """How much of a prompt a model's text encoders read, told from its tokenizers, without its weights."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from diffaccel.models import ModelError, ModelSource
@@ -13,10 +15,16 @@ _CLIP = "CLIPTokenizer"
 
 
 class TextLimits:
-    """The encoders of a model, and what of a text is beyond the reach of all of them."""
+    """The encoders of a model, and what of a text is beyond the reach of all of them.
 
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
+    Args:
+        vectors: how many each learned word has, every one of which is a token; of models that read with CLIP alone.
+    """
+
+    def __init__(self, source: ModelSource, vectors: Mapping[str, int] = MappingProxyType({})) -> None:
+        self._source, self._vectors = source, vectors
+        longest_first = sorted(vectors, key=len, reverse=True)
+        self._learned = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
 
     @cached_property
     def reach(self) -> tuple[str, int] | None:
@@ -32,6 +40,8 @@ class TextLimits:
         """
         if self.reach is None:
             return [""] * len(texts)
+        if self._vectors and self._only_clip:
+            texts = [self._learned.sub(lambda found: " ".join(self._spelt(found[0].lower())), text) for text in texts]
         most = self.reach[1] - 2
         characters = most // (1 if self._only_clip else 2)
         long = [index for index, text in enumerate(texts) if len(text) > characters or not text.isascii()]
@@ -43,6 +53,10 @@ class TextLimits:
             for index, encoding in zip(long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True):
                 found[index] = _beyond(texts[index], encoding, self.reach[1])
         return found
+
+    def _spelt(self, word: str) -> list[str]:
+        """A learned word's tokens, as diffusers names them."""
+        return [word, *(f"{word}_{index}" for index in range(1, self._vectors[word]))]
 
     @cached_property
     def _words(self) -> "_Words":
@@ -108,6 +122,7 @@ class TextLimits:
             tokenizer = _from_file(str(file)) if file.is_file() else _from_folder(str(self._folder(name)))
         except Exception as error:  # the library raises bare exceptions
             raise ModelError(f"cannot read the {name} of {self._source.name}: {error}") from error
+        tokenizer.add_tokens([token for word in self._vectors for token in self._spelt(word)])
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer

@@ -132,7 +132,12 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
             request.output, anew=request.overwrite, shared=bool(request.shard and not request.dry_run)
         ),
     )
-    notes = Notes(source, templates=request.dynamic_prompts, controlnet=request.controlnet is not None)
+    notes = Notes(
+        source,
+        templates=request.dynamic_prompts,
+        controlnet=request.controlnet is not None,
+        embeddings=common.embeddings,
+    )
     return Preparation(request, options, rows, planner, notes, source, cache)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffaccel.models import ModelSource
 
 DEFAULT_PROMPTS = 12
+REMEDIES = ("--prompt-weights", "--lora")
 TWO_OR_MORE = click.IntRange(2)
 RUN_OPTIONS = ("--prompts", *READING_NAMES, "--steps", "--guidance-scale", "--scheduler", "--size", "--seed")
 """The shared options that say what is drawn, for the help's groups."""
@@ -110,7 +111,7 @@ class Subject:
         fixed: dict[str, Any] = {"seed": self.seed, "model": self.name, "dtype": ""}
         fixed |= {name: getattr(self.choice, name) for name in ("long_prompts", "prompt_weights")}
         jobs = [Job(id=each.where, prompt=each.row.prompt, **fixed) for each in rows]
-        notes = zip(jobs, Notes(self.source, remedies=("--prompt-weights", "--lora"))(jobs), strict=True)
+        notes = zip(jobs, Notes(self.source, remedies=REMEDIES, embeddings=self.choice.embeddings)(jobs), strict=True)
         for line in told_once((job.id, note) for job, said in notes for note in said):
             self.say(line)
 

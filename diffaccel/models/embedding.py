@@ -39,6 +39,15 @@ def write_embeddings(files: Mapping[str, str]) -> str | None:
     return _BETWEEN.join(f"{file}={token}" for token, file in files.items()) or None
 
 
+def vectors_of(text: str | None) -> dict[str, int]:
+    """How many vectors each learned word has, by its token as CLIP's tokenizers spell it.
+
+    Raises `ModelError` for a file that is missing or damaged.
+    """
+    shapes = {token.lower(): read_shapes(_found(file)).values() for token, file in parse_embeddings(text).items()}
+    return {token: max(shape[0] if len(shape) == 2 else 1 for shape in each) for token, each in shapes.items()}
+
+
 def check_embeddings(text: str | None, source: ModelSource) -> None:
     """Raise `ModelError` where embeddings are missing, damaged, or for encoders of another width."""
     widths = {name: width for name in _OWN.values() if (width := _width(source.folder / name / "config.json"))}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffaccel import models
 from diffaccel.batch.jobs import Ingredients, Job, Planner
@@ -22,6 +23,7 @@ from diffaccel.batch.text_calls import TextCalls
 from diffaccel.batch.text_limits import TextLimits
 from diffaccel.batch.text_rules import text_problem
 from diffaccel.cli import main
+from diffaccel.models.embedding import vectors_of
 from diffaccel.models.markup import markup
 from diffaccel.models.weighted_text import weighted_parts
 
@@ -286,3 +288,12 @@ def test_a_control_scale_without_control_is_said(tiny_sd: Path) -> None:
     source = models.resolve(tiny_sd)
     assert "control_scale: it changes nothing" in notes_of(source, job("a", control_scale=0.5))[0][0]
     assert notes_of(source, job("a", control_scale=0.5, control_image="x.png", controlnet="n"), controlnet=True) == [()]
+
+
+def test_every_vector_of_a_learned_word_is_a_token(tiny_sd: Path, tmp_path: Path) -> None:
+    save_file({"emb_params": torch.ones(9, 16)}, tmp_path / "Glow.safetensors")
+    limits = TextLimits(models.resolve(tiny_sd), vectors_of(str(tmp_path / "Glow.safetensors")))
+    assert limits.lost(["a gLOW cat", "a gLOW cats", "abcdefghijklmn"]) == ["", "", ""]
+    assert limits.lost(["a gLOW catfish", "a glow, cats"]) == ["ish", "s"]
+    found = notes_of(models.resolve(tiny_sd), job("a glow catfish"), embeddings=str(tmp_path / "Glow.safetensors"))
+    assert "not read: 'ish'" in found[0][0]
