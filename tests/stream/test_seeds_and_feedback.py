@@ -42,8 +42,9 @@ def test_noise_of_two_seeds_lies_between_them() -> None:
         ("one", TypeError, "a seed is an integer, a mapping of seed to weight, or pairs, not 'one'"),
         (True, TypeError, "not True"),
         ({2**64: 1.0}, ValueError, "seed must be a 64-bit integer"),
-        ({1: -1.0, 2: 3.0}, ValueError, "weights of seeds must not be negative"),
-        ({}, ValueError, "must sum to more than 0"),
+        ({1: -1.0, 2: 3.0}, ValueError, "weights of seeds must be finite, not negative"),
+        ({}, ValueError, "and sum to more than 0"),
+        ({1: float("inf")}, ValueError, "must be finite"),
     ],
 )
 def test_bad_seeds_are_refused(seed: Any, error: type[Exception], message: str) -> None:
