@@ -156,3 +156,12 @@ def test_a_sampler_that_cannot_begin_without_signal_is_refused_where_that_is_nee
     problems = {name: sampler_problem(name, config) for name in ("heun", "pndm", "euler", "dpm++", "ddim", "unipc")}
     assert [name for name, problem in problems.items() if problem] == ["heun", "pndm"]
     assert "noise without any signal" in str(problems["heun"])
+
+
+def test_a_name_without_spacing_has_none_whatever_the_models_own_sampler_has() -> None:
+    like = DPMSolverMultistepScheduler(use_karras_sigmas=True, timestep_spacing="trailing")
+    for name in ("euler", "dpm++ 2m", "unipc"):
+        config = sampler_named(name, like).config
+        assert (config.use_karras_sigmas, config.timestep_spacing) == (False, "trailing")
+    assert sampler_named("default", like).config.use_karras_sigmas
+    assert sampler_named("euler karras", like).config.use_karras_sigmas

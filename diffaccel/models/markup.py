@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-_MEANT = re.compile(r"(?<!\\)\([^()\[\]]+:\s*\d*\.?\d+\s*\)|\bBREAK\b")
+_MEANT = re.compile(r"(?<!\\)\([^()\[\]]+:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|\bBREAK\b")
 _LORA = re.compile(r"<(lora|lyco|hypernet):[^<>]+>")
 _TEMPLATE = re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z0-9*][\w*/-]*?__")
 REMEDIES = {

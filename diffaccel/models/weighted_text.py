@@ -12,7 +12,7 @@ EMPHASIS = 1.1
 TextPart = tuple[tuple[str, float], ...]
 WeightedText = tuple[TextPart, ...]
 _CLIP_ALONE = ("StableDiffusion", "LatentConsistency", "AnimateDiff")
-_TOKEN = re.compile(r"\\.|:\s*\d*\.?\d+\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
+_TOKEN = re.compile(r"\\.|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
 _CHANGING = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
 
 
@@ -39,13 +39,21 @@ def _part(text: str) -> TextPart:
             if bracket != {")": "(", "]": "["}[token[-1]]:
                 raise ValueError(f"a {token[-1]} closes nothing: write \\{token[-1]} for the character itself")
             start = opened.pop()[1]
-            weight = float(token[1:-1]) if token[0] == ":" else EMPHASIS if bracket == "(" else 1 / EMPHASIS
+            weight = _weight(token[1:-1]) if token[0] == ":" else EMPHASIS if bracket == "(" else 1 / EMPHASIS
             pieces[start:] = [(piece, own * weight) for piece, own in pieces[start:]]
         else:
             pieces.append((token[1:] if token[0] == "\\" and len(token) > 1 else token, 1.0))
     if opened:
         raise ValueError(f"a {opened[-1][0]} is not closed: write \\{opened[-1][0]} for the character itself")
     return _joined(pieces)
+
+
+def _weight(text: str) -> float:
+    """A weight as it is written behind a colon. Raises `ValueError` for one below 0."""
+    weight = float(text)
+    if weight < 0:
+        raise ValueError(f"a weight is 0 or more (got {text.strip()}): put the word into the negative prompt")
+    return weight
 
 
 def _joined(pieces: list[tuple[str, float]]) -> TextPart:

@@ -226,8 +226,9 @@ def sampler_named(name: str, like: Any) -> Any:
     if problem := sampler_problem(name, config):
         raise ValueError(problem)
     options: dict[str, Any] = {} if "clip_sample" in config else {"clip_sample": False}
-    if spacing:  # one kind of spacing at a time
-        options |= {**dict.fromkeys(_SIGMAS, False), **SPACINGS[spacing]}
+    if spacing or not is_flow(config):  # one kind of spacing at a time, and none that the name does not say
+        options |= dict.fromkeys(_SIGMAS, False)
+    options |= SPACINGS[spacing] if spacing else {}
     sampler = SCHEDULERS[base]
     return _flow_version(sampler, config, options) if is_flow(config) else _built(sampler, like, options)
 

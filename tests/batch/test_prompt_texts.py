@@ -145,6 +145,8 @@ def test_weights_of_one_are_none_and_others_pull(pipe: Any) -> None:
         ("(a (b:1.5):2)", ((("a ", 2.0), ("b", 3.0)),)),
         (r"\(a\): b \\", (((r"(a): b " + "\\", 1.0),),)),
         ("a BREAK b", ((("a", 1.0),), (("b", 1.0),))),
+        ("(a:1.)(b:+.5)(c:0)", ((("a", 1.0), ("b", 0.5), ("c", 0.0)),)),
+        ("(wait: ...)", ((("wait: ...", 1.1),),)),
         ("BREAKFAST at 9:30", ((("BREAKFAST at 9:30", 1.0),),)),
         ("", ((),)),
     ],
@@ -162,6 +164,7 @@ def test_weights_are_read_as_the_web_ui_does(text: str, parts: Any) -> None:
         ("[a:1.2)", "a ) closes"),
         ("[a:b:0.5]", "in the middle of a run"),
         ("[a|b]", "in the middle"),
+        ("(a:-0.5)", "a weight is 0 or more (got -0.5)"),
     ],
 )
 def test_weights_that_are_not_understood(text: str, words: str) -> None:
