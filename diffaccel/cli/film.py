@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,33 @@ def _write(
         for pixels in _clip(given["clip"], fps, engine):
             writer.write(pixels, writer.written / fps, 1 / fps)
         begun, start = writer.written, time.perf_counter()
-        for picture in made(engine, count, prompts):
-            writer.write(to_pixels(picture), writer.written / fps, 1 / fps)
-            bar.advance(count)
+        with _explained():
+            for picture in made(engine, count, prompts):
+                writer.write(to_pixels(picture), writer.written / fps, 1 / fps)
+                bar.advance(count)
         return begun, time.perf_counter() - start, engine.report()
+
+
+@contextmanager
+def _explained() -> "Iterator[None]":
+    """Turn what stops a video on its way, and a person can mend, into a `MediaError` that names the remedy."""
+    from diffaccel.media.errors import MediaError
+    from diffaccel.models.placement import is_out_of_memory
+    from diffaccel.video.report import FramesNotFinite
+
+    try:
+        yield
+    except MediaError:
+        raise
+    except FramesNotFinite as error:
+        raise MediaError("the network overflows: its frames are not finite; use --dtype float32 or bfloat16") from error
+    except ValueError as error:  # prompts that cannot follow each other
+        raise MediaError(str(error)) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "use a smaller --size, --chunk or --window, or --dtype bfloat16"
+        raise MediaError(f"out of memory: {remedy}") from error
 
 
 def _clip(clip: Path | None, fps: Fraction, engine: "VideoEngine") -> "Iterator[np.ndarray]":

@@ -30,7 +30,7 @@ from diffaccel.video.config import VideoConfig
 from diffaccel.video.entrance import check_pushed, check_source
 from diffaccel.video.filming import Filming
 from diffaccel.video.memory import require_memory
-from diffaccel.video.report import ChunkReport, OnStep, VideoChunk
+from diffaccel.video.report import ChunkReport, FramesNotFinite, OnStep, VideoChunk
 
 
 class VideoEngine:
@@ -169,7 +169,7 @@ class VideoEngine:
         """Make the next chunk. Where it raises, calling it again goes on from there.
 
         Raises:
-            RuntimeError: after `close`, and for frames that are not finite, until `reset`.
+            RuntimeError: after `close`; `FramesNotFinite` for frames that are not, until `reset`.
             ValueError: in a stream batch with strength below 1, to which pictures are pushed.
         """
         with self._lock:
@@ -222,8 +222,10 @@ class VideoEngine:
         return self.next()
 
     def _check_open(self) -> None:
-        if self._closed or self._video.spoilt:
-            raise RuntimeError(self._video.spoilt or "this VideoEngine is closed: build a new one")
+        if self._video.spoilt:
+            raise FramesNotFinite(self._video.spoilt)
+        if self._closed:
+            raise RuntimeError("this VideoEngine is closed: build a new one")
 
     def update(self, **changes: Any) -> None:
         """Change settings from the next chunk on; any combination, all or nothing.

@@ -26,7 +26,7 @@ from diffaccel.video.entrance import (
 )
 from diffaccel.video.experts import Experts
 from diffaccel.video.history import History, Piece
-from diffaccel.video.report import PARTS, ChunkReport, OnStep, VideoChunk, timed
+from diffaccel.video.report import PARTS, ChunkReport, FramesNotFinite, OnStep, VideoChunk, timed
 
 
 class Filming:
@@ -263,7 +263,7 @@ class Filming:
                 f"frames {slot.frame_ids[0]} to {slot.frame_ids[-1]} are not finite, and none that follow would be: "
                 "load the pipeline in float32 or bfloat16, or reset() the engine"
             )
-            raise RuntimeError(self.spoilt)
+            raise FramesNotFinite(self.spoilt)
         return frames
 
     def _delivered(self, slot: Slot, frames: list[Any], seconds: dict[str, float]) -> VideoChunk:

@@ -18,6 +18,10 @@ PARTS = ("context", "denoise", "decode")
 """Where the time of a chunk goes."""
 
 
+class FramesNotFinite(RuntimeError):
+    """Numbers ran over, and a video cannot go on."""
+
+
 @dataclass(frozen=True, eq=False)
 class VideoChunk:
     """Frames that were made together.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stock_cases
+import torch
 from click.testing import CliRunner, Result
 
 from diffaccel.cli import main
@@ -16,7 +17,9 @@ from diffaccel.media.clip import sampled
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
 from diffaccel.media.video_writer import VideoWriter
 from diffaccel.models.quiet import quiet_loading
+from diffaccel.video.engine import VideoEngine
 from diffaccel.video.film import made
+from diffaccel.video.report import FramesNotFinite
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,27 @@ def test_a_prompt_begins_with_the_chunk_that_holds_its_first_picture(caplog: pyt
 
 def test_seconds_count_as_they_are_written() -> None:
     assert [_pictures(seconds, Fraction(10)) for seconds in (1.1, 0.3, 2.2, 0.05)] == [11, 3, 22, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: use a smaller --size, --chunk or --window"),
+        (FramesNotFinite("frames 0 to 1 are not finite"), "not finite; use --dtype float32 or bfloat16"),
+        (ValueError("prompts of 77 and 154 tokens"), "prompts of 77 and 154 tokens"),
+    ],
+)
+def test_what_stops_a_video_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def stopped(_: VideoEngine) -> None:
+        raise error
+
+    monkeypatch.setattr(VideoEngine, "next", stopped)
+    result = run("--prompt", "a cat", "-o", tmp_path / "out.mp4", *SHORT)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_comes_too_late_and_what_is_cut_off_is_said(tmp_path: Path) -> None:

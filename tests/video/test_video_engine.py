@@ -21,6 +21,7 @@ from diffaccel import (
     VideoEngine,
 )
 from diffaccel.networks.causal import causal_layout_of
+from diffaccel.video.report import FramesNotFinite
 
 STEPS, CHUNK = 2, 3
 
@@ -301,7 +302,7 @@ def test_frames_that_are_not_finite_stop_the_video() -> None:
     latents_of(engine, 1)
     engine.pipe.transformer.proj_out.weight.data[:] = float("nan")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"frames 3 to 5 are not finite"):
+        with pytest.raises(FramesNotFinite, match=r"frames 3 to 5 are not finite"):
             engine.next()
 
 
