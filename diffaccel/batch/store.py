@@ -271,11 +271,13 @@ def to_render(
     overwrite: bool = False,
     retry_failed: bool = False,
     records: Mapping[str, Record] | None = None,
+    allow_flagged: bool = True,
 ) -> tuple[Job, ...]:
     """The jobs that `folder` has no whole picture of in this format; all of them; or those that failed before.
 
     Args:
         records: of the folder's manifest, where that was read already.
+        allow_flagged: blackened pictures that an earlier run kept count.
     """
     if overwrite and not retry_failed:
         return tuple(jobs)
@@ -283,4 +285,9 @@ def to_render(
     if retry_failed:
         failed = {record.id for record in records.values() if record.status == "failed"}
         return tuple(job for job in jobs if job.id in failed)
-    return tuple(job for job in jobs if not is_done(job, records.get(job.id), folder, suffix))
+
+    def counts(job: Job) -> bool:
+        record = records.get(job.id)
+        return is_done(job, record, folder, suffix) and (allow_flagged or not (record and record.flagged))
+
+    return tuple(job for job in jobs if not counts(job))

@@ -89,6 +89,7 @@ class Preparation:
             overwrite=request.overwrite or request.compare,
             retry_failed=request.retry_failed,
             records=self._records,
+            allow_flagged=request.allow_flagged,
         )
         return tuple(noted(left, self.notes))
 

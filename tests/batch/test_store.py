@@ -249,3 +249,11 @@ def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
     check_writable(tmp_path / ("a" * 300))
     with pytest.raises(StoreError, match="File name too long"), OutputFolder(tmp_path / ("a" * 300)):
         pass
+
+
+def test_blackened_pictures_count_where_they_are_allowed(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as folder:
+        folder.write("a.png", b"abc")
+        folder.append([replace(DONE, flagged=True)])
+    assert to_render([JOB], tmp_path) == ()
+    assert to_render([JOB], tmp_path, allow_flagged=False) == (JOB,)
