@@ -45,11 +45,11 @@ def pictures(file: Path) -> tuple[list[np.ndarray], Fraction]:
         return [item.pixels for item in reader if isinstance(item, DecodedFrame)], reader.rate
 
 
-def clip(file: Path, fps: int, count: int) -> None:
+def clip(file: Path, fps: int | Fraction, count: int) -> None:
     with VideoWriter(file, rate=Fraction(fps), time_base=Fraction(1, 1000)) as writer:
         writer.start(64, 64)
         for k in range(count):
-            writer.write(np.full((64, 64, 3), 255 * k // count, np.uint8), Fraction(k, fps), Fraction(1, fps))
+            writer.write(np.full((64, 64, 3), 255 * k // count, np.uint8), Fraction(k) / fps, 1 / Fraction(fps))
 
 
 SHORT = ("--steps", 2, "--size", 32, "--chunk", 2, "--window", 4)
@@ -141,6 +141,15 @@ def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:
     shown = [round(float(pixels.mean()) / 64) for pixels in sampled(tmp_path / "in.mp4", Fraction(8))]
     assert shown == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len(list(sampled(tmp_path / "in.mp4", Fraction(2)))) == 2
+
+
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(30), Fraction(30000, 1001), Fraction(60)])
+def test_a_clip_at_its_own_rate_gives_every_picture_once_though_its_times_are_rounded(
+    tmp_path: Path, fps: Fraction
+) -> None:
+    clip(tmp_path / "in.mkv", fps, 16)
+    shown = [round(float(pixels.mean()) / 16) for pixels in sampled(tmp_path / "in.mkv", fps)]
+    assert shown == list(range(16))
 
 
 WRONG = [
