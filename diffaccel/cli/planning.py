@@ -274,6 +274,10 @@ def _check(request: Request, options: "PictureSettings", source: "ModelSource") 
     from diffaccel.batch.export import require_pyarrow
     from diffaccel.batch.picture_sets import check_named
 
+    if request.address and request.engine != "ray":
+        raise click.UsageError("--address is that of a Ray cluster: add --engine ray")
+    if request.wildcards and not request.dynamic_prompts:
+        raise click.UsageError("--wildcards needs --dynamic-prompts")
     check_named(options)
     if request.controlnet:
         models.check_controlnet(request.controlnet, source)

@@ -124,6 +124,8 @@ def video(
     Frames keep their number and times. Sound is copied, or encoded anew as AAC where OUTPUT cannot hold it. OUTPUT
     appears when it is complete; after an error or an interrupt there is none.
     """
+    if target and output:
+        raise click.UsageError(f"{target} and --output {output}: give one of them")
     target = check_way(context, source, target or output)
     if source is None:
         film.film(target, given, overwrite=overwrite, quiet=quiet, bar=_Progress(quiet))

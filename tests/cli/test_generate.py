@@ -427,6 +427,8 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--init-image", "~nobody/a.png"], "--init-image: cannot read ~nobody/a.png: No such file"),
         (["--from", "nowhere.png"], "no such picture: nowhere.png"),
         (["p", "--from", "nowhere.png"], "either prompts or --from"),
+        (["p", "--address", "127.0.0.1:6379"], "add --engine ray"),
+        (["p", "--wildcards", "words"], "--wildcards needs --dynamic-prompts"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_writes_nothing(

@@ -155,6 +155,7 @@ def test_a_clip_at_its_own_rate_gives_every_picture_once_though_its_times_are_ro
 WRONG = [
     ((), 2, "give INPUT and OUTPUT to paint a video anew, or -o OUTPUT"),
     (("in.mp4",), 2, "give OUTPUT, too"),
+    (("in.mp4", "out.mp4", "-o", "other.mp4"), 2, "out.mp4 and --output other.mp4: give one of them"),
     (("-o", "out.mp4", "--batch-size", 2), 2, "--batch-size needs an INPUT"),
     (("in.mp4", "out.mp4", "--seconds", 2), 2, "--seconds needs no INPUT"),
     (("-o", "out.gif"), 2, "its name must end in"),
