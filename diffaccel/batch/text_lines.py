@@ -48,7 +48,7 @@ def _kohya(text: str) -> dict[str, str]:
     prompt, *parts = _OPTION.split(text)
     values = {"prompt": prompt.strip()}
     for option, value in zip(parts[::2], parts[1::2], strict=True):
-        _add(values, option, value.strip())
+        _add(values, option, value.strip() or None)
     return values
 
 
@@ -65,13 +65,13 @@ def _web_ui(text: str) -> dict[str, str]:
             collected.append(word)
             continue
         if option:
-            _add(values, option, " ".join(collected))
+            _add(values, option, " ".join(collected) if collected else None)
         option, equals, first = word.removeprefix("--").partition("=")
         collected = [first] if equals else []
     return values
 
 
-def _add(values: dict[str, str], option: str, value: str) -> None:
+def _add(values: dict[str, str], option: str, value: str | None) -> None:
     name = setting_name(option)
     if name in _IGNORED:
         return
@@ -82,6 +82,6 @@ def _add(values: dict[str, str], option: str, value: str) -> None:
         raise ValueError(f"--{option}: no such option of a line of text{hint}")
     if values.get(setting):
         raise ValueError(f"--{option}: {setting} is given twice")
-    if not value:
+    if value is None or not (value or setting == "negative_prompt"):  # "" says that there is none
         raise ValueError(f"--{option} needs a value")
     values[setting] = value

@@ -307,6 +307,8 @@ def test_lines_with_options(tmp_path: Path) -> None:
         ("a cat --ar 16:9", "--ar: no such option of a line of text; there are --n, --w"),
         ("a cat --step 3", "did you mean steps?"),
         ("a cat --n", "--n needs a value"),
+        ('--prompt "a cat" --negative_prompt', "--negative_prompt needs a value"),
+        ('--prompt "a cat" --steps ""', "--steps needs a value"),
         ("a cat --l 3 --g 4", "--g: guidance_scale is given twice"),
         ('--prompt "a cat', "a quotation mark is not closed"),
         ("--steps 3", "prompt: is missing"),
@@ -317,6 +319,12 @@ def test_lines_with_options_that_are_not_understood(line: str, reason: str) -> N
     (row,) = read(line)
     assert isinstance(row, BadRow)
     assert reason in row.error
+
+
+def test_an_empty_negative_prompt_of_a_web_uis_line_is_none() -> None:
+    assert read('--prompt "a cat" --negative_prompt "" --steps 4') == [
+        PromptRow(prompt="a cat", negative_prompt="", steps=4)
+    ]
 
 
 def test_a_header_of_one_column_is_no_prompt(tmp_path: Path) -> None:
