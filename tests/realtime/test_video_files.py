@@ -81,6 +81,20 @@ def test_pixels_that_are_not_square_are_stretched(
     assert np.abs(frame.pixels.astype(int) - expected).mean() < 12
 
 
+def test_a_recording_of_a_browser_tells_a_thousand_pictures_a_second_and_is_measured(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(13):
+            frame = av.VideoFrame.from_ndarray(videos.picture(number, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = round(number * 1000 / 30), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with VideoReader(tmp_path / "in.webm") as reader:
+        assert reader.rate == 30
+        assert len(list(reader.frames())) == 13
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_pictures_of_avi_are_at_even_times_though_it_stores_none(tmp_path: Path, codec: str) -> None:
     path = videos.make(tmp_path / "in.avi", codec=codec, audio=None, time_base=Fraction(1, 25), bf="2")
