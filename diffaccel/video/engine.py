@@ -222,10 +222,10 @@ class VideoEngine:
         return self.next()
 
     def _check_open(self) -> None:
-        if self._video.spoilt:
-            raise FramesNotFinite(self._video.spoilt)
         if self._closed:
             raise RuntimeError("this VideoEngine is closed: build a new one")
+        if self._video.spoilt:
+            raise FramesNotFinite(self._video.spoilt)
 
     def update(self, **changes: Any) -> None:
         """Change settings from the next chunk on; any combination, all or nothing.
@@ -252,11 +252,17 @@ class VideoEngine:
     def reset(self, given: Any = None) -> None:
         """Begin another video with the same settings, on given pictures if there are any."""
         with self._lock:
-            self._video.spoilt = ""
-            self._check_open()
+            if self._closed:
+                self._check_open()
             images = None if given is None else self._pictures(given)
-            self._settings = self._build(self.config, has_frames=images is not None)
-            other = self._begin(images)
+            settings = self._build(self.config, has_frames=images is not None)
+            before = self._codec, self._settings
+            self._codec, self._settings = frame_codec_for(self._codec.vae, self._runner), settings
+            try:
+                other = self._begin(images)
+            except BaseException:
+                self._codec, self._settings = before  # the old video can go on, with what its autoencoder remembers
+                raise
             self._video.denoiser.close()
             self._video = other
 

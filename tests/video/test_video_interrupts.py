@@ -113,14 +113,36 @@ def test_steps_that_add_noise_add_other_noise_to_every_chunk(sampler: Sampler) -
     assert len(added) == 3
 
 
-def test_pictures_cannot_follow_latents_where_the_autoencoder_remembers() -> None:
+def remembering() -> Any:
+    """An autoencoder that decodes every frame with those before it in mind."""
     from diffusers import AutoencoderKLWan
 
-    vae = seeded(lambda: AutoencoderKLWan(
+    return seeded(lambda: AutoencoderKLWan(
         base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
         latents_mean=[0.1] * 4, latents_std=[0.8] * 4,
     ))  # fmt: skip
-    engine = engine_of("wan", vae=vae)
+
+
+def test_a_reset_that_raises_leaves_the_video_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, engine = (engine_of("wan", vae=remembering(), output_type="pt") for _ in range(2))
+    expected = [whole.next().frames for _ in range(2)]
+    found = [engine.next().frames]
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("is accelerated already")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffaccel.video.filming.Experts", refused)
+        with pytest.raises(RuntimeError, match="accelerated already"):
+            engine.reset()
+    found.append(engine.next().frames)
+    assert [len(frames) for frames in found] == [9, 12]
+    for made, right in zip(found, expected, strict=True):
+        assert torch.allclose(torch.stack(made), torch.stack(right), atol=1e-5)
+
+
+def test_pictures_cannot_follow_latents_where_the_autoencoder_remembers() -> None:
+    engine = engine_of("wan", vae=remembering())
     engine.update(output_type="np")
     assert [(len(chunk.frames), chunk.first) for chunk in islice(engine, 2)] == [(9, 0), (12, 9)]
     with pytest.raises(ValueError, match=r"'latent' cannot follow 'np'.*reset\(\) the engine"):
