@@ -25,7 +25,8 @@ def made(engine: VideoEngine, count: int, prompts: Sequence[tuple[int, str]]) ->
     waiting, done = deque(sorted(prompts, key=itemgetter(0))), 0
     while done < count:
         coming = [waiting.popleft()[1] for _ in range(sum(at < done + engine.pictures_next for at, _ in waiting))]
-        for prompt in coming[:-1]:
+        unread = [engine.config.prompt, *coming][:-1] if not done else coming[:-1]
+        for prompt in unread:
             logger.warning("%r is never read: %r begins in the same chunk of frames", prompt, coming[-1])
         if coming:
             engine.update(prompt=coming[-1])

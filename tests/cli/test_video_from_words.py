@@ -81,6 +81,7 @@ class Told:
 
     def __init__(self) -> None:
         self.made, self.prompt = 0, "first"
+        self.config = SimpleNamespace(prompt="first")
 
     @property
     def pictures_next(self) -> int:
@@ -99,6 +100,10 @@ def test_a_prompt_begins_with_the_chunk_that_holds_its_first_picture(caplog: pyt
     prompts = [(14, "fourth"), (6, "second"), (13, "third")]
     assert list(made(engine, 16, prompts)) == ["first"] * 5 + ["second"] * 8 + ["fourth"] * 3
     assert "'third' is never read: 'fourth' begins in the same chunk of frames" in caplog.text
+    assert "'first' is never read" not in caplog.text
+    at_once: Any = Told()
+    assert list(made(at_once, 6, [(4, "second")])) == ["second"] * 6
+    assert "'first' is never read: 'second' begins in the same chunk of frames" in caplog.text
 
 
 def test_seconds_count_as_they_are_written() -> None:
