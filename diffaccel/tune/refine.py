@@ -161,7 +161,7 @@ class _Learner:
             batch = self.pool.next(self.how.pictures)
             matrix, side = self._equations(values, *batch)
             matrices.append(matrix)
-            sides.append(side - matrix @ (values - start)[0].numpy())  # as equations for the way from the start
+            sides.append(side + matrix @ (values - start)[0].numpy())  # as equations for the way from the start
             goals = [start + way for way in self._ways(np.concatenate(matrices), np.concatenate(sides))]
             values = self._best(values, goals, f"Gauss-Newton step {index + 1}")
         return self._adam(values) if self.how.iterations else values
@@ -186,9 +186,14 @@ class _Learner:
         return np.concatenate(rows), np.concatenate(sides)
 
     def _ways(self, matrix: Matrix, side: Matrix) -> list[torch.Tensor]:
-        """Least-squares steps (1, n) with ridges, in differences of features, which depend less on each other."""
+        """Least-squares steps (1, n) with ridges, in differences of features, which depend less on each other.
+
+        None where no weight matters to any picture.
+        """
         turned = matrix @ self.basis
         square = turned.T @ turned
+        if not square.any():
+            return []
         own = square.diagonal() + LEAST * square.diagonal().max()
         self.scale = 1 / np.sqrt(own / len(matrix))
         ridges = [self.how.ridge * factor * np.diag(own) for factor in RIDGES]
