@@ -147,6 +147,8 @@ def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
     with ExitStack() as stack:
         handle = stack.enter_context(candidate.attach(pipe))
         pictures = workload.pictures(pipe, **candidate.changes)
+        sound = bool(pictures.isfinite().all())
+        check(sound, "its pictures hold values that are not numbers, so that nothing can be said of them: try float32")
         peak, energy = peak_memory(one), joules(one)
         own = isinstance(handle, Handle)
         cache = _cache_bytes(pipe, handle, one) if own else None

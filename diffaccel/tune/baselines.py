@@ -45,12 +45,14 @@ class Baseline:
         score: on the pictures that confirm.
         method: what is put on the pipeline; None for fewer steps.
         steps: of the sampler, where they are fewer; else None.
+        calls: network calls of so many steps; samplers may make more or fewer than one in each.
     """
 
     name: str
     score: Score
     method: Method | None = None
     steps: int | None = None
+    calls: int | None = None
 
 
 class FixedSettings:
@@ -89,10 +91,9 @@ class FixedSettings:
             self._screened([m for m in methods if getattr(m, "forecast", None) is not None], macs),
         ):
             found += [self.run(method) for method in chosen]
-        fewer = min(self.steps - 1, int(macs * self.steps + 1e-6))
-        if fewer >= 1:
-            found.append(self.fewer(fewer))
-        return [baseline for baseline in found if baseline.score.macs <= macs + 1e-6]
+        found = [baseline for baseline in found if baseline.score.macs <= macs + 1e-6]
+        fewer = (self.fewer(steps) for steps in range(min(self.steps - 1, int(macs * self.steps + 1e-6)), 0, -1))
+        return [*found, *islice((baseline for baseline in fewer if baseline.score.macs <= macs + 1e-6), 1)]
 
     def _screened(self, methods: list[Method], macs: float) -> list[Method]:
         """The best of many, by few pictures."""
@@ -150,8 +151,9 @@ class FixedSettings:
         bench, name = bench or self.bench, counted(fewer, "step")
         if (name, id(bench)) not in self._known:
             pictures = bench.workload.pictures(self.pipe, num_inference_steps=fewer)
-            score = score_of(fewer / self.steps, pictures, bench.plain)
-            self._known[name, id(bench)] = Baseline(name, score, steps=fewer)
+            calls = len(self.pipe.scheduler.timesteps)
+            score = score_of(calls / self.total, pictures, bench.plain)
+            self._known[name, id(bench)] = Baseline(name, score, steps=fewer, calls=calls)
         return self._known[name, id(bench)]
 
     def _candidates(self, macs: float) -> Iterator[Method]:

@@ -88,7 +88,9 @@ class Bench:
 
 
 def score_of(macs: float, pictures: torch.Tensor, plain: torch.Tensor) -> Score:
-    """The score of pictures against the plain pipeline's."""
+    """The score of pictures against the plain pipeline's; those of numbers that overflowed are like nothing."""
+    if not pictures.isfinite().all():
+        return Score(macs, 0.0, 0.0)
     return Score(macs, float(psnr(pictures, plain).mean()), float(ssim(pictures, plain, torch.float32).mean()))
 
 

@@ -40,10 +40,9 @@ class Tuned:
         score: of the recipe, held out.
         fixed: the fixed settings, held out.
         winner: the fixed setting that does better than what was found, if any does: it holds a quality at a lower
-            cost, or is more alike at no higher cost, on the pictures that choose and on those that confirm. It is the
-            result then.
+            cost, or at any where what was found holds none, or is more alike at no higher cost, on the pictures that
+            choose and on those that confirm. It is the result then.
         floor: likeness of the held-out pictures to the plain pipeline's at other seeds.
-        steps: of the sampler.
     """
 
     recipe: Recipe
@@ -51,7 +50,6 @@ class Tuned:
     fixed: tuple[Baseline, ...]
     winner: Baseline | None
     floor: Quality
-    steps: int
 
     @property
     def met(self) -> bool:
@@ -66,8 +64,9 @@ class Tuned:
         if self.winner is None:
             self.recipe.save(path)
         elif self.winner.steps is not None:
-            fewer = self.recipe.total * self.winner.steps // self.steps
-            replace(self.recipe, total=fewer, reuses=(), evidence=self._evidence(self.winner)).save(path)
+            assert self.winner.calls is not None
+            fewer = replace(self.recipe, total=self.winner.calls, reuses=(), evidence=self._evidence(self.winner))
+            fewer.save(path)
         else:
             assert self.winner.method is not None
             values = {"methods": [self.winner.method.to_dict()], "evidence": self._evidence(self.winner).to_dict()}
@@ -170,14 +169,18 @@ class Tuner:
             found, plan = self._chosen(asked, self.runs // 2)
             stricter = self._stricter(asked, budget, plan)
         cost = self.known.space.macs(plan)
-        recipe, gain = self._refined(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)), cost)
+        searched = self.known.space.recipe(plan, sampler_of(self.pipe.scheduler))
+        recipe, gain = self._refined(searched, cost, asked)
+        if budget.wants_quality and stricter is None and not budget.holds(self.held_out.score_of(recipe, cost)):
+            recipe, gain = searched, 0.0  # whose held-out pictures keep the limit
         score = self.held_out.score_of(recipe, cost)
+        met = stricter is None if budget.name == "max_time" else budget.holds(score)
         self.progress("running the fixed settings of no higher cost")
         fixed = self.fixed.within(score.macs if asked.wants_quality else max(score.macs, asked.limit))
         rival = best(fixed)
         evidence = Evidence(
             budget=str(budget),
-            met=stricter is None,
+            met=met,
             macs=round(score.macs, 5),
             psnr=round(score.psnr, 5),
             ssim=round(score.ssim, 5),
@@ -191,26 +194,27 @@ class Tuner:
             account=_account(found, found.plan == plan, gain, score, rival),
         )
         winner = self._winner(asked if budget.name == "max_time" else budget, recipe, score, rival)
-        steps = self.fixed.steps
-        return Tuned(replace(recipe, evidence=evidence), score, tuple(fixed), winner, self.floor, steps)
+        return Tuned(replace(recipe, evidence=evidence), score, tuple(fixed), winner, self.floor)
 
-    def _refined(self, recipe: Recipe, cost: float) -> tuple[Recipe, float]:
+    def _refined(self, recipe: Recipe, cost: float, budget: Budget) -> tuple[Recipe, float]:
         """A recipe with refined weights where validation confirms them, and the dB that they add there."""
         if self.refinement is None:
             return recipe, 0.0
         seen = self.split.seen
         workload = replace(seen, seeds=tuple(self.seed + 4 + index for index in range(REFINING_SEEDS)))
         refined = refine(self.pipe, recipe, workload, self.refinement, seed=self.seed, progress=self.progress)
-        before, after = (self.validation.score_of(one, cost).psnr for one in (recipe, refined))
-        kept = after > before
+        before, after = (self.validation.score_of(one, cost) for one in (recipe, refined))
+        kept = budget.quality(after) > budget.quality(before)
         self.progress(
-            f"refined weights: {before:.2f} -> {after:.2f} dB in validation, {'kept' if kept else 'not kept'}"
+            f"refined weights: {before.psnr:.2f} -> {after.psnr:.2f} dB, SSIM {before.ssim:.3f} -> {after.ssim:.3f} in "
+            f"validation, {'kept' if kept else 'not kept'}"
         )
-        return (refined, after - before) if kept else (recipe, 0.0)
+        return (refined, after.psnr - before.psnr) if kept else (recipe, 0.0)
 
     def _winner(self, budget: Budget, recipe: Recipe, score: Score, rival: Baseline | None) -> Baseline | None:
         """The fixed setting that does better than a recipe on the pictures that choose and on those that confirm."""
-        asked = self.fixed.cheapest(budget, score.macs) if budget.wants_quality else rival
+        below = score.macs if budget.holds(score) else 1.0
+        asked = self.fixed.cheapest(budget, below) if budget.wants_quality else rival
         if asked is None or budget.key(asked.score) <= budget.key(score):
             return None
         chosen = self.fixed.again(asked, self.validation).score

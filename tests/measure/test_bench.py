@@ -66,6 +66,22 @@ def test_rows_are_what_ran(tiny_pipe: Any, result: Benchmark) -> None:
     assert all(len(row.timing.seconds) == 2 for row in result.rows)
 
 
+def test_pictures_that_are_not_numbers_are_left_out_with_the_reason(tiny_pipe: Any) -> None:
+    @contextmanager
+    def overflowing(pipe: Any) -> Any:
+        decode = pipe.vae.decode
+        pipe.vae.decode = lambda *args, **kwargs: (decode(*args, **kwargs)[0] * float("nan"),)
+        try:
+            yield
+        finally:
+            del pipe.vae.decode
+
+    candidates = [PLAIN, Candidate("overflows", "peer", overflowing)]
+    found = bench(tiny_pipe, WORKLOAD, candidates, rounds=1, progress=lambda _: None)
+    assert "values that are not numbers" in found.failures["overflows"]
+    assert [row.name for row in found.rows] == ["plain"]
+
+
 def test_a_workload_is_reproducible_and_every_picture_has_its_noise(tiny_pipe: Any) -> None:
     many = Workload(("ab", "ab", "ab"), (0, 1), WORKLOAD.settings, batch_size=2)
     pictures = many.pictures(tiny_pipe)

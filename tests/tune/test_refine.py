@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 
 from diffaccel import Profile, accelerate, models
 from diffaccel.measure.quality import Quality
@@ -19,14 +20,17 @@ from diffaccel.measure.workload import Workload
 from diffaccel.methods import DeepCache, Recipe, Reuse
 from diffaccel.methods.files import load_methods
 from diffaccel.methods.profile import sampler_of
-from diffaccel.methods.recipe import Evidence
+from diffaccel.methods.recipe import OUTPUT, Evidence
 from diffaccel.networks import layout_of
 from diffaccel.tune import Refinement, Tuned, Tuner, refine, to_text
-from diffaccel.tune.baselines import Baseline
-from diffaccel.tune.budget import Score
+from diffaccel.tune.baselines import Baseline, FixedSettings
+from diffaccel.tune.budget import Budget, Score
 from diffaccel.tune.graph_memory import graph_memory
 from diffaccel.tune.minimax import minimax_steps
-from diffaccel.tune.refine import apart, difference_basis, widened
+from diffaccel.tune.probing import Bench, score_of
+from diffaccel.tune.refine import _Learner, apart, difference_basis, widened
+from diffaccel.tune.search import Found
+from diffaccel.tune.space import COMPUTE, Space
 from diffaccel.tune.unroll import Batch, Unrolled, frozen, latents_of, survey
 
 STEPS = 5
@@ -308,10 +312,10 @@ def test_single_units_are_named_drawn_and_kept_apart(transformer: Any) -> None:
 def test_a_fixed_setting_that_wins_is_what_is_written(unet_pipe: Any, of_unet: Recipe, tmp_path: Path) -> None:
     evidence = Evidence("min_psnr 20", met=False, macs=0.5, psnr=19.0, ssim=0.5, search_psnr=19.0)
     score, quality = Score(0.4, 25.0, 0.9), Quality(10.0, 9.0, 0.1, 0.1)
-    tuned = Tuned(replace(of_unet, evidence=evidence), Score(0.5, 19.0, 0.5), (), None, quality, STEPS)
+    tuned = Tuned(replace(of_unet, evidence=evidence), Score(0.5, 19.0, 0.5), (), None, quality)
     for winner in (
         Baseline("deepcache:interval=3", score, method=DeepCache(3)),
-        Baseline("2 steps", score, steps=2),
+        Baseline("2 steps", score, steps=2, calls=2),
     ):
         won = replace(tuned, winner=winner)
         won.save(tmp_path / "profile.json")
@@ -342,7 +346,7 @@ def test_tuning_keeps_refined_weights_only_where_validation_confirms_them(
             return answer
 
         monkeypatch.setattr("diffaccel.tune.tuner.refine", answered)
-        found, gain = tuner._refined(of_unet, 0.5)
+        found, gain = tuner._refined(of_unet, 0.5, Budget(max_macs=0.5))
         assert found == kept
         assert (gain > 0) == (kept is answer)
     scores = [tuner.validation.score_of(recipe, 0.5).psnr for recipe in (of_unet, better)]
@@ -351,4 +355,118 @@ def test_tuning_keeps_refined_weights_only_where_validation_confirms_them(
     others = (*tuner.validation.workload.seeds, *tuner.split.held_out.seeds, *tuner.split.seen.seeds)
     assert not set(learned.seeds) & set(others)
     tuner.refinement = None
-    assert tuner._refined(of_unet, 0.5) == (of_unet, 0.0)
+    assert tuner._refined(of_unet, 0.5, Budget(max_macs=0.5)) == (of_unet, 0.0)
+
+
+class Linear:
+    """Latents (pictures, values) that are linear in two weights, as a stand-in for a pipeline."""
+
+    def __init__(self, slope: torch.Tensor, best: torch.Tensor) -> None:
+        self.places, self.count = {"a": {1: range(2)}}, 2
+        self.slope, self.best = slope, best
+        self.unseen = self.next(2)
+
+    def latents(self, values: torch.Tensor, batch: Any) -> torch.Tensor:
+        return values.expand(2, -1) @ self.slope
+
+    def next(self, count: int) -> Any:
+        return None, (self.best @ self.slope).expand(count, -1)
+
+
+def learner_of(linear: Linear, rounds: int) -> _Learner:
+    how = Refinement(rounds=rounds, pictures=2, probes=3, iterations=0)
+    stand_in: Any = linear
+    return _Learner(stand_in, stand_in, how, torch.Generator().manual_seed(0), lambda _: None)
+
+
+def test_equations_of_every_round_are_of_the_way_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, start = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    learner = learner_of(Linear(torch.randn(2, 5, generator=torch.Generator().manual_seed(1)), best), rounds=3)
+    asked: list[Any] = []
+    ways = learner._ways
+    monkeypatch.setattr(learner, "_ways", lambda *equations: (asked.append(equations), ways(*equations))[1])
+    found = learner.learned(start)
+    assert [len(side) for _, side in asked] == [6, 12, 18]
+    for matrix, side in asked:
+        np.testing.assert_allclose(matrix @ (best - start)[0].numpy(), side, atol=1e-4)
+    assert (found - best).norm() < 0.6 * (start - best).norm()
+
+
+def test_weights_that_matter_to_nothing_stay() -> None:
+    start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    assert torch.equal(learner_of(Linear(torch.zeros(2, 5), torch.ones(1, 2)), rounds=2).learned(start), start)
+
+
+@pytest.mark.parametrize(
+    ("kind", "macs", "calls"),
+    [(PNDMScheduler, 0.6, 3), (PNDMScheduler, 0.5, 1), (HeunDiscreteScheduler, 0.5, 3)],  # of 5, 5 and 7 in 4 steps
+)
+def test_fewer_steps_cost_their_network_calls_and_are_written_for_as_many(
+    unet_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, macs: float, calls: int
+) -> None:
+    more = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
+    monkeypatch.setattr(unet_pipe, "scheduler", kind.from_config(unet_pipe.scheduler.config, **more))
+    workload = Workload(("ab",), settings={**SETTINGS, "num_inference_steps": 4})
+    bench = Bench(unet_pipe, workload, workload.pictures(unet_pipe))
+    total = len(unet_pipe.scheduler.timesteps)
+    layout = layout_of(unet_pipe.unet)
+    fixed = FixedSettings(unet_pipe, bench, Space(layout, (), grams={OUTPUT: np.eye(total)}))
+    monkeypatch.setattr(fixed, "_candidates", lambda _: iter(()))
+    (found,) = fixed.within(macs)
+    assert (found.calls, found.score.macs) == (calls, calls / total)
+    recipe = Recipe(layout.model, layout.fingerprint, *sampler_of(unet_pipe.scheduler), total, ())
+    evidence = Evidence("max_macs 0.5", met=True, macs=0.5, psnr=19.0, ssim=0.5, search_psnr=19.0)
+    quality = Quality(10.0, 9.0, 0.1, 0.1)
+    won = Tuned(replace(recipe, evidence=evidence), found.score, (), found, quality)
+    won.save(tmp_path / "profile.json")
+    with accelerate(unet_pipe, *load_methods(tmp_path / "profile.json")) as handle:
+        workload.pictures(unet_pipe, num_inference_steps=found.steps)
+        assert handle.report().computed == calls
+
+
+@pytest.mark.parametrize(("searched", "refined", "met"), [(29.0, 31.0, True), (31.0, 29.0, True), (29.0, 29.5, False)])
+def test_a_budget_holds_or_not_for_the_recipe_that_is_told(
+    unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch, searched: float, refined: float, met: bool
+) -> None:
+    tuner = Tuner(unet_pipe, ("ab", "cd", "efg"), refinement=LITTLE, **QUIET, **SETTINGS)
+    better = replace(of_unet, reuses=of_unet.reuses[:1])
+    held = {of_unet: Score(0.5, searched, 0.9), better: Score(0.5, refined, 0.9)}
+    plan, asked = (COMPUTE,) * STEPS, list[float]()
+
+    def cheapest(budget: Budget, below: float) -> None:
+        asked.append(below)
+
+    space = SimpleNamespace(macs=lambda _: 0.5, recipe=lambda *_: of_unet, grams={OUTPUT: np.eye(STEPS)})
+    stood_in = {
+        "known": SimpleNamespace(space=space, bench=SimpleNamespace(runs=0, score=lambda *_: held[of_unet])),
+        "held_out": SimpleNamespace(score=lambda *_: held[of_unet], score_of=lambda recipe, _: held[recipe]),
+        "validation": SimpleNamespace(score_of=lambda recipe, _: Score(0.5, 40.0 + (recipe == better), 0.9)),
+        "fixed": SimpleNamespace(within=lambda _: [], cheapest=cheapest),
+        "floor": Quality(10.0, 9.0, 0.1, 0.1),
+    }
+    tuner.__dict__.update(stood_in)
+    monkeypatch.setattr(tuner, "_chosen", lambda *_: (Found(plan, held[of_unet], held[of_unet], ()), plan))
+    monkeypatch.setattr("diffaccel.tune.tuner.refine", lambda *_, **__: better)
+    tuned = tuner.tune(Budget(min_psnr=30.0))
+    assert tuned.met is met
+    assert tuned.score.psnr == max(searched, refined)
+    assert tuned.recipe.evidence is not None
+    assert (tuned.recipe.evidence.refined > 0) == (refined > searched)
+    assert asked == [0.5 if met else 1.0]  # where it is missed, a fixed setting at any cost may hold it
+
+
+def test_refined_weights_are_kept_by_the_likeness_that_is_asked_for(
+    unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = Tuner(unet_pipe, ("ab", "cd", "efg"), refinement=LITTLE, **QUIET, **SETTINGS)
+    refined = replace(of_unet, reuses=of_unet.reuses[:1])
+    scores = {of_unet: Score(0.5, 30.0, 0.9), refined: Score(0.5, 31.0, 0.8)}
+    tuner.__dict__["validation"] = SimpleNamespace(score_of=lambda recipe, _: scores[recipe])
+    monkeypatch.setattr("diffaccel.tune.tuner.refine", lambda *_, **__: refined)
+    assert tuner._refined(of_unet, 0.5, Budget(min_ssim=0.85)) == (of_unet, 0.0)
+    assert tuner._refined(of_unet, 0.5, Budget(min_psnr=30.5)) == (refined, 1.0)
+
+
+def test_pictures_that_overflowed_are_like_nothing() -> None:
+    plain = torch.rand(2, 3, 16, 16)
+    assert score_of(0.5, torch.full_like(plain, float("nan")), plain) == Score(0.5, 0.0, 0.0)
