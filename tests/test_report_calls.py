@@ -6,9 +6,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from tiny_networks import picture_unet, unet_inputs
+from tiny_pipeline import unet
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel import BlockCache, DeepCache, EasyCache, IntervalCache, Steps, Threshold, accelerate
+from diffaccel import BlockCache, DeepCache, EasyCache, IntervalCache, NetworkSwitch, Steps, Threshold, accelerate
 from diffaccel.attach.call_rows import COMPUTED, PARTLY, REUSED, CallRow
 from diffaccel.attach.drawing import draw
 from diffaccel.runtime.call import Measured
@@ -131,3 +132,13 @@ def test_what_cannot_be_counted_or_drawn_is_at_the_edge() -> None:
         float(dot.get("cy") or 0) for dot in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")
     ]
     assert heights[0] > heights[2] > heights[1] > 0
+
+
+@pytest.mark.parametrize("lengths", [(1, 4), (4, 1)])
+def test_the_last_run_is_the_last_whichever_networks_it_took(tiny_pipe: Any, lengths: tuple[int, int]) -> None:
+    with accelerate(tiny_pipe, NetworkSwitch(unet(), until=0.3)) as handle:  # it takes none of a single call
+        for steps in lengths:
+            tiny_pipe("ab", num_inference_steps=steps, guidance_scale=1.0, output_type="latent")
+        rows = handle.report().last_run
+    assert {row.run for row in rows} == {1}
+    assert sorted(row.step or 0 for row in rows) == list(range(lengths[1]))

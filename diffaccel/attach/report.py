@@ -93,8 +93,8 @@ class Report:
 
     @property
     def last_run(self) -> tuple[CallRow, ...]:
-        """Those of the last run; of calls outside of runs, all."""
-        last = self.calls[-1].run if self.calls else None
+        """Those of the last run, of whichever networks; of calls outside of runs, all."""
+        last = max((row.run for row in self.calls if row.run is not None), default=None)
         return tuple(row for row in self.calls if row.run == last)
 
     def plot(self) -> Drawing:

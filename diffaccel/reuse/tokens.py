@@ -57,11 +57,14 @@ def match(
         x: what is compared, ``(rows, tokens, channels)``, by cosine.
         grid: of the tokens.
         drawn: destinations, from `draw_destinations`.
-        ratio: share of the tokens that are merged into others; at most all that are no destinations are.
+        ratio: share of the tokens that are merged into others; at most all that are no destinations are, and none of
+            a single row of tokens.
         value: subtracted from how alike a token and its destination are before tokens are ranked, ``(rows, tokens)``:
             what matters stays. None ranks by likeness alone.
     """
     rows, tokens = x.shape[:2]
+    if not drawn.numel():  # a single row or column of tokens has no window
+        return Matching(torch.arange(tokens, device=x.device).expand(rows, -1), tokens)
     source, destination = _parted(grid, drawn.to(x.device))
     unit = F.normalize(x, dim=-1)
     likeness, nearest = (unit[:, source] @ unit[:, destination].transpose(1, 2)).max(-1)  # (rows, sources)
@@ -136,11 +139,13 @@ def pool(x: torch.Tensor, grid: TokenGrid, side: int, how: Pooling) -> torch.Ten
         x: the tokens.
         grid: of them.
         side: of a window, in tokens.
-        how: their mean, in which those at the far edges may be smaller; or the middle one of each whole window.
+        how: their mean, in which those at the far edges may be smaller; or the middle one of each whole window, and of
+            a grid that is narrower than one.
     """
     picture = x.reshape(len(x), grid.height, grid.width, -1)
     if how == "nearest":
-        return picture[:, side // 2 :: side, side // 2 :: side].flatten(1, 2)
+        down, right = (min(side, size) // 2 for size in grid)  # a grid narrower than a window is one window
+        return picture[:, down::side, right::side].flatten(1, 2)
     pooled = F.avg_pool2d(picture.permute(0, 3, 1, 2), side, ceil_mode=True)  # (rows, channels, height, width)
     tokens: torch.Tensor = pooled.permute(0, 2, 3, 1).flatten(1, 2)
     return tokens

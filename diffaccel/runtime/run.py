@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,6 +55,7 @@ class Run:
         host: the pipeline that makes it.
         progress: of its scheduler on this thread, if it has one.
         waits: whether timesteps may be read from a device, as nothing else tells them apart.
+        number: of the run among those of a handle, counted from 0.
 
     Attributes:
         step: index of the sampling step at hand.
@@ -61,8 +63,8 @@ class Run:
         opening: timestep of the first call.
     """
 
-    def __init__(self, host: Host, progress: Progress | None, *, waits: bool) -> None:
-        self.host, self.progress, self.waits = host, progress, waits
+    def __init__(self, host: Host, progress: Progress | None, *, waits: bool, number: int = 0) -> None:
+        self.host, self.progress, self.waits, self.number = host, progress, waits, number
         self.step = 0
         self.networks: dict[Hashable, NetworkRun] = {}
         self.opening: Any = None
@@ -196,6 +198,7 @@ class Runs:
         self._scheduler = scheduler
         self._starting = starting
         self._runs: dict[tuple[int, int], Run] = {}
+        self._numbers = count()
         self._watched: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()  # by scheduler; many servers make one a run
         self._watch(self._scheduler or host.scheduler)
 
@@ -210,7 +213,7 @@ class Runs:
         key = threading.get_ident(), id(scheduler)
         run, progress = self._runs.get(key), None if found is None else found.progress
         if run is None or run.progress is not progress or not run.continues(timestep):
-            run = self._runs[key] = Run(host, progress, waits=running is None)
+            run = self._runs[key] = Run(host, progress, waits=running is None, number=next(self._numbers))
         return run, running
 
     def end(self) -> None:

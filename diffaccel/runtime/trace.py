@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from diffaccel.runtime.call import Call, Measured
 
@@ -55,25 +54,15 @@ class Tracer:
     """
 
     calls: deque[CallTrace] = field(default_factory=lambda: deque(maxlen=KEPT))
-    _runs: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
-    _started: int = 0
 
     def copy(self) -> "Tracer":
         """A tracer that later calls do not change."""
-        return Tracer(self.calls.copy(), self._runs, self._started)
+        return Tracer(self.calls.copy())
 
     def note(self, call: Call, shapes: Shapes, kinds: Sequence[CallKind]) -> None:
         """Remember a call that is done."""
-        self.calls.append(CallTrace(self._number(call.run), call.step, shapes, tuple(kinds), _merged(call.measured)))
-
-    def _number(self, run: Any) -> int | None:
-        """Number of a run, which is not kept alive for it."""
-        if run is None:
-            return None
-        if run not in self._runs:
-            self._runs[run] = self._started
-            self._started += 1
-        return self._runs[run]
+        number = None if call.run is None else call.run.number  # networks that take turns count the same runs
+        self.calls.append(CallTrace(number, call.step, shapes, tuple(kinds), _merged(call.measured)))
 
 
 def _merged(measured: Sequence[Measured]) -> tuple[Measured, ...]:

@@ -83,6 +83,23 @@ def test_the_nearest_token_is_that_of_torchs_exact_resampling(height: int, width
     assert torch.equal(pool(x, TokenGrid(height, width), side, "nearest"), expected.flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize(("height", "width", "side"), [(1, 8, 2), (3, 3, 4), (4, 4, 10), (5, 30, 10)])
+def test_of_a_grid_narrower_than_a_window_one_token_is_left(height: int, width: int, side: int) -> None:
+    x, grid = normal(2, height * width, 5), TokenGrid(height, width)
+    left = max(1, width // side)
+    assert pool(x, grid, side, "nearest").shape[1] == left
+    middle = height // 2 * width + min(side, width) // 2
+    assert torch.equal(pool(x, grid, side, "nearest")[:, 0], x[:, middle])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 8), (8, 1)])
+def test_a_single_row_of_tokens_is_not_merged(height: int, width: int) -> None:
+    x, grid = normal(2, 8, 5), TokenGrid(height, width)
+    merge, unmerge = merging(match(x, grid, draw_destinations(grid, 0), 0.5))
+    assert torch.equal(merge(x), x)
+    assert torch.equal(unmerge(merge(x)), x)
+
+
 def run(model: Any, inputs: dict[str, Any], times: tuple[float, ...] = (900.0, 500.0, 300.0, 100.0)) -> Any:
     with torch.no_grad():
         return [model(timestep=torch.tensor(t), **inputs).sample for t in times]
