@@ -296,4 +296,5 @@ def _denoisers(pipe: Any) -> Named:
 
 def _controlnets(pipe: Any) -> list[torch.nn.Module]:
     """The ControlNets that run before the denoiser in each step; several in a MultiControlNetModel."""
-    return [net for net in parts_of(pipe.components.get("controlnet")) if is_companion(net)]
+    nets = [net for net in parts_of(pipe.components.get("controlnet")) if is_companion(net)]
+    return list({id(net): net for net in nets}.values())  # one may be there several times, for several images

@@ -54,7 +54,7 @@ def require_attached(seats: Sequence[Seat], pipe: Any) -> None:
 
 
 def require_companions(methods: Sequence[Method], companions: Sequence[torch.nn.Module], host: Host) -> None:
-    """Refuse methods of ControlNets where there is none that is known."""
+    """Refuse methods of ControlNets where there is none that is known, or not the one that they name."""
     needing = [method for method in methods if method.needs_controlnet]
     if needing and not companions:
         where = "a bare network" if host.pipe is None else type(host.pipe).__name__
@@ -63,6 +63,8 @@ def require_companions(methods: Sequence[Method], companions: Sequence[torch.nn.
             f"{type(needing[0]).__name__} needs a ControlNet of a known kind, and {where} has none: give a pipeline "
             f"with one of {known}"
         )
+    for method in needing:
+        method.require_nets(len(companions))
 
 
 def require_free(model: torch.nn.Module) -> None:

@@ -219,7 +219,7 @@ class Seat:
         prompt = ("prompt", own.contexts.constants(inputs), fingerprint(inputs.sample))
         prompts = tuple(Lane(prompt, row) for row in range(count))
         assert own.first is not None
-        image = own.contexts.prompt(inputs) if self.leader is not None else 0  # a ControlNet's is its control image
+        image = own.contexts.control(inputs) if self.leader is not None else 0  # a ControlNet's is its control image
         pictured = tuple(Lane(group(row), (row, image)) for row in range(count))
         lanes = {"run": features, "control": pictured, "prompt": prompts, "frame": prompts}
         step = run.step - own.first

@@ -82,6 +82,7 @@ class Attached:
         if any(_is_ours(hook) for hook in transformer._forward_pre_hooks.values()):
             raise ValueError("this transformer has control blocks on it already: call detach() on their handle first")
         self.scale = 1.0
+        self._transformer = transformer
         self.left_out: frozenset[int] = frozenset()
         self._embed: Any = transformer.pos_embed
         self._blocks = blocks
@@ -101,6 +102,14 @@ class Attached:
             scale: how strongly.
         """
         self._latents, self.scale = latents, scale
+
+    def require_on(self, transformer: Any) -> None:
+        """Raise RuntimeError where they work on another transformer, or on none since `detach`."""
+        if not self._hooks or getattr(transformer, "_orig_mod", transformer) is not self._transformer:
+            raise RuntimeError(
+                f"these control blocks are not on this {type(transformer).__name__}, which was replaced, or they were "
+                "taken off through a copy of the pipeline: load the adapter again"
+            )
 
     def detach(self) -> None:
         """Take the control blocks off."""

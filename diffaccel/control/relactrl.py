@@ -7,6 +7,7 @@ call; here they are drawn once from a seed, so that equal inputs give equal pict
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Self
 
 import torch
@@ -46,9 +47,14 @@ def placed_blocks(relevance: Sequence[float], blocks: int) -> tuple[tuple[int, .
 
     Returns:
         Base blocks after which they run, rising, and their numbers of groups.
+
+    Raises:
+        ValueError: there are fewer places than blocks, or a relevance is no finite number.
     """
     if not 1 <= blocks <= len(relevance):
         raise ValueError(f"blocks must be from 1 to {len(relevance)}, the places there are, not {blocks}")
+    if not all(map(isfinite, relevance)):
+        raise ValueError(f"relevance must be finite numbers, not {list(relevance)}: measure it again")
     ranked = sorted(range(len(relevance)), key=lambda i: (-relevance[i], i))[:blocks]
     third = max(1, blocks // 3)
     groups = {place: GROUPS[min(rank // third, 2)] for rank, place in enumerate(ranked)}
@@ -195,7 +201,8 @@ class RelaCtrlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"relevance has {len(scores)} scores; this transformer of {layers} blocks needs {layers - 1}: "
                 "measure it on this network"
             )
-        positions, groups = placed_blocks(scores, blocks or max(1, round(0.4 * layers)))
+        count = max(1, round(0.4 * layers)) if blocks is None else blocks
+        positions, groups = placed_blocks(scores, count)
         config = transformer.config
         dim = config.num_attention_heads * config.attention_head_dim
         made: Self = cls(dim=dim, num_layers=layers, positions=positions, groups=groups, seed=seed)

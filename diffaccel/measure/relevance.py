@@ -59,7 +59,7 @@ def relevance(
 
     Raises:
         UnsupportedModelError: if there is no control of a known kind.
-        ValueError: if prompts and images do not go together, or a number is out of range.
+        ValueError: if prompts and images do not go together, a number is out of range, or pictures are not finite.
     """
     check(len(prompts) > 0, "relevance needs at least one prompt and control image; got none")
     check(len(images) == len(prompts), f"{len(prompts)} prompts need as many control images, not {len(images)}")
@@ -113,22 +113,31 @@ class _Runs:
         taken = inspect.signature(pipe.__call__).parameters
         name = "control_image" if "control_image" in taken else "image"
         nets = len(getattr(getattr(pipe, "controlnet", None), "nets", ()))
-        self._arguments = {**settings, "controlnet_conditioning_scale": [scale] * nets if nets else scale}
+        told = "control_scale" if "control_scale" in taken else "controlnet_conditioning_scale"
+        self._arguments = {**settings, told: [scale] * nets if nets else scale}
         self._pipe, self._name, self._nets = pipe, name, nets
         self._lines, self._prompts, self._seed = lines, prompts, seed
 
     def pictures(self) -> torch.Tensor:
         """``(n, 3, height, width)`` in [0, 1], one run each."""
         made = [self._picture(index) for index, _ in enumerate(self._prompts)]
-        return torch.cat([as_tensor(picture) for picture in made])
+        return torch.cat(made)
 
-    def _picture(self, index: int) -> Any:
+    def _picture(self, index: int) -> torch.Tensor:
+        """One run's, rounded to the 256 values of a picture."""
         image = self._lines[index : index + 1]
         given = {self._name: [image] * self._nets if self._nets else image}
         generator = torch.Generator().manual_seed(self._seed + index)
-        return self._pipe(
-            prompt=self._prompts[index], generator=generator, output_type="pil", **given, **self._arguments
+        made = self._pipe(
+            prompt=self._prompts[index], generator=generator, output_type="pt", **given, **self._arguments
         ).images
+        picture = as_tensor(made)
+        check(
+            bool(picture.isfinite().all()),
+            f"the picture of {self._prompts[index]!r} holds numbers that are not finite, of which nothing can be "
+            "measured: run this pipeline in float32, or find out which part of it overflows",
+        )
+        return (picture * 255).round() / 255
 
     def agreement(self, pictures: torch.Tensor) -> float:
         """Mean agreement of the pictures' edges with the lines."""

@@ -101,6 +101,9 @@ class Method(Config, ABC):
         check(stores or not self.offload, f"{name} stores no features that offload=True could move: leave it out")
         return parts
 
+    def require_nets(self, count: int) -> None:
+        """Raise ValueError if it names a ControlNet that there is not among `count` different ones; most name none."""
+
     @abstractmethod
     def parts(self, layout: Layout) -> list[Part]:
         """What is reused in a network of this layout, and when.

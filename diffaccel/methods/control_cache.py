@@ -80,6 +80,10 @@ class ControlCache(Method):
         """None: the denoiser computes as it does without."""
         return []
 
+    def require_nets(self, count: int) -> None:
+        """Raise ValueError where there is no ControlNet of the index `net`."""
+        whole(f"net of a pipeline with {count} different ControlNets", self.net, 0, count - 1, optional=True)
+
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The embedding of a control image that stays the same."""
         return [(Part(Projection(layout.control), Once(), lifetime="frame"), None)]

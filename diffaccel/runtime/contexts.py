@@ -141,6 +141,10 @@ class Contexts:
         prompt = inputs.conditioning
         return self._prompts.of([prompt] if isinstance(prompt, torch.Tensor) else tree_leaves(prompt))
 
+    def control(self, inputs: Inputs) -> int:
+        """A number for a ControlNet's control image, and for what it is told that the image shows."""
+        return self._prompts.of(tree_leaves([inputs.conditioning, inputs.values.get("controlnet_mode")]))
+
     @property
     def most(self) -> int:
         """Most calls of one kind in the step at hand."""

@@ -202,8 +202,11 @@ def test_the_more_relevant_places_get_fewer_and_wider_groups() -> None:
 def test_what_does_not_fit_is_named(transformer: Any) -> None:
     with pytest.raises(ValueError, match="relevance has 5 scores; this transformer of 4 blocks needs 3"):
         RelaCtrlAdapter.from_transformer(transformer, relevance=(1, 2, 3, 4, 5))
-    with pytest.raises(ValueError, match="blocks must be from 1 to 3"):
-        RelaCtrlAdapter.from_transformer(transformer, blocks=4)
+    for blocks in (0, 4):
+        with pytest.raises(ValueError, match="blocks must be from 1 to 3"):
+            RelaCtrlAdapter.from_transformer(transformer, blocks=blocks)
+    with pytest.raises(ValueError, match="relevance must be finite numbers"):
+        RelaCtrlAdapter.from_transformer(transformer, relevance=(0.5, float("nan"), 0.7))
     with pytest.raises(ValueError, match="positions must rise, from 0 to 2"):
         RelaCtrlAdapter(dim=DIM, num_layers=4, positions=(2, 1), groups=(2, 2))
     with pytest.raises(ValueError, match="as many groups"):

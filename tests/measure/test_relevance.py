@@ -8,6 +8,7 @@ import click
 import diffusers
 import numpy as np
 import pytest
+import stream_pipelines
 import torch
 from click.testing import CliRunner
 from diffusers import PixArtTransformer2DModel, StableDiffusionControlNetPipeline
@@ -23,6 +24,7 @@ from diffaccel.control import RelaCtrlAdapter, attach
 from diffaccel.measure import edge_agreement
 from diffaccel.measure.relevance_chart import chart
 from diffaccel.methods import Loss
+from diffaccel.pipelines import FastControlPipeline
 from diffaccel.stream.control import edges
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
@@ -135,6 +137,21 @@ def test_blocks_of_an_adapter_are_left_out() -> None:
     assert [loss.name for loss in found.each] == ["blocks.0", "blocks.1"]
     assert all(loss.psnr < 90 for loss in found.each)
     assert Pipe.control.left_out == frozenset()
+
+
+@pytest.mark.slow
+def test_a_custom_pipeline_with_an_adapter_is_measured() -> None:
+    pipe = FastControlPipeline.from_pipe(stream_pipelines.pixart())
+    pipe.set_progress_bar_config(disable=True)
+    blocks = RelaCtrlAdapter.from_transformer(pipe.transformer, blocks=1).eval()
+    torch.nn.init.normal_(blocks.blocks[0].before.weight, std=0.5)
+    torch.nn.init.normal_(blocks.blocks[0].after.weight, std=0.5)
+    pipe.load_control(blocks)
+    found = relevance(pipe, [LINES], ["a cat"], **SETTINGS, use_resolution_binning=False, clean_caption=False)
+    assert found.each[0].psnr < 90
+    pipe.vae.decode = lambda latents, **_: (torch.full((1, 3, 32, 32), torch.nan),)
+    with pytest.raises(ValueError, match="picture of 'a cat' holds numbers that are not finite"):
+        relevance(pipe, [LINES], ["a cat"], **SETTINGS, use_resolution_binning=False, clean_caption=False)
 
 
 def test_what_is_refused() -> None:

@@ -1,5 +1,6 @@
 """ControlCache runs a ControlNet as deep and as often as told, and equals a reference that overrides its residuals."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -236,6 +237,19 @@ def test_several_controlnets_one_by_one(two: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("methods", [(ControlCache(interval=3),), (ControlCache(interval=2), DeepCache(3))])
+def test_one_controlnet_for_several_images_is_as_several(methods: Any, two: Any) -> None:
+    before, net = two.controlnet, two.controlnet.nets[0]
+    found = []
+    for second in (copy.deepcopy(net), net):
+        two.controlnet = MultiControlNetModel([net, second])
+        with accelerate(two, *methods):
+            found.append(paint(two, steps=4))
+    two.controlnet = before
+    assert torch.equal(*found)
+
+
+@pytest.mark.slow
 def test_saves_what_is_predicted(pipe: Any) -> None:
     """Of the layers' own cost, counted by torch: every third call in all, or the last residuals' layers throughout."""
     flash = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *args, **_: sdpa_flop_count(*args[:3])}
@@ -296,6 +310,8 @@ def test_what_is_refused(pipe: Any) -> None:
             ControlCache(**options)
     with pytest.raises(ValueError, match="keep of ControlNetModel, which has 13 residuals"):
         accelerate(pipe, ControlCache(keep=14))
+    with pytest.raises(ValueError, match=r"net of a pipeline with 1 different ControlNets must be .* in 0\.\.0; got 1"):
+        accelerate(pipe, ControlCache(net=1))
     with pytest.raises(ValueError, match="split with keep=3"):
         accelerate(pipe, ControlCache(interval=(1, 2), keep=3, split=3))
     with pytest.raises(ValueError, match="EncoderPropagation and ControlCache cannot work together"):

@@ -1,5 +1,6 @@
 """FastControlPipeline: one vocabulary for ControlNets and adapters, fitted control images, and clear refusals."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stock_cases import TEXT, of, sd
 from diffaccel import ControlCache, accelerate, models
 from diffaccel.control import RelaCtrlAdapter, attach
 from diffaccel.measure import edge_agreement
-from diffaccel.pipelines import FastControlPipeline
+from diffaccel.pipelines import FastControlPipeline, fast_control
 from diffaccel.stream.control import edges
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
@@ -114,6 +115,73 @@ def test_what_is_refused() -> None:
         pixart(**PIXART)
     with pytest.raises(ValueError, match="takes one control_scale"):
         pixart(**PIXART, control_image=LINES, control_scale=[1.0])
+
+
+def test_names_and_places_of_the_stock_call_will_do() -> None:
+    pipe = FastControlPipeline.from_pipe(of(StableDiffusionControlNetPipeline, sd, True)())
+    short = {name: value for name, value in TEXT.items() if name != "prompt"} | {"num_inference_steps": 1}
+    expected = paint(pipe, short | {"prompt": "a cat"}, control_image=LINES, control_scale=0.3)
+    for given in (
+        {"image": LINES[None], "control_scale": 0.3},
+        {"control_image": LINES, "controlnet_conditioning_scale": 0.3},
+    ):
+        assert torch.equal(paint(pipe, short | {"prompt": "a cat"}, **given), expected)
+    noise = {"generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    assert torch.equal(pipe("a cat", LINES[None], **short, **noise, control_scale=0.3).images, expected)
+    for given, message in (
+        ({"image": LINES[None], "control_image": LINES}, "control_image and image mean the same"),
+        (
+            {"control_image": LINES, "control_scale": 0.3, "controlnet_conditioning_scale": 0.3},
+            "control_scale and controlnet_conditioning_scale mean the same",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe("a cat", **short, **given)
+    with pytest.raises(TypeError, match="multiple values"):
+        pipe("a cat", LINES[None], **short, image=LINES[None])
+
+
+def test_an_adapter_follows_each_picture_its_own_image() -> None:
+    pipe = FastControlPipeline.from_pipe(stream_pipelines.pixart())
+    pipe.load_control(adapter_for(pipe))
+    short, other = PIXART | {"num_inference_steps": 1}, LINES.flip(2)
+    mine, theirs = (paint(pipe, short, control_image=x, num_images_per_prompt=2) for x in (LINES, other))
+    both = paint(pipe, short, control_image=[LINES, other], num_images_per_prompt=2)
+    torch.testing.assert_close(both, torch.stack([mine[0], theirs[1]]), rtol=0, atol=1e-5)
+    assert (mine[1] - theirs[1]).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="one for each prompt: got 2 for 1"):  # once: one for each half of guidance
+        pipe(**short, control_image=[LINES, other])
+
+
+def test_an_adapter_follows_what_becomes_of_its_pipeline() -> None:
+    pipe = FastControlPipeline.from_pipe(stream_pipelines.pixart())
+    pipe.load_control(adapter_for(pipe))
+    short = PIXART | {"num_inference_steps": 1}
+    assert paint(pipe.to(torch.bfloat16), short, control_image=LINES).dtype is torch.bfloat16
+    pipe.to(torch.float32)
+    copied = copy.copy(pipe)
+    copied.unload_control()
+    with pytest.raises(RuntimeError, match="taken off through a copy of the pipeline"):
+        pipe(**short, control_image=LINES)
+    pipe.load_control(adapter_for(pipe))
+    pipe.register_modules(transformer=stream_pipelines.pixart().transformer)
+    with pytest.raises(RuntimeError, match="which was replaced"):
+        pipe(**short, control_image=LINES)
+
+
+def test_an_adapter_is_shown_the_size_at_which_pixart_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = FastControlPipeline.from_pipe(stream_pipelines.pixart())
+    bins = {"1.0": [32.0, 32.0], "2.0": [64.0, 32.0]}
+    monkeypatch.setattr(fast_control, "BINS", {pipe.transformer.config.sample_size: bins})
+    pipe.load_control(adapter_for(pipe))
+    shown = []
+    monkeypatch.setattr(pipe, "_encoded", lambda images: shown.append(images) or images[:, :1, :8, :8])
+    with pytest.raises(ValueError, match=r"do not fit latents|Invalid sample size"):
+        pipe(**TEXT | {"height": 36, "width": 32}, control_image=torch.ones(3, 36, 32), clean_caption=False)
+    assert shown[0].shape == (1, 3, 32, 32)
+    middle = shown[0][0, 0].mean(0)  # 36 x 32 pixels are the middle of a picture that is drawn at 32 x 32
+    assert middle[16] == 1
+    assert middle[0] == 0
 
 
 @pytest.mark.slow

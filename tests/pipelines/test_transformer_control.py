@@ -110,3 +110,15 @@ def test_what_a_skipped_range_hides_is_not_computed(name: str, blocks: int) -> N
         assert torch.equal(paint(pipe, inputs, torch.float32), in_full)
         left_out = handle.report().controlnet[1]
     assert (left_out > 0) == (name != "flux")  # behind its last double block something is always added
+
+
+def test_one_image_that_is_told_to_show_two_things_is_two() -> None:
+    pipe = flux("FluxControlNetPipeline")
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    net = seeded(lambda: diffusers.FluxControlNetModel.from_config({**pipe.controlnet.config, **sizes, "num_mode": 3}))
+    pipe.controlnet = diffusers.FluxMultiControlNetModel([net, net])
+    lines = Draw(torch.float32).picture(1, 3, 64, 64)
+    told = {"control_image": [lines, lines], "control_mode": [0, 2], "controlnet_conditioning_scale": [1.0, 1.0]}
+    with accelerate(pipe, ControlCache(2)) as handle:
+        paint(pipe, lambda d: flux_inputs(d, **told), torch.float32, num_inference_steps=2)
+        assert handle.report().controlnet == (2, 2)
