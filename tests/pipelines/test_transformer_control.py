@@ -119,6 +119,6 @@ def test_one_image_that_is_told_to_show_two_things_is_two() -> None:
     pipe.controlnet = diffusers.FluxMultiControlNetModel([net, net])
     lines = Draw(torch.float32).picture(1, 3, 64, 64)
     told = {"control_image": [lines, lines], "control_mode": [0, 2], "controlnet_conditioning_scale": [1.0, 1.0]}
-    with accelerate(pipe, ControlCache(2)) as handle:
+    with accelerate(pipe, ControlCache(4)) as handle:
         paint(pipe, lambda d: flux_inputs(d, **told), torch.float32, num_inference_steps=2)
         assert handle.report().controlnet == (2, 2)
