@@ -127,6 +127,18 @@ def test_quantized_layers_count_as_plain_ones() -> None:
     assert count_macs(lambda: clone(torch.empty(3, 8, device="meta"))) == 3 * 8 * 6
 
 
+def test_attention_of_any_backend_is_counted_as_torchs() -> None:
+    model, calls = transformer("FluxTransformer2DModel")
+    plain = count_macs(lambda: model(**calls[0]))
+    processors = [module.processor for module in model.modules() if hasattr(module, "processor")]
+    for processor in processors:
+        processor._attention_backend = "flex"  # refuses tensors without storage
+    clone, inputs = skeleton(model), {name: value.to("meta") for name, value in calls[0].items()}
+    assert count_macs(lambda: clone(**inputs)) == plain
+    assert processors
+    assert all(processor._attention_backend == "flex" for processor in processors)
+
+
 def test_a_network_that_reads_values_of_its_inputs() -> None:
     model, calls = transformer("Lumina2Transformer2DModel")
     with accelerate(model, IntervalCache(interval=3, total=CALLS)) as handle, torch.no_grad():

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from diffaccel.runtime.tally import weightless
 
 # What hooks, offloading and torch.compile put on single modules, over the forward of their class.
 PUT_ON = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl", REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
+
+BACKEND = "_attention_backend"  # what diffusers notes at an attention processor
 
 aten = torch.ops.aten
 ELEMENTWISE = {
@@ -92,7 +95,8 @@ def skeleton(model: torch.nn.Module) -> torch.nn.Module:
     """A network of the same modules, whose weights take no memory, without hooks and in evaluation mode.
 
     Adapters such as LoRA, fused projections and exchanged attention processors are as they are in `model`. Weights are
-    in single precision, and quantized linear layers are plain ones: they do the same multiplications.
+    in single precision, quantized linear layers are plain ones, and attention is torch's own whichever backend was set,
+    as others need an accelerator: they do the same multiplications.
     """
     return _copied(model, {}).eval()
 
@@ -126,6 +130,9 @@ def _moved(value: Any) -> Any:
         return weightless(value)
     if type(value) in (tuple, list, dict):
         return tree_map(lambda leaf: weightless(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+    if hasattr(value, BACKEND) and not isinstance(value, type):
+        value = copy(value)
+        setattr(value, BACKEND, "native")
     return value
 
 

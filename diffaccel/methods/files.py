@@ -28,7 +28,8 @@ def load_methods(path: str | Path) -> tuple[Method, ...]:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        listed = values.get("methods", values) if isinstance(values, dict) else values
+        named = isinstance(values, dict) and "type" not in values  # methods of a `Staged` are its own
+        listed = values.get("methods", values) if named else values
         return tuple(_method(value) for value in (listed if isinstance(listed, list) else [listed]))
     except ValueError as error:
         raise ValueError(f"{path} holds neither a calibration nor methods: {error}") from error

@@ -31,6 +31,7 @@ class Reuse(Config):
 
     def __post_init__(self) -> None:
         whole("call", self.call, 1)
+        check(isinstance(self.what, str), f"what must be text, such as 'blocks 0-3'; got {self.what!r}")
         kind, numbers = self.target
         fits = COUNTS.get(kind) == len(numbers) and list(numbers) == sorted(numbers)
         fits = fits and (kind == UNIT) == bool(self.module)

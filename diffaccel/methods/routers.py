@@ -80,6 +80,8 @@ class Routers(StoredConfig):
     def __post_init__(self) -> None:
         check(bool(self.weights), "routers need the weights of at least one call")
         check(len(set(self.units)) == len(self.units) > 0, f"units must be different names; got {self.units}")
+        pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in self.guidance)
+        check(pairs, f"guidance must be pairs of a name and a scale; got {self.guidance}")
         for call, row in enumerate(self.weights):
             check(len(row) == len(self.units), f"call {call} has {len(row)} weights for {len(self.units)} units")
             for weight in row:

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from diffaccel.batch.settings import parse_cache, write_cache
-from diffaccel.methods import CalibratedCache, DeepCache, KindSteps, Profile, TGate, load_methods
+from diffaccel.methods import CalibratedCache, DeepCache, KindSteps, Profile, Staged, TGate, load_methods
 from diffaccel.methods.calibrated_cache import Calibration
 from diffaccel.methods.recipe import Evidence, Recipe, Reuse
 
 CALIBRATION = Calibration("Net", "abc", 8, 0.1, (KindSteps("self_attention", (0, 3)), KindSteps("feed_forward", (0,))))
 METHODS = (DeepCache(interval=5, branch=1), TGate())
+MADE_FOR = {"model": "Net", "fingerprint": "abc", "sampler": "Sampler", "sampler_fingerprint": "def"}
+RECIPE = {"type": "Recipe", "total": 5, **MADE_FOR}
+ROUTERS = {"type": "Routers", "units": ["a"], "weights": [[1.0]], **MADE_FOR}
+STAGED = Staged((METHODS[:1], METHODS))
 
 
 def write(path: Path, values: object) -> Path:
@@ -27,8 +31,10 @@ def write(path: Path, values: object) -> Path:
         (METHODS[0].to_dict(), METHODS[:1]),
         ([method.to_dict() for method in METHODS], METHODS),
         ({"methods": [method.to_dict() for method in METHODS]}, METHODS),
+        (STAGED.to_dict(), (STAGED,)),
+        ({"type": "Staged", "methods": [method.to_dict() for method in METHODS]}, (Staged(METHODS),)),  # type: ignore[arg-type]
     ],
-    ids=["calibration", "method", "list", "methods"],
+    ids=["calibration", "method", "list", "methods", "stages", "stages of one method each"],
 )
 def test_methods_of_a_file_and_their_text(tmp_path: Path, values: object, methods: tuple[object, ...]) -> None:
     loaded = load_methods(write(tmp_path / "p.json", values))
@@ -43,7 +49,18 @@ def test_a_recipe_is_written_out_without_its_evidence(tmp_path: Path) -> None:
     assert parse_cache(write_cache(load_methods(tmp_path / "p.json"))) == (Profile(recipe),)
 
 
-@pytest.mark.parametrize("values", [3, {"type": "nothing"}, {"interval": 3}, {"type": "uniform"}, [[]]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        3,
+        {"type": "nothing"},
+        {"interval": 3},
+        {"type": "uniform"},
+        [[]],
+        RECIPE | {"reuses": [{"type": "Reuse", "call": 1, "what": 5}]},
+        ROUTERS | {"guidance": [["guidance_scale"]]},
+    ],
+)
 def test_other_files_are_refused_by_name(tmp_path: Path, values: object) -> None:
     with pytest.raises(ValueError, match=r"p\.json holds neither a calibration nor methods"):
         load_methods(write(tmp_path / "p.json", values))
