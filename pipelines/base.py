@@ -28,7 +28,16 @@ from diffaccel.attach.report import Report
 from diffaccel.methods import Method
 from diffaccel.methods.spelled import MethodLike, as_methods
 from diffaccel.models.source import check_weights
-from diffaccel.pipelines.stock import AnyType, check_arguments, fits, is_component, parameters_of, resolved, union_of
+from diffaccel.pipelines.stock import (
+    AnyType,
+    at_work,
+    check_arguments,
+    fits,
+    is_component,
+    parameters_of,
+    resolved,
+    union_of,
+)
 
 OWN = ("cache", "guidance", "gate")
 SHOWN = 8  # stock pipelines that a message names
@@ -218,10 +227,13 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Raises:
             TypeError: for an argument that the stock call does not know, which some of them would ignore in silence.
+            RuntimeError: where another thread's call uses the same network meanwhile, and one of the two reuses
+                features.
         """
         if self.stock_class is not None:
             check_arguments(self.stock_class, kwargs, OWN)
-        with self.accelerated(as_methods(cache, guidance, gate)):
+        methods = as_methods(cache, guidance, gate)
+        with at_work(self, accelerating=bool(methods)), self.accelerated(methods):
             return super().__call__(*args, **kwargs)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
+from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline
 
@@ -14,6 +17,8 @@ from diffaccel.config.words import did_you_mean
 DENOISERS = ("unet", "transformer")
 DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
 """Arguments that stock calls still take without naming them."""
+_entering = threading.Lock()
+_at_work: WeakKeyDictionary[Any, list[tuple[int, bool]]] = WeakKeyDictionary()  # threads, and whether they reuse
 
 
 def is_component(value: object) -> bool:
@@ -66,6 +71,34 @@ def union_of(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., No
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=object))
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return __init__, [name for name in names if name in modules - always]
+
+
+@contextmanager
+def at_work(pipe: Any, *, accelerating: bool) -> Iterator[None]:
+    """Within, a call of this thread uses the networks of a pipeline, and perhaps reuses features in them.
+
+    Raises:
+        RuntimeError: where a call of another thread uses one of them, and one of the two reuses features: hooks lie on
+            the network, so that the other call would reuse them, too, or lose them on the way.
+    """
+    found = [getattr(pipe, name, None) for name in (*DENOISERS, "transformer_2")]
+    networks = [getattr(network, "_orig_mod", network) for network in found if network is not None]
+    mine = threading.get_ident(), accelerating
+    with _entering:
+        for network in networks:
+            if any(thread != mine[0] and (accelerating or reuses) for thread, reuses in _at_work.get(network, ())):
+                raise RuntimeError(
+                    f"another thread's call uses this {type(network).__name__}, and one of the two would reuse "
+                    "features for both: let one wait for the other, or call enable_feature_cache() once for all calls"
+                )
+        for network in networks:
+            _at_work.setdefault(network, []).append(mine)
+    try:
+        yield
+    finally:
+        with _entering:
+            for network in networks:
+                _at_work[network].remove(mine)
 
 
 class AnyType(tuple[type, ...]):

@@ -58,12 +58,12 @@ class StreamDiffusionPipeline(
     """
 
     def stream(
-        self, prompt: Any, *, cache: Any = None, guidance: Any = None, similarity: Any = None, **settings: Any
+        self, prompt: Any = None, *, cache: Any = None, guidance: Any = None, similarity: Any = None, **settings: Any
     ) -> StreamEngine:
         """Open a stream: frames in with `push`, finished pictures out.
 
         Args:
-            prompt: text, or several with weights.
+            prompt: text, or several with weights; None where `prompt_embeds` are given.
             cache: a method or a SlotCache, as itself, its text or its dictionary.
             guidance: likewise, or just "none" (default), "full", "self" or "one-time".
             similarity: a SimilarityFilter, likewise.
@@ -88,7 +88,7 @@ class StreamDiffusionPipeline(
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
-        prompt: str | list[str],
+        prompt: str | Mapping[str, float] | list[str | Mapping[str, float]] | None = None,
         image: Any = None,
         *,
         control_image: Any = None,
@@ -103,11 +103,12 @@ class StreamDiffusionPipeline(
         """Run a list of pictures, a video `(frames, ...)`, or for text-to-image a number of frames through a stream.
 
         Args:
-            prompt: text; a list of texts gives the frames of one after those of the other.
+            prompt: text, or texts with weights; a list gives the frames of one after those of the other. None where
+                `prompt_embeds` are given.
             image: pictures to paint anew, as `StreamEngine.push` takes them; None for text-to-image.
             control_image: control images for a ControlNet, as many as frames, or one for all.
             num_images_per_prompt: frames of each prompt, for text-to-image.
-            generator: draws the initial noise of text-to-image frames: one for all, or one for each.
+            generator: draws the noise of frames: one for all, or one for each; None leaves it to the stream's seed.
             latents: initial noise `(frames, C, h, w)` in place of it.
             output_type: "pil", "np", "pt" or "latent"; arrays and tensors have a leading dimension of frames.
             return_dict: False gives the tuple `(images, None)`, or `(images,)` for SDXL.
@@ -117,14 +118,19 @@ class StreamDiffusionPipeline(
         Raises:
             TypeError, ValueError: for settings that the stream refuses, and numbers of frames that do not match.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if prompt is None or isinstance(prompt, str | Mapping) else list(prompt)
         self._interrupt = False
         frames = None if image is None else _frames(image)
         if frames is not None and latents is not None:
             raise ValueError("latents are initial noise of text-to-image frames: leave them out, or image")
+        if frames is not None and num_images_per_prompt != 1:
+            raise ValueError(
+                f"every picture of image is painted once for each prompt: leave num_images_per_prompt="
+                f"{num_images_per_prompt} out, or give pictures several times"
+            )
         count = num_images_per_prompt if frames is None else len(frames)
         controls = _per_frame(control_image, count)
-        noises = self._noises(len(prompts) * count, generator, latents, settings) if frames is None else None
+        noises = self._noises(len(prompts) * count, generator, latents, settings)
         images: list[Any] = []
         with self.progress_bar(total=len(prompts) * count) as bar:
             for k, text in enumerate(prompts):
@@ -159,7 +165,7 @@ class StreamDiffusionPipeline(
         latents: torch.Tensor | None,
         settings: dict[str, Any],
     ) -> torch.Tensor | None:
-        """Initial noise of text-to-image frames; None leaves it to the stream's seed."""
+        """Noise of frames; None leaves it to the stream's seed."""
         if latents is not None:
             if len(latents) != count:
                 raise ValueError(f"{count} frames need as many latents, not {len(latents)}")
@@ -173,7 +179,7 @@ class StreamDiffusionPipeline(
             size if settings.get(side) is None else settings[side] // self.vae_scale_factor
             for side in ("height", "width")
         )
-        shape = (count, self.unet.config.in_channels, height, width)
+        shape = (count, self.unet.config.out_channels, height, width)
         device, dtype = self._execution_device, self.unet.dtype
         noises: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return noises

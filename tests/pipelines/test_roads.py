@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,34 @@ def test_copies_are_of_the_same_kind_and_paint_the_same(how: Any, fast: Any) -> 
 def test_an_accelerated_one_is_not_copied(fast: Any) -> None:
     with accelerate(fast, DeepCache()), pytest.raises(RuntimeError, match="cannot be copied or pickled"):
         copy.deepcopy(fast)
+
+
+def test_calls_of_two_threads_share_no_cache(fast: Any) -> None:
+    """Hooks lie on the network: a call without a cache would reuse what the other one's has it reuse."""
+    other, refused = copy.copy(fast), []
+    other.scheduler = type(fast.scheduler).from_config(fast.scheduler.config)
+
+    def beside() -> None:
+        for options in ({}, {"cache": "deepcache:interval=2"}):
+            try:
+                picture(other, **options)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    def during(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            thread = threading.Thread(target=beside)
+            thread.start()
+            thread.join()
+        return tensors
+
+    expected = picture(fast)
+    picture(fast, cache="deepcache:interval=2", callback_on_step_end=during)
+    assert [text.partition(" uses")[0] for text in refused] == ["another thread's call"] * 2
+    refused.clear()
+    assert torch.equal(picture(fast, callback_on_step_end=during), expected)
+    assert len(refused) == 1  # the one with a cache
+    assert not torch.equal(picture(fast, cache="deepcache:interval=2"), expected)
 
 
 @pytest.mark.parametrize(

@@ -128,12 +128,26 @@ def test_text_to_image(pipe: Any) -> None:
     torch.testing.assert_close(pipe(**TEXT, latents=noise).images, one, atol=1e-4, rtol=0)
 
 
+def test_generators_and_prompts_of_every_kind_are_heeded(pipe: Any) -> None:
+    two, word = FRAMES[:2], IMAGE["prompt"]
+    drawn = pipe(**IMAGE, image=two, generator=seeds(2)).images
+    assert not torch.equal(drawn, pipe(**IMAGE, image=two).images)
+    torch.testing.assert_close(pipe(**IMAGE, image=two[1], generator=seeds(2)[1:]).images, drawn[1:], atol=1e-4, rtol=0)
+    blended = pipe(**IMAGE | {"prompt": {word: 0.5, "a red star": 0.5}}, image=two).images
+    assert len(blended) == 2  # once: two of each word
+    assert not torch.equal(blended, pipe(**IMAGE, image=two).images)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"generator": seeds(3)}, "1 frames need as many generators, not 3"),
         ({"latents": torch.zeros(2, 4, 8, 8)}, "1 frames need as many latents, not 2"),
         ({"latents": torch.zeros(1, 4, 8, 8), "image": torch.zeros(3, 32, 32)}, "leave them out, or image"),
+        (
+            {"num_images_per_prompt": 2, "image": torch.zeros(3, 32, 32)},
+            "painted once for each prompt: leave num_images_per_prompt=2 out",
+        ),
         ({"guidance": SelfNegative(1.2)}, "for text-to-image use OneTimeNegative or FullGuidance"),
         ({"cache": "deepcash"}, "unknown method 'deepcash'"),
     ],
