@@ -55,7 +55,7 @@ class BatchRun:
         self._renderer, self._folder = renderer, folder
         self._batch_size, self._suffix, self._compare, self._fail_fast = batch_size, suffix, compare, fail_fast
         self._allow_flagged, self._on_record = allow_flagged, on_record
-        self._writing: deque[Future[Record]] = deque()
+        self._writing: deque[list[Future[Record]]] = deque()
 
     def __call__(self, jobs: Iterable[Job]) -> Summary:
         """Render `jobs`; what was rendered is on disk even when this is interrupted.
@@ -92,9 +92,9 @@ class BatchRun:
     def _take(self, writers: ThreadPoolExecutor, outcome: "Pictures | Failure") -> bool:
         """Have an outcome written and recorded; whether to go on."""
         if isinstance(outcome, Failure):
-            self._writing.append(writers.submit(_failed, outcome))
+            self._writing.append([writers.submit(_failed, outcome)])
         else:
-            self._writing += [writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))]
+            self._writing.append([writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))])
         self._record(keep=MAX_PENDING)
         return not (self._fail_fast and (self.summary.failed or isinstance(outcome, Failure)))
 
@@ -144,11 +144,19 @@ class BatchRun:
         }
 
     def _record(self, keep: int) -> None:
-        """Record what is written, and wait for the writers until at most `keep` pictures are under way."""
-        records = []
-        while self._writing and (self._writing[0].done() or len(self._writing) > keep):
+        """Record what is written, and wait for the writers until at most `keep` pictures are under way.
+
+        A batch is recorded as a whole: what is left of a run that was killed are whole batches, which make the same
+        files again.
+        """
+        records: list[Record] = []
+        while self._writing:
+            batch, under_way = self._writing[0], sum(map(len, self._writing))
+            if under_way <= keep and not all(picture.done() for picture in batch):
+                break
+            self._writing.popleft()
             try:
-                records.append(self._writing.popleft().result())
+                records += [picture.result() for picture in batch]
             except StoreError:
                 self._writing.clear()
                 raise

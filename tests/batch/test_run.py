@@ -63,6 +63,34 @@ def test_every_picture_is_written_and_recorded_in_order(tmp_path: Path) -> None:
     assert to_render(JOBS, tmp_path) == ()
 
 
+def test_a_batch_is_recorded_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a killed run has left are whole batches, which make the same pictures again."""
+    recorded, append, write, late = [], OutputFolder.append, store.write_atomically, Event()
+
+    def noted(folder: OutputFolder, records: Sequence[Record]) -> None:
+        recorded.append([record.id for record in records])
+        append(folder, records)
+
+    def slow(path: Path, data: bytes) -> None:
+        if path.name == "j1.png":
+            assert late.wait(60)
+        write(path, data)
+
+    class Later(FakeRenderer):
+        def render(self, jobs: Sequence[Job]) -> Rendered:
+            if jobs[0].id == "j8":
+                assert not recorded
+                late.set()
+            return super().render(jobs)
+
+    monkeypatch.setattr(OutputFolder, "append", noted)
+    monkeypatch.setattr(store, "write_atomically", slow)
+    run(tmp_path, Later(), batch_size=2)
+    ids = [job.id for job in JOBS]
+    assert sum(recorded, []) == ids
+    assert all(len(some) % 2 == 0 for some in recorded)
+
+
 def test_prompts_of_the_next_batch_are_encoded_ahead(tmp_path: Path) -> None:
     renderer = FakeRenderer()
     run(tmp_path, renderer, batch_size=4)
