@@ -95,6 +95,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
             assert any(list(place.glob(span)) for place in (ROOT, ROOT / "diffaccel")), span
 
 
+@pytest.mark.slow
 @EVERY
 def test_classes_that_are_named_exist(page: Path) -> None:
     for span in spans(page):

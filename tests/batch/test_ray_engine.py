@@ -92,6 +92,7 @@ def test_a_cluster_that_is_too_small(tiny_sd: Path, tmp_path: Path) -> None:
         ray_engine.render_on_ray(part(tiny_sd, *JOBS), folder, lambda record: None, actors=999)
 
 
+@pytest.mark.slow
 def test_an_actors_next_batch_has_nothing_of_the_one_before(tiny_sd: Path, tiny_lora: Path, tmp_path: Path) -> None:
     plain = replace(JOBS[0], id="plain")
     asked = part(tiny_sd, replace(JOBS[0], lora=str(tiny_lora), scheduler="euler karras"), plain)

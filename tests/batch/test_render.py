@@ -158,6 +158,7 @@ def test_a_size_that_leaves_a_part_of_a_patch_is_named() -> None:
         renderer.render([job])
 
 
+@pytest.mark.slow
 def test_a_lora_that_breaks_off_leaves_nothing_of_those_before_it(
     renderer: Renderer, tiny_lora: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_drawing_is_painted_and_follows_the_prompt(live: LiveServer, open_page
     assert page.locator("#message").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_camera_is_painted(live: LiveServer, open_page: OpenPage, keep: Any) -> None:
     page = open_page(live.url)
     page.get_by_role("tab", name="Camera").click()
@@ -145,6 +146,7 @@ def stub() -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_controls_are_those_of_the_schema_and_reach_the_server(stub: LiveServer, open_page: OpenPage) -> None:
     page = open_page(stub.url)
     pictures(page)

@@ -126,6 +126,7 @@ def test_one_id_for_two_rows_does_not_spoil_the_picture_that_has_it(generate, tm
         (tmp_path / "out" / "pictures.parquet").unlink()
 
 
+@pytest.mark.slow
 def test_other_settings_in_shards_after_a_run_over_the_whole(generate, tmp_path: Path) -> None:
     generate("p", "--seed", 1)
     for expected in (1, 0):
@@ -203,6 +204,7 @@ def test_guidance_and_profile_are_written_into_the_picture(generate, tmp_path: P
     assert pictures(tmp_path / "again") == pictures(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_another_autoencoder_is_part_of_the_settings(generate, tmp_path: Path, tiny_sd: Path) -> None:
     generate("p")
     plain = pictures(tmp_path / "out")

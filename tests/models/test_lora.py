@@ -153,6 +153,7 @@ def test_every_spelling_is_the_same_change_of_weights(
     assert torch.equal(answer(pipe), plain)
 
 
+@pytest.mark.slow
 def test_a_second_load_names_the_remedy(tiny_sd: Path, tiny_lora: Path) -> None:
     pipe = models.load(tiny_sd)
     models.load_lora(pipe, tiny_lora)
@@ -254,6 +255,7 @@ def test_one_that_diffusers_wrote_is_loaded_as_it_loads_it(tiny_sd: Path, tiny_l
     assert torch.equal(answer(stock), answer(ours))
 
 
+@pytest.mark.slow
 def test_patterns_of_alphas_are_ends_of_names_as_for_diffusers(tiny_sd: Path, tmp_path: Path) -> None:
     unet = models.load(tiny_sd).unet
     alphas = {"lora_alpha": 2, "alpha_pattern": {r"attn2\.to_[kv]": 16, "to_q": 6}}

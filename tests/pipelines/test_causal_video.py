@@ -160,6 +160,7 @@ def test_the_autoencoder_of_wan_leaves_no_seams() -> None:
     assert codec.encode(torch.zeros(7, 3, 32, 32)).shape == (2, 4, 4, 4)
 
 
+@pytest.mark.slow
 def test_videos_of_several_prompts_have_negatives_and_generators_of_their_own(pipe: Any) -> None:
     call = {"num_frames": 2, "chunk_size": 2, "output_type": "pt", "guidance_scale": 2.0, **SHORT}
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -42,6 +43,9 @@ class Engine:
             raise RuntimeError("it melts")
         self.made += CHUNK
         return type("Chunk", (), {"frames": list(range(self.made - CHUNK, self.made))})
+
+    def making_room(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         self.closed = True

@@ -120,6 +120,7 @@ def schema(server: LiveServer) -> dict[str, Any]:
         return properties
 
 
+@pytest.mark.slow
 def test_the_page_draws_its_controls_and_changes_them(settings: LiveSettings) -> None:
     with (
         open_hub(replace(settings, controls=Controls(**QUIET)), limit=1) as (hub, about),

@@ -131,6 +131,7 @@ def test_a_table_of_timesteps_used_twice() -> None:
     same(one, two)
 
 
+@pytest.mark.slow
 def test_two_denoisers_have_their_own_settings() -> None:
     stop = walk.STOPS["WanPipeline, 2.2"]
     pipe = walk.built(stop, torch.float32)

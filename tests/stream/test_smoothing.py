@@ -143,6 +143,7 @@ def test_pictures_from_text_pass(build: Build) -> None:
     assert torch.equal(painted(smooth, [None] * 4), painted(plain, [None] * 4))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_streams_of_a_host_are_smoothed_apart() -> None:
     frames = film()
     smooth = {"smoothing": SMOOTH, "output_type": "pt"}

@@ -140,6 +140,7 @@ def test_equals_a_bank_kept_by_hand(
     assert not torch.allclose(ours, painted(engine(**guidance), frames[:5]), atol=1e-3 * theirs.abs().max().item())
 
 
+@pytest.mark.slow
 def test_no_earlier_frame_changes_no_bit(engine: Build, frames: torch.Tensor) -> None:
     plain = painted(engine(), frames)
     assert torch.equal(painted(engine(steadiness=CrossFrame(0)), frames), plain)

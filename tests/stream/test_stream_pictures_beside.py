@@ -156,6 +156,7 @@ def test_guidance_by_the_picture_in_a_stream_batch_and_a_host(
         close(ours, painted(StreamEngine(instructed, **common, **own), frames[:4], [None] * 4))
 
 
+@pytest.mark.slow
 def test_guidance_by_the_picture_changes_live(instructed: Any, engine: Build, frames: torch.Tensor) -> None:
     guided = {"guidance": FullGuidance(2.5), "image_guidance_scale": 1.8}
     with engine(instructed, guidance=FullGuidance(2.5)) as stream:
