@@ -134,6 +134,7 @@ def test_what_cannot_be_counted_or_drawn_is_at_the_edge() -> None:
     assert heights[0] > heights[2] > heights[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(1, 4), (4, 1)])
 def test_the_last_run_is_the_last_whichever_networks_it_took(tiny_pipe: Any, lengths: tuple[int, int]) -> None:
     with accelerate(tiny_pipe, NetworkSwitch(unet(), until=0.3)) as handle:  # it takes none of a single call

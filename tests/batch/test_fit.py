@@ -31,6 +31,7 @@ SPECS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", SPECS)
 def test_says_what_the_loaded_network_says(tiny_sd: Path, tiny_pipe: Any, cache: str) -> None:
     found = misfits([replace(JOB, cache=cache)], models.resolve(tiny_sd)).get("a", "")

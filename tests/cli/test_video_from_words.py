@@ -179,6 +179,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "code", "words"), WRONG, ids=range(len(WRONG)))
 def test_what_cannot_be_done_is_said(
     arguments: tuple[Any, ...], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

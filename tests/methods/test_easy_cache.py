@@ -80,6 +80,7 @@ def test_in_a_guided_pipeline_runs_do_not_leak() -> None:
     assert report.replayed > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "since"),
     [(ResidualGuidance(), 1), (ResidualGuidance(renew=4, held="difference"), None), (TGate(gate=3), 3)],

@@ -87,6 +87,7 @@ def stored(handle: Any) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "name"),
     cells(

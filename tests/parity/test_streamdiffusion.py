@@ -55,6 +55,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream_batch", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_every_frame(case: str, stream_batch: bool, pipe: Any, recorded: dict[str, torch.Tensor]) -> None:

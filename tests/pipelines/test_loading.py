@@ -141,6 +141,7 @@ def test_variant_and_dtype(tiny_sd: Path, tmp_path: Path) -> None:
         FastTextToImagePipeline.from_pretrained(tmp_path, variant="fp16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("road", ["file", "package", "package with consent"])
 def test_pickles_are_refused(road: str, copied: Path) -> None:
     weights = next((copied / "unet").glob("*.safetensors"))

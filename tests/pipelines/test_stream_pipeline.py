@@ -97,6 +97,7 @@ def test_a_controlnet_follows_control_images(kind: str) -> None:
         pipe(**IMAGE, image=FRAMES, control_image=FRAMES[:2])
 
 
+@pytest.mark.slow
 def test_inputs_of_every_kind(pipe: Any) -> None:
     arrays = FRAMES.movedim(1, -1).numpy()
     expected = pipe(**IMAGE, image=FRAMES).images
@@ -107,6 +108,7 @@ def test_inputs_of_every_kind(pipe: Any) -> None:
     assert pipe(**IMAGE, image=pictures).images.shape == expected.shape
 
 
+@pytest.mark.slow
 def test_output_types(pipe: Any) -> None:
     found = {kind: pipe(**IMAGE | {"output_type": kind}, image=FRAMES).images for kind in ("pt", "np", "pil", "latent")}
     assert np.array_equal(np.moveaxis(found["np"], -1, 1), found["pt"].numpy())

@@ -105,6 +105,7 @@ def test_its_controls_act_live(controlled: Any, settings: LiveSettings, change: 
     assert np.abs(changed - painted(controlled, settings)).max() > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_was_saved_with_one_has_its_controls(
     controlled: Any, settings: LiveSettings, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def painted(pipe: Any, controls: Controls) -> np.ndarray:
     return np.asarray(outputs[-1].image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -78,6 +78,7 @@ def test_stock_pictures_follow_the_lines(pipe: Any) -> None:
     assert found[1] < 0.4
 
 
+@pytest.mark.slow
 def test_streams_follow_the_lines_of_their_frames(pipe: Any) -> None:
     engine = StreamEngine(
         pipe,

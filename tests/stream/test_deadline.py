@@ -81,6 +81,7 @@ def test_cost_is_raised_again_when_there_is_time() -> None:
     assert machine.pace.report().raised >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [f / 1000 for f in range(28, 80, 4)])
 def test_it_never_goes_to_and_fro(full: float) -> None:
     """Also where a rung is a little too dear and the next a little too cheap."""

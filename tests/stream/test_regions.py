@@ -75,6 +75,7 @@ def by_hand(pipe: Any, frames: torch.Tensor, timesteps: list[int], scale: float)
     return torch.stack(results).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "scale"), [(True, 1.0), (True, 1.8), (False, 1.8)])
 def test_equals_predictions_composed_by_hand(
     sd: Any, engine: Build, frames: torch.Tensor, batch: bool, scale: float

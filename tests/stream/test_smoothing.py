@@ -68,6 +68,7 @@ def build(engine: Build) -> Build:
     return lambda **settings: engine(**{"output_type": "pt", **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", OTHER_WAYS, ids=str)
 def test_it_is_the_filter_by_hand(build: Build, way: dict[str, Any]) -> None:
     frames = film()

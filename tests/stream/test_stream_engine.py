@@ -113,6 +113,7 @@ BAD_FRAMES: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frame", "error", "match"), BAD_FRAMES)
 def test_a_bad_frame_is_refused_and_the_stream_goes_on(
     frame: Any, error: type[Exception], match: str, engine: Build, frames: torch.Tensor

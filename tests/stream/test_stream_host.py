@@ -137,6 +137,7 @@ def test_frames_of_any_stage_prompt_guidance_seed_and_cache_share_a_call(movies:
     assert set(report.calls) == {"network", "encode"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cells(("sdxl", "sana", "z_image", "flux", "sd3"), ("sdxl", "flux").__contains__))
 def test_every_family_shares_calls(name: str, movies: list[torch.Tensor]) -> None:
     settings = [{"prompt": "a cat"}, {"prompt": "a red heart and a blue star", "seed": 4, "output_type": "pt"}]

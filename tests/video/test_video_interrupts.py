@@ -93,6 +93,7 @@ def test_a_step_that_raises_behind_the_last_one_loses_no_chunk() -> None:
     assert torch.allclose(torch.cat([first.latents, engine.next().latents]), chunks_of(whole, 2), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [LCM(), TCD(eta=1.0), EulerAncestral()])
 def test_steps_that_add_noise_add_other_noise_to_every_chunk(sampler: Sampler) -> None:
     engine, again = (engine_of("motion", sampler=sampler) for _ in range(2))
