@@ -1,13 +1,13 @@
 """How much of a prompt a model's text encoders read, told from its tokenizers, without its weights."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 from diffaccel.models import ModelError, ModelSource
+from diffaccel.models.embedding import in_any_case
 
 CLIP_LIMIT = 77
 MOST_WORDS = 50_000
@@ -23,8 +23,7 @@ class TextLimits:
 
     def __init__(self, source: ModelSource, vectors: Mapping[str, int] = MappingProxyType({})) -> None:
         self._source, self._vectors = source, vectors
-        longest_first = sorted(vectors, key=len, reverse=True)
-        self._learned = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+        self._learned = in_any_case(vectors)
 
     @cached_property
     def reach(self) -> tuple[str, int] | None:

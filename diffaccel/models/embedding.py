@@ -48,6 +48,12 @@ def vectors_of(text: str | None) -> dict[str, int]:
     return {token: max(shape[0] if len(shape) == 2 else 1 for shape in each) for token, each in shapes.items()}
 
 
+def in_any_case(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds learned words in a prompt, as CLIP's tokenizers do: in any case, and the longest that fits."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+
+
 def check_embeddings(text: str | None, source: ModelSource) -> None:
     """Raise `ModelError` where embeddings are missing, damaged, or for encoders of another width."""
     widths = {name: width for name in _OWN.values() if (width := _width(source.folder / name / "config.json"))}
@@ -108,8 +114,7 @@ class _InAnyCase:
 
     def __init__(self, pipe: Any, words: Iterable[str]) -> None:
         self._plain = pipe.maybe_convert_prompt
-        longest_first = sorted(words, key=len, reverse=True)
-        self._words = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+        self._words = in_any_case(words)
 
     def __call__(self, prompt: str | list[str], tokenizer: Any) -> Any:
         """The prompt, or prompts, as the encoder of the tokenizer reads them."""
