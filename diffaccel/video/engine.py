@@ -173,7 +173,7 @@ class VideoEngine:
             ValueError: in a stream batch with strength below 1, to which pictures are pushed.
         """
         with self._lock:
-            self._check_open()
+            self._require_sound()
             while (chunk := self._video.made(self.on_step, entering=True)) is None:
                 pass
             return chunk
@@ -198,7 +198,7 @@ class VideoEngine:
             ValueError: for another number of pictures, and strength 1.
         """
         with self._lock:
-            self._check_open()
+            self._require_sound()
             if self._video.is_halted:
                 raise RuntimeError("the chunk before is not finished, as something was raised: call next() first")
             given = self._pictures(pictures)
@@ -210,7 +210,7 @@ class VideoEngine:
         """Finish the chunks of a stream batch that are in flight; none is begun."""
         while self._video.in_flight:
             with self._lock:
-                self._check_open()
+                self._require_sound()
                 chunk = self._video.made(self.on_step, entering=False)
             if chunk is not None:
                 yield chunk
@@ -221,9 +221,12 @@ class VideoEngine:
     def __next__(self) -> VideoChunk:
         return self.next()
 
-    def _check_open(self) -> None:
+    def _require_open(self) -> None:
         if self._closed:
             raise RuntimeError("this VideoEngine is closed: build a new one")
+
+    def _require_sound(self) -> None:
+        self._require_open()
         if self._video.spoilt:
             raise FramesNotFinite(self._video.spoilt)
 
@@ -239,7 +242,7 @@ class VideoEngine:
             TypeError, ValueError: for unknown fields and invalid values; the engine goes on as before.
         """
         with self._lock:
-            self._check_open()
+            self._require_sound()
             if changes.get("sampler", self) is None:
                 changes["sampler"] = multistep_sampler_for(self.pipe.scheduler)
             config = self.config.updated(changes)
@@ -252,8 +255,7 @@ class VideoEngine:
     def reset(self, given: Any = None) -> None:
         """Begin another video with the same settings, on given pictures if there are any."""
         with self._lock:
-            if self._closed:
-                self._check_open()
+            self._require_open()
             images = None if given is None else self._pictures(given)
             settings = self._build(self.config, has_frames=images is not None)
             before = self._codec, self._settings
