@@ -33,6 +33,11 @@ def weights(title: str, values: Sequence[float]) -> None:
     check(fits, f"{title} must be finite, not negative, and sum to more than 0, not {list(values)}")
 
 
+def flag(name: str, value: object) -> None:
+    """Check that `value` is True or False."""
+    check(isinstance(value, bool), f"{name} must be True or False, not {value!r}")
+
+
 def whole(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
     """Check that `value` is an integer in [low, high]; with `optional` None will do, too."""
     if optional and value is None:

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 
 from diffaccel.config import Config
-from diffaccel.config.checks import check, whole
+from diffaccel.config.checks import check, flag, whole
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import Ends
@@ -84,7 +84,7 @@ class Method(Config, ABC):
     offload: bool = False
 
     def __post_init__(self) -> None:
-        check(isinstance(self.offload, bool), f"offload must be True or False, not {self.offload!r}")
+        flag("offload", self.offload)
         whole("warmup", self.warmup, 0)
         whole("cooldown", self.cooldown, 0)
 

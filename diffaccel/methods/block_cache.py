@@ -1,16 +1,14 @@
 """First-block and dual-block caches: if the first blocks add what they added before, so will the others."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from diffaccel.config import kind
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config.checks import flag, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.measure import NOWHERE, RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.row_schedule import RowSchedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.residual_act import AddResidual
 
@@ -52,7 +50,7 @@ class BlockCache(Method):
         number("threshold", self.threshold, 0.0)
         whole("max_consecutive", self.max_consecutive, 0, optional=True)
         kind("forecast", self.forecast, Forecast)
-        check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
+        flag("per_row", self.per_row)
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the middle blocks, measured by the front ones."""
@@ -67,24 +65,8 @@ class BlockCache(Method):
 
 
 @dataclass(frozen=True)
-class _Change(Schedule):
+class _Change(RowSchedule):
     """A row computes where the front residual moved too far, or after enough reused calls."""
-
-    decides_rows: ClassVar[bool] = True
 
     threshold: float
     max_consecutive: int | None
-
-    @property
-    def limit(self) -> float:
-        """The threshold."""
-        return self.threshold
-
-    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
-        """Never: rows decide in the middle of the call."""
-        return False
-
-    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
-        """True where the change is large, or not a number."""
-        enough = self.max_consecutive is not None and age >= self.max_consecutive
-        return enough or not change <= self.threshold

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffaccel.config import kind
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config.checks import check, flag, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast, Taylor
-from diffaccel.reuse.measure import NOWHERE, RunPlace
+from diffaccel.reuse.measure import RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.row_schedule import RowSchedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.guarded_act import GuardedResidual
 
@@ -47,7 +47,7 @@ class SpeCa(Method):
         number("decay", self.decay, 0.0, 1.0)
         whole("max_consecutive", self.max_consecutive, 0)
         kind("forecast", self.forecast, Forecast)
-        check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
+        flag("per_row", self.per_row)
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all blocks but the last, which is checked."""
@@ -58,35 +58,24 @@ class SpeCa(Method):
             rows_apart=self.per_row and layout.rows_apart,
             check=layout.blocks[-1],
         )
-        when = _Checked(self.threshold, self.decay, self.max_consecutive)
-        return [Part(act, when, self.forecast)]
+        return [Part(act, _Checked(self.threshold, self.max_consecutive, self.decay), self.forecast)]
 
 
 @dataclass(frozen=True)
-class _Checked(Schedule):
+class _Checked(RowSchedule):
     """A row computes after a call whose forecast was missed by too much, or after enough of them."""
 
-    decides_rows: ClassVar[bool] = True
     quantity: ClassVar[str] = "relative error of the last block's forecast"
 
     threshold: float
-    decay: float
     max_consecutive: int
+    decay: float
 
-    @property
-    def limit(self) -> float:
-        """The threshold at the start of a run."""
-        return self.threshold
-
-    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
-        """Never: rows decide in front of the first block."""
-        return False
-
-    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:
-        """True where the error of the call before was too large; whatever it was for a threshold of 0."""
+    def is_small(self, change: float, place: RunPlace) -> bool:
+        """Whether the error of the call before was within the threshold, as it is by now; nothing is within 0."""
         step, total = place
         shrunk = self.decay ** (step / total) if step is not None and total else 1.0
-        return age >= self.max_consecutive or self.threshold == 0.0 or not change <= self.threshold * shrunk
+        return self.threshold > 0.0 and change <= self.threshold * shrunk
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if the progress of the run is needed, and not known."""

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from diffaccel.config import kind, stored
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config.checks import check, flag, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.methods.curves import TeaCurve, curve_for, read_curve
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.measure import NOWHERE, Measure, RunPlace
+from diffaccel.reuse.measure import Measure, RunPlace
 from diffaccel.reuse.residual import Ranges
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.row_schedule import RowSchedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.guarded_act import GuardedResidual
 
@@ -55,7 +55,7 @@ class TeaCache(Method):
         )
         whole("max_consecutive", self.max_consecutive, 0, optional=True)
         kind("forecast", self.forecast, Forecast)
-        check(isinstance(self.per_row, bool), f"per_row must be True or False, not {self.per_row!r}")
+        flag("per_row", self.per_row)
 
     def written_out(self) -> Self:
         """The same with the curve itself in place of its file."""
@@ -75,24 +75,14 @@ class TeaCache(Method):
 
 
 @dataclass(frozen=True)
-class _AddedUp(Schedule):
+class _AddedUp(RowSchedule):
     """A row computes where the rescaled changes since it computed last add up, or after enough reused calls."""
 
-    decides_rows: ClassVar[bool] = True
     quantity: ClassVar[str] = "change of the input, added up"
 
     threshold: float
     coefficients: tuple[float, ...]
     max_consecutive: int | None
-
-    @property
-    def limit(self) -> float:
-        """The threshold."""
-        return self.threshold
-
-    def should_compute(self, call: CallInfo) -> bool:  # noqa: ARG002
-        """Never: rows decide in front of the first block."""
-        return False
 
     def rescaled(self, change: float) -> float:
         """The polynomial's value."""
@@ -103,10 +93,9 @@ class _AddedUp(Schedule):
             value = value * change + coefficient
         return value
 
-    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
-        """True where the sum is not below the threshold; nothing is below 0."""
-        enough = self.max_consecutive is not None and age >= self.max_consecutive
-        return enough or self.threshold == 0.0 or not change < self.threshold
+    def is_small(self, change: float, place: RunPlace) -> bool:  # noqa: ARG002
+        """Whether the sum is below the threshold; nothing is below 0."""
+        return self.threshold > 0.0 and change < self.threshold
 
 
 def first_attention(layout: Layout) -> str:

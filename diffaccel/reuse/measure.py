@@ -10,7 +10,6 @@ from diffaccel.config.checks import number
 
 RunPlace = tuple[int | None, int | None]
 """A row's place in its run: index of the call, and how many there are; None where it is not known."""
-NOWHERE: RunPlace = (None, None)
 Levels = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """Tells how much signal and how much noise is in a sample, shaped to multiply it."""
 NO_BOUND = 1e-6  # how near to no noise, or nothing but noise, the levels are taken to be

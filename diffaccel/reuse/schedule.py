@@ -16,7 +16,7 @@ import torch
 
 from diffaccel.config import Config, kind
 from diffaccel.config.checks import check, number, whole
-from diffaccel.reuse.measure import NOWHERE, Levels, Measure, RunPlace
+from diffaccel.reuse.measure import Levels, Measure, RunPlace
 from diffaccel.reuse.spacing import front_loaded_steps, quadratic_steps
 
 
@@ -67,7 +67,7 @@ class Schedule(Config, ABC):
         """The schedule in force for rows that see the negative prompt, or for those that do not."""
         return self
 
-    def row_computes(self, change: float, age: int, place: RunPlace = NOWHERE) -> bool:  # noqa: ARG002
+    def row_computes(self, change: float, age: int, place: RunPlace) -> bool:  # noqa: ARG002
         """Whether a row computes, given its `quantity`, its reused calls in a row, and its place in the run."""
         return True
 
