@@ -123,6 +123,11 @@ class StoredConfig(Config):
         except ValueError as error:
             raise ValueError(f"{path} is not {cls._origin}: {error}") from error
 
+    @classmethod
+    def read(cls, given: str | Self) -> Self:
+        """What a field that `stored` has checked holds, read from its file where it is a path."""
+        return cls.load(given) if isinstance(given, str) else given
+
 
 def stored(owner: Config, name: str, cls: type[StoredConfig], words: str, *, optional: bool = False) -> None:
     """Check that a field holds a stored configuration or the path of its file, which becomes text.

@@ -1,7 +1,7 @@
 """SmoothCache (arXiv 2411.10510): a calibration, made once per model, says when each kind of layer may be reused."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from diffaccel.config import Config, StoredConfig, kind, stored
 from diffaccel.config.checks import check, number, whole
@@ -9,7 +9,7 @@ from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, joined
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.schedule import CallInfo, Schedule, Steps
+from diffaccel.reuse.schedule import Steps
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.replay_act import Replay
 
@@ -76,11 +76,14 @@ class CalibratedCache(Method):
         stored(self, "calibration", Calibration, "a path or a Calibration")
         kind("forecast", self.forecast, Forecast)
 
+    def written_out(self) -> Self:
+        """The same with the calibration itself in place of its file."""
+        return replace(self, calibration=Calibration.read(self.calibration))
+
     def parts(self, layout: Layout) -> list[Part]:
         """One part for each kind of layer."""
         layout.require("CalibratedCache", "units")
-        given = self.calibration
-        calibration = given if isinstance(given, Calibration) else Calibration.load(given)
+        calibration = Calibration.read(self.calibration)
         _require_made_for(calibration, layout)
         return [
             Part(Replay(of_kind(layout, item.kind)), _Calibrated(item.steps, calibration.total), self.forecast)
@@ -89,17 +92,10 @@ class CalibratedCache(Method):
 
 
 @dataclass(frozen=True)
-class _Calibrated(Schedule):
+class _Calibrated(Steps):
     """Compute the listed calls of a run of exactly `total`."""
 
-    counts_run: ClassVar[bool] = True
-
-    steps: tuple[int, ...]
-    total: int
-
-    def should_compute(self, call: CallInfo) -> bool:
-        """True for the listed calls."""
-        return call.index in self.steps
+    total: int = 1
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if the run has another number of calls."""
@@ -117,11 +113,9 @@ def of_kind(layout: Layout, kind: str) -> Branch:
 
 def _require_made_for(calibration: Calibration, layout: Layout) -> None:
     """Refuse a calibration of another network."""
-    if (calibration.model, calibration.fingerprint) != (layout.model, layout.fingerprint):
-        raise ValueError(
-            f"this calibration is of {calibration.model} with configuration {calibration.fingerprint}, and the network "
-            f"is {layout.model} with configuration {layout.fingerprint}: run diffaccel.calibrate on it"
-        )
+    layout.require_made_for(
+        calibration.model, calibration.fingerprint, "this calibration is of", "run diffaccel.calibrate on it"
+    )
     known = {unit.kind for unit in layout.units}
     for item in calibration.kinds:
         check(item.kind in known, f"the calibration names {item.kind!r}; {layout.model} has {', '.join(sorted(known))}")

@@ -7,8 +7,8 @@ out the last ones saves their layers, computing in every k-th call saves (k - 1)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from diffaccel.config import kind, stored
 from diffaccel.config.checks import check, whole
@@ -80,6 +80,10 @@ class ControlCache(Method):
         """None: the denoiser computes as it does without."""
         return []
 
+    def written_out(self) -> Self:
+        """The same with what was measured itself in place of its file."""
+        return self if self.relevance is None else replace(self, relevance=Relevance.read(self.relevance))
+
     def require_nets(self, count: int) -> None:
         """Raise ValueError where there is no ControlNet of the index `net`."""
         whole(f"net of a pipeline with {count} different ControlNets", self.net, 0, count - 1, optional=True)
@@ -105,6 +109,6 @@ class ControlCache(Method):
     def _kept(self, companion: Layout) -> int:
         if self.relevance is None:
             return len(companion.residuals) if self.keep is None else self.keep
-        measured = Relevance.load(self.relevance) if isinstance(self.relevance, str) else self.relevance
+        measured = Relevance.read(self.relevance)
         measured.require_of(companion)
         return measured.worth() if self.keep is None else self.keep

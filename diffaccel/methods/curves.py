@@ -81,12 +81,9 @@ def curve_for(given: str | C, kind: type[C], layout: Layout) -> C:
         ValueError: if it is of another network, or there is none of that name.
     """
     curve = given if not isinstance(given, str) else _named(given, kind)
-    fits = curve.model == layout.model and curve.fingerprint in ("", layout.fingerprint)
-    check(
-        fits,
-        f"this {kind.__name__} is of {curve.model} with configuration {curve.fingerprint or 'as published'}, and the "
-        f"network is {layout.model} with configuration {layout.fingerprint}: run diffaccel.calibrate on it",
-    )
+    if curve.fingerprint or curve.model != layout.model:
+        of = curve.fingerprint or "as published"
+        layout.require_made_for(curve.model, of, f"this {kind.__name__} is of", "run diffaccel.calibrate on it")
     return curve
 
 

@@ -44,7 +44,7 @@ class LearnedCache(Method):
     @property
     def loaded(self) -> Routers:
         """The routers, read from their file where a path was given."""
-        return self.routers if isinstance(self.routers, Routers) else Routers.load(self.routers)
+        return Routers.read(self.routers)
 
     def written_out(self) -> Self:
         """The routers themselves, without the course of their training."""
@@ -121,11 +121,7 @@ def _written(guidance: tuple[tuple[str, float], ...]) -> str:
 
 def _require_made_for(routers: Routers, layout: Layout) -> dict[str, Unit]:
     """The units of a network by name; refuses routers of another network."""
-    if (routers.model, routers.fingerprint) != (layout.model, layout.fingerprint):
-        raise ValueError(
-            f"these routers were trained on {routers.model} with configuration {routers.fingerprint}, and the network "
-            f"is {layout.model} with configuration {layout.fingerprint}: {REMEDY}"
-        )
+    layout.require_made_for(routers.model, routers.fingerprint, "these routers were trained on", REMEDY)
     units = {unit.branch.replayed[0]: unit for unit in layout.units}
     for name in routers.units:
         check(name in units, f"the routers name the unit {name!r}; {layout.model} has {', '.join(units)}")

@@ -1,6 +1,6 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch.profiler import record_function
@@ -46,7 +46,7 @@ class Profile(Method):
     @property
     def loaded(self) -> Recipe:
         """The recipe, read from its file where a path was given."""
-        return self.recipe if isinstance(self.recipe, Recipe) else Recipe.load(self.recipe)
+        return Recipe.read(self.recipe)
 
     def written_out(self) -> Self:
         """The recipe itself, without its evidence."""
@@ -101,7 +101,7 @@ class _Stored:
     """The network's last outputs: the latest as it was, and a history of its prediction."""
 
     latest: Any = None
-    history: Any = field(default=None)
+    history: Any = None
 
 
 class Outputs(Wrapper):
@@ -230,10 +230,6 @@ def _unit(module: str, layout: Layout) -> Branch:
 
 def _require_made_for(recipe: Recipe, layout: Layout) -> None:
     """Refuse a recipe of another network."""
-    if (recipe.model, recipe.fingerprint) != (layout.model, layout.fingerprint):
-        raise ValueError(
-            f"this profile was tuned on {recipe.model} with configuration {recipe.fingerprint}, and the network is "
-            f"{layout.model} with configuration {layout.fingerprint}: run diffaccel tune on it"
-        )
+    layout.require_made_for(recipe.model, recipe.fingerprint, "this profile was tuned on", "run diffaccel tune on it")
     if any(what.startswith(BRANCH) for what in recipe.parts) and not layout.depths:
         raise UnsupportedModelError(f"the profile names branches of a UNet; {layout.model} has none")

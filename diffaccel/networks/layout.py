@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from diffaccel.config.checks import check
 from diffaccel.networks.inputs import Inputs
 from diffaccel.reuse.branch import Branch
 
@@ -148,3 +149,17 @@ class Layout:
         """Raise `UnsupportedModelError` where the network has none of the parts that ``asker`` needs, by their name."""
         if not getattr(self, parts):
             raise UnsupportedModelError(f"{asker} needs {_NEEDED[parts].format(self.model)}")
+
+    def require_made_for(self, model: str, fingerprint: str, what: str, remedy: str) -> None:
+        """Raise ValueError where something was made for another network.
+
+        Args:
+            model, fingerprint: of the network that it was made for.
+            what: it is, as the start of the message, such as "this profile was tuned on".
+            remedy: what to do.
+        """
+        check(
+            (model, fingerprint) == (self.model, self.fingerprint),
+            f"{what} {model} with configuration {fingerprint}, and the network is {self.model} with configuration "
+            f"{self.fingerprint}: {remedy}",
+        )

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from diffaccel.batch.settings import parse_cache, write_cache
-from diffaccel.methods import CalibratedCache, DeepCache, KindSteps, Profile, Staged, TGate, load_methods
+from diffaccel.methods import (
+    CalibratedCache,
+    ControlCache,
+    DeepCache,
+    KindSteps,
+    Loss,
+    Profile,
+    Relevance,
+    Staged,
+    TGate,
+    load_methods,
+)
 from diffaccel.methods.calibrated_cache import Calibration
 from diffaccel.methods.recipe import Evidence, Recipe, Reuse
 
@@ -47,6 +58,14 @@ def test_a_recipe_is_written_out_without_its_evidence(tmp_path: Path) -> None:
     evidence = Evidence("min_psnr 30", True, 0.5, 31.0, 0.9, 32.0, account="tried a + b")
     replace(recipe, evidence=evidence).save(tmp_path / "p.json")
     assert parse_cache(write_cache(load_methods(tmp_path / "p.json"))) == (Profile(recipe),)
+
+
+def test_what_methods_name_is_written_out(tmp_path: Path) -> None:
+    relevance = Relevance("Net", "abc", 0.8, 0.2, (Loss("0", 30.0, 0.9, 0.7),), settings=(("steps", 4),))
+    CALIBRATION.save(tmp_path / "c.json")
+    relevance.save(tmp_path / "r.json")
+    named = (CalibratedCache(str(tmp_path / "c.json")), ControlCache(relevance=str(tmp_path / "r.json")))
+    assert parse_cache(write_cache(named)) == (CalibratedCache(CALIBRATION), ControlCache(relevance=relevance))
 
 
 @pytest.mark.parametrize(
