@@ -26,6 +26,7 @@ import diffaccel.pipelines.base
 from diffaccel import CausalContext, FullGuidance, NoGuidance, VideoEngine
 from diffaccel.methods import Method
 from diffaccel.sampling.guidance import Guidance
+from diffaccel.video.report import OnStep
 
 logger = logging.getLogger(__name__)
 OUTPUTS = {
@@ -117,11 +118,10 @@ class CausalVideoPipeline(
         Raises:
             TypeError, ValueError: for settings that the engine refuses.
         """
-        if list(callback_on_step_end_tensor_inputs) not in ([], ["latents"]):
-            raise ValueError(f"callbacks get latents, not {', '.join(callback_on_step_end_tensor_inputs)}")
         if num_frames < 1 or num_frames != int(num_frames):
             raise ValueError(f"num_frames must be a positive integer, not {num_frames}")
-        if callback_on_step_end is not None and settings.get("stream_batch"):
+        on_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        if on_step is not None and settings.get("stream_batch"):
             raise ValueError("steps of a stream batch are of several chunks: give callback_on_chunk_end instead")
         told = _told(prompt, negative_prompt, num_videos_per_prompt)
         if guidance is None:
@@ -132,17 +132,14 @@ class CausalVideoPipeline(
         seeds = _seeds(generator, len(told), num_videos_per_prompt, settings.pop("seed", 0))
         for (text, negative), seed in zip(told, seeds, strict=True):
             with self.stream(text, negative_prompt=negative, guidance=guidance, seed=seed, **settings) as engine:
-                if callback_on_step_end is not None:
-                    engine.on_step = self._step_callback(callback_on_step_end)
+                engine.on_step = on_step
                 made = self._pictures(engine, num_frames, callback_on_chunk_end)
             if not (self._interrupt and videos and len(made) < len(videos[0])):  # no video is cut short beside others
                 videos.append(made)
             if self._interrupt:
                 break
         whole = _stacked(videos, output_type)
-        if not return_dict:
-            return (whole,)
-        return OUTPUTS[self.stock_class.__name__](frames=whole)  # type: ignore[union-attr]
+        return OUTPUTS[self.stock_class.__name__](frames=whole) if return_dict else (whole,)  # type: ignore[union-attr]
 
     def _pictures(self, engine: VideoEngine, count: int, callback: Callable[..., Any] | None) -> list[Any]:
         """So many new pictures or the latents of them, or fewer if the call is interrupted."""
@@ -159,8 +156,16 @@ class CausalVideoPipeline(
                     callback(self, chunk)
         return pictures
 
-    def _step_callback(self, callback: Callable[..., Any]) -> Callable[[int, float, torch.Tensor], torch.Tensor]:
-        """A callback in diffusers' form as one of the engine."""
+    def _step_callback(self, callback: Callable[..., Any] | None, names: Sequence[str]) -> OnStep | None:
+        """A callback in diffusers' form, which is told the tensors of these names, as one of the engine.
+
+        Raises:
+            ValueError: for tensors other than the latents.
+        """
+        if list(names) not in ([], ["latents"]):
+            raise ValueError(f"callbacks get latents, not {', '.join(names)}")
+        if callback is None:
+            return None
 
         def on_step(step: int, timestep: float, latents: torch.Tensor) -> torch.Tensor:
             shown = latents.transpose(0, 1)[None]  # (frames, C, h, w) -> (1, C, frames, h, w)

@@ -10,7 +10,7 @@ for frame in camera:
         show(output.image)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,28 +121,24 @@ class StreamDiffusionPipeline(
         prompts = [prompt] if prompt is None or isinstance(prompt, str | Mapping) else list(prompt)
         self._interrupt = False
         frames = None if image is None else _frames(image)
-        if frames is not None and latents is not None:
-            raise ValueError("latents are initial noise of text-to-image frames: leave them out, or image")
-        if frames is not None and num_images_per_prompt != 1:
-            raise ValueError(
-                f"every picture of image is painted once for each prompt: leave num_images_per_prompt="
-                f"{num_images_per_prompt} out, or give pictures several times"
-            )
+        if frames is not None:
+            _require_pictures_alone(latents, num_images_per_prompt)
         count = num_images_per_prompt if frames is None else len(frames)
         controls = _per_frame(control_image, count)
         noises = self._noises(len(prompts) * count, generator, latents, settings)
         images: list[Any] = []
         with self.progress_bar(total=len(prompts) * count) as bar:
+
+            def show(output: StreamOutput) -> None:
+                bar.update()
+                if callback_on_frame_end is not None:
+                    callback_on_frame_end(self, output)
+
             for k, text in enumerate(prompts):
                 own = [None] * count if noises is None else noises[k * count : (k + 1) * count]
+                inputs = zip(frames or [None] * count, own, controls, strict=True)
                 with self.stream(text, output_type=output_type, **settings) as engine:
-                    outputs: list[StreamOutput] = []
-                    for output in self._outputs(engine, zip(frames or [None] * count, own, controls, strict=True)):
-                        outputs.append(output)
-                        bar.update()
-                        if callback_on_frame_end is not None:
-                            callback_on_frame_end(self, output)
-                images += _in_order(outputs)
+                    images += _in_order(self._outputs(engine, inputs), show)
         images = _stacked(images, output_type)
         if isinstance(self, StableDiffusionXLPipeline | StableDiffusionXLControlNetPipeline):
             return StableDiffusionXLPipelineOutput(images=images) if return_dict else (images,)
@@ -222,10 +218,28 @@ def _per_frame(control_image: Any, count: int) -> Sequence[Any]:
     return given if len(given) == count else list(given) * count
 
 
-def _in_order(outputs: Sequence[StreamOutput]) -> list[Any]:
-    """Pictures in the order of their frames; a skipped one, which comes out early, repeats the picture before it."""
+def _require_pictures_alone(latents: Any, num_images_per_prompt: int) -> None:
+    """Refuse what is for text-to-image alone."""
+    if latents is not None:
+        raise ValueError("latents are initial noise of text-to-image frames: leave them out, or image")
+    if num_images_per_prompt != 1:
+        raise ValueError(
+            f"every picture of image is painted once for each prompt: leave num_images_per_prompt="
+            f"{num_images_per_prompt} out, or give pictures several times"
+        )
+
+
+def _in_order(outputs: Iterable[StreamOutput], show: Callable[[StreamOutput], None]) -> list[Any]:
+    """Pictures in the order of their frames, each shown as it comes out.
+
+    A skipped one, which comes out early, repeats the picture before it.
+    """
+    done = []
+    for output in outputs:
+        done.append(output)
+        show(output)
     images: list[Any] = []
-    for output in sorted(outputs, key=lambda output: output.frame_id):
+    for output in sorted(done, key=lambda output: output.frame_id):
         images.append(images[-1] if output.skipped else output.image)
     return images
 

@@ -65,9 +65,20 @@ def relevance(
     check(len(images) == len(prompts), f"{len(prompts)} prompts need as many control images, not {len(images)}")
     number("scale", scale, 1e-6, MOST_SCALE)
     whole("seed", seed, 0)
-    control, say = _control_of(pipe, net), progress or (lambda _: None)
+    control = _control_of(pipe, net)
     lines = as_tensor(torch.stack(list(images)) if isinstance(images[0], torch.Tensor) else images)
     runs = _Runs(pipe, lines, list(prompts), scale, seed, settings)
+    told = (("scale", scale), ("seed", seed), ("pictures", len(prompts)), *_plain(settings))
+    found = _measured(control, runs, progress or (lambda _: None), told)
+    if path is not None:
+        found.save(path)
+    return found
+
+
+def _measured(
+    control: _ControlNet | _Adapter, runs: _Runs, say: Say, settings: tuple[tuple[str, Any], ...]
+) -> Relevance:
+    """What is lost without each part of the control, and without all behind it."""
     say("with all control")
     full = runs.pictures()
     with control.without(control.names):
@@ -80,7 +91,7 @@ def relevance(
         return Loss(name, *_likeness(pictures, full), runs.agreement(pictures))
 
     names = control.names
-    found = Relevance(
+    return Relevance(
         control.model,
         control.fingerprint,
         runs.agreement(full),
@@ -88,11 +99,8 @@ def relevance(
         each=tuple(loss(name, (name,)) for name in names),
         cuts=tuple(loss(f"{name} and all behind it", names[i:]) for i, name in enumerate(names) if i),
         blocks=tuple(loss(block, (name,), blocks=True) for name, block in control.blocks.items()),
-        settings=(("scale", scale), ("seed", seed), ("pictures", len(prompts)), *_plain(settings)),
+        settings=settings,
     )
-    if path is not None:
-        found.save(path)
-    return found
 
 
 def _plain(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
