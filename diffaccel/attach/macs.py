@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE
 from diffaccel.runtime.tally import weightless
+from diffaccel.runtime.trees import map_tensors
 
 # What hooks, offloading and torch.compile put on single modules, over the forward of their class.
 PUT_ON = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl", REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
@@ -126,10 +126,8 @@ def _parameter(value: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
 
 def _moved(value: Any) -> Any:
     """An attribute of a module with its tensors, also those in tuples, lists and dictionaries, without storage."""
-    if isinstance(value, torch.Tensor):
-        return weightless(value)
-    if type(value) in (tuple, list, dict):
-        return tree_map(lambda leaf: weightless(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+    if isinstance(value, torch.Tensor) or type(value) in (tuple, list, dict):
+        return map_tensors(weightless, value)
     if hasattr(value, BACKEND) and not isinstance(value, type):
         value = copy(value)
         setattr(value, BACKEND, "native")

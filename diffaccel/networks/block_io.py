@@ -43,6 +43,14 @@ class Streams:
         names = {self.main, *(name for names in self._tuples.values() for name in names)}
         return {name: given[name] for name in names if name in given}
 
+    def entering(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The hidden states of what is denoised among the inputs of one call."""
+        return self.inputs(args, kwargs)[self.main]
+
+    def leaving(self, output: Any) -> Any:
+        """Those in a block's output."""
+        return output if isinstance(output, torch.Tensor) else output[self.names(output).index(self.main)]
+
     def names(self, output: Any) -> tuple[str, ...]:
         """For each element of a block's output, the input that it replaces.
 

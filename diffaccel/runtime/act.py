@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch.utils._pytree import tree_map
 
 from diffaccel.networks.inputs import Inputs
 from diffaccel.reuse.ends import NO_ENDS, Ends
@@ -23,6 +22,7 @@ from diffaccel.reuse.schedule import Schedule
 from diffaccel.runtime.drift import Drift
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, Span, cat_rows, pieces_of
 from diffaccel.runtime.resting import awake, device_of, renewed, settle
+from diffaccel.runtime.trees import copied, detached
 
 if TYPE_CHECKING:
     from diffaccel.runtime.call import Call
@@ -63,8 +63,8 @@ class Act(ABC):
 
     @property
     def replayed(self) -> tuple[str, ...]:
-        """Modules whose outputs come from earlier calls when it reuses."""
-        return self.modules
+        """Modules whose outputs come from earlier calls when it reuses; none that others' acts may work at, too."""
+        return self.modules if self.exclusive else ()
 
     @property
     def slots(self) -> int:
@@ -325,25 +325,3 @@ def stretches(values: Sequence[int]) -> list[tuple[int, int]]:
     """(start, end) of the longest stretches of equal neighbours."""
     starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
     return list(zip(starts, [*starts[1:], len(values)], strict=True))
-
-
-def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    """`tree` with `function` applied to its tensors."""
-    if isinstance(tree, torch.Tensor):  # most are, and walking a tree takes longer than many a function
-        return function(tree)
-    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
-
-
-def placeholder(output: Any) -> Any:
-    """`output` with every tensor replaced by one zero, expanded to the tensor's shape: it takes no storage."""
-    return map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
-
-
-def copied(output: Any) -> Any:
-    """`output` with every tensor cloned."""
-    return map_tensors(torch.clone, output)
-
-
-def detached(output: Any) -> Any:
-    """`output` outside of autograd's graph."""
-    return map_tensors(lambda x: x.detach() if x.requires_grad else x, output)

@@ -8,7 +8,7 @@ begins late, is never taken for the one that stood in its place.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,14 @@ class Seen:
             return self.copy is not None and torch.equal(self.copy, other)
         return other._version == self.version
 
+    def is_equal(self, other: Any) -> bool:
+        """Whether the value is equal to `other` by now; waits for the device."""
+        one = self.value
+        if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+            return type(one) is type(other) and bool(one == other)
+        alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+        return alike and one.device.type != "meta" and torch.equal(one, other)
+
 
 def _is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one is other:
@@ -79,10 +87,9 @@ class Numbers:
 
     def of(self, values: Sequence[Any]) -> int:
         """The number of some values."""
-        for number, known in self._known:
-            if len(known) == len(values) and all(s.is_same(v) for s, v in zip(known, values, strict=True)):
-                return number
-        found = self._equal(values) if self._by_value else None
+        if (found := self._find(values, Seen.is_same)) is not None:
+            return found
+        found = self._find(values, Seen.is_equal) if self._by_value else None
         if found is None:
             found, self._next = self._next, self._next + 1
         alike = [entry for entry in self._known if entry[0] == found]
@@ -91,18 +98,12 @@ class Numbers:
         self._known.append((found, [Seen.of(value) for value in values]))
         return found
 
-    def _equal(self, values: Sequence[Any]) -> int | None:
+    def _find(self, values: Sequence[Any], fits: Callable[[Seen, Any], bool]) -> int | None:
+        """The number of the first known list whose values all fit these."""
         for number, known in self._known:
-            if len(known) == len(values) and all(_is_equal(s.value, v) for s, v in zip(known, values, strict=True)):
+            if len(known) == len(values) and all(map(fits, known, values)):
                 return number
         return None
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return type(one) is type(other) and bool(one == other)
-    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
-    return alike and one.device.type != "meta" and torch.equal(one, other)
 
 
 @dataclass

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.networks.causal import CausalLayout, rotated
-from diffaccel.runtime.act import Act, Part, PartState, Place, detached
+from diffaccel.runtime.act import Act, Part, PartState, Place
 from diffaccel.runtime.causal_context import CausalContext
 from diffaccel.runtime.kept_frames import KeyValueWindow, Visible, write_frames
 from diffaccel.runtime.lanes import Block, Lane, LaneMemory, Lanes, Span
+from diffaccel.runtime.trees import detached
 
 HELD_TOGETHER = 2  # calls whose windows are held at once: those of guidance in two calls
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -45,11 +46,6 @@ class ExtendKeyValues(Act):
     def modules(self) -> tuple[str, ...]:
         """The attentions, and the modules where frames learn their positions."""
         return (*self.layout.positions, *self.layout.attention)
-
-    @property
-    def replayed(self) -> tuple[str, ...]:
-        """None: what it keeps is no output."""
-        return ()
 
     @property
     def slots(self) -> int:

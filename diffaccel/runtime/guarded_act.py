@@ -10,9 +10,10 @@ import torch
 
 from diffaccel.networks.block_io import Streams
 from diffaccel.reuse.measure import Measure
-from diffaccel.runtime.act import PartState, Place, copied
+from diffaccel.runtime.act import PartState, Place
 from diffaccel.runtime.observe_act import first_tensor
 from diffaccel.runtime.residual_act import AddResidual
+from diffaccel.runtime.trees import copied
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,14 @@ class _CheckedBlock(Place):
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take note of the main hidden states."""
-        arriving = self.streams.inputs(args, kwargs)[self.streams.main]
+        arriving = self.streams.entering(args, kwargs)
         self.arriving = copied(arriving) if self.state.writable else arriving
         return args, kwargs
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Store what it added, or tell how far that is from the forecast."""
         state = self.state
-        place = self.streams.names(output).index(self.streams.main)
-        added = (output if isinstance(output, torch.Tensor) else output[place]) - self.arriving
+        added = self.streams.leaving(output) - self.arriving
         self.arriving = None
         if state.compute:
             state.write(self.slot, added)

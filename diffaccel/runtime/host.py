@@ -103,7 +103,7 @@ class Host:
             return shown
         if not says_guided and not pairs:
             return ()
-        if type(self._pipe()).__name__ in NEGATIVE_FIRST or _is_like(self._pipe(), NEGATIVE_FIRST):
+        if any(cls.__name__ in NEGATIVE_FIRST for cls in type(self._pipe()).__mro__):
             return halves(rows)
         raise ValueError(
             f"{type(self._pipe()).__name__} does not tell which rows see the negative prompt: say accelerate(..., "
@@ -115,10 +115,6 @@ class Host:
 def halves(rows: int) -> tuple[str, ...]:
     """[negative; positive] halves."""
     return (NEGATIVE,) * (rows // 2) + (POSITIVE,) * (rows - rows // 2)
-
-
-def _is_like(pipe: Any, classes: tuple[str, ...]) -> bool:
-    return any(cls.__name__ in classes for cls in type(pipe).__mro__)
 
 
 def _shown(conditioning: Any, rows: int, pairs: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from diffaccel._diffusers import Hook
 from diffaccel.networks.block_io import inputs_of
 from diffaccel.networks.inputs import WITHOUT_ROWS
-from diffaccel.runtime.act import copied
 from diffaccel.runtime.attachment import ActHook
-from diffaccel.runtime.lanes import cat_rows, take_rows
+from diffaccel.runtime.lanes import cat_rows, pieces_of, take_rows
+from diffaccel.runtime.trees import copied, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class _Turn:
     @property
     def size(self) -> int:
         """Length of the first tensor of the inputs."""
-        return next(x.shape[0] for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, torch.Tensor))
+        return tensors_in((self.args, self.kwargs))[0].shape[0]
 
 
 class _JointHook(Hook):
@@ -154,8 +154,8 @@ class _JointHook(Hook):
             args, kwargs = _joined([(turn.args, turn.kwargs) for turn in computing])
         with self.call.only([turn.member for turn in computing]):
             output = self.original(*args, **kwargs)
-        pairs = zip(computing, _parted(output, computing), strict=True)
-        changed = [turn.leave(own, alone=len(computing) == 1) for turn, own in pairs]
+        pieces = pieces_of(output, [turn.size for turn in computing])
+        changed = [turn.leave(own, alone=len(computing) == 1) for turn, own in zip(computing, pieces, strict=True)]
         if len(computing) == len(turns) and not any(changed):
             return output
         return cat_rows([turn.output for turn in turns])
@@ -187,10 +187,3 @@ def _column(values: tuple[Any, ...]) -> Any:
     first = values[0]
     alike = not isinstance(first, torch.Tensor) or all(value is first for value in values)
     return first if alike else torch.cat(values)
-
-
-def _parted(output: Any, turns: Sequence[_Turn]) -> list[Any]:
-    """Each member's rows of an output."""
-    sizes = [turn.size for turn in turns]
-    total, starts = sum(sizes), [sum(sizes[:k]) for k in range(len(sizes))]
-    return [take_rows(output, range(start, start + n), total) for start, n in zip(starts, sizes, strict=True)]

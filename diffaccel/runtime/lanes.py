@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from diffaccel.networks.inputs import WITHOUT_ROWS, Inputs
+from diffaccel.runtime.trees import tensors_in
 
 
 class Lane(NamedTuple):
@@ -175,8 +176,7 @@ class LaneMemory:
 
 def stored_nbytes(tree: Any) -> int:
     """Bytes of the storages of all tensors in `tree`, each storage once."""
-    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(tree)}.values())
 
 
 def _piece(block: Block | None, stretch: list[int], unknown: list[Lane]) -> Iterator[Block]:

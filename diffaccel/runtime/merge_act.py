@@ -141,7 +141,7 @@ class _BlockInput(Place):
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Keep them until the attention runs."""
-        self.seen = self.streams.inputs(args, kwargs)[self.streams.main]
+        self.seen = self.streams.entering(args, kwargs)
         return args, kwargs
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002

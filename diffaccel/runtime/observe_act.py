@@ -36,11 +36,6 @@ class Observe(Act):
         """The blocks, and the attention."""
         return tuple(dict.fromkeys(name for name in (self.first, self.last, self.unit) if name))
 
-    @property
-    def replayed(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
-
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """Three."""
         yield self.first, _Seen(state, self.tell, Streams(model.get_submodule(self.first)), ENTERING)
@@ -64,7 +59,7 @@ class _Seen(Place):
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Tell what enters."""
         if self.what == ENTERING and self.streams is not None:
-            self._show(self.streams.inputs(args, kwargs)[self.streams.main])
+            self._show(self.streams.entering(args, kwargs))
         elif self.what == MODULATED:
             self._show(first_tensor(args, kwargs))
         return args, kwargs
@@ -72,8 +67,7 @@ class _Seen(Place):
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Tell what leaves."""
         if self.what == LEAVING and self.streams is not None:
-            place = self.streams.names(output).index(self.streams.main)
-            self._show(output if isinstance(output, torch.Tensor) else output[place])
+            self._show(self.streams.leaving(output))
         return output
 
     def _show(self, value: torch.Tensor) -> None:

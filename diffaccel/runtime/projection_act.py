@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.networks.inputs import Inputs
-from diffaccel.runtime.act import Act, Part, PartState, Place, detached
+from diffaccel.runtime.act import Act, Part, PartState, Place
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes, cat_rows, take_rows
+from diffaccel.runtime.trees import detached
 
 Stamp = tuple[Any, ...]
 
@@ -169,9 +170,9 @@ class _Projected(Place):
         rows: Any = [self.state.stored(self.slot, lane, stamp) for lane in lanes]
         one = rows[0]
         shared = len(set(lanes)) == 1 and one.shape[0] == 1  # rows of several frames have as many of it each
-        whole = one.expand(len(rows), *one.shape[1:]) if shared else cat_rows(rows)
+        whole: torch.Tensor = one.expand(len(rows), *one.shape[1:]) if shared else cat_rows(rows)
         self.state.whole[self.slot] = lanes, stamp, whole
-        return self.state.whole[self.slot][2]
+        return whole
 
 
 def stamp_of(modules: list[torch.nn.Module]) -> Stamp | None:

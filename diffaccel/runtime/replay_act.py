@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from diffaccel.reuse.branch import Branch
-from diffaccel.runtime.act import Act, PartState, Place, copied, placeholder
+from diffaccel.runtime.act import Act, PartState, Place
+from diffaccel.runtime.trees import copied, placeholder
 
 
 @dataclass(frozen=True)

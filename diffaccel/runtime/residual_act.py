@@ -10,7 +10,8 @@ import torch
 
 from diffaccel.networks.block_io import Streams
 from diffaccel.reuse.residual import Ranges, relative_changes
-from diffaccel.runtime.act import Act, PartState, Place, copied
+from diffaccel.runtime.act import Act, PartState, Place
+from diffaccel.runtime.trees import copied
 
 REFERENCE = 0  # slot of what the front blocks added at the last computed call
 
@@ -149,16 +150,14 @@ class _FrontBlock(Place):
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take note of the main hidden states."""
         if self.first:
-            arriving = self.streams.inputs(args, kwargs)[self.streams.main]
+            arriving = self.streams.entering(args, kwargs)
             self.front.arriving = copied(arriving) if self.front.state.writable else arriving
         return args, kwargs
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Measure behind the last one; where the first did not run, rows find nothing to compare and compute."""
         if self.last and self.front.arriving is not None:
-            place = self.streams.names(output).index(self.streams.main)
-            hidden_states = output if isinstance(output, torch.Tensor) else output[place]
-            self.front.measure(hidden_states - self.front.arriving)
+            self.front.measure(self.streams.leaving(output) - self.front.arriving)
             self.front.arriving = None
         return output
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+
+from diffaccel.runtime.trees import map_tensors, tensors_in
 
 
 def rest(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,28 +37,24 @@ def settle(devices: Iterable[torch.device | None]) -> None:
 
 def device_of(tree: Any) -> torch.device:
     """Where the first tensor of a tree lies; the machine's own memory for one of none."""
-    return next((leaf.device for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors_in(tree)), torch.device("cpu"))
 
 
 def awake(tree: Any, device: torch.device) -> Any:
     """A tree of resting tensors on a device."""
-    return tree_map(lambda leaf: wake(leaf, device) if isinstance(leaf, torch.Tensor) else leaf, tree)
+    return map_tensors(lambda tensor: wake(tensor, device), tree)
 
 
 def renewed(history: Any, update: Callable[[Any], Any], device: torch.device) -> Any:
     """`update(history)` at rest, of a history at rest; what it keeps of the history is not copied again."""
     resting: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def up(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        woken = wake(leaf, device)
-        resting[id(woken)] = leaf, woken  # kept, so that no other tensor takes its place
+    def up(tensor: torch.Tensor) -> torch.Tensor:
+        woken = wake(tensor, device)
+        resting[id(woken)] = tensor, woken  # kept, so that no other tensor takes its place
         return woken
 
-    def down(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        return resting[id(leaf)][0] if id(leaf) in resting else rest(leaf)
+    def down(tensor: torch.Tensor) -> torch.Tensor:
+        return resting[id(tensor)][0] if id(tensor) in resting else rest(tensor)
 
-    return tree_map(down, update(tree_map(up, history)))
+    return map_tensors(down, update(map_tensors(up, history)))

@@ -32,11 +32,6 @@ class ScaleRows(Act):
         """The modules."""
         return tuple(name for name, _ in self.scaled)
 
-    @property
-    def replayed(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
-
     def state(self, part: Part) -> ScalingState:
         """Of its own kind: it holds the scales."""
         return ScalingState(part, self.name)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from diffaccel.networks.inputs import Inputs
-from diffaccel.runtime.act import PartState, map_tensors
+from diffaccel.runtime.act import PartState
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.trace import CallKind, Shapes, Tracer
+from diffaccel.runtime.trees import map_tensors
 
 
 class Tally:

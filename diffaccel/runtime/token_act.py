@@ -44,11 +44,6 @@ class ReduceTokens(Act):
         """The attentions."""
         return self.attentions
 
-    @property
-    def replayed(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
-
     def state(self, part: Part) -> ReductionState:
         """Of its own kind: it finds the tokens of the picture."""
         return ReductionState(part, self)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods.base import Method
@@ -18,6 +17,7 @@ from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.trees import tensors_in
 from diffaccel.runtime.wrapper import Inner, Wrapper, prediction
 from diffaccel.tune.blend import Gram
 
@@ -99,6 +99,6 @@ class _RecordOutput(Wrapper):
 
 def _coordinates(feature: Any, count: int) -> torch.Tensor:
     """About `count` coordinates of a feature as doubles on the CPU."""
-    flat = torch.cat([leaf.flatten() for leaf in tree_leaves(feature) if isinstance(leaf, torch.Tensor)])
+    flat = torch.cat([tensor.flatten() for tensor in tensors_in(feature)])
     stride = max(1, flat.numel() // count)
     return flat[::stride].to("cpu", torch.float64)

@@ -18,12 +18,13 @@ from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.schedule import Always
-from diffaccel.runtime.act import Part, detached
+from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import NEGATIVE, POSITIVE, Host
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.mix_act import Gates, Mix
 from diffaccel.runtime.run import Run
+from diffaccel.runtime.trees import detached
 from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
 from diffaccel.tune.trainee import Trainee
 

@@ -27,6 +27,7 @@ from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.tally import Tally
+from diffaccel.runtime.trees import tensors_in
 from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
 from diffaccel.tune.space import ORDER
 
@@ -243,8 +244,7 @@ class _Watching(Forecast):
 
     def update(self, history: Any, feature: Any, step: int) -> Any:  # noqa: ARG002
         """The last features, latest first."""
-        tensors = [leaf for leaf in tree_flatten(feature)[0] if isinstance(leaf, torch.Tensor)]
-        self.found.features += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.found.features += sum(tensor.nbytes for tensor in tensors_in(feature))
         return [feature, *(history or [])][:ORDER]
 
     def predict(self, history: Any, step: int) -> Any:
