@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from diffaccel._diffusers import pipeline_being_built
 from diffaccel.config.words import did_you_mean
+from diffaccel.networks.compiled import unwrapped
 
 DENOISERS = ("unet", "transformer")
 DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
@@ -48,7 +49,7 @@ def fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
     for name in given.intersection(DENOISERS):
         kinds = tuple(k for k in get_args(hints[name]) or (hints[name],) if isinstance(k, type))
         network = components[name]
-        if not isinstance(getattr(network, "_orig_mod", network), kinds):
+        if not isinstance(unwrapped(network), kinds):
             return False
     network = components.get("unet")
     xl = network is not None and network.config.get("addition_embed_type") == "text_time"
@@ -82,7 +83,7 @@ def at_work(pipe: Any, *, accelerating: bool) -> Iterator[None]:
             the network, so that the other call would reuse them, too, or lose them on the way.
     """
     found = [getattr(pipe, name, None) for name in (*DENOISERS, "transformer_2")]
-    networks = [getattr(network, "_orig_mod", network) for network in found if network is not None]
+    networks = [unwrapped(network) for network in found if network is not None]
     mine = threading.get_ident(), accelerating
     with _entering:
         for network in networks:

@@ -18,6 +18,7 @@ from diffaccel.config.checks import check
 from diffaccel.config.words import did_you_mean
 from diffaccel.methods import Method
 from diffaccel.networks import UnsupportedModelError, is_companion, layout_of, supported, supports
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.runtime.call import Forced
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.run import Runs
@@ -284,7 +285,7 @@ def _denoisers(pipe: Any) -> Named:
     components = getattr(pipe, "components", None)
     if not isinstance(components, dict):
         raise TypeError(f"accelerate takes a diffusers pipeline or a denoiser; got {type(pipe).__name__}")
-    found = {name: part for name, part in components.items() if supports(getattr(part, "_orig_mod", part))}
+    found = {name: part for name, part in components.items() if supports(unwrapped(part))}
     if not found:
         modules = sorted(type(c).__name__ for c in components.values() if isinstance(c, torch.nn.Module))
         raise UnsupportedModelError(

@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE
+from diffaccel.networks.compiled import IN_PLACE
 from diffaccel.runtime.tally import weightless
 from diffaccel.runtime.trees import map_tensors
 
 # What hooks, offloading and torch.compile put on single modules, over the forward of their class.
-PUT_ON = ("forward", "_old_forward", "_hf_hook", "_compiled_call_impl", REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
+PUT_ON = ("forward", "_old_forward", "_hf_hook", IN_PLACE, REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE)
 
 BACKEND = "_attention_backend"  # what diffusers notes at an attention processor
 

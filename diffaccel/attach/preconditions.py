@@ -11,6 +11,7 @@ from diffaccel._diffusers import hooks_of, stock_cache_on
 from diffaccel.attach.seat import Seat
 from diffaccel.methods import Method
 from diffaccel.networks import COMPANIONS, UnsupportedModelError
+from diffaccel.networks.compiled import is_compiled
 from diffaccel.runtime.attachment import HOOK
 from diffaccel.runtime.host import Host
 
@@ -75,7 +76,7 @@ def require_free(model: torch.nn.Module) -> None:
         raise RuntimeError(
             f"a cache of diffusers is enabled on this {type(model).__name__}: call disable_cache() on it first"
         )
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+    if is_compiled(model):
         raise RuntimeError(
             "the denoiser was compiled as a whole, so hooks cannot decide outside of the compiled code; compile its "
             "forward instead, before accelerate(): unet.forward = torch.compile(unet.forward, fullgraph=True), "

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from diffaccel._diffusers import RunningCall
 from diffaccel.attach.seat import Seat
 from diffaccel.config.checks import check
+from diffaccel.networks.compiled import IN_PLACE, has_compiled_forward
 from diffaccel.networks.inputs import Inputs, Signature
-from diffaccel.runtime.attachment import COMPILED, ActHook, lost_from
+from diffaccel.runtime.attachment import ActHook, lost_from
 from diffaccel.runtime.run import MOST_CALLS, NetworkRun, Run
 from diffaccel.runtime.session import RunNetwork, Session
 from diffaccel.runtime.shared_hooks import SharedHooks
@@ -152,7 +153,7 @@ class StageSeat(DeputySeat):
             RuntimeError: if compiled code would not find the hooks that change from stage to stage.
         """
         modules = [self.model, *self.model.modules()]
-        if any(getattr(m, COMPILED, None) or hasattr(m.forward, "_torchdynamo_orig_callable") for m in modules):
+        if any(getattr(m, IN_PLACE, None) or has_compiled_forward(m) for m in modules):
             raise RuntimeError(
                 "Staged changes in mid-run what modules do, and code that is compiled already does not follow: use one "
                 "method for the whole run, or a network that is not compiled"

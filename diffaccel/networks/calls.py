@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel._diffusers import text_model_of
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
 from diffaccel.networks.network import ADDED, BESIDE, INTRABLOCK, Network, dynamic_shift
@@ -316,7 +317,7 @@ def network_for(pipe: Any, height: int, width: int) -> Network:
     """
     for name in ("unet", "transformer"):
         model = getattr(pipe, name, None)
-        family = _NETWORKS.get(type(getattr(model, "_orig_mod", model)).__name__)
+        family = _NETWORKS.get(type(unwrapped(model)).__name__)
         encodes = hasattr(pipe, "encode_prompt") or hasattr(pipe, "_encode_prompt")
         if family is not None and family.component == name and encodes:
             return family(pipe, height, width)

@@ -13,6 +13,7 @@ import torch
 from diffaccel.models.controlnet import require_fit
 from diffaccel.models.tokenizing import ONE_AT_A_TIME
 from diffaccel.networks import is_companion, layout_of
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import ImagePrompt
 
@@ -203,8 +204,8 @@ def controlnets_of(pipe: Any) -> tuple[Any, ...]:
     whole = getattr(pipe, "controlnet", None)
     if whole is None:
         return ()
-    bare = getattr(whole, "_orig_mod", whole)
-    nets = tuple(getattr(net, "_orig_mod", net) for net in getattr(bare, "nets", (bare,)))
+    bare = unwrapped(whole)
+    nets = tuple(unwrapped(net) for net in getattr(bare, "nets", (bare,)))
     for net in nets:
         if not (is_companion(net) and layout_of(net).depths):
             raise TypeError(

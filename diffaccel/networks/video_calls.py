@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks.calls import UNet
+from diffaccel.networks.compiled import is_compiled
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.network import ADDED, Network
 
@@ -272,7 +273,7 @@ def _uncompiled(pipe: Any, name: str) -> Any:
         TypeError: for one that was compiled as a whole.
     """
     model = getattr(pipe, name, None)
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+    if is_compiled(model):
         raise TypeError(
             f"the {name} was compiled as a whole, and its attentions cannot be reached: leave it uncompiled"
         )

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, is_bypassed, registry_of, wraps_forward
+from diffaccel.networks.compiled import IN_PLACE, has_compiled_forward
 from diffaccel.runtime.act import Place
 from diffaccel.runtime.session import Session
 
 HOOK = "diffaccel"
-COMPILED = "_compiled_call_impl"  # what torch.nn.Module.compile leaves on a module
 
 
 class ActHook(Hook):
@@ -93,11 +93,11 @@ class _Attached:
     def put(cls, name: str, module: torch.nn.Module, hook: Hook) -> _Attached:
         """Put a hook on a module."""
         own = module.__dict__
-        had, forward, compiled = REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(COMPILED)
+        had, forward, compiled = REGISTRY_ATTRIBUTE in own, own.get("forward"), own.get(IN_PLACE)
         hook.put_on(module, HOOK)
         if compiled is not None:
             hook.wrap(_beneath(module, compiled, forward))
-            own[COMPILED] = None
+            own[IN_PLACE] = None
         return cls(name, module, hook, hook.beneath, had, forward, compiled)
 
     @property
@@ -119,7 +119,7 @@ class _Attached:
         if self.above or self.is_bypassed:
             forward = own.get("forward")
         registry_of(self.module).remove_hook(HOOK, recurse=False)
-        for attribute, value in (("forward", forward), (COMPILED, self.compiled)):
+        for attribute, value in (("forward", forward), (IN_PLACE, self.compiled)):
             if value is not None:
                 own[attribute] = value
         if forward is None:
@@ -231,7 +231,7 @@ def lost_from(model: torch.nn.Module, hooked: Mapping[str, torch.nn.Module]) -> 
 
 def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
     """Refuse to decide within blocks that are compiled, where each block and each decision would be compiled anew."""
-    compiled = {name for name, module in model.named_modules() if name and module.__dict__.get(COMPILED) is not None}
+    compiled = {name for name, module in model.named_modules() if name and module.__dict__.get(IN_PLACE) is not None}
     for name in names:
         parents = [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
         inside = next((parent for parent in parents if parent in compiled), None)
@@ -246,7 +246,7 @@ def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
 def _require_whole(model: torch.nn.Module, session: Session) -> None:
     """Refuse to read a value in the middle of a forward that is compiled in one piece."""
     measured = any(part.act.measured for part in session.parts)
-    if measured and hasattr(model.forward, "_torchdynamo_orig_callable"):
+    if measured and has_compiled_forward(model):
         raise RuntimeError(
             "the network's forward was compiled as a whole, and a cache decides in the middle of it from a value on "
             "the device: compile the blocks instead, with model.compile_repeated_blocks(fullgraph=True)"

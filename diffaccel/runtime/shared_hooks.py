@@ -21,11 +21,6 @@ from diffaccel.runtime.attachment import HOOK
 STREAM_HOOK = "diffaccel-stream"
 
 
-def is_compiled(model: object) -> bool:
-    """Whether a network was compiled as a module, so that a hook within would break its graph."""
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-
-
 Hooks = Mapping[torch.nn.Module, Hook]
 
 

@@ -16,6 +16,7 @@ from diffaccel._diffusers import hooks_of
 from diffaccel.methods.base import Method
 from diffaccel.methods.companions import tied_parts
 from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.networks.compiled import is_compiled, unwrapped
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import ADDED, controlnets_of
@@ -27,7 +28,6 @@ from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.session import RunNetwork
-from diffaccel.runtime.shared_hooks import is_compiled
 from diffaccel.stream.conditions import ControlImages
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.memo import Memo
@@ -53,7 +53,7 @@ class ControlNets:
         self._pipe, self._calls = pipe, WorkRunner() if calls is None else calls
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
-        self._several = hasattr(getattr(whole, "_orig_mod", whole), "nets")
+        self._several = hasattr(unwrapped(whole), "nets")
         needing = [type(method).__name__ for method in methods if method.needs_controlnet]
         if needing and not nets:
             raise UnsupportedModelError(f"{needing[0]} needs a ControlNet, and this pipeline has none: leave it out")
@@ -164,7 +164,7 @@ class ControlNets:
 def _machine(net: torch.nn.Module, pipe: Any, methods: Sequence[Method], index: int) -> Machine:
     """What a ControlNet leaves out where the denoiser reuses, and what it need not compute in every tick."""
     layout = layout_of(net)
-    unet = getattr(pipe.unet, "_orig_mod", pipe.unet)
+    unet = unwrapped(pipe.unet)
     found = [one for one in tied_parts(methods, layout, layout_of(unet), index) if one.tie] if methods else []
     parts, ties = [one.part for one in found], [one.tie for one in found]
     if not any(HOOK in hooks_of(net.get_submodule(name)) for name in layout.control):

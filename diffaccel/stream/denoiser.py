@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
@@ -60,7 +61,7 @@ class Denoiser:
         self.calls = WorkRunner() if calls is None else calls
         self._config = config
         self.work = NetworkWork()
-        cache, model = as_slot_cache(config.cache), getattr(network.model, "_orig_mod", network.model)
+        cache, model = as_slot_cache(config.cache), unwrapped(network.model)
         self._cache = cache
         self._parts = [] if cache is None else cache.parts(model, len(config.indices))
         wrappers = [] if cache is None else cache.wrappers(model, len(config.indices))

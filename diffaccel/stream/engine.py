@@ -11,6 +11,7 @@ import torch
 
 from diffaccel.methods.base import Method
 from diffaccel.networks.calls import network_for
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import GivenEmbeds, Interpolation
 from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.sampling.guidance import Guidance
@@ -279,7 +280,7 @@ class StreamEngine(MovingFrames):
         """How a deadline is held: as before where nothing of it changes."""
         if config.deadline is None:
             return None
-        model = getattr(self._network.model, "_orig_mod", self._network.model)
+        model = unwrapped(self._network.model)
         if self._pace is None:
             return Pace(ladder(model, config), config.deadline)
         same = (config.deadline, len(config.indices)) == (self.config.deadline, len(self.config.indices))
@@ -331,8 +332,7 @@ class StreamEngine(MovingFrames):
     def discard(self, frames: int) -> None:
         """Account for frames that a queue in front of the engine dropped."""
         with self._lock:
-            counts = self._state.counts
-            counts.frames_in, counts.frames_dropped = counts.frames_in + frames, counts.frames_dropped + frames
+            self._state.counts.discard(frames)
 
     def close(self) -> None:
         """Let go of the frames in flight; pushing raises from now on. Closing twice is harmless."""

@@ -11,9 +11,9 @@ from diffaccel.methods.base import Method
 from diffaccel.methods.deepcache import DeepCache
 from diffaccel.methods.interval_cache import IntervalCache
 from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.networks.compiled import has_compiled_forward, is_compiled
 from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Uniform
-from diffaccel.runtime.shared_hooks import is_compiled
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.slot_cache import SlotCache
 
@@ -71,7 +71,7 @@ def ladder(model: torch.nn.Module, config: StreamConfig) -> list[Rung]:
 
 def _caches(model: torch.nn.Module) -> Iterator[tuple[str, float, Method]]:
     """Methods that reuse ever more, with a name and the share of the network's time that they take."""
-    if is_compiled(model) or hasattr(model.forward, "_torchdynamo_orig_callable"):
+    if is_compiled(model) or has_compiled_forward(model):
         return  # a graph for each decision, compiled while frames wait
     try:
         layout = layout_of(model)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.networks.compiled import is_compiled
 from diffaccel.networks.image_prompts import SCALES, scaled_modules
 from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scaled_layers
 from diffaccel.reuse.schedule import Always, Once
@@ -18,7 +19,7 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.scale_act import ScaleRows
 from diffaccel.runtime.session import RunNetwork, Session, Tie
-from diffaccel.runtime.shared_hooks import SharedHooks, is_compiled, require_plain
+from diffaccel.runtime.shared_hooks import SharedHooks, require_plain
 from diffaccel.runtime.wrapper import Wrapper, within
 
 

@@ -37,6 +37,11 @@ class Counts:
     frames_dropped: int = 0
     frames_not_finite: int = 0
 
+    def discard(self, frames: int) -> None:
+        """Count frames that came and were dropped."""
+        self.frames_in += frames
+        self.frames_dropped += frames
+
 
 @dataclass(frozen=True)
 class StreamReport:

@@ -15,12 +15,12 @@ import torch
 from diffaccel.config import Config
 from diffaccel.config.checks import check, number, whole
 from diffaccel.networks.causal import picture_layout_of
+from diffaccel.networks.compiled import is_compiled
 from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.causal_context import CausalContext
 from diffaccel.runtime.extend_act import ExtendKeyValues
 from diffaccel.runtime.lanes import Lane, LaneMemory, Lanes, Span
-from diffaccel.runtime.shared_hooks import is_compiled
 from diffaccel.stream.batch import Slot
 from diffaccel.stream.slot_cache import Scenes
 
@@ -66,7 +66,6 @@ class CrossFrame(Config):
             "steadiness changes attentions within the network, and this one was compiled as a whole: give the network "
             "that was not compiled, or steadiness=None",
         )
-        model = getattr(model, "_orig_mod", model)
         context = CausalContext(window=self.frames)
         act = ExtendKeyValues(picture_layout_of(model, self.blocks), context, whole=False)
         return Part(act, Always(), lifetime="video")
