@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from diffaccel.attach.calibrate_curves import block_watch
+from diffaccel.attach.calibrate_curves import BlockWatch
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import number, one_of, whole
 from diffaccel.config.words import counted
@@ -21,7 +21,7 @@ from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.replay_act import Replay
 
-METHODS = ("calibratedcache", "magcache", "teacache")
+METHODS = CALIBRATED, MAG, TEA = ("calibratedcache", "magcache", "teacache")
 
 
 def calibrate(
@@ -32,7 +32,7 @@ def calibrate(
     *,
     max_reuse: int = 3,
     seed: int = 0,
-    method: str = "calibratedcache",
+    method: str = CALIBRATED,
     **settings: Any,
 ) -> Calibration | MagCurve | TeaCurve:
     """Run a pipeline on some prompts and find out when `CalibratedCache` may reuse each kind of layer.
@@ -64,14 +64,14 @@ def calibrate(
     if not prompts:
         raise ValueError("calibrate needs at least one prompt; got none")
     one_of("method", method, METHODS)
-    measure = _Measure(max_reuse) if method == METHODS[0] else block_watch(method == METHODS[2])
+    measure = _Measure(max_reuse) if method == CALIBRATED else BlockWatch(modulated=method == TEA)
     total = _run(pipe, measure, prompts, seed, settings)
     source = f"diffaccel.calibrate, {counted(len(prompts), 'prompt')}, {total} network calls"
     found: Calibration | MagCurve | TeaCurve
     if isinstance(measure, _Measure):
         found = measure.calibration(total, alpha)
     else:
-        found = measure.tea_curve(source) if method == METHODS[2] else measure.mag_curve(total, source)
+        found = measure.tea_curve(source) if method == TEA else measure.mag_curve(total, source)
     if path is not None:
         found.save(path)
     return found

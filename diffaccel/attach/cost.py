@@ -93,7 +93,7 @@ class CostModel:
             # projections look for themselves what is missing; other parts keep what nested ones did not let them store
             if computed and part.lifetime != "run":
                 memory.parts[index] = PartMemory()
-        lanes = tuple(Lane("cost", row) for row in range(_rows(inputs.sample)))
+        lanes = tuple(Lane("cost", row) for row in range(inputs.rows))
         call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=computes)
         try:
             return self.count(lambda: session.run(call, memory, lambda call: clone.forward(**call.inputs.values)))
@@ -126,7 +126,3 @@ class SubstituteCost(CostModel):
     def macs(self, tally: Tally) -> tuple[int, int]:
         """Multiply-accumulates of all calls in `tally`; what they would have been counts at the other network."""
         return super().macs(tally)[0], 0
-
-
-def _rows(sample: Any) -> int:
-    return sample.shape[0] if isinstance(sample, torch.Tensor) else 1

@@ -88,8 +88,7 @@ class Report:
     @cached_property
     def calls(self) -> tuple[CallRow, ...]:
         """The last 4,096 calls of each network: state, cost and what was measured to decide."""
-        rows = self._list()
-        return tuple(rows)
+        return tuple(self._list())
 
     @property
     def last_run(self) -> tuple[CallRow, ...]:
@@ -128,13 +127,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, JSON-ready."""
-        names = ("computed", "replayed", "switched", *(MACS if self._uncountable is None else ()), "cache_bytes")
-        unknown = dict.fromkeys(MACS) if self._uncountable else {}
-        counts = self.methods | {"controlnet": self.controlnet}
-        pairs = {name: {"computed": computed, "replayed": reused} for name, (computed, reused) in counts.items()}
-        controlnet = pairs.pop("controlnet")
-        known = {name: getattr(self, name) for name in names}
-        return {**known, **unknown, "methods": pairs, "controlnet": controlnet, "full": self.full}
+        return {
+            **{name: getattr(self, name) for name in ("computed", "replayed", "switched")},
+            **{name: None if self._uncountable else getattr(self, name) for name in MACS},
+            "cache_bytes": self.cache_bytes,
+            "methods": {name: _pair(counts) for name, counts in self.methods.items()},
+            "controlnet": _pair(self.controlnet),
+            "full": self.full,
+        }
 
     def __str__(self) -> str:
         calls = counted(self.computed + self.replayed + self.switched, "network call")
@@ -178,6 +178,11 @@ def summarize(costs: Sequence[CostModel], seats: Sequence[Seat]) -> Report:
         _count=lambda: _total([cost.macs(tally) for cost, tally in zip(costs, tallies, strict=True)]),
         _list=lambda: call_rows(costs, seats, tallies),
     )
+
+
+def _pair(counts: tuple[int, int]) -> dict[str, int]:
+    """Calls that computed, and that replayed."""
+    return dict(zip(("computed", "replayed"), counts, strict=True))
 
 
 def _in_full(seat: Seat) -> Counter[bool]:

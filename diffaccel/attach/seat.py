@@ -179,7 +179,7 @@ class Seat:
     def _steer(self, inputs: Inputs, network: RunNetwork) -> Any:
         """A call that the caller decides about, outside of any run."""
         group = ("forced", self._context, fingerprint(inputs.sample))
-        lanes = tuple(Lane(group, row) for row in range(_rows(inputs)))
+        lanes = tuple(Lane(group, row) for row in range(inputs.rows))
         call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=self._forced)
         return self._wrapped(call, self._steered, network, None)
 
@@ -212,7 +212,7 @@ class Seat:
         if in_full:
             self.session.tally.full[in_full] += 1
             memory = Memory(self.session.parts)
-        count = _rows(inputs)
+        count = inputs.rows
         roles = self._roles(run, own, running, inputs, context, name) if self._reads_roles and not in_full else ()
         group = (lambda row: (context, roles[row])) if self._by_prompt and roles else (lambda row: context)  # noqa: ARG005
         features = tuple(Lane(group(row), row) for row in range(count))
@@ -276,7 +276,7 @@ class Seat:
         """Which rows see the negative prompt, found out once for each context."""
         if context not in own.roles:
             conditioning = self._prompted(inputs).conditioning
-            own.roles[context] = run.host.roles(conditioning, _rows(inputs), name, running)
+            own.roles[context] = run.host.roles(conditioning, inputs.rows, name, running)
         return own.roles[context]
 
     def _wrapped(
@@ -287,8 +287,3 @@ class Seat:
         wrappers = self.wrappers if call.forced is None and not alone else ()
         with self.session.tally.outer(call):
             return within(wrappers, memory, inner)(call)
-
-
-def _rows(inputs: Inputs) -> int:
-    """Rows of a call; those of a network that takes no tensor are one."""
-    return inputs.sample.shape[0] if isinstance(inputs.sample, torch.Tensor) and inputs.sample.dim() else 1

@@ -6,7 +6,6 @@ alike, each of which needs those before it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method, RefreshPlan
@@ -16,6 +15,7 @@ from diffaccel.reuse.residual import Ranges
 from diffaccel.reuse.schedule import Always, CallInfo, Once, Schedule
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.drop_act import DropAct
+from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.replay_act import Replay
 from diffaccel.runtime.session import Tie
 
@@ -29,6 +29,11 @@ class Tied:
     owner: Method
     part: Part
     tie: Tie | None = None
+
+
+def embedding(companion: Layout) -> Part:
+    """What is made of a control image alone, kept as long as it stays the same."""
+    return Part(Projection(companion.control), Once(), lifetime="frame")
 
 
 def hidden_in(ranges: Ranges, variant: int, companion: Layout, denoiser: Layout) -> Branch:
@@ -61,7 +66,7 @@ def tied_parts(methods: Sequence[Method], companion: Layout, denoiser: Layout, i
     for method in methods:
         for part, followed in method.companion_parts(companion):
             if followed is not None:
-                others.append(Tied(method, _following(part), Tie(((first + followed, 0),))))
+                others.append(Tied(method, replace(part, schedule=Always()), Tie(((first + followed, 0),))))
             elif part.act.modules and part not in [tied.part for tied in others]:
                 others.append(Tied(method, part))
         for unread in method.unread(companion, denoiser):
@@ -71,10 +76,6 @@ def tied_parts(methods: Sequence[Method], companion: Layout, denoiser: Layout, i
     refreshed = _refreshed(methods, companion, index, [tied.owner for tied in others if tied.tie is not None])
     told = [frozenset(leaders[residual.replayed[0]]) for residual in companion.residuals]
     return [*_stretches(companion.residuals, told, refreshed, methods), *others]
-
-
-def _following(part: Part) -> Part:
-    return replace(part, schedule=Always())
 
 
 def _refreshed(
@@ -131,8 +132,6 @@ def _left_out(residuals: Sequence[Branch]) -> Part:
 @dataclass(frozen=True)
 class AtMost(Schedule):
     """Compute where `interval` calls have gone by since the last computed one, whether others needed it in between."""
-
-    counts_run: ClassVar[bool] = False
 
     interval: int
 

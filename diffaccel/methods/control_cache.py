@@ -13,12 +13,11 @@ from typing import ClassVar, Self
 from diffaccel.config import kind, stored
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method, RefreshPlan
+from diffaccel.methods.companions import embedding
 from diffaccel.methods.control_relevance import Relevance
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.schedule import Once
 from diffaccel.runtime.act import Part
-from diffaccel.runtime.projection_act import Projection
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class ControlCache(Method):
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The embedding of a control image that stays the same."""
-        return [(Part(Projection(layout.control), Once(), lifetime="frame"), None)]
+        return [(embedding(layout), None)]
 
     def refresh(self, companion: Layout, index: int) -> RefreshPlan | None:
         """An interval for each residual that is kept."""

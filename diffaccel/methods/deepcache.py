@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method, Unread
+from diffaccel.methods.companions import embedding
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.schedule import Once, Schedule, Uniform
+from diffaccel.reuse.schedule import Schedule, Uniform
 from diffaccel.runtime.act import Part
-from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.replay_act import Replay
 
 
@@ -48,7 +48,7 @@ class DeepCache(Method):
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The embedding of a control image that stays the same."""
-        return [(Part(Projection(layout.control), Once(), lifetime="frame"), None)]
+        return [(embedding(layout), None)]
 
     def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:  # noqa: ARG002
         """What lies below the branch."""

@@ -26,12 +26,13 @@ class TextKVCache(Method):
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the projections."""
         layout.require("TextKVCache", "conditioning_only")
-        return [Part(_projections(layout), Once(), lifetime="prompt")]
+        return [_projected(layout)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:
         """The same in a ControlNet."""
-        return [(Part(_projections(layout), Once(), lifetime="prompt"), None)] if layout.conditioning_only else []
+        return [(_projected(layout), None)] if layout.conditioning_only else []
 
 
-def _projections(layout: Layout) -> Projection:
-    return Projection(layout.conditioning_only, layout.conditioning_path, of_prompt=True)
+def _projected(layout: Layout) -> Part:
+    act = Projection(layout.conditioning_only, layout.conditioning_path, of_prompt=True)
+    return Part(act, Once(), lifetime="prompt")

@@ -22,9 +22,13 @@ from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapte
 from diffaccel.networks.network import ADDED, BESIDE, INTRABLOCK, Network, dynamic_shift
 
 
-def _falling(grid: Any, num_inference_steps: int, image_tokens: int) -> None:
-    sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
-    grid.set_timesteps(sigmas=sigmas, **dynamic_shift(grid.config, image_tokens))
+class _Falling(Network):
+    """Networks whose pipelines lay sigmas out evenly."""
+
+    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
+        """Evenly from 1 towards 0."""
+        sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
+        grid.set_timesteps(sigmas=sigmas, **dynamic_shift(grid.config, image_tokens))
 
 
 class UNet(Network):
@@ -157,7 +161,7 @@ class SD3(Network):
         return result
 
 
-class Flux(Network):
+class Flux(_Falling):
     """FluxTransformer2DModel: FLUX.1 schnell and dev, whose latents are packed 2 x 2."""
 
     patch = 2
@@ -166,10 +170,6 @@ class Flux(Network):
     def channels(self) -> int:
         """Latent channels before packing."""
         return int(self.model.config.in_channels) // 4
-
-    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
-        """Evenly from 1 towards 0."""
-        _falling(grid, num_inference_steps, image_tokens)
 
     def _widths(self) -> dict[str, int]:
         config = self.model.config
@@ -268,16 +268,12 @@ class PixArt(_Masked):
         return {"resolution": size, "aspect_ratio": (size[:, :1] / size[:, 1:])}
 
 
-class ZImage(Network):
+class ZImage(_Falling):
     """ZImageTransformer2DModel: takes lists, a reversed time, and predicts the negative velocity."""
 
     patch = 2
     ragged = ("cap_feats",)
     names: ClassVar[Mapping[str, str]] = {"prompt_embeds": "cap_feats"}
-
-    def lay_out(self, grid: Any, num_inference_steps: int, image_tokens: int) -> None:
-        """Evenly from 1 towards 0."""
-        _falling(grid, num_inference_steps, image_tokens)
 
     def _widths(self) -> dict[str, int]:
         return {"prompt_embeds": self.model.config.cap_feat_dim}

@@ -48,6 +48,11 @@ class Inputs:
         return self.values[self.names[0]]
 
     @property
+    def rows(self) -> int:
+        """How many rows; a network that takes no tensor has one."""
+        return self.sample.shape[0] if isinstance(self.sample, torch.Tensor) and self.sample.dim() else 1
+
+    @property
     def timestep(self) -> Any:
         """The timestep, None if the network takes none."""
         return self._named(1)

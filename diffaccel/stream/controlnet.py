@@ -14,19 +14,17 @@ import torch
 
 from diffaccel._diffusers import hooks_of
 from diffaccel.methods.base import Method
-from diffaccel.methods.companions import tied_parts
+from diffaccel.methods.companions import embedding, tied_parts
 from diffaccel.networks import UnsupportedModelError, layout_of
 from diffaccel.networks.compiled import is_compiled, unwrapped
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.network import ADDED, controlnets_of
-from diffaccel.reuse.schedule import Once
-from diffaccel.runtime.act import Lifetime, Part
+from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.attachment import HOOK
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.runtime.memory import Memory
-from diffaccel.runtime.projection_act import Projection
 from diffaccel.runtime.session import RunNetwork
 from diffaccel.stream.conditions import ControlImages
 from diffaccel.stream.machine import Machine
@@ -168,7 +166,7 @@ def _machine(net: torch.nn.Module, pipe: Any, methods: Sequence[Method], index: 
     found = [one for one in tied_parts(methods, layout, layout_of(unet), index) if one.tie] if methods else []
     parts, ties = [one.part for one in found], [one.tie for one in found]
     if not any(HOOK in hooks_of(net.get_submodule(name)) for name in layout.control):
-        parts.append(Part(Projection(layout.control), Once(), lifetime="frame"))
+        parts.append(embedding(layout))
         ties.append(None)
     return Machine(net, parts, ties)
 

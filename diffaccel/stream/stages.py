@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -130,35 +130,16 @@ class StageRows:
 
 def gather(rows: Sequence[tuple[Stages, int]], frames: int, device: torch.device) -> StageRows:
     """Coefficients for slots at the given ``(stages, stage)``, each repeated for its ``frames`` rows."""
-    columns: list[tuple[float, ...]] = []
+    weights: list[tuple[float, ...]] = []
     for stages, i in rows:
         level, step = stages.levels[i], stages.step(i)
-        columns.append(
-            (
-                level.alpha,
-                level.sigma,
-                *clean_weights(stages.prediction_type, level),
-                *stages.sampler.boundary(level),
-                *step[:2],
-            )
-        )
-    table = torch.tensor(columns, dtype=torch.float64).repeat_interleave(frames, 0).to(device, torch.float32)
+        told = clean_weights(stages.prediction_type, level), stages.sampler.boundary(level), step[:2]
+        weights.append((level.alpha, level.sigma, *chain.from_iterable(told)))  # in the order of the fields
+    table = torch.tensor(weights, dtype=torch.float64).repeat_interleave(frames, 0).to(device, torch.float32)
     timesteps = torch.tensor([stages.timesteps[i] for stages, i in rows]).repeat_interleave(frames)
     fresh = torch.cat([_fresh(stages, i) for stages, i in rows]).to(device, torch.float32)
-    alpha, sigma, *others = (c[:, None, None, None] for c in table.unbind(1))
-    clean_x, clean_pred, out_clean, out_x, step_clean, step_noise = others
-    return StageRows(
-        _integral(timesteps).to(device),
-        alpha,
-        sigma,
-        clean_x,
-        clean_pred,
-        out_clean,
-        out_x,
-        step_clean,
-        step_noise,
-        fresh,
-    )
+    columns = [column[:, None, None, None] for column in table.unbind(1)]
+    return StageRows(*[_integral(timesteps).to(device), *columns, fresh])
 
 
 def _fresh(stages: Stages, stage: int) -> torch.Tensor:

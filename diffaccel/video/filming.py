@@ -108,7 +108,7 @@ class Filming:
         stages = [len(both[self.config.stream_batch].stages) for both in (self.settings, settings)]
         rebuilt = config.cache != self.config.cache or config.num_steps != self.config.num_steps
         rebuilt = rebuilt or (self.config.stream_batch and stages[0] != stages[1])
-        asks = [each.guidance.negative_source in ("predicted", "first") for each in (old, new)]
+        asks = [each.guidance.reads_negative_prompt for each in (old, new)]
         prompts = new.positive is not old.positive or new.negative is not old.negative
         if (rebuilt or asks[0] != asks[1]) and self.begun:
             config.check_anew()
@@ -177,8 +177,8 @@ class Filming:
 
     def _prompts(self, settings: FrameSettings) -> list[tuple[bool, Conditioning]]:
         """What rows of a chunk are told, the negative prompt first."""
-        asks = self.settings[0].guidance.negative_source in ("predicted", "first")
-        return [*([(True, settings.negative_prompt)] if asks else []), (False, settings.positive)]
+        negative = [(True, settings.negative_prompt)] if self.settings[0].guidance.reads_negative_prompt else []
+        return [*negative, (False, settings.positive)]
 
     def _write_context(self) -> None:
         """Let the coming chunk see what it may: frames that are new, or all of them anew."""

@@ -24,17 +24,13 @@ def context_bytes(
         size: height and width of latents.
     """
     context = config.context
-    rows = 1 + (config.guidance.negative_source in ("predicted", "first"))
+    rows = 1 + config.guidance.reads_negative_prompt
     stages = config.num_steps if config.stream_batch else 1
-    frame = sum(
-        2 * layout.tokens(name, *size) * int(network.model.get_submodule(name).inner_dim) for name in layout.attention
-    )
-    frames = (context.window or 0) + context.sink + config.chunk
-    kept = frame * frames * rows * stages * network.dtype.itemsize
-    largest = max(
-        layout.tokens(name, *size) * int(network.model.get_submodule(name).inner_dim) for name in layout.attention
-    )
-    return kept, 2 * largest * frames * rows * stages * network.dtype.itemsize if context.offload else kept
+    frames = ((context.window or 0) + context.sink + config.chunk) * rows * stages
+    widths = {name: int(network.model.get_submodule(name).inner_dim) for name in layout.attention}
+    # bytes of each attention's keys and values, of all frames
+    each = [2 * layout.tokens(name, *size) * width * frames * network.dtype.itemsize for name, width in widths.items()]
+    return sum(each), max(each) if context.offload else sum(each)
 
 
 def require_memory(device: torch.device, planned: Sequence[tuple[int, int]], config: VideoConfig) -> None:

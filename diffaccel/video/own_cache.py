@@ -123,7 +123,7 @@ class OwnCache:
 
     def planned_bytes(self, size: tuple[int, int]) -> tuple[int, int]:
         """Bytes of the cache of a full window; there are no windows beside it."""
-        context, rows = self.config.context, 1 + (self.config.guidance.negative_source in ("predicted", "first"))
+        context, rows = self.config.context, 1 + self.config.guidance.reads_negative_prompt
         frames = (context.window or 0) + context.sink
         pieces = [self.config.chunk] * -(-frames // self.config.chunk)
         return rows * self.network.cache_bytes(pieces, size), 0
