@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from diffaccel.batch.jobs import PICTURES, Job
+from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
+from diffaccel.batch.settings import PICTURES
 from diffaccel.batch.tasks import guidance_problem, pictures_problem, task_problem
 from diffaccel.batch.text_rules import text_problem
 from diffaccel.models import ModelError, ModelSource, find_lora, parse_loras

@@ -17,7 +17,7 @@ from threading import Thread, current_thread, main_thread
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.batch.jobs import Job, batches
+from diffaccel.batch.jobs import Job, dealt
 from diffaccel.batch.store import OutputFolder, Record, ResultSink, StoreError, is_done, read_manifest
 from diffaccel.batch.summary import Calls, Summary
 from diffaccel.config.words import counted
@@ -99,11 +99,9 @@ def render_parts(parts: Iterable[Share], folder: ResultSink, on_record: OnRecord
 
 def split(part: Share, count: int) -> list[Share]:
     """Parts for `count` processes: full batches dealt out in turn, and devices in turn where there are several."""
-    dealt = list(batches(part.jobs, part.batch_size))
-    hands = [tuple(job for batch in dealt[index::count] for job in batch) for index in range(count)]
     return [
         replace(part, jobs=jobs, placement=_placed(part.placement, device))
-        for jobs, device in zip(hands, _devices(count), strict=True)
+        for jobs, device in zip(dealt(part.jobs, count, part.batch_size), _devices(count), strict=True)
         if jobs
     ]
 

@@ -53,8 +53,7 @@ def misfits(jobs: Iterable[Job], source: ModelSource, find: Finder | None = None
 
 def _of_controlnets(cache: str) -> str | None:
     """The name of the first method that works on ControlNets alone, if there is one."""
-    methods = () if cache == "none" else parse_cache(cache)
-    return next((type(method).__name__ for method in methods if method.needs_controlnet), None)
+    return next((type(method).__name__ for method in parse_cache(cache) if method.needs_controlnet), None)
 
 
 def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool = False) -> None:

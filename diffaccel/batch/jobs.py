@@ -16,7 +16,7 @@ from diffaccel.batch.names import file_stem
 from diffaccel.batch.picture_sets import spread
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.rows import BadRow, Columns, PlacedRow
-from diffaccel.batch.settings import DRAWN_SEED, SEEDS, PictureSettings, PromptRow
+from diffaccel.batch.settings import DRAWN_SEED, PICTURES, SEEDS, PictureSettings, PromptRow
 from diffaccel.batch.templates import drawn
 from diffaccel.models import defaults, located, parse_loras, rebased
 
@@ -24,7 +24,6 @@ MIN_STEPS_TO_CACHE = 10  # in fewer steps, neighbouring ones differ too much for
 BACKGROUND, RESIZE = "white", "crop"
 UNPAINTED = ("columns", "notes")
 """Fields of a job that change nothing in its picture."""
-PICTURES = ("init_image", "mask_image", "control_image")
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", *PICTURES, *UNPAINTED)
 _ROWS_OWN = frozenset(("prompt", "negative_prompt", "seed", "custom_id", *PICTURES))
 _WORDS = {code: (chr(code).lower() if chr(code).isalnum() else " ") for code in range(128)}
@@ -138,7 +137,7 @@ class JobPlan:
     def shard(self, index: int, count: int, batch_size: int) -> "JobPlan":
         """The `index`-th (from 1) of `count` parts, which together have every picture, bad row and repetition once."""
         mine = slice(index - 1, None, count)
-        jobs = shard(self.jobs, index, count, batch_size)
+        jobs = dealt(self.jobs, count, batch_size)[index - 1]
         return replace(self, jobs=jobs, bad=self.bad[mine], duplicates=len(range(self.duplicates)[mine]))
 
 
@@ -324,13 +323,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_write(value).encode()).hexdigest()
 
 
-def shard(jobs: Iterable[Job], index: int, count: int, batch_size: int) -> tuple[Job, ...]:
-    """The `index`-th (from 1) of `count` parts: the full batches of the whole, dealt out in turn.
+def dealt(jobs: Iterable[Job], count: int, batch_size: int) -> list[tuple[Job, ...]]:
+    """`count` parts: the full batches of the whole, dealt out in turn.
 
     As batches stay together, every part renders exactly what one run over the whole would.
     """
-    dealt = list(batches(jobs, batch_size))[index - 1 :: count]
-    return tuple(job for batch in dealt for job in batch)
+    whole = list(batches(jobs, batch_size))
+    return [tuple(job for batch in whole[index::count] for job in batch) for index in range(count)]
 
 
 def batches(jobs: Iterable[Job], size: int) -> Iterable[tuple[Job, ...]]:

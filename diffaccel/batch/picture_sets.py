@@ -11,10 +11,8 @@ from pathlib import Path
 from diffaccel.batch.names import as_id
 from diffaccel.batch.pictures import SUFFIXES, check_picture
 from diffaccel.batch.rows import BadRow, InputError, PlacedRow
-from diffaccel.batch.settings import PictureSettings
+from diffaccel.batch.settings import PICTURES, PictureSettings
 from diffaccel.models import expanded, is_there
-
-NAMES = ("init_image", "control_image", "mask_image")
 
 
 def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterable[PlacedRow | BadRow]:
@@ -25,7 +23,7 @@ def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterable[Pla
 
 
 def _each(placed: PlacedRow, options: PictureSettings) -> Iterator[PlacedRow | BadRow]:
-    named = {name: path for name in NAMES if (path := getattr(placed.row, name) or getattr(options, name))}
+    named = {name: path for name in PICTURES if (path := getattr(placed.row, name) or getattr(options, name))}
     try:
         sets = {name: found for name, path in named.items() if (found := pictures_of(path)) is not None}
     except ValueError as error:
@@ -45,7 +43,7 @@ def _each(placed: PlacedRow, options: PictureSettings) -> Iterator[PlacedRow | B
 
 def check_named(options: PictureSettings) -> None:
     """Raise `InputError` for a picture or set that the options name and that cannot be opened or is empty."""
-    for name in NAMES:
+    for name in PICTURES:
         path = getattr(options, name)
         try:
             if path and pictures_of(path) is None:

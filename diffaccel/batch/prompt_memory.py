@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from diffaccel._diffusers import Hook, registry_of
+from diffaccel.runtime.lanes import cat_rows
+from diffaccel.runtime.trees import tensors_in
 
 HOOK = "diffaccel_text"
 MAX_BYTES = 256 * 2**20
@@ -72,7 +74,7 @@ class TextMemory:
         with self._lock:
             masks = [None] * len(ids) if mask is None else torch.split(mask, 1)
             rows = [self._row(hook, *row, rest) for row in zip(torch.split(ids, 1), masks, strict=True)]
-        return _stacked(rows)
+        return cat_rows(rows)
 
     def _row(self, hook: "_Remembering", ids: torch.Tensor, mask: torch.Tensor | None, rest: dict[str, Any]) -> Any:
         """One row, remembered or encoded."""
@@ -82,7 +84,7 @@ class TextMemory:
             return self._kept[key][0]
         self.encoded += 1
         output = hook.encode(ids, mask, rest, trim=self._trims)
-        size = sum(leaf.nbytes for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor))
+        size = sum(tensor.nbytes for tensor in tensors_in(output))
         self._kept[key] = output, size
         self._bytes += size
         while self._bytes > self._max_bytes and len(self._kept) > 1:
@@ -132,15 +134,6 @@ def _padded(output: Any, length: int, total: int) -> Any:
     hidden = [isinstance(leaf, torch.Tensor) and leaf.dim() == 3 and leaf.shape[1] == length for leaf in leaves]
     pads = ((0, 0, 0, total - length) if is_hidden else () for is_hidden in hidden)
     return tree_unflatten([F.pad(leaf, p) if p else leaf for leaf, p in zip(leaves, pads, strict=True)], spec)
-
-
-def _stacked(rows: Sequence[Any]) -> Any:
-    """Outputs for one row each as the output for all rows."""
-    if len(rows) == 1:
-        return rows[0]
-    flat = [tree_flatten(row) for row in rows]
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    return tree_unflatten([torch.cat(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns], flat[0][1])
 
 
 def encode_ahead(pipe: Any, prompts: Sequence[str], arguments: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from diffaccel.batch.rows import (
     make_row,
     setting_name,
 )
+from diffaccel.batch.settings import PICTURES
 from diffaccel.batch.tables import header_delimiter, parquet_rows, table_rows
 from diffaccel.batch.text_lines import COMMENT, text_values
 from diffaccel.models import expanded, is_there, parse_loras, rebased
@@ -38,7 +39,6 @@ __all__ = ["COMMAND_LINE", "SETTINGS", "BadRow", "InputError", "PlacedRow", "Row
 COMMAND_LINE = "command line"
 _ENCODING, _ERRORS = "utf-8-sig", "surrogateescape"
 _decode = json.JSONDecoder(object_pairs_hook=given_once).decode
-_PICTURES = ("init_image", "mask_image", "control_image")
 _JSON_ROW, _JSON_DOCUMENT = re.compile(r'\s*\{\s*("|\}|$)'), re.compile(r'\s*(\[\s*([{"\]]|$)|\{\s*("|\}|$))')
 _NO_PROMPTS = re.compile(
     r"\S+\.(xlsx?|ods|numbers|md|docx?|odt|rtf|pdf|html?|xml|toml|ini|log|zip|gz|tar|py|sh|png|jpe?g|webp|gif|bmp|tiff?"
@@ -101,7 +101,7 @@ def _beside(folder: Path, placed: PlacedRow | BadRow) -> PlacedRow | BadRow:
     """The row with its files looked for beside the prompt file that names them, before the working folder."""
     if isinstance(placed, BadRow) or not (placed.row.lora or placed.row.names_pictures):
         return placed
-    row, pictures = placed.row, ((name, getattr(placed.row, name)) for name in _PICTURES)
+    row, pictures = placed.row, ((name, getattr(placed.row, name)) for name in PICTURES)
     found = {name: str(folder / file) for name, file in pictures if file and _found(folder, file)}
     if row.lora:
         names = [lora.name for lora in parse_loras(row.lora)]

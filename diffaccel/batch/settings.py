@@ -24,6 +24,7 @@ MAX_PROMPT_CHARACTERS = 10_000
 SEEDS = 2**64  # as many as there are
 EXACT = 2**53  # below which floating point holds every whole number
 DRAWN_SEED = -1  # asks for a seed that is drawn, and recorded
+PICTURES = ("init_image", "mask_image", "control_image")
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 PromptText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_PROMPT_CHARACTERS)]
@@ -124,7 +125,7 @@ class PictureSettings(BaseModel):
     @property
     def names_pictures(self) -> bool:
         """Whether it names a picture."""
-        return bool(self.init_image or self.mask_image or self.control_image)
+        return any(getattr(self, name) for name in PICTURES)
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, without those left open."""

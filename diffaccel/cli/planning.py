@@ -254,7 +254,7 @@ def _require_common(options: "PictureSettings", todo: "Sequence[Job]", source: "
 
 def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
     """Refuse pictures and ways of reading prompts that the model cannot take."""
-    from diffaccel.batch.jobs import PICTURES
+    from diffaccel.batch.settings import PICTURES
     from diffaccel.batch.tasks import pictures_problem, task_problem
     from diffaccel.batch.text_rules import text_problem
 

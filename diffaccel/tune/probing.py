@@ -159,20 +159,23 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
 def _alone(bench: Bench, space: Space, name: str, call: int, total: int) -> tuple[torch.Tensor, float]:
     """How the pictures move when a part is reused at one call alone, and the relative error of the blend there."""
     plan = single(name, call, total)
-    sources = space.sources(plan)[call][name]
-    error = left_over(space.grams[name], call, sources, blend(space.grams[name], call, sources))
-    return bench.pictures(space, plan) - bench.plain, error
+    return bench.pictures(space, plan) - bench.plain, _blend_error(space, plan, name, call)
 
 
 def _probe(bench: Bench, space: Space, name: str, call: int, total: int) -> tuple[Probe, float]:
     """A probe, and the fraction of a call's multiply-accumulates that it saved."""
     plan = single(name, call, total)
     sampler = sampler_of(bench.pipe.scheduler)
-    sources = space.sources(plan)[call][name]
-    error = left_over(space.grams[name], call, sources, blend(space.grams[name], call, sources))
     bench.runs += 1
     with accelerate(bench.pipe, Profile(space.recipe(plan, sampler))) as handle:
         moved = bench.workload.pictures(bench.pipe) - bench.plain
         report = handle.report()
     saved = total * report.macs_saved
+    error = _blend_error(space, plan, name, call)
     return Probe(call, name, error, float(moved.double().square().mean().sqrt())), saved
+
+
+def _blend_error(space: Space, plan: CallPlan, name: str, call: int) -> float:
+    """Relative error of the blend of a part that a plan reuses at a call."""
+    sources = space.sources(plan)[call][name]
+    return left_over(space.grams[name], call, sources, blend(space.grams[name], call, sources))

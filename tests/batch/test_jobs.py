@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffaccel import models
-from diffaccel.batch.jobs import Ingredients, Job, JobPlan, Planner, batches, plan_jobs, row_id, shard
+from diffaccel.batch.jobs import Ingredients, Job, JobPlan, Planner, batches, dealt, plan_jobs, row_id
 from diffaccel.batch.readers import BadRow, PlacedRow
 from diffaccel.batch.settings import PictureSettings, PromptRow
 
@@ -117,7 +117,7 @@ def test_batches_are_full_and_share_their_settings() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_shards_are_the_batches_of_the_whole_dealt_out(batch_size: int) -> None:
     jobs = plan(*(PromptRow(prompt=f"p{number}", steps=2 + number % 2) for number in range(41))).jobs
-    parts = [shard(jobs, index, 4, batch_size) for index in (1, 2, 3, 4)]
+    parts = dealt(jobs, 4, batch_size)
     assert sorted(job.id for part in parts for job in part) == sorted(job.id for job in jobs)
     assert max(map(len, parts)) - min(map(len, parts)) <= 2 * batch_size
     assert {batch for part in parts for batch in batches(part, batch_size)} == set(batches(jobs, batch_size))
