@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ Fit = Literal["crop", "pad", "stretch"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 Picture = Image.Image | np.ndarray | torch.Tensor
 
+MARGIN = 4
+"""How many times longer than what is shown of it a picture may be, before the rest is cut off unresized."""
 PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 
 
@@ -100,12 +103,25 @@ def fit_to(pixels: torch.Tensor, height: int, width: int, fit: Fit) -> torch.Ten
     choose = {"crop": max, "pad": min}.get(fit)
     if choose is not None:
         ratio = choose(height / h, width / w)
-        h, w = max(1, round(h * ratio)), max(1, round(w * ratio))
+        pixels = _near_middle(pixels, height / ratio, width / ratio)
+        h, w = (max(1, round(side * ratio)) for side in pixels.shape[-2:])
     else:
         h, w = height, width
     resized = F.interpolate(pixels, (h, w), mode="bilinear", antialias=True).clamp(0, 1)
     top, left = (height - h) // 2, (width - w) // 2
     return F.pad(resized, (left, width - w - left, top, height - h - top))  # negative padding crops
+
+
+def _near_middle(pixels: torch.Tensor, height: float, width: float) -> torch.Tensor:
+    """The middle of a picture that is many times longer than what is shown of it.
+
+    All of one of 1 x 2048 pixels, enlarged until its short side fills a square of 512, would take 12 GB.
+    """
+    for side, shown in ((-2, height), (-1, width)):
+        most = MARGIN * math.ceil(shown)
+        if pixels.shape[side] > most:
+            pixels = pixels.narrow(side, (pixels.shape[side] - most) // 2, most)
+    return pixels
 
 
 class Codec:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import stream_pipelines
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -23,6 +24,17 @@ def test_crop_keeps_the_middle() -> None:
     image = torch.zeros(1, 3, 32, 96)
     image[..., 32:64] = 1
     assert fit_to(image, 32, 32, "crop").mean() > 0.999
+
+
+def test_of_a_very_long_picture_only_the_middle_is_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
+    resize, asked = F.interpolate, []
+    monkeypatch.setattr(F, "interpolate", lambda x, size, **how: asked.append(size) or resize(x, size, **how))
+    image = torch.rand(1, 3, 2, 2048)
+    fitted = fit_to(image, 64, 64, "crop")
+    assert max(asked[0]) <= 4 * 64  # all of it would be 65,536 pixels long
+    torch.testing.assert_close(fitted, fit_to(image[..., 1020:1028], 64, 64, "crop"))
+    assert fit_to(image.mT, 64, 64, "crop").shape == fitted.shape
+    assert max(asked[-1]) <= 4 * 64
 
 
 def test_pad_shows_everything_on_black() -> None:
