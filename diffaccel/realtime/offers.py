@@ -64,6 +64,8 @@ class Offers:
     def painter(self, name: str) -> Painter:
         """A model, loaded if it was not yet. Raises `ModelError` for one that is not offered, or unusable."""
         chosen = name or self.first
+        if chosen in self._painters:  # also while another is being loaded, which may take minutes
+            return self._painters[chosen]
         with self._lock:
             if chosen not in self._painters:
                 self._painters[chosen] = self._load(chosen)

@@ -12,7 +12,9 @@ import os
 import pickle
 import signal
 import threading
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -253,7 +255,7 @@ def _paint(pipe: Connection, settings: LiveSettings, max_rows: int, threads: int
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business
     torch.set_num_threads(threads)
-    calls: list[tuple[str, int]] = []
+    calls: deque[tuple[str, int]] = deque()
     try:
         studio = Studio.open(settings, max_rows, lambda kind, rows: calls.append((kind, rows)))
     except Exception as error:
@@ -268,7 +270,7 @@ def _paint(pipe: Connection, settings: LiveSettings, max_rows: int, threads: int
         threading.Thread(target=_serve, args=(session, studio, calls), daemon=True).start()
 
 
-def _serve(pipe: Connection, studio: Studio, calls: list[tuple[str, int]]) -> None:
+def _serve(pipe: Connection, studio: Studio, calls: deque[tuple[str, int]]) -> None:
     """One session, until its pipe is closed."""
     stream: Any = None
     try:
@@ -282,7 +284,7 @@ def _serve(pipe: Connection, studio: Studio, calls: list[tuple[str, int]]) -> No
                     value = getattr(stream, name)(*args, **kwargs)
             except Exception as caught:
                 error = _portable(caught)
-            told = [calls.pop() for _ in range(len(calls))]
+            told = _taken(calls)
             account = (stream.frames_in_flight, stream.not_finite, stream.pace) if stream is not None else (0, 0, "")
             flying, withheld, pace = account
             pipe.send(Answer(value, error, flying, withheld, pace, studio.host.report().rows, told))
@@ -291,6 +293,15 @@ def _serve(pipe: Connection, studio: Studio, calls: list[tuple[str, int]]) -> No
     finally:
         if stream is not None:
             stream.close()
+
+
+def _taken(calls: deque[tuple[str, int]]) -> list[tuple[str, int]]:
+    """What waits to be told, which threads of several sessions take at the same time."""
+    told = []
+    with suppress(IndexError):
+        for _ in range(len(calls)):
+            told.append(calls.popleft())
+    return told
 
 
 def _portable(error: Exception) -> Exception:
