@@ -300,10 +300,11 @@ def _serve_on_ray(given: dict[str, Any]) -> None:
 
 
 def _say_where(url: str, options: "ServerOptions", begin: float) -> None:
-    from diffaccel.realtime.address import is_local
+    from diffaccel.realtime.address import is_local, seen_by_others
 
-    click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:")
-    click.echo(f"\n  {url}\n")
+    click.echo(f"Ready after {time.monotonic() - begin:.1f} s. Open this page, Ctrl-C ends it:\n\n  {url}\n")
+    if number := seen_by_others(options.host):
+        click.echo(f"From other machines:\n\n  {url.replace('127.0.0.1', number, 1)}\n")
     if not is_local(options.host):
         click.echo("Everyone who can reach this machine and knows the address can use it.\n")
 

@@ -41,6 +41,19 @@ def is_local(host: str) -> bool:
     return host in LOOPBACK
 
 
+def seen_by_others(host: str) -> str | None:
+    """The number by which other machines reach a server that listens everywhere; None where none can, or for others."""
+    if host not in EVERYWHERE:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks from which of its addresses it would
+        except OSError:
+            return None
+        number: str = probe.getsockname()[0]
+    return None if number.startswith("127.") else number
+
+
 def url(host: str, port: int, path: str, *, token: str, scheme: str = "http") -> str:
     """The address of a path on this machine, with the token in it."""
     place = "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host

@@ -6,6 +6,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 
+from starlette.responses import StreamingResponse
+
 BOUNDARY = b"frame"
 MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -18,6 +20,11 @@ def part(jpeg: bytes) -> bytes:
     """A picture as a part of the multipart stream."""
     head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
     return head + jpeg + b"\r\n"
+
+
+def pictures(parts: AsyncIterator[bytes]) -> StreamingResponse:
+    """A moving JPEG, which other pages may show, too: whoever has its address was given the token."""
+    return StreamingResponse(parts, media_type=MEDIA_TYPE, headers={"cross-origin-resource-policy": "cross-origin"})
 
 
 class Channel:

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import MutableMapping
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATS_EVERY = 0.5
+FORGOTTEN_AFTER = 120.0
+"""Seconds without a frame or a change after which a place may be given to somebody else."""
+FORGOTTEN = 4001
+"""Close code of a connection whose place was given to somebody else."""
+NOBODY_PAINTED = "Nothing was painted here for a while, and somebody else needed the place."
 
 
 class Connection:
@@ -53,6 +59,22 @@ class Connection:
         self._wake = asyncio.Event()
         self.session: Client = hub.join(self._post)
         self._peer: Peer | None = None
+        self._heard, self._gave_up = monotonic(), False
+
+    @property
+    def silence(self) -> float:
+        """Seconds since its last frame or change; 0 while somebody watches its pictures, and once its place is gone."""
+        return 0.0 if self._gave_up or self._channel.viewers else monotonic() - self._heard
+
+    def give_up(self) -> None:
+        """Leave the place to somebody else, which is said."""
+        self._gave_up = True
+        self._hub.leave(self.session)
+        self._accept(Notice("problem", {"kind": "forgotten", "message": NOBODY_PAINTED}))
+
+    def _offer(self, frame: protocol.FrameMessage) -> None:
+        self._heard = monotonic()
+        self._hub.offer(self.session, frame)
 
     def _post(self, message: Message) -> None:
         """Take a message of the hub, from any thread."""
@@ -78,7 +100,7 @@ class Connection:
 
         if self._peer is not None:
             await self._peer.close()
-        self._peer = Peer(lambda frame: self._hub.offer(self.session, frame))
+        self._peer = Peer(self._offer)
         return await self._peer.answer(sdp)
 
     async def run(self, hello: dict[str, Any]) -> None:
@@ -115,10 +137,11 @@ class Connection:
     def _handle(self, message: MutableMapping[str, Any]) -> None:
         if message.get("text") is not None:
             self._hub.change(self.session, protocol.parse_text(message["text"]))
+            self._heard = monotonic()
             return
         parsed = protocol.parse_binary(message["bytes"])
         if isinstance(parsed, protocol.FrameMessage):
-            self._hub.offer(self.session, parsed)
+            self._offer(parsed)
             return
         while self._unshown and self._unshown[0] <= parsed.id:
             self._unshown.popleft()
@@ -135,6 +158,9 @@ class Connection:
             while self._notices:
                 notice = self._notices.pop(next(iter(self._notices)))
                 await self._socket.send_json({"type": notice.type, **notice.values})
+            if self._gave_up:
+                await self._socket.close(FORGOTTEN)
+                return
             if self._picture is not None and len(self._unshown) < protocol.WINDOW:
                 picture, self._picture = self._picture, None
                 self._unshown.append(picture.id)
@@ -144,8 +170,8 @@ class Connection:
         """How it goes, now and then."""
         while True:
             await asyncio.sleep(STATS_EVERY)
-            here = {"sessions": self._hub.count, "limit": self._hub.limit, "pace": self.session.pace}
-            values = {**self.session.tally.to_dict(), **here}
+            here = {"sessions": self._hub.count, "limit": self._hub.limit, "viewers": self._channel.viewers}
+            values = {**self.session.tally.to_dict(), **here, "pace": self.session.pace}
             self._accept(Notice("stats", values))
 
 

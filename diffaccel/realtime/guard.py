@@ -124,7 +124,9 @@ def _token(scope: Scope, headers: list[tuple[str, str]]) -> str:
 def _with_headers(send: Any) -> Any:
     async def wrapped(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *HEADERS]
+            own = message.get("headers", ())
+            named = {name for name, _ in own}
+            message["headers"] = [*own, *(header for header in HEADERS if header[0] not in named)]
         await send(message)
 
     return wrapped

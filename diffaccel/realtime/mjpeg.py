@@ -11,11 +11,11 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from diffaccel.realtime.address import listen, url
-from diffaccel.realtime.channels import MEDIA_TYPE, Channel
+from diffaccel.realtime.channels import Channel, pictures
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.protocol import encode
 
@@ -63,7 +63,7 @@ class MjpegServer:
         await self._server.serve(sockets=[self._socket])
 
     async def _respond(self, _: Request) -> Response:
-        return StreamingResponse(self._channel.frames(lambda: self._server.should_exit), media_type=MEDIA_TYPE)
+        return pictures(self._channel.frames(lambda: self._server.should_exit))
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""

@@ -59,7 +59,9 @@ class Studio:
         offers = Offers(settings, pipe, host)
         chosen = {"picture_size": f"{width}x{height}", "model": about["model"]}
         begin = controls_for(pipe, settings.controls).model_copy(update=chosen)
-        return cls(pipe, host, settings, about | {"fit": settings.fit, **offers.about}, begin, offers)
+        return cls(
+            pipe, host, settings, about | {"fit": settings.fit, "fps": settings.fps, **offers.about}, begin, offers
+        )
 
     def stream(self, controls: Controls) -> ChosenStream:
         """A session's stream. Raises ValueError where it cannot be had."""

@@ -14,15 +14,15 @@ from typing import Any, Self
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 
 from diffaccel.media.errors import MediaError
 from diffaccel.realtime import address, protocol
-from diffaccel.realtime.channels import MEDIA_TYPE, Channels
-from diffaccel.realtime.connection import Connection, words
+from diffaccel.realtime.channels import Channels, pictures
+from diffaccel.realtime.connection import FORGOTTEN_AFTER, Connection, words
 from diffaccel.realtime.controls import FOLLOWED_BY_CLIPS, Controls
 from diffaccel.realtime.guard import Guard
 from diffaccel.realtime.hub import Hub, HubFull
@@ -86,6 +86,7 @@ class LiveApp:
         """One client, from its arrival to its end."""
         await websocket.accept()
         name = websocket.query_params.get("session") or secrets.token_urlsafe(6)
+        self._make_room()
         try:
             channel = self.channels.get(name)
             connection = Connection(websocket, self.hub, name, channel)
@@ -105,6 +106,14 @@ class LiveApp:
             await connection.run({**hello, "window": protocol.WINDOW, "largest": protocol.LARGEST_MESSAGE})
         finally:
             del self.connections[connection.session.id]
+
+    def _make_room(self) -> None:
+        """Where every place is taken, take that of the page that was silent for longest, if it was for long enough."""
+        if self.hub.count < self.hub.limit:
+            return
+        silent = max(self.connections.values(), key=lambda each: each.silence, default=None)
+        if silent is not None and silent.silence >= FORGOTTEN_AFTER:
+            silent.give_up()
 
     def painting(self, name: str | None) -> Connection:
         """The connection that paints under a name; without one, the only one. Raises `HTTPException` otherwise."""
@@ -149,7 +158,7 @@ class LiveApp:
             raise HTTPException(422, str(error)) from error
         if self.channels.viewers >= MOST_VIEWERS:
             raise HTTPException(503, f"{MOST_VIEWERS} programs watch already, which is the limit")
-        return StreamingResponse(channel.frames(lambda: self.stopping), media_type=MEDIA_TYPE)
+        return pictures(channel.frames(lambda: self.stopping))
 
 
 class LiveServer(LiveApp):

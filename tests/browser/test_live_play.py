@@ -83,7 +83,7 @@ def test_a_server_that_was_started_again_with_less_takes_the_rest(open_page: Ope
         connection = next(iter(server.connections.values()))
         asyncio.run_coroutine_threadsafe(connection._socket.close(1001), connection.loop)
         until(lambda: page.wait_for_timeout(50) or connection not in server.connections.values())
-        becomes(page, lambda: server.connections and asked(server) == Controls(strength=0.8))
+        becomes(page, lambda: server.connections and asked(server) == Controls(seed=3, strength=0.8))
         pictures(page)
         assert page.locator("#message").is_hidden()
 

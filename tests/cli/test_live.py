@@ -38,7 +38,7 @@ def test_it_serves_until_it_is_interrupted(tiny_sd: Path) -> None:
     assert {name: about.pop(name) for name in ("models", "loras", "dream")} == {
         "models": [tiny_sd.name], "loras": [], "dream": False,
     }  # fmt: skip
-    assert about == {"model": tiny_sd.name, "width": 32, "height": 64, "fit": "crop"}
+    assert about == {"model": tiny_sd.name, "width": 32, "height": 64, "fit": "crop", "fps": None}
     assert "Stopped." in rest
     assert process.returncode == 0
 

@@ -27,6 +27,7 @@ def test_mjpeg_shows_the_latest_picture_of_the_only_session() -> None:
             request = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/mjpeg?token=secret", timeout=5)
             with request:
                 assert "multipart/x-mixed-replace" in request.headers["Content-Type"]
+                assert request.headers.get_all("Cross-Origin-Resource-Policy") == ["cross-origin"]  # as in <img>
                 head = b"".join(iter(request.readline, b"\r\n"))
                 assert f"Content-Length: {len(picture.jpeg)}".encode() in head
                 assert request.read(len(picture.jpeg)) == picture.jpeg

@@ -101,15 +101,14 @@ export class Controls {
     this.send();
   }
 
-  // Whether something is not as the server begins.
-  get mine() {
-    return !same(this.values, this.defaults);
-  }
-
-  // What to ask for of a server that was started again, perhaps as another one, as it greets.
-  wanted({ controls, models = [] }) {
-    const there = ([name, value]) => name in controls && (name !== "model" || models.includes(value));
-    return Object.fromEntries(Object.entries(this.values).filter(there));
+  // What is not as the server began, to ask for of one that greets: it may have been started again, as another one.
+  wanted({ controls, ...about }) {
+    const offered = (name, value) => {
+      const { choices, pattern } = this.schema.properties[name];
+      return !choices || (about[choices] ?? []).includes(value) || (pattern && about.model === this.schema.about.model);
+    };
+    const mine = ([name, value]) => name in controls && value !== this.defaults[name] && offered(name, value);
+    return Object.fromEntries(Object.entries(this.values).filter(mine));
   }
 
   // Whether there is such a control, and what a preset chooses is offered here.

@@ -2,7 +2,7 @@
 
 const FRAME = 1, MARK = 2, HEAD = 8, PICTURE_HEAD = 16, SKIPPED = 1;
 const QUALITY = 0.92;
-const BUSY = 1013, REFUSED = 1008;
+const BUSY = 1013, REFUSED = 1008, FORGOTTEN = 4001;
 const FULL = 4000; // milliseconds until it is tried again where nobody more had room
 
 export class Link extends EventTarget {
@@ -18,6 +18,7 @@ export class Link extends EventTarget {
 
   connect() {
     clearTimeout(this.timer);
+    this.forgotten = false;
     this.next = 1;
     this.taken = 0;
     this.window = 0;
@@ -60,7 +61,8 @@ export class Link extends EventTarget {
   closed(socket, code) {
     if (socket !== this.socket) return;
     this.window = 0;
-    if (code === REFUSED) return;
+    this.forgotten = code === FORGOTTEN; // its place was given to somebody else: it comes back when somebody is here
+    if (code === REFUSED || this.forgotten) return;
     if (code === BUSY) {
       this.timer = setTimeout(() => this.connect(), FULL); // perhaps by this page's own last connection, whose end was not seen
       return;

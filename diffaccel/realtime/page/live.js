@@ -5,18 +5,19 @@ import { Controls } from "./controls.js";
 import { ACROSS, Drawing } from "./draw.js";
 import { Dream, blank } from "./dream.js";
 import { arrows, select } from "./groups.js";
-import { median } from "./figures.js";
+import { Figures, count } from "./figures.js";
 import { takeFiles } from "./files.js";
 import { Link } from "./link.js";
 import { Media, MediaTrouble } from "./media.js";
 import { listen } from "./midi.js";
 import { presets } from "./presets.js";
+import { Rest } from "./rest.js";
 import { Rtc } from "./rtc.js";
 import { Recorder, fileName, save } from "./record.js";
 import { dismiss, hush, say, state } from "./say.js";
 import { Share, ownName } from "./share.js";
 
-const FASTEST = 1000 / 30;
+const RATE = 30; // frames a second, where the server holds no other
 const STILL = 50; // milliseconds after which the input is painted anew although no frame was sent
 const SLOWEST = 5000; // milliseconds that a picture of a clip may take on a slow machine
 const LARGEST_SIDE = 2048; // pixels of a frame that the server takes
@@ -36,12 +37,13 @@ const media = new Media($("video"), (words) => say(words, retry, drawInstead));
 const dream = new Dream($("dream-note"), $("media-name"), (values) => link?.sendControls(values));
 
 const clock = Object.assign(new Worker("/page/clock.js"), { onmessage: () => pump() });
+const rest = new Rest(() => Boolean(recorder.recorder || stats.viewers), wake);
 const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 
+const figures = new Figures();
 let source = "draw";
-let link, controls, stats = {}, paused = false, size = "";
-let about = {};
-let sentAt = new Map(), shownAt = [], latencies = [], networks = [], lastSent = 0, painted = 0, paintedAt = 0, freeAt = 0, newest = 0, timer = 0;
+let link, controls, stats = {}, about = {}, paused = false, size = "", model = ""; // that paints, whatever was asked for
+let sentAt = new Map(), lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0;
 
 const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
@@ -136,14 +138,22 @@ function room({ detail: ms }) {
   pump();
 }
 
+const fastest = () => 1000 / Math.max(RATE, 1.2 * (about.fps ?? 0)); // the server holds its rate itself
+
 function pump() {
-  if (!(rtc.connected || link?.hasRoom) || paused) return;
+  if (!(rtc.connected || link?.hasRoom) || paused || rest.now) return;
   const answered = source !== "dream" || !sentAt.size; // a clip's pictures come one for each frame, when they are made
-  const due = Math.max(lastSent + (answered ? FASTEST : SLOWEST), freeAt - HEAD_START);
+  const due = Math.max(lastSent + (answered ? fastest() : SLOWEST), freeAt - HEAD_START);
   const wait = due - performance.now();
   if (wait > 1) later(wait);
   else if (paintInput()) send();
   else later(50);
+}
+
+// Somebody is here again, whose place may have been given away.
+function wake() {
+  if (link?.forgotten && !paused && !document.hidden) link.connect();
+  pump();
 }
 
 function later(wait) {
@@ -156,7 +166,7 @@ function send() {
   lastSent = performance.now();
   small.drawImage(input.canvas, 0, 0, small.canvas.width, small.canvas.height);
   if (rtc.connected) {
-    later(FASTEST); // the canvas is filmed
+    later(fastest()); // the canvas is filmed
     return;
   }
   sentAt.set(link.sendFrame(small.canvas), lastSent);
@@ -166,7 +176,6 @@ function send() {
 // Pictures in
 
 async function show({ id, skipped, networkMs, busyMs, jpeg }) {
-  if (!skipped) networks = [...networks.slice(-11), networkMs];
   const { socket } = link, picture = await createImageBitmap(jpeg);
   if (socket !== link.socket) return; // of a connection that is no more
   if (id > newest) { // decoding may end out of order
@@ -176,15 +185,10 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   newest = Math.max(newest, id);
   picture.close();
   link.sendShown(id);
-  const now = performance.now();
-  shownAt.push(now);
-  if (!skipped) paintedAt = now;
-  const at = sentAt.get(id);
-  if (at !== undefined) {
-    if (!skipped) latencies = [...latencies.slice(-29), now - at]; // a picture shown again is no measure of painting
-    const detail = { id, skipped, latency: now - at, networkMs, busyMs };
-    window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
-  }
+  const at = sentAt.get(id), latency = at === undefined ? at : performance.now() - at;
+  const detail = { id, skipped, latency, networkMs, busyMs };
+  figures.came(detail);
+  if (at !== undefined) window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
   for (const old of sentAt.keys()) if (old <= id) sentAt.delete(old);
   $("waiting").hidden = true;
   if (source === "dream") pump();
@@ -195,8 +199,7 @@ function showVideo(video) {
   if (!rtc.connected || paused) return;
   sizeTo(video.videoWidth, video.videoHeight);
   output.drawImage(video, 0, 0);
-  paintedAt = performance.now();
-  shownAt.push(paintedAt);
+  figures.came();
   $("waiting").hidden = true;
   window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail: { webrtc: true } }));
 }
@@ -209,28 +212,19 @@ function withoutRtc(why) {
 
 function tick() {
   stayAwake(Boolean(media.stream) && !paused);
-  const now = performance.now();
   const dreams = source === "dream";
-  shownAt = shownAt.filter((time) => time > now - (dreams ? 2 * SLOWEST : 2000));
-  const fps = shownAt.length > 1 ? (1000 * (shownAt.length - 1)) / (shownAt.at(-1) - shownAt[0]) : 0;
-  const latency = median(latencies);
-  $("fps").textContent = fps ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
-  $("latency").textContent = fps && latency && !dreams && !rtc.connected ? latency.toFixed(0) : "–";
-  $("network").textContent = networks.length && !rtc.connected ? median(networks).toFixed(0) : "–";
-  const still = now - paintedAt > 1000 && !dreams, fresh = now - (shownAt.at(-1) ?? -Infinity) < (dreams ? SLOWEST : 1000);
+  figures.look(dreams ? SLOWEST : 3000 / (about.fps || RATE));
+  figures.print({ latency: !dreams && !rtc.connected, network: !rtc.connected });
+  const { fresh } = figures, still = figures.still && !dreams;
   $("live-badge").hidden = !fresh && !paused;
   $("live-badge").textContent = paused ? "paused" : dreams ? "dream" : still ? "still" : "live";
   $("live-badge").title = still && !paused ? "The input hardly changes, so the last picture is shown again" : "";
   output.canvas.classList.toggle("old", !fresh && !paused);
+  const comes = controls?.values.model;
+  if (!fresh && model && comes !== model) Object.assign($("waiting"), { hidden: false, textContent: `Loading ${comes} …` });
   $("model").hidden = !about.model;
-  $("model").textContent = `${controls?.values.model || about.model} · ${output.canvas.width} × ${output.canvas.height}`;
-  if (stats.received === undefined) return;
-  $("skipped").textContent = stats.skipped;
-  $("dropped").textContent = stats.dropped;
-  $("failed").textContent = stats.failed + stats.not_finite + stats.rejected;
-  const people = stats.sessions > 1 ? `${stats.sessions} of ${stats.limit} people here` : "";
-  const pace = stats.pace ? `holds its rate: ${stats.pace}` : "";
-  $("people").textContent = [people, pace].filter(Boolean).join(" · ");
+  $("model").textContent = `${model || about.model} · ${output.canvas.width} × ${output.canvas.height}`;
+  if (stats.received !== undefined) count(stats);
 }
 
 // The server
@@ -247,12 +241,15 @@ function sizeTo(width, height) {
 }
 
 function greet({ detail }) {
-  if (!about.width || !controls.mine) sizeTo(detail.width, detail.height);
+  const mine = controls.wanted(detail);
+  if (!("picture_size" in mine || "model" in mine)) sizeTo(detail.width, detail.height);
   about = detail;
+  model = detail.controls.model;
   newest = 0;
-  [sentAt, shownAt, latencies, networks] = [new Map(), [], [], []];
-  if (controls.mine) link.sendControls(controls.wanted(detail));
-  else controls.show(detail.controls);
+  sentAt = new Map();
+  figures.forget();
+  controls.show({ ...detail.controls, ...mine });
+  if (Object.keys(mine).length) link.sendControls(mine);
   if (source === "dream") dream.again();
   if (detail.webrtc) rtc.open();
   $("sources").querySelector("[data-source=dream]").hidden = !detail.dream;
@@ -262,9 +259,14 @@ function greet({ detail }) {
 }
 
 function problem({ detail }) {
+  const again = () => { state("", "Connecting"); link.connect(); };
   if (detail.kind === "busy") {
     state("off", "Full");
-    say(detail.message, ["Try again", () => { state("", "Connecting"); link.connect(); }]);
+    say(detail.message, ["Try again", again]);
+  } else if (detail.kind === "forgotten") {
+    rtc.close();
+    state("off", "Left");
+    say(detail.message, ["Go on", () => (paused ? pause() : again())]);
   } else {
     dream.waiting = undefined;
     say(detail.message, dismiss);
@@ -274,6 +276,7 @@ function problem({ detail }) {
 // Controls as the server has them: somebody else may have changed them, or they cannot be followed.
 function followed({ detail: { values } }) {
   controls.show(values);
+  model = values.model;
   if (dream.differs(values.dream)) choose(values.dream === "off" ? "draw" : "dream", undefined, true);
 }
 
@@ -298,7 +301,7 @@ function pause() {
   $("pause").textContent = paused ? "Go on" : "Pause";
   if (paused) media.video.pause();
   else if (media.stream || media.url) media.video.play();
-  pump();
+  wake();
 }
 
 function wire() {
@@ -329,7 +332,7 @@ async function start() {
   wireControls();
   link = new Link(token, session);
   const events = { hello: greet, problem, lost, room, picture: ({ detail }) => show(detail),
-    stats: ({ detail }) => (stats = detail), controls: followed,
+    stats: ({ detail }) => { stats = detail; pump(); }, controls: followed,
     remark: ({ detail }) => controls.remark(detail.message) };
   for (const [name, work] of Object.entries(events)) link.addEventListener(name, work);
   if (source === "draw") choose("draw");

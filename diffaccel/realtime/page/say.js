@@ -6,17 +6,17 @@ export function say(words, ...actions) {
   box.hidden = false;
   const said = box.querySelector("p");
   if (said.textContent !== words) said.textContent = words; // or it would be read out again
-  const buttons = actions.map(([label, work]) => {
-    const button = document.createElement("button");
-    button.textContent = label;
-    button.onclick = work;
-    return button;
-  });
-  box.querySelector(".actions").replaceChildren(...buttons);
+  const list = box.querySelector(".actions"), labels = actions.map(([label]) => label);
+  if (labels.join() !== [...list.children].map(({ textContent }) => textContent).join()) {
+    list.replaceChildren(...labels.map((label) => Object.assign(document.createElement("button"), { textContent: label })));
+  } // or who is on one of them would lose it
+  actions.forEach(([, work], i) => (list.children[i].onclick = work));
 }
 
 export const hush = () => (box.hidden = true);
 export const dismiss = ["Dismiss", hush];
+
+addEventListener("keydown", ({ key }) => key === "Escape" && box.querySelector("button:last-child")?.onclick === hush && hush());
 
 // How the connection is, beside a light.
 export function state(kind, words) {
