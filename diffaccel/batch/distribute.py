@@ -122,7 +122,7 @@ def _devices(count: int) -> list[str | None]:
 def rank() -> tuple[tuple[int, int], str | None] | None:
     """Shard and device of a process that `accelerate launch` or torchrun started, or `None` for any other."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks == 1:
+    if ranks == 1 or "RANK" not in os.environ:  # what set the one for purposes of its own starts no ranks
         return None
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return (int(os.environ["RANK"]) + 1, ranks), _devices(local + 1)[local]

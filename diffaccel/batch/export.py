@@ -15,10 +15,9 @@ from typing import Any
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.names import file_stem
 from diffaccel.batch.readers import InputError
-from diffaccel.batch.store import TARS, Record, explained, is_done
+from diffaccel.batch.store import PARQUET, TARS, Record, explained, is_done
 from diffaccel.config.files import atomic_file
 
-PARQUET = "pictures.parquet"
 _ROW_GROUP = 100
 _COLUMNS: Mapping[str, str] = MappingProxyType(
     {

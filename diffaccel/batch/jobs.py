@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from diffaccel.batch.ledger import Ledger
-from diffaccel.batch.names import file_stem
+from diffaccel.batch.names import file_stem, first_words
 from diffaccel.batch.picture_sets import spread
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.rows import BadRow, Columns, PlacedRow
@@ -26,7 +25,6 @@ UNPAINTED = ("columns", "notes")
 """Fields of a job that change nothing in its picture."""
 _PER_ROW = ("id", "prompt", "negative_prompt", "seed", *PICTURES, *UNPAINTED)
 _ROWS_OWN = frozenset(("prompt", "negative_prompt", "seed", "custom_id", *PICTURES))
-_WORDS = {code: (chr(code).lower() if chr(code).isalnum() else " ") for code in range(128)}
 _write = json.JSONEncoder(sort_keys=True, check_circular=False).encode
 
 
@@ -109,6 +107,12 @@ class Job:
         return (_shared(self), *given, bool(self.negative_prompt))
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that are given, by their names."""
+        kept = {key: value for key, value in asdict(self).items() if key not in ("id", *UNPAINTED)}
+        return {key: value for key, value in kept.items() if value not in (None, "")}
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all settings; the same one means the same picture, while the files that they name stay the same."""
         settings = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -163,6 +167,7 @@ class Planner:
         multiple: what both sides of the model's pictures are multiples of, in pixels.
         draw_text: the prompt that a template and a seed give; raises `ValueError` for one that is not understood.
         draw_seed: the seed of the picture with this name, where its row asks for a drawn one.
+        output: the folder that the pictures go to.
 
     Attributes:
         bad: rows that cannot be used.
@@ -179,13 +184,14 @@ class Planner:
         multiple: int = 8,
         draw_text: Callable[[str, int], str] | None = None,
         draw_seed: Callable[[str], int] | None = None,
+        output: Path | None = None,
     ) -> None:
         self.bad: list[BadRow] = []
         self.duplicates = 0
         self._options, self._given, self._common = options, options.given(), asdict(source)
         self._num_images, self._multiple = num_images, multiple
         self._defaults = {"cache": cache, **defaults(source.model)}
-        self._draw_text = draw_text
+        self._draw_text, self._output = draw_text, output
         self._draw_seed = draw_seed or (lambda name: int(_digest(name)[:8], 16))
         self._ledger = Ledger()
         self._from_pictures = not self._given.keys().isdisjoint(PICTURES)
@@ -194,7 +200,7 @@ class Planner:
     def __call__(self, placed: PlacedRow | BadRow) -> list[tuple[str, Job]]:
         """The row's pictures that were not asked for before, each with the place of its row."""
         found: list[tuple[str, Job]] = []
-        for each in spread(placed, self._options):
+        for each in spread(placed, self._options, self._output):
             if isinstance(each, BadRow):
                 self.bad.append(each)
                 continue
@@ -301,22 +307,10 @@ def row_id(row: PromptRow, columns: Columns = (), picture: str = "", asked: Mapp
     said = row.given() if asked is None else asked
     if said.get("negative_prompt") == "":
         said = {name: value for name, value in said.items() if value != ""}
-    words = "-".join(filter(None, (_words(row.prompt), _words(picture))))
+    words = "-".join(filter(None, (first_words(row.prompt), first_words(picture))))
     parts = [said, columns, picture] if picture else [said, columns]  # words are cut, and may be those of two pictures
     whole = parts if columns or picture else said
     return f"{words or 'image'}-{_digest(whole)[:10]}"
-
-
-def _words(text: str) -> str:
-    """The first words in the letters of their script, without accents where there is a letter without: é becomes e."""
-    if not text:
-        return ""
-    if text.isascii():
-        return "-".join(text.translate(_WORDS).split())[:40].rstrip("-")
-    letters = (unicodedata.normalize("NFKD", char) for char in unicodedata.normalize("NFC", text.casefold()))
-    plain = "".join(char[0] if char[:1].isascii() else unicodedata.normalize("NFC", char) for char in letters)
-    words = re.sub(r"[\W_]+", "-", plain).strip("-")
-    return words[: 40 if words.isascii() else 20].rstrip("-")
 
 
 def _digest(value: Any) -> str:

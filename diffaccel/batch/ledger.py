@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Hashable
 from typing import Literal
 
+from diffaccel.batch.names import file_stem
+
 Verdict = Literal["new", "again", "other"]
 
 
@@ -24,9 +26,9 @@ class Ledger:
     def enter(self, name: str, settings: Hashable, where: str) -> Verdict:
         """Whether the picture is new, was asked for before, or has the name of one with other settings.
 
-        Names that differ in case alone are one, as they are to some file systems.
+        Names whose files differ in case alone are one, as they are to some file systems.
         """
-        key, digest = hash(name.casefold()), hash(settings)
+        key, digest = _key(name), hash(settings)
         number = self._numbers.setdefault(key, len(self))
         if number < len(self):
             return "again" if self._settings[number] == digest else "other"
@@ -39,6 +41,10 @@ class Ledger:
 
     def place(self, name: str) -> str:
         """Where the row of the picture that has this name came from."""
-        number = self._numbers[hash(name.casefold())]
+        number = self._numbers[_key(name)]
         file, line = list(self._names)[self._files[number]], self._lines[number]
         return file if line < 0 else f"{file}:{line}"
+
+
+def _key(name: str) -> int:
+    return hash((name if name.isascii() else file_stem(name)).lower())

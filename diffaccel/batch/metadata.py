@@ -4,6 +4,7 @@ Nothing that changes from run to run (a date, a duration) is stored, so equal se
 """
 
 import json
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,8 @@ from diffaccel.batch.foreign import ForeignSettings, read_foreign
 from diffaccel.batch.jobs import UNPAINTED, Job
 from diffaccel.batch.pictures import recognized
 from diffaccel.batch.readers import InputError, explain
+from diffaccel.batch.store import StoreError
+from diffaccel.models import is_there
 from diffaccel.sampling.schedulers import shown
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -91,6 +94,27 @@ def read_settings(path: Path) -> Job | ForeignSettings:
     if foreign is None:
         raise InputError(f"{path} holds no settings of diffaccel, AUTOMATIC1111 or ComfyUI")
     return foreign
+
+
+def require_own(jobs: Iterable[Job], folder: Path, suffix: str, records: Container[str]) -> None:
+    """Raise `StoreError` where a job's picture would replace a file that no run made.
+
+    Args:
+        records: ids of jobs that an earlier run recorded; one that was killed may have made pictures of others.
+    """
+    for job in jobs:
+        file = folder / f"{job.file_stem}.{suffix}"
+        if job.id not in records and is_there(file) and not _is_own(file):
+            raise StoreError(
+                f"{file} is there, and no picture of an earlier run: use another folder, or another custom_id"
+            )
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        return isinstance(read_settings(path), Job)
+    except InputError:
+        return False
 
 
 def read_job(path: Path) -> Job:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ MAX_ID = 120
 MAX_STEM = 180  # of the 255 bytes that file systems give a name, with room for suffixes and temporary names
 _ID = re.compile(r"[^\s.~/\\:*?\"<>|-][^/\\:*?\"<>|]*")
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)  # no names of files to Windows
+_WORDS = {code: (chr(code).lower() if chr(code).isalnum() else " ") for code in range(128)}
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # which words of some scripts, and some emoji, are written with
 
 
@@ -26,6 +28,18 @@ def check_id(name: str) -> str:
 def as_id(text: str) -> str:
     """The text as a name, with a dash for what no name may hold."""
     return re.sub(r"[^\w. ]+", "-", text).strip("-. ")[:MAX_ID].rstrip("-. ")
+
+
+def first_words(text: str) -> str:
+    """The first words in the letters of their script, without accents where there is a letter without: é becomes e."""
+    if not text:
+        return ""
+    if text.isascii():
+        return "-".join(text.translate(_WORDS).split())[:40].rstrip("-")
+    letters = (unicodedata.normalize("NFKD", char) for char in unicodedata.normalize("NFC", text.casefold()))
+    plain = "".join(char[0] if char[:1].isascii() else unicodedata.normalize("NFC", char) for char in letters)
+    words = re.sub(r"[\W_]+", "-", plain).strip("-")
+    return words[: 40 if words.isascii() else 20].rstrip("-")
 
 
 @lru_cache(maxsize=4096)

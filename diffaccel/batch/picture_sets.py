@@ -15,17 +15,23 @@ from diffaccel.batch.settings import PICTURES, PictureSettings
 from diffaccel.models import expanded, is_there
 
 
-def spread(placed: PlacedRow | BadRow, options: PictureSettings) -> Iterable[PlacedRow | BadRow]:
-    """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set."""
+def spread(
+    placed: PlacedRow | BadRow, options: PictureSettings, output: Path | None = None
+) -> Iterable[PlacedRow | BadRow]:
+    """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set.
+
+    Args:
+        output: the folder that the run writes to, which can be no set: it would be another one for each run.
+    """
     if isinstance(placed, BadRow) or not (placed.row.names_pictures or options.names_pictures):
         return (placed,)
-    return _each(placed, options)
+    return _each(placed, options, output)
 
 
-def _each(placed: PlacedRow, options: PictureSettings) -> Iterator[PlacedRow | BadRow]:
+def _each(placed: PlacedRow, options: PictureSettings, output: Path | None) -> Iterator[PlacedRow | BadRow]:
     named = {name: path for name in PICTURES if (path := getattr(placed.row, name) or getattr(options, name))}
     try:
-        sets = {name: found for name, path in named.items() if (found := pictures_of(path)) is not None}
+        sets = {name: found for name, path in named.items() if (found := _set_of(path, output)) is not None}
     except ValueError as error:
         yield BadRow(placed.where, str(error))
         return
@@ -41,12 +47,12 @@ def _each(placed: PlacedRow, options: PictureSettings) -> Iterator[PlacedRow | B
             yield _one(placed, {name: found[stem] for name, found in sets.items()}, stem)
 
 
-def check_named(options: PictureSettings) -> None:
-    """Raise `InputError` for a picture or set that the options name and that cannot be opened or is empty."""
+def check_named(options: PictureSettings, output: Path | None = None) -> None:
+    """Raise `InputError` for a picture or set that the options name and that cannot be opened or used, or is empty."""
     for name in PICTURES:
         path = getattr(options, name)
         try:
-            if path and pictures_of(path) is None:
+            if path and _set_of(path, output) is None:
                 check_picture(path)
         except ValueError as error:
             raise InputError(f"--{name.replace('_', '-')}: {error}") from error
@@ -60,6 +66,20 @@ def _one(placed: PlacedRow, pictures: dict[str, str], stem: str) -> PlacedRow:
     own = placed.row.custom_id
     name = as_id(f"{own}-{stem}") if own else row_id(row, placed.columns, stem)
     return PlacedRow(placed.where, row.model_copy(update={"custom_id": name}), placed.columns)
+
+
+def _set_of(path: str, output: Path | None) -> dict[str, str] | None:
+    """As `pictures_of`. Raises `ValueError` for pictures that lie where the run writes its own, too."""
+    found = pictures_of(path)
+    if found and output is not None and output.resolve() in _folders_of(path):
+        raise ValueError(f"{path} has pictures of the output folder, where each run adds its own: use another folder")
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _folders_of(path: str) -> frozenset[Path]:
+    """The folders that pictures of a set lie in."""
+    return frozenset(folder.resolve() for folder in {Path(file).parent for file in (pictures_of(path) or {}).values()})
 
 
 @lru_cache(maxsize=1024)

@@ -4,10 +4,11 @@ A row that cannot be used is yielded as a `BadRow`, so that one bad line never c
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +21,7 @@ SETTINGS = ("size", *PromptRow.model_fields)
 _PLAIN = frozenset(SETTINGS)
 _HALVES = re.compile("[\ud800-\udfff]")
 _NO_TEXT = "is not written in UTF-8: save it so"
+_NAMELESS = "a column without a name, such as a row's number: --keep-columns takes it along"
 Columns = tuple[tuple[str, Any], ...]
 
 
@@ -80,7 +82,7 @@ def check_columns(names: Iterable[str], file: str, *, keep: bool) -> None:
         raise InputError(f"{file}: its header {_NO_TEXT}")
     unknown = [name for name, setting in zip(names, spelled, strict=True) if setting not in _PLAIN]
     if unknown and not keep:
-        shown = no_such_setting(unknown[0]) if unknown[0].strip() else "a column without a name"
+        shown = no_such_setting(unknown[0]) if unknown[0].strip() else _NAMELESS
         raise InputError(f"{file}: {shown}" + (f" (so are {', '.join(unknown[1:])})" if unknown[1:] else ""))
 
 
@@ -139,12 +141,23 @@ def _sorted_out(values: Mapping[Any, Any], keep: bool) -> tuple[dict[str, Any], 
 
 def _along(name: str, value: Any) -> str | int | float | None:
     """What goes along of another column's value. Raises `ValueError` for text that no file can hold."""
+    if isinstance(value, float) and not math.isfinite(value):  # which JSON has no numbers for
+        return None if math.isnan(value) else str(value)
     if isinstance(value, list | dict):
-        value = json.dumps(value, default=str)
-    plain = value if isinstance(value, int | float | None) else str(value)  # a date is written as such
+        value = json.dumps(value, default=partial(_told, name))
+    plain = value if isinstance(value, int | float | None) else _told(name, value)
     if not (_is_text(name) and _is_text(plain)):
         raise ValueError(f"{ascii(name)[1:-1]}: {_NO_TEXT}")
     return plain
+
+
+def _told(name: str, value: Any) -> str:
+    """A value as text, a date as such. Raises `ValueError` for one that is none."""
+    if isinstance(value, Ambiguous):
+        raise ValueError(f"{name}: {value.name} is given twice")
+    if isinstance(value, bytes):
+        raise ValueError(f"{name}: bytes cannot go along: leave the column out")
+    return str(value)
 
 
 def _is_text(value: Any) -> bool:

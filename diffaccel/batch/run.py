@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 
 from diffaccel.batch.compare import Comparison, side_by_side
-from diffaccel.batch.jobs import UNPAINTED, Job
+from diffaccel.batch.jobs import Job
 from diffaccel.batch.line import Failure, ProductionLine
 from diffaccel.batch.metadata import encode
 from diffaccel.batch.render import Rendered, Renderer
@@ -123,7 +123,7 @@ class BatchRun:
             seconds=round(pictures.seconds, 4),
             flagged=flagged or None,
             remarks=list(pictures.rendered.remarks),
-            settings=_settings(job),
+            settings=job.settings,
             compare=self._write_comparison(pictures, index),
             columns=dict(job.columns),
             notes=list(job.notes),
@@ -195,19 +195,13 @@ class Pictures:
 
 
 def _failed(failure: Failure) -> Record:
-    settings = _settings(failure.job)
     return Record(
         failure.job.id,
         "failed",
         failure.job.fingerprint,
         error=failure.error,
         detail=failure.detail,
-        settings=settings,
+        settings=failure.job.settings,
         columns=dict(failure.job.columns),
         notes=list(failure.job.notes),
     )
-
-
-def _settings(job: Job) -> dict[str, object]:
-    kept = {key: value for key, value in asdict(job).items() if key not in ("id", *UNPAINTED)}
-    return {key: value for key, value in kept.items() if value not in (None, "")}

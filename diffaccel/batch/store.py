@@ -8,7 +8,7 @@ import heapq
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ Status = Literal["done", "failed"]
 PATIENCE = 1.0
 """Seconds within which a run that only looks whether another one is there has looked."""
 
-SHEET, COMPARE, TARS = "index.html", "compare", "tars"
-_MANIFESTS = "manifest*.jsonl"
+SHEET, COMPARE, TARS, PARQUET = "index.html", "compare", "tars", "pictures.parquet"
+MANIFEST, _MANIFESTS = "manifest.jsonl", "manifest*.jsonl"
+_BEGIN = b'{"id": "'
 _TEMPORARY = ".*." + "[0-9a-f]" * 32 + ".tmp"
 
 
@@ -156,14 +157,19 @@ class OutputFolder:
             write_atomically(target, data)
 
 
-def kept_once(path: Path, data: bytes) -> bytes:
-    """What `path` holds: `data`, unless another run was first. Raises `StoreError` where it cannot be written."""
+def kept_for_all(path: Path, agree: Callable[[bytes], bytes]) -> bytes:
+    """What `path` holds from now on: what `agree` makes of what it held, one run at a time; of nothing at first.
+
+    Raises `StoreError` where it cannot be written.
+    """
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock")):
-            if not path.exists():
-                write_atomically(path, data)
-            return path.read_bytes()
+            kept = path.read_bytes() if path.exists() else b""
+            agreed = agree(kept)
+            if agreed != kept:
+                write_atomically(path, agreed)
+            return agreed
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -182,11 +188,33 @@ def check_writable(folder: Path) -> None:
         raise StoreError(f"cannot write to {folder}: no permission to write in {existing}")
 
 
-def check_output(folder: Path) -> None:
-    """Raise `StoreError` where a run cannot write to `folder`, or its contact sheet would replace a page of others."""
+def check_output(folder: Path, names: Iterable[str] = (SHEET,)) -> None:
+    """Raise `StoreError` where a run cannot write to `folder`, or would replace or add to what others keep there.
+
+    Args:
+        names: of what the run will write beside its pictures and its manifest.
+    """
     check_writable(folder)
-    if is_there(folder / SHEET) and not any(folder.glob(_MANIFESTS)):
-        raise StoreError(f"{folder} holds an {SHEET} that is not a contact sheet of an earlier run: use another folder")
+    strange = [MANIFEST] if _is_of_others(folder / MANIFEST) else []
+    if not strange and not any(folder.glob(_MANIFESTS)):
+        strange = [name for name in names if is_there(folder / name)]
+    if strange:
+        raise StoreError(f"{folder} holds {strange[0]}, which is not of an earlier run: use another folder")
+
+
+def _is_of_others(manifest: Path) -> bool:
+    """Whether a file of that name is there, and its first line is no record, nor the beginning of one."""
+    try:
+        with manifest.open("rb") as stream:
+            line = stream.readline()
+        found = json.loads(line)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot read {manifest}: {error.strerror or error}") from error
+    except ValueError:
+        return not (line.startswith(_BEGIN) or _BEGIN.startswith(line.rstrip()))
+    return not (isinstance(found, dict) and {"id", "status"} <= found.keys())
 
 
 @contextmanager
@@ -242,10 +270,15 @@ def _read_records(path: Path) -> Iterator[Record]:
                 yield record
 
 
+def shows(record: Record, job: Job) -> bool:
+    """Whether the record is of a picture with the job's settings, be it that the pipeline filled in what was open."""
+    return record.fingerprint == job.fingerprint or (record.status == "done" and record.settings == job.settings)
+
+
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
     """Whether the job's picture exists, whole, with the settings that the job asks for."""
     name = f"{job.file_stem}.{suffix}"
-    if record is None or (record.status, record.file_name, record.fingerprint) != ("done", name, job.fingerprint):
+    if record is None or (record.status, record.file_name) != ("done", name) or not shows(record, job):
         return False
     try:
         return (folder / name).stat().st_size == record.bytes

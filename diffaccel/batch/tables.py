@@ -53,7 +53,7 @@ def table_rows(lines: Iterable[str], file: str, *, keep: bool) -> RowStream:
             yield BadRow(where, f"{counts}: quote a cell that holds a {delimiter!r}")
         elif any(cells):
             values = {name: cell for name, cell in zip(names, cells, strict=False) if cell or not _is_negative(name)}
-            yield make_row(_with_points(values) if delimiter == ";" else values, where, keep=keep)
+            yield make_row(values if delimiter == "," else _with_points(values), where, keep=keep)
 
 
 def _is_negative(column: str) -> bool:
@@ -62,7 +62,7 @@ def _is_negative(column: str) -> bool:
 
 
 def _with_points(values: dict[str, str]) -> dict[str, str]:
-    """Cells whose fractions have points: where semicolons separate cells, spreadsheets write commas."""
+    """Cells whose fractions have points: where commas do not separate cells, spreadsheets write them in fractions."""
     return {
         name: value.replace(",", ".", 1) if setting_name(name) in _FRACTIONS else value
         for name, value in values.items()
@@ -75,7 +75,7 @@ def _likely(header: str, file: str) -> str:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter, skipinitialspace=True), [])
 
 
 def _records(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
@@ -118,7 +118,8 @@ def _quoted(group: list[tuple[int, str]], source: _Lines, delimiter: str) -> lis
         line = group[-1][1]
         if '"' in line:
             try:
-                return next(csv.reader([text for _, text in group], delimiter=delimiter, strict=True))
+                lines = [text for _, text in group]
+                return next(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
             except csv.Error as error:
                 if "unexpected end" not in str(error):
                     return None

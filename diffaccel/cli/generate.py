@@ -78,12 +78,14 @@ def generate(request: Request) -> None:
     and columns named like the options below for settings of single rows), .yaml (lists of settings, of which every
     combination is rendered), or - for standard input. The same command again goes on where it was stopped.
     """
-    from diffaccel.batch.store import check_output
+    from diffaccel.batch.store import PARQUET, SHEET, TARS, check_output
 
     logging.basicConfig(format="%(message)s")
     with interruptible("the same command goes on where this one stopped"):
         request = ranked(request)
-        check_output(request.output)
+        check_output(
+            request.output, [SHEET, *([TARS] if request.tar_size else []), *([PARQUET] if request.parquet else [])]
+        )
         if request.dry_run:
             prepared = prepare(request, sys.stdin)
             failed = print_survey(prepared.request, survey(prepared))
@@ -243,16 +245,21 @@ def _tell(said: "Sequence[tuple[str, str]]") -> None:
 
 
 def _write_sheet(request: Request, work: GenerateWork, most: int | None = None) -> None:
-    """The contact sheet of all that is in the folder; failures are shown where this command asked for them."""
-    from diffaccel.batch.sheet import MAX_PICTURES, write_sheet
-    from diffaccel.batch.store import read_manifest
+    """The contact sheet of all that is in the folder; failures are shown where this command asked for them.
 
-    asked = {job.id for job in work.plan.jobs} | {row.where for row in work.plan.bad}
+    Where it holds less than that, what this command asked for comes first.
+    """
+    from diffaccel.batch.sheet import MAX_PICTURES, write_sheet
+    from diffaccel.batch.store import read_manifest, shows
+
+    jobs, most = {job.id: job for job in work.plan.jobs}, most or MAX_PICTURES
+    asked = jobs.keys() | {row.where for row in work.plan.bad}
     records = read_manifest(request.output).values()
     shown = [record for record in records if record.status == "done" or record.id in asked]
-    prints = {job.id: job.fingerprint for job in work.plan.jobs}
-    stale = {record.id for record in shown if record.fingerprint != prints.get(record.id, record.fingerprint)}
-    write_sheet(request.output, shown, most or MAX_PICTURES, stale)
+    if len(shown) > most:
+        shown.sort(key=lambda record: record.id not in asked)
+    stale = {record.id for record in shown if record.id in jobs and not shows(record, jobs[record.id])}
+    write_sheet(request.output, shown, most, stale)
 
 
 def _export(request: Request, work: GenerateWork) -> None:

@@ -1,12 +1,9 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
-import hmac
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from diffaccel.batch.store import Record
     from diffaccel.models import ModelSource
 
-KEY = ".drawn-seeds"
 DEFAULT_CACHE = "deepcache:interval=3,branch=0,forecast=taylor(1)"
 
 
@@ -78,6 +74,7 @@ class Preparation:
 
     def todo(self, jobs: "Sequence[Job]") -> "tuple[Job, ...]":
         """Those of the jobs that are not done yet, with their notes."""
+        from diffaccel.batch.metadata import require_own
         from diffaccel.batch.notes import noted
         from diffaccel.batch.store import to_render
 
@@ -91,6 +88,7 @@ class Preparation:
             records=self._records,
             allow_flagged=request.allow_flagged,
         )
+        require_own(left, request.output, request.suffix, self._records)
         return tuple(noted(left, self.notes))
 
     @cached_property
@@ -105,6 +103,7 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
     """Check all that the command line asks for, without reading the input or loading the model."""
     from diffaccel import models
     from diffaccel.batch.check import pixel_multiple
+    from diffaccel.batch.drawn_seeds import DrawnSeeds
     from diffaccel.batch.jobs import Ingredients, Planner
     from diffaccel.batch.notes import Notes
     from diffaccel.batch.templates import Templates
@@ -129,9 +128,8 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
         num_images=request.num_images,
         multiple=lcm(8, pixel_multiple(source)),
         draw_text=Templates(request.wildcards) if request.dynamic_prompts else None,
-        draw_seed=DrawnSeeds(
-            request.output, anew=request.overwrite, shared=bool(request.shard and not request.dry_run)
-        ),
+        draw_seed=DrawnSeeds(request.output, anew=request.overwrite, part=None if request.dry_run else request.shard),
+        output=request.output,
     )
     notes = Notes(
         source,
@@ -140,40 +138,6 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
         embeddings=common.embeddings,
     )
     return Preparation(request, options, rows, planner, notes, source, cache)
-
-
-class DrawnSeeds:
-    """Seeds of rows that ask for drawn ones: the one that was recorded, so that a run can be resumed, or a new one.
-
-    Args:
-        folder: the output folder.
-        anew: what was recorded does not count.
-        shared: other parts of the run draw for the same rows, each for all of them, and must draw the same: they find
-            the key in the folder.
-    """
-
-    def __init__(self, folder: Path, *, anew: bool, shared: bool = False) -> None:
-        self._folder, self._anew, self._shared = folder, anew, shared and not anew
-
-    def __call__(self, name: str) -> int:
-        """The seed of the picture with this name: the same for a row that is repeated."""
-        if name in self._recorded:
-            return self._recorded[name]
-        return int.from_bytes(hmac.digest(self._key, name.encode(), "sha256")[:4])
-
-    @cached_property
-    def _recorded(self) -> Mapping[str, int]:
-        from diffaccel.batch.store import read_manifest
-
-        records = {} if self._anew else read_manifest(self._folder)
-        return {record.id: seed for record in records.values() if isinstance(seed := record.settings.get("seed"), int)}
-
-    @cached_property
-    def _key(self) -> bytes:
-        from diffaccel.batch.store import kept_once
-
-        drawn = secrets.token_bytes(16)
-        return kept_once(self._folder / KEY, drawn) if self._shared else drawn
 
 
 def plan_work(prepared: Preparation) -> GenerateWork:
@@ -278,7 +242,7 @@ def _check(request: Request, options: "PictureSettings", source: "ModelSource") 
         raise click.UsageError("--address is that of a Ray cluster: add --engine ray")
     if request.wildcards and not request.dynamic_prompts:
         raise click.UsageError("--wildcards needs --dynamic-prompts")
-    check_named(options)
+    check_named(options, request.output)
     if request.controlnet:
         models.check_controlnet(request.controlnet, source)
     if request.parquet:

@@ -46,6 +46,9 @@ def test_split_deals_full_batches(tiny_sd: Path, count: int) -> None:
 
 def test_rank_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank() is None
+    with monkeypatch.context() as patch:  # a variable of something else
+        patch.setenv("WORLD_SIZE", "4")
+        assert rank() is None
     for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert rank() == ((3, 4), None)

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from PIL import Image, PngImagePlugin
 
 from diffaccel.batch.readers import BadRow, read_rows
+from diffaccel.batch.rows import make_row
 from diffaccel.cli import main
 from diffaccel.models import ModelError, find_lora
 
@@ -90,3 +91,35 @@ def test_what_is_automatic_in_the_web_ui(tmp_path: Path, sampler: str, spacing: 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=said)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.png")])
     assert f"scheduler: {expected}\n" in result.output
+
+
+def test_a_table_that_was_typed_with_spaces_behind_its_commas(tmp_path: Path) -> None:
+    text = 'prompt, negative prompt, seed\n"a cat, red", "blurry, ""old""", 5\na dog, blurry, 6\n "a", "", 7\n'
+    first, second, third = (each.row.given() for each in rows_of(tmp_path / "a.csv", text))
+    assert first == {"prompt": "a cat, red", "negative_prompt": 'blurry, "old"', "seed": 5}
+    assert second == {"prompt": "a dog", "negative_prompt": "blurry", "seed": 6}
+    assert third == {"prompt": "a", "seed": 7}
+
+
+def test_decimal_commas_between_tabs(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.tsv", "prompt\tguidance scale\na, b\t2,5\n", "utf-16")
+    assert row.row.given() == {"prompt": "a, b", "guidance_scale": 2.5}
+
+
+def test_the_numbers_that_pandas_puts_before_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",prompt\n0,a\n")
+    assert (
+        "a column without a name, such as a row's number: --keep-columns takes it along"
+        in dry(tmp_path / "a.csv").output
+    )
+
+
+def test_what_no_manifest_can_hold_does_not_go_along(tmp_path: Path) -> None:
+    text = '{"prompt": "a", "x": NaN, "y": -Infinity}\n{"prompt": "a", "meta": [{"k": 1, "k": 2}]}\n'
+    (tmp_path / "a.jsonl").write_text(text)
+    numbers, twice = read_rows((str(tmp_path / "a.jsonl"),), None, keep_columns=True)  # type: ignore[arg-type]
+    assert dict(numbers.columns) == {"x": None, "y": "-inf"}  # type: ignore[union-attr]
+    assert twice == BadRow(f"{tmp_path / 'a.jsonl'}:2", "meta: k is given twice")
+    for value in (b"\xff", {"bytes": b"\xff"}):
+        row = make_row({"prompt": "a", "image": value}, "here", keep=True)
+        assert row == BadRow("here", "image: bytes cannot go along: leave the column out")

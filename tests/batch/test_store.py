@@ -1,5 +1,6 @@
 """The folder: whole files only, one run at a time, and a manifest that survives being cut short."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +11,8 @@ import pytest
 from diffaccel.batch import store
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.store import (
+    PARQUET,
+    TARS,
     OutputFolder,
     Record,
     StoreError,
@@ -130,9 +133,30 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("my site")
-    with pytest.raises(StoreError, match="not a contact sheet of an earlier run: use another folder"):
+    with pytest.raises(StoreError, match=r"holds index.html, which is not of an earlier run: use another folder"):
         check_output(tmp_path)
     (tmp_path / "manifest-1-of-2.jsonl").touch()
+    check_output(tmp_path)
+
+
+@pytest.mark.parametrize("name", [PARQUET, TARS])
+def test_packed_pictures_of_somebody_else_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    check_output(tmp_path)
+    with pytest.raises(StoreError, match=rf"holds {re.escape(name)}, which is not of an earlier run"):
+        check_output(tmp_path, [name])
+
+
+@pytest.mark.parametrize("text", ['{"audio": "a.wav"}\n', "[\n", "1\n"])
+def test_nothing_is_added_to_a_manifest_of_somebody_else(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.jsonl").write_text(text)
+    with pytest.raises(StoreError, match=r"holds manifest.jsonl, which is not of an earlier run"):
+        check_output(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["", '{"i', '{"id": "a", "st', Record("a", "failed").line()])
+def test_a_manifest_of_an_earlier_run_may_be_cut_short(tmp_path: Path, line: str) -> None:
+    (tmp_path / "manifest.jsonl").write_text(line)
     check_output(tmp_path)
 
 

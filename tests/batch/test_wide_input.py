@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from diffaccel.batch.arrivals import arriving
+from diffaccel.batch.drawn_seeds import DrawnSeeds
 from diffaccel.batch.ledger import Ledger
 from diffaccel.batch.names import MAX_STEM, as_id, check_id, file_stem
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
-from diffaccel.cli.planning import DrawnSeeds
 
 
 def generate(folder: Path, *arguments: object, model: Path, stdin: str | None = None) -> Result:
@@ -76,12 +76,32 @@ def test_a_seed_is_drawn_recorded_and_kept_by_a_run_that_goes_on(tiny_sd: Path, 
 
 
 def test_a_repeated_row_and_all_shards_draw_one_seed(tmp_path: Path) -> None:
-    alone, parts = DrawnSeeds(tmp_path, anew=False), [DrawnSeeds(tmp_path, anew=False, shared=True) for _ in range(2)]
+    alone, parts = DrawnSeeds(tmp_path, anew=False), [DrawnSeeds(tmp_path, anew=False, part=(k, 2)) for k in (1, 2)]
     assert alone("a") == alone("a")
     assert not list(tmp_path.iterdir())
     assert parts[0]("a") == parts[1]("a")
     assert len({alone("a"), alone("b"), parts[0]("a"), parts[0]("b")}) == 4
-    assert DrawnSeeds(tmp_path, anew=True, shared=True)("a") != parts[0]("a")
+
+
+def test_parts_that_begin_anew_draw_one_seed_too_each_time_another(tmp_path: Path) -> None:
+    def seed(index: int, count: int = 2, anew: bool = True) -> int:
+        return DrawnSeeds(tmp_path, anew=anew, part=(index, count))("a")
+
+    first, again = seed(1, anew=False), [seed(1), seed(2), seed(2, anew=False)]
+    later, of_three = [seed(2), seed(1)], [seed(2, 3), seed(1, 3), seed(3, 3)]
+    assert [len(set(each)) for each in (again, later, of_three)] == [1, 1, 1]
+    assert len({first, again[0], later[0], of_three[0]}) == 4
+
+
+@pytest.mark.slow
+def test_shards_that_begin_anew_are_packed_together(tiny_sd: Path, tmp_path: Path) -> None:
+    command = ("a", "b", "--seed", -1, "--batch-size", 1, "--tar", 9, "--overwrite", "--shard")
+    for _ in range(2):
+        for shard in ("1/2", "2/2"):
+            result = generate(tmp_path, *command, shard, model=tiny_sd)
+            assert result.exit_code == 0, result.output
+        assert "not there yet" not in result.stderr
+        assert (tmp_path / "out" / "tars" / "00000.tar").exists()
 
 
 def test_columns_go_along_to_manifest_and_parquet(tiny_sd: Path, tmp_path: Path) -> None:
@@ -143,6 +163,12 @@ def test_the_ledger_tells_new_from_repeated_from_other() -> None:
     entries = [("a", 1, "p:1"), ("A", 1, "p:2"), ("a", 2, "q:3"), ("b", 1, "command line")]
     assert [ledger.enter(*entry) for entry in entries] == ["new", "again", "other", "new"]
     assert (ledger.place("A"), ledger.place("b"), len(ledger)) == ("p:1", "command line", 2)
+    files = [
+        (name, 1, f"p:{k}")
+        for k, name in enumerate(["Stra\u00dfe", "Strasse", "\u00c9", "\u00e9", "e\u0301", "E\u0301"])
+    ]
+    assert [ledger.enter(*entry) for entry in files] == [*["new"] * 5, "again"]
+    assert ledger.place("e\u0301") == "p:4"
 
 
 def test_rows_that_come_together_are_taken_together() -> None:
