@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from diffaccel.networks import controlnet, dit, unet
-from diffaccel.networks.layout import Layout, Level, Unit, UnsupportedModelError
+from diffaccel.networks.layout import Layout, Level, Unit, UnsupportedModelError, is_one_of
 
 __all__ = [
     "COMPANIONS",
@@ -46,7 +46,7 @@ class Family:
 
     def matches(self, model: object) -> bool:
         """Whether `model` is of one of the classes, of a subclass, or laid out like them."""
-        return any(cls.__name__ in self.classes for cls in type(model).__mro__) or self.discovers(model)
+        return is_one_of(model, self.classes) or self.discovers(model)
 
 
 FAMILIES: tuple[Family, ...] = (Family(unet.CLASSES, unet.layout), Family(dit.CLASSES, dit.layout, dit.discovers))

@@ -18,8 +18,9 @@ def key_values(model: torch.nn.Module, cross_attention: tuple[str, ...]) -> tupl
     """Names of the projections of the conditioning to keys and values."""
     names: list[str] = []
     for name in cross_attention:
-        fused = getattr(model.get_submodule(name), "fused_projections", False)
-        names += [f"{name}.{projection}" for projection in (("to_kv",) if fused else ("to_k", "to_v"))]
+        attention = model.get_submodule(name)
+        projections = ("to_kv",) if getattr(attention, "fused_projections", False) else ("to_k", "to_v")
+        names += [f"{name}.{projection}" for projection in projections if hasattr(attention, projection)]
     return tuple(names)
 
 

@@ -28,7 +28,6 @@ class FrameAttention(ABC):
     """How a kind of attention makes queries, keys and values of frames, and an output of what they give.
 
     Attributes:
-        places: whether every place of a picture attends by itself; else all tokens of all frames attend together.
         processors: names of the processors whose arithmetic this is.
     """
 

@@ -11,7 +11,7 @@ import torch
 
 from diffaccel.networks.block_io import Streams, inputs_of
 from diffaccel.networks.dit_units import conditioning_only, units_of
-from diffaccel.networks.layout import Layout, Unit, UnsupportedModelError, fingerprint_of
+from diffaccel.networks.layout import Layout, Unit, UnsupportedModelError, fingerprint_of, is_one_of
 from diffaccel.networks.tokens import PACKED
 
 # Networks whose rows stay apart in all blocks, so that some rows can run without the others. Those that are not here
@@ -77,7 +77,7 @@ def layout(model: torch.nn.Module) -> Layout:
     units = tuple(unit for name in names for unit in units_of(model, name))
     known = all(Streams(model.get_submodule(name)).known for name in names)
     own, cross = (_of_kind(units, kind) for kind in ("self_attention", "cross_attention"))
-    pictures, rotary = _is_one_of(model, PICTURE_TOKENS), _is_one_of(model, ROTARY)
+    pictures, rotary = is_one_of(model, PICTURE_TOKENS), is_one_of(model, ROTARY)
     return Layout(
         model=type(model).__name__,
         self_attention=own,
@@ -88,8 +88,8 @@ def layout(model: torch.nn.Module) -> Layout:
         conditioning_only=conditioning_only(model, cross),
         conditioning_path=tuple(name for name in CONDITIONING_PATH if _has(model, name)),
         blocks=names if known else (),
-        rows_apart=_is_one_of(model, ROWS_APART),
-        long_skips=_is_one_of(model, LONG_SKIPS),
+        rows_apart=is_one_of(model, ROWS_APART),
+        long_skips=is_one_of(model, LONG_SKIPS),
         units=units,
         fingerprint=fingerprint_of(model),
     )
@@ -111,7 +111,7 @@ def blocks_of(model: torch.nn.Module) -> tuple[str, ...]:
         if isinstance(children, torch.nn.ModuleList) and LISTS.fullmatch(name)
     }
     for cls, turns in IN_TURNS.items():
-        if _is_one_of(model, (cls,)):
+        if is_one_of(model, (cls,)):
             lists = {turns[0]: _in_turns(model, turns)}
     return tuple(name for names in lists.values() for name in names)
 
@@ -130,11 +130,6 @@ def _of_kind(units: tuple[Unit, ...], kind: str) -> tuple[str, ...]:
 def _has(model: torch.nn.Module, name: str) -> bool:
     """Whether a network has a module of this name."""
     return name in dict(model.named_modules())
-
-
-def _is_one_of(model: torch.nn.Module, classes: tuple[str, ...]) -> bool:
-    """Whether a network is of one of some classes, or of a subclass."""
-    return any(cls.__name__ in classes for cls in type(model).__mro__)
 
 
 def _picture_attention(blocks: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:

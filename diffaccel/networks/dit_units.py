@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from diffaccel.networks.attention import key_values
 from diffaccel.networks.block_io import called_twice
-from diffaccel.networks.layout import Unit
+from diffaccel.networks.layout import Unit, is_one_of
 from diffaccel.reuse.branch import Branch
 
 SELF_ATTENTION = ("attn", "attn1", "audio_attn1", "attention", "self_attn", "self_attention")
@@ -66,14 +67,7 @@ def units_of(model: torch.nn.Module, block: str) -> Iterator[Unit]:
 
 def conditioning_only(model: torch.nn.Module, cross_attention: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the projections of the prompt to keys and values, where these do not depend on the timestep."""
-    if not any(cls.__name__ in CONSTANT_PROMPTS for cls in type(model).__mro__):
-        return ()
-    names = []
-    for attention in cross_attention:
-        children = dict(model.get_submodule(attention).named_children())
-        fused = getattr(model.get_submodule(attention), "fused_projections", False)
-        names += [f"{attention}.{name}" for name in (("to_kv",) if fused else ("to_k", "to_v")) if name in children]
-    return tuple(names)
+    return key_values(model, cross_attention) if is_one_of(model, CONSTANT_PROMPTS) else ()
 
 
 def _kind(name: str, children: dict[str, torch.nn.Module]) -> str | None:

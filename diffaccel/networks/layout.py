@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,11 @@ def fingerprint_of(configured: Any) -> str:
     config = {key: value for key, value in dict(configured.config).items() if not key.startswith("_")}
     text = json.dumps([type(configured).__name__, config], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_one_of(thing: object, classes: Container[str]) -> bool:
+    """Whether something is of a class with one of these names, or of a subclass."""
+    return any(cls.__name__ in classes for cls in type(thing).__mro__)
 
 
 class UnsupportedModelError(TypeError):

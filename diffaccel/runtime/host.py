@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import RunningCall, num_timesteps
+from diffaccel.networks.layout import is_one_of
 
 NEGATIVE, POSITIVE = "negative", "positive"
 # Names that pipelines give to the contexts of guidance in two calls.
@@ -103,7 +104,7 @@ class Host:
             return shown
         if not says_guided and not pairs:
             return ()
-        if any(cls.__name__ in NEGATIVE_FIRST for cls in type(self._pipe()).__mro__):
+        if is_one_of(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)
         raise ValueError(
             f"{type(self._pipe()).__name__} does not tell which rows see the negative prompt: say accelerate(..., "

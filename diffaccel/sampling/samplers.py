@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffusers
 import numpy as np
@@ -45,10 +45,7 @@ class Sampler(ABC):
     ``scheduler`` names the diffusers scheduler class whose timestep grid is used.
     """
 
-    @property
-    @abstractmethod
-    def scheduler(self) -> str:
-        """Name of the diffusers scheduler class that lays out the timesteps."""
+    scheduler: ClassVar[str]
 
     @abstractmethod
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
@@ -78,13 +75,9 @@ class Sampler(ABC):
 class LCM(Sampler):
     """Multistep consistency sampling (Latent Consistency Models, arXiv 2310.04378, Algorithm 3)."""
 
+    scheduler: ClassVar[str] = "LCMScheduler"
     timestep_scaling: float = 10.0
     sigma_data: float = 0.5
-
-    @property
-    def scheduler(self) -> str:
-        """LCMScheduler."""
-        return "LCMScheduler"
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Re-noise the clean estimate with fresh noise only."""
@@ -104,16 +97,12 @@ class TCD(Sampler):
         eta: stochasticity (gamma in the paper) in [0, 1]: 0 deterministic, 1 multistep consistency sampling.
     """
 
+    scheduler: ClassVar[str] = "TCDScheduler"
     eta: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta must be in [0, 1], not {self.eta}")
-
-    @property
-    def scheduler(self) -> str:
-        """TCDScheduler."""
-        return "TCDScheduler"
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Denoise to ``s = (1 - eta) t'`` along the trajectory, then diffuse to ``t'``."""
@@ -132,10 +121,7 @@ class TCD(Sampler):
 class Euler(Sampler):
     """Deterministic first-order steps: Euler on the probability-flow ODE (Karras et al., arXiv 2206.00364), or DDIM."""
 
-    @property
-    def scheduler(self) -> str:
-        """EulerDiscreteScheduler."""
-        return "EulerDiscreteScheduler"
+    scheduler: ClassVar[str] = "EulerDiscreteScheduler"
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Keep the predicted noise."""
@@ -153,10 +139,7 @@ class DPMSolver(Euler):
     Not only the first step is of first order but, as in diffusers, the last one, which ends at clean latents.
     """
 
-    @property
-    def scheduler(self) -> str:
-        """DPMSolverMultistepScheduler."""
-        return "DPMSolverMultistepScheduler"
+    scheduler: ClassVar[str] = "DPMSolverMultistepScheduler"
 
     def terminal(self, grid: Any) -> NoiseLevel:
         """Clean."""
@@ -173,10 +156,7 @@ class DPMSolver(Euler):
 class DDIM(Euler):
     """DDIM (arXiv 2010.02502, eta = 0) on its own grid and with its own last step."""
 
-    @property
-    def scheduler(self) -> str:
-        """DDIMScheduler."""
-        return "DDIMScheduler"
+    scheduler: ClassVar[str] = "DDIMScheduler"
 
     def following(self, grid: Any, level: NoiseLevel) -> NoiseLevel:
         """As many training timesteps on as there are on average: next to the next point where those are uneven."""
@@ -198,12 +178,8 @@ class FlowMatching(Euler):
         stochastic: whether every step noises the clean estimate afresh, as distilled weights may ask for.
     """
 
+    scheduler: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
     stochastic: bool = False
-
-    @property
-    def scheduler(self) -> str:
-        """FlowMatchEulerDiscreteScheduler."""
-        return "FlowMatchEulerDiscreteScheduler"
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Keep the predicted noise, or take fresh noise."""
@@ -214,10 +190,7 @@ class FlowMatching(Euler):
 class EulerAncestral(Sampler):
     """Euler steps down to ``sigma_down``, then fresh noise up to the next level, as in k-diffusion."""
 
-    @property
-    def scheduler(self) -> str:
-        """EulerAncestralDiscreteScheduler."""
-        return "EulerAncestralDiscreteScheduler"
+    scheduler: ClassVar[str] = "EulerAncestralDiscreteScheduler"
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Split the next level's noise into predicted and fresh, in variance-exploding units."""
