@@ -1,9 +1,7 @@
 """What is wrong with jobs that can be known without loading the model."""
 
-import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
 
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
@@ -79,7 +77,7 @@ def lora_problem(name: str | None, source: ModelSource, partial: bool) -> str | 
 
 def scheduler_problem(name: str, source: ModelSource, from_picture: bool) -> str | None:
     """What keeps a model from being sampled by that name, if anything; from a picture some are not to be had."""
-    config, pipeline = part_config(source, "scheduler", "scheduler_config.json"), str(source.index["_class_name"])
+    config, pipeline = source.config_of("scheduler", "scheduler_config.json"), str(source.index["_class_name"])
     problem = sampler_problem(name, config, pipeline, from_picture=from_picture)
     return f"scheduler: {problem}" if problem else None
 
@@ -94,18 +92,9 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
 
 def pixel_multiple(source: ModelSource) -> int:
     """What both sides of a picture must be multiples of; 1 where the configuration files do not tell."""
-    denoiser, vae = (part_config(source, part) for part in ("transformer", "vae"))
+    denoiser, vae = source.config_of("transformer"), source.config_of("vae")
     levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
     patch, binned = denoiser.get("patch_size"), denoiser.get("sample_size") in (32, 64, 128, 256)
     if not isinstance(patch, int) or not levels or (binned and str(source.index["_class_name"]).startswith("PixArt")):
         return 1
     return int(patch * 2 ** (len(levels) - 1))
-
-
-def part_config(source: ModelSource, part: str, name: str = "config.json") -> dict[str, Any]:
-    """The configuration of a part of a model; empty where it has none. Raises `ModelError` where it is damaged."""
-    file = source.folder / part / name
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot read {file}: {error}") from error

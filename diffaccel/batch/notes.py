@@ -100,14 +100,13 @@ class Notes:
     @cached_property
     def _distilled(self) -> bool:
         """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
-        from diffaccel.batch.check import part_config
         from diffaccel.batch.fit import call_defaults
 
         true_scale = call_defaults(self._source.index["_class_name"]).get("true_cfg_scale")
         if isinstance(true_scale, int | float) and true_scale <= 1:  # as FLUX, whose guidance_scale is another thing
             return True
-        unet = part_config(self._source, "unet").get("time_cond_proj_dim")
-        return unet is not None or bool(part_config(self._source, "transformer").get("guidance_embeds"))
+        unet = self._source.config_of("unet").get("time_cond_proj_dim")
+        return unet is not None or bool(self._source.config_of("transformer").get("guidance_embeds"))
 
     @cached_property
     def _default_scale(self) -> float | None:

@@ -72,10 +72,9 @@ def find_controlnet(name: str) -> Path:
 
 def check_controlnet(name: str, source: ModelSource) -> None:
     """Raise ModelError where a ControlNet cannot be found, or was made for another network than a model's."""
-    place, unet = find_controlnet(name), source.folder / "unet" / "config.json"
-    if place.is_dir() and unet.is_file():
-        own, other = (json.loads(file.read_text(encoding="utf-8")) for file in (place / "config.json", unet))
-        _require_alike(own, other)
+    place, unet = find_controlnet(name), source.config_of("unet")
+    if place.is_dir() and unet:
+        _require_alike(json.loads((place / "config.json").read_text(encoding="utf-8")), unet)
 
 
 def load_controlnet(

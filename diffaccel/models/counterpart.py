@@ -1,6 +1,5 @@
 """A network that may stand in for another one: found by name or given, compared with it, loaded beside it."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -129,14 +128,9 @@ class _Named(Counterpart):
 
     @property
     def facts(self) -> Facts:
-        folder = self._source.folder
-        files = (
-            folder / self._part / "config.json",
-            folder / "scheduler/scheduler_config.json",
-            folder / "vae/config.json",
-        )
-        network, scheduler, vae = (json.loads(f.read_text("utf-8")) if f.is_file() else {} for f in files)
-        return dict(_facts(network, scheduler, str(scheduler.get("_class_name")), vae))
+        config_of = self._source.config_of
+        scheduler = config_of("scheduler", "scheduler_config.json")
+        return dict(_facts(config_of(self._part), scheduler, str(scheduler.get("_class_name")), config_of("vae")))
 
     def load(self, dtype: "torch.dtype", device: "torch.device") -> "torch.nn.Module":
         source = self._source

@@ -56,7 +56,7 @@ def in_any_case(words: Iterable[str]) -> re.Pattern[str]:
 
 def check_embeddings(text: str | None, source: ModelSource) -> None:
     """Raise `ModelError` where embeddings are missing, damaged, or for encoders of another width."""
-    widths = {name: width for name in _OWN.values() if (width := _width(source.folder / name / "config.json"))}
+    widths = {name: width for name in _OWN.values() if (width := source.config_of(name).get("hidden_size"))}
     for token, file in parse_embeddings(text).items():
         for encoder in _assigned(file, read_shapes(_found(file)), widths, source.name).values():
             words = source.folder / encoder.replace("text_encoder", "tokenizer") / "vocab.json"
@@ -160,11 +160,3 @@ def _assigned(
             f"the embedding {file} has nothing for the {missing} of {model}: it was made for another model"
         )
     return made
-
-
-def _width(config: Path) -> int | None:
-    try:
-        value = json.loads(config.read_text(encoding="utf-8")).get("hidden_size") if config.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"cannot read {config}: {error}") from error
-    return value if isinstance(value, int) else None

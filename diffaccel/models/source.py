@@ -45,6 +45,14 @@ class ModelSource:
         """`"unet"` or `"transformer"`, whichever network the pipeline samples with."""
         return next((part for part in ("unet", "transformer") if part in self.index), None)
 
+    def config_of(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        """The configuration of a part; empty where it has none. Raises `ModelError` where it is damaged."""
+        file = self.folder / part / name
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"cannot read {file}: {error}") from error
+
 
 def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> ModelSource:
     """Find `model` (bundled name, folder, single `.safetensors` file or Hub id) and check that it is safe to load.
