@@ -325,15 +325,14 @@ def _osc(server: "LiveServer", port: int | None) -> Iterator[None]:
 def _run_without_browser(given: dict[str, Any]) -> None:
     settings = _load_settings(given)
     from diffaccel.realtime.local import run
-    from diffaccel.realtime.opening import open_warm
-    from diffaccel.realtime.settings import load_pipeline
+    from diffaccel.realtime.settings import load_pipeline, open_alone
 
     shape: list[tuple[int, int]] = []
 
     def open_stream() -> "StreamEngine":
         pipe = load_pipeline(settings)
         tell_unread(pipe, settings.controls)
-        return open_warm(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
+        return open_alone(pipe, fitted(pipe, settings, shape[0]) if given["size"] == FIT else settings)
 
     with interruptible():  # of a file into a file nothing is left then; what is live ends in order by itself
         report = run(

@@ -201,19 +201,15 @@ def _memory_explained(batch_size: int) -> "Iterator[None]":
 
 def _open(settings: "LiveSettings", source: Path, batch_size: int, *, quiet: bool) -> "StreamEngine":
     """Load the model, and open a stream in the asked size or the video's shape."""
-    from diffaccel.media.errors import MediaError
     from diffaccel.media.video_reader import VideoReader
-    from diffaccel.realtime.settings import load_pipeline, open_engine
+    from diffaccel.realtime.settings import load_pipeline, open_alone
 
     pipe = load_pipeline(settings)
     tell_unread(pipe, settings.controls)
     if settings.width is None:
         with VideoReader(source, audio=False) as reader:
             settings = fitted(pipe, settings, (reader.width, reader.height), quiet=quiet)
-    try:
-        return open_engine(pipe, settings, frame_buffer=batch_size)
-    except ValueError as error:
-        raise MediaError(str(error)) from error
+    return open_alone(pipe, settings, frame_buffer=batch_size)
 
 
 def summary(target: Path, report: "VideoReport") -> str:

@@ -243,7 +243,7 @@ class Client:
 
         A skipped frame comes out at once, before older ones in flight.
         """
-        self.pace = getattr(stream, "pace", "")
+        self.pace = stream.pace
         for arrived in self._inside.values():
             arrived.busy_ms += network_ms
         for output in outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,10 +16,6 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 class Metrics:
     """What `/metrics` tells, in a registry of its own."""
-
-    def called(self, kind: str, rows: int) -> None:
-        """Count a call of the network or the autoencoder."""
-        self.rows.labels(kind).observe(rows)
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,6 +37,10 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
 
+    def called(self, kind: str, rows: int) -> None:
+        """Count a call of the network or the autoencoder."""
+        self.rows.labels(kind).observe(rows)
+
 
 @dataclass
 class Served:
@@ -53,11 +53,7 @@ class Served:
 
     metrics: Metrics
     received: int = 0
-    outcomes: dict[Outcome, int] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("shown", "skipped", "dropped", "not_finite", "failed", "rejected"), 0
-        )
-    )  # fmt: skip
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(get_args(Outcome), 0))
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=120))
 
     def arrive(self) -> None:

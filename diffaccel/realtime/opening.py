@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffaccel.media.errors import MediaError
 from diffaccel.realtime.controls import Controls
 from diffaccel.realtime.hub import Hub
 from diffaccel.realtime.metrics import Metrics
 from diffaccel.realtime.offers import ChosenStream, Offers
-from diffaccel.realtime.settings import LiveSettings, controls_for, load_pipeline, open_engine, picture_size, sizes
-from diffaccel.stream.engine import StreamEngine
+from diffaccel.realtime.settings import LiveSettings, controls_for, load_pipeline, open_alone, picture_size, sizes
 from diffaccel.stream.host import StreamHost
 from diffaccel.stream.shared_calls import OnCall
 
@@ -52,7 +50,7 @@ class Studio:
         """Load and warm up. Raises `MediaError` for settings that the model cannot follow."""
         pipe = load_pipeline(settings)
         width, height = picture_size(pipe, settings)
-        with open_warm(pipe, settings) as engine:
+        with open_alone(pipe, settings) as engine:
             engine.warmup()
         about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
         host = StreamHost(pipe, max_rows, on_call=on_call)
@@ -66,14 +64,6 @@ class Studio:
     def stream(self, controls: Controls) -> ChosenStream:
         """A session's stream. Raises ValueError where it cannot be had."""
         return ChosenStream(self.offers, controls)
-
-
-def open_warm(pipe: Any, settings: LiveSettings) -> StreamEngine:
-    """A stream of its own. Raises `MediaError` for settings that the model cannot follow."""
-    try:
-        return open_engine(pipe, settings)
-    except ValueError as error:
-        raise MediaError(str(error)) from error
 
 
 @contextmanager

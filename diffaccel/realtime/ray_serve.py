@@ -113,8 +113,7 @@ def serving(
             serve.run(_application(settings.located(), options, limit, max_rows, replicas, each_actor(ray)), name=NAME)
         except RuntimeError as error:
             raise MediaError(f"Ray Serve gave up: {error}") from error
-        scheme = "https" if options.certificate else "http"
-        yield address.url(options.host, options.port, "/", token=options.token, scheme=scheme)
+        yield options.url(options.port)
     finally:
         if cluster:
             serve.shutdown()

@@ -55,6 +55,11 @@ class ServerOptions:
     certificate: Path | None = None
     key: Path | None = None
 
+    def url(self, port: int) -> str:
+        """The page's address at a port, with its token."""
+        scheme = "https" if self.certificate else "http"
+        return address.url(self.host, port, "/", token=self.token, scheme=scheme)
+
 
 class LiveApp:
     """A hub behind the routes of a live server.
@@ -186,8 +191,7 @@ class LiveServer(LiveApp):
     @property
     def url(self) -> str:
         """The page's address, with its token."""
-        scheme = "https" if self.options.certificate else "http"
-        return address.url(self.options.host, self.port, "/", token=self.options.token, scheme=scheme)
+        return self.options.url(self.port)
 
     def _config(self) -> uvicorn.Config:
         options = self.options

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffaccel import models
+from diffaccel.media.errors import MediaError
 from diffaccel.media.repaint import size_like
 from diffaccel.methods import ControlCache, DeepCache, IntervalCache
 from diffaccel.models.placement import Placement, open_pipeline
@@ -199,6 +200,14 @@ def open_engine(
     arguments |= {"width": width, "height": height, "fit": settings.fit}
     deadline = None if settings.fps is None else IN_ENGINE / settings.fps
     return StreamEngine(pipe, host=host, deadline=deadline, **arguments)
+
+
+def open_alone(pipe: Any, settings: LiveSettings, *, frame_buffer: int = 1) -> StreamEngine:
+    """As `open_engine`, for a stream of its own. Raises `MediaError` for settings that the model cannot follow."""
+    try:
+        return open_engine(pipe, settings, frame_buffer=frame_buffer)
+    except ValueError as error:
+        raise MediaError(str(error)) from error
 
 
 def controls_for(pipe: Any, controls: Controls) -> Controls:

@@ -42,6 +42,8 @@ def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (
 class StubStream:
     """Inverts pictures. ``seconds`` is how long the network takes; ``trouble`` may raise, or return True for NaN."""
 
+    pace = ""
+
     def __init__(
         self, controls: Controls, seconds: float = 0.0, trouble: Callable[[int], bool] = lambda _: False
     ) -> None:
