@@ -4,17 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from diffaccel.attach.call_rows import CallRow, call_rows
 from diffaccel.attach.cost import CostModel, UncountableError
 from diffaccel.attach.drawing import WORDS, Drawing, draw
 from diffaccel.attach.seat import Seat
 from diffaccel.config.files import write_atomically
+from diffaccel.config.pages import filled
 from diffaccel.config.words import counted
 
 MACS = ("macs", "macs_plain", "macs_saved", "ceiling")
@@ -110,10 +108,10 @@ class Report:
 
     def to_html(self) -> str:
         """A page that needs nothing else: the totals, the drawing of the last run, and its figures in a table."""
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        template = (files("diffaccel.attach") / "report.html").read_text(encoding="utf-8")
         rows = self.last_run
-        return environment.from_string(template).render(
+        return filled(
+            "diffaccel.attach",
+            "report.html",
             summary=str(self),
             drawing=self.plot().svg if rows else "",
             rows=rows,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from PIL import Image
 
 from diffaccel.batch.store import SHEET, Record, explained
 from diffaccel.config.files import write_atomically
+from diffaccel.config.pages import filled
 from diffaccel.config.words import counted
 
 MAX_PICTURES = 1000
@@ -39,7 +39,9 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
     records = [record for record in records if record.error or _exists(folder, record)]
     shown = records[:most]
     common = _common([record.settings for record in shown if not record.error])
-    page = _template().render(
+    page = filled(
+        "diffaccel.batch",
+        "sheet.html",
         title=_title(records),
         common=" · ".join(_label(key, value) for key, value in common.items() if len(str(value)) <= LONG),
         common_folded=[_label(key, value) for key, value in common.items() if len(str(value)) > LONG],
@@ -52,13 +54,6 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
     with explained(folder):
         write_atomically(path, page.encode("utf-8", "replace"))
     return path
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("sheet.html")
 
 
 def _exists(folder: Path, record: Record) -> bool:

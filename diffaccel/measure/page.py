@@ -6,15 +6,14 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from diffaccel.config.files import write_atomically
+from diffaccel.config.pages import filled
 from diffaccel.measure.bench import Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
 from diffaccel.measure.machine import MachineInfo
@@ -89,12 +88,11 @@ def as_csv(benchmark: Benchmark) -> str:
 
 def page(benchmark: Benchmark, setting: Setting) -> str:
     """The page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["share"] = share
-    environment.filters["megabytes"] = lambda size: "not available" if size is None else f"{size / 1e6:,.1f} MB"
-    template = files("diffaccel.measure") / "report.html"
     leading = {point.name for point in front(points(benchmark))}
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return filled(
+        "diffaccel.measure",
+        "report.html",
+        {"share": share, "megabytes": _megabytes},
         setting=setting,
         rows=benchmark.rows,
         judged=any(row.accuracy for row in benchmark.rows),
@@ -118,6 +116,10 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
 def share(fraction: float, count: int) -> str:
     """A share of pictures: in percent of many, as "2 of 3" of few, which say no more than that."""
     return f"{fraction:.0%}" if count >= MANY else f"{round(fraction * count)} of {count}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "not available" if size is None else f"{size / 1e6:,.1f} MB"
 
 
 def points(benchmark: Benchmark) -> list[Point]:
