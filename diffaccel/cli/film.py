@@ -11,7 +11,7 @@ import click
 
 from diffaccel.cli.help import HomePath, Number
 from diffaccel.cli.model_options import ModelChoice
-from diffaccel.cli.streaming import FIT, tell, tell_remark
+from diffaccel.cli.streaming import FIT, memory_explained, tell, tell_remark
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
@@ -115,22 +115,18 @@ def _write(
 def _explained() -> "Iterator[None]":
     """Turn what stops a video on its way, and a person can mend, into a `MediaError` that names the remedy."""
     from diffaccel.media.errors import MediaError
-    from diffaccel.models.placement import is_out_of_memory
     from diffaccel.video.report import FramesNotFinite
 
+    remedy = "use a smaller --size, --chunk or --window, or --dtype bfloat16"
     try:
-        yield
+        with memory_explained(f"out of memory: {remedy}"):
+            yield
     except MediaError:
         raise
     except FramesNotFinite as error:
         raise MediaError("the network overflows: its frames are not finite; use --dtype float32 or bfloat16") from error
     except ValueError as error:  # prompts that cannot follow each other
         raise MediaError(str(error)) from error
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        remedy = "use a smaller --size, --chunk or --window, or --dtype bfloat16"
-        raise MediaError(f"out of memory: {remedy}") from error
 
 
 def _clip(clip: Path | None, fps: Fraction, engine: "VideoEngine") -> "Iterator[np.ndarray]":

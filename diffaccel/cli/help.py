@@ -32,6 +32,12 @@ def refuse(context: click.Context, names: Container[str], why: str) -> None:
             raise click.UsageError(f"{max(option.opts, key=len)} {why}")
 
 
+def of_option(problem: str) -> click.UsageError:
+    """What is wrong with a setting, whose name the problem begins with, as what is wrong with its option."""
+    setting, colon, words = problem.partition(": ")
+    return click.UsageError(f"--{setting.replace('_', '-')}{colon}{words}")
+
+
 class HomePath(click.Path):
     """A path whose `~` is the home folder: shells leave it as it is in `--output=~/pictures`, and in quotes."""
 

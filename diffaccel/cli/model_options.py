@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.help import of_option
+
 if TYPE_CHECKING:
     from diffaccel.models import ModelSource
 
@@ -128,8 +130,7 @@ class ModelChoice:
         from diffaccel.models.weighted_text import reading_problem
 
         if problem := reading_problem(pipeline, texts, **self.reading):
-            setting, _, words = problem.partition(": ")
-            raise click.UsageError(f"--{setting.replace('_', '-')}: {words}")
+            raise of_option(problem)
 
     def open(self, source: "ModelSource", texts: Sequence[str] = (), nets: Sequence[str] = ()) -> Any:
         """The pipeline of a model that was found, its LoRAs merged into its weights. Raises `ModelError`.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from diffaccel.cli.help import of_option
 from diffaccel.cli.model_options import NONE, ModelChoice
 from diffaccel.cli.options import Request
 from diffaccel.cli.row_input import rows_of
@@ -191,7 +192,7 @@ def require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Jo
     sampled = {(job.scheduler, job.init_image is not None) for job in todo if job.scheduler == options.scheduler}
     problems = {problem for name, started in sampled if (problem := scheduler_problem(name, source, started))}
     if problems and len(problems) == len(sampled):
-        raise click.UsageError(f"--{problems.pop()}")
+        raise of_option(problems.pop())
     adapted = any(job.lora == options.lora is not None for job in todo)
     if adapted and (problem := lora_problem(options.lora, source, request.lora_partial)):
         raise ModelError(f"--{problem}")
@@ -211,9 +212,9 @@ def _require_common(options: "PictureSettings", todo: "Sequence[Job]", source: "
     given = {"strength": options.strength, "size": options.width or options.height, "guidance": options.guidance}
     kinds = {job.group: job for job in todo} if any(given.values()) else {}
     problems = find_problems(kinds.values(), source)
-    name, _, words = next(iter(problems.values()), "").partition(": ")
-    if problems and len(problems) == len(kinds) and given.get(name):
-        raise click.UsageError(f"--{name}: {words}")
+    first = next(iter(problems.values()), "")
+    if problems and len(problems) == len(kinds) and given.get(first.partition(": ")[0]):
+        raise of_option(first)
 
 
 def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "ModelSource") -> None:
@@ -228,8 +229,7 @@ def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "Mo
     if options.long_prompts or options.prompt_weights:
         problems += [text_problem(pipeline, job) for job in todo]
     if problems and all(problems):
-        setting, _, words = str(problems[0]).partition(": ")
-        raise click.UsageError(f"--{setting.replace('_', '-')}: {words}")
+        raise of_option(str(problems[0]))
 
 
 def _check(request: Request, options: "PictureSettings", source: "ModelSource") -> str:
@@ -307,7 +307,6 @@ def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0]) if problem["loc"] else "size"
-        name = "--size" if field in ("width", "height") else "--" + field.replace("_", "-")
-        message = what_is_wrong(problem)
+        name = "size" if field in ("width", "height") else field
         got = f" (got {problem['input']!r})" if problem["loc"] else ""
-        raise click.UsageError(f"{name}: {message}{got}") from error
+        raise of_option(f"{name}: {what_is_wrong(problem)}{got}") from error

@@ -1,11 +1,13 @@
 """From the command line to the settings of a live run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from diffaccel.cli.help import of_option
 from diffaccel.cli.model_options import ModelChoice
 from diffaccel.config.words import what_is_wrong
 
@@ -43,6 +45,20 @@ SMOOTHING_OPTION = click.option(
     type=float,
     help="How much of the picture before stays, along with what moves, to 0.95: less flicker.  [default: 0.0]",
 )
+
+
+@contextmanager
+def memory_explained(message: str) -> Iterator[None]:
+    """Turn an error of memory into a `MediaError` with this message, which names the remedy."""
+    from diffaccel.media.errors import MediaError
+    from diffaccel.models.placement import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MediaError(message) from error
 
 
 def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | str | None:
@@ -94,8 +110,7 @@ def controls(given: Mapping[str, Any], start: Mapping[str, Any]) -> "Controls":
         return kind.model_validate({**start, **named})
     except ValidationError as error:
         problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{option}: {what_is_wrong(problem)} (got {problem['input']!r})") from error
+        raise of_option(f"{problem['loc'][0]}: {what_is_wrong(problem)} (got {problem['input']!r})") from error
 
 
 def fitted(pipe: Any, settings: "LiveSettings", shape: tuple[int, int], *, quiet: bool = False) -> "LiveSettings":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import declared
+from diffaccel.cli.help import declared, of_option
 from diffaccel.cli.model_options import DEFAULT_MODEL, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.planning import checked_settings, told_once
 
@@ -132,7 +132,7 @@ class Subject:
 
         name = self.scheduler or self.defaults.get("scheduler", "default")
         if problem := scheduler_problem(name, self.source, from_picture=False):
-            raise click.UsageError(f"--{problem}")
+            raise of_option(problem)
         pipe = self.choice.open(self.source, texts, nets)
         if name != "default":
             pipe.scheduler = sampler_named(name, pipe.scheduler)

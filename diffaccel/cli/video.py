@@ -1,7 +1,6 @@
 """`diffaccel video`: a video file in, the same video painted anew out; or a video from words."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,13 @@ from diffaccel.cli.streaming import (
     SMOOTHING_OPTION,
     fitted,
     live_settings,
+    memory_explained,
     parse_size,
     tell_unread,
 )
 from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from diffaccel.media.repaint import VideoReport
     from diffaccel.realtime.settings import LiveSettings
     from diffaccel.stream.engine import StreamEngine
@@ -170,7 +168,9 @@ def paint(
     choice.check_reading(choice.find().index["_class_name"], texts)
     settings = live_settings(given, {"similarity": False, "cache": 1})
     bar = _Progress(quiet)
-    with interruptible(f"{target} was not written"), bar, _memory_explained(batch_size):
+    remedy = "a smaller --batch-size" if batch_size > 1 else "a smaller --size or --dtype bfloat16"
+    memory = memory_explained(f"out of memory at --batch-size {batch_size}: use {remedy}")
+    with interruptible(f"{target} was not written"), bar, memory:
         report = repaint(
             lambda: _open(settings, source, batch_size, quiet=quiet or given["size"] != FIT),
             source,
@@ -182,21 +182,6 @@ def paint(
         )
     if not quiet:
         click.echo(summary(target, report))
-
-
-@contextmanager
-def _memory_explained(batch_size: int) -> "Iterator[None]":
-    """Turn an error of memory into a `MediaError` that names the remedy."""
-    from diffaccel.media.errors import MediaError
-    from diffaccel.models.placement import is_out_of_memory
-
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        remedy = "a smaller --batch-size" if batch_size > 1 else "a smaller --size or --dtype bfloat16"
-        raise MediaError(f"out of memory at --batch-size {batch_size}: use {remedy}") from error
 
 
 def _open(settings: "LiveSettings", source: Path, batch_size: int, *, quiet: bool) -> "StreamEngine":
