@@ -4,7 +4,7 @@ Nothing that changes from run to run (a date, a duration) is stored, so equal se
 """
 
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -84,16 +84,22 @@ def read_settings(path: Path) -> Job | ForeignSettings:
     Raises `InputError` where there is neither.
     """
     texts = _read_texts(path)
-    try:
-        values = json.loads(texts.get("diffaccel") or texts.get("description") or "")
-    except (ValueError, TypeError, RecursionError):
-        values = None
-    if isinstance(values, dict) and ("version" in values or "diffaccel" in texts):
+    values = _own_values(texts)
+    if values is not None:
         return _job(values, path)
     foreign = read_foreign(texts)
     if foreign is None:
         raise InputError(f"{path} holds no settings of diffaccel, AUTOMATIC1111 or ComfyUI")
     return foreign
+
+
+def _own_values(texts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `encode` wrote into a picture, of its texts."""
+    try:
+        values = json.loads(texts.get("diffaccel") or texts.get("description") or "")
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and ("version" in values or "diffaccel" in texts) else None
 
 
 def require_own(jobs: Iterable[Job], folder: Path, suffix: str, records: Container[str]) -> None:
@@ -111,9 +117,11 @@ def require_own(jobs: Iterable[Job], folder: Path, suffix: str, records: Contain
 
 
 def _is_own(path: Path) -> bool:
+    """Whether the picture holds settings of ours, be it cut short."""
     try:
-        return isinstance(read_settings(path), Job)
-    except InputError:
+        with path.open("rb") as stream, recognized(stream, tuple(SUFFIXES.values())) as image:
+            return "diffaccel" in image.info or _own_values(_texts(image)) is not None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
@@ -139,12 +147,7 @@ def _read_texts(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream, recognized(stream, tuple(SUFFIXES.values())) as image:
             image.load()
-            exif = image.getexif()
-            texts = {"description": exif.get(_IMAGE_DESCRIPTION)}
-            comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-            if isinstance(comment, bytes) and comment.startswith(_UNICODE):
-                texts["parameters"] = _comment(comment.removeprefix(_UNICODE))
-            return texts | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+            return _texts(image)
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
     except IsADirectoryError as error:
@@ -153,6 +156,15 @@ def _read_texts(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: it is no PNG, JPEG or WebP picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _texts(image: Image.Image) -> dict[str, Any]:
+    exif = image.getexif()
+    texts = {"description": exif.get(_IMAGE_DESCRIPTION)}
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
+        texts["parameters"] = _comment(comment.removeprefix(_UNICODE))
+    return texts | {str(name): text for name, text in image.info.items() if isinstance(text, str)}
 
 
 def _comment(data: bytes) -> str:

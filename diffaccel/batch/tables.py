@@ -86,7 +86,7 @@ def _records(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple
         if '"' not in line:
             cells = line.rstrip("\r\n")
             if cells:
-                yield number, cells.split(delimiter)
+                yield number, [cell.lstrip(" ") for cell in cells.split(delimiter)]
             continue
         group = [(number, line)]
         found = _quoted(group, source, delimiter)

@@ -96,6 +96,8 @@ def test_what_is_automatic_in_the_web_ui(tmp_path: Path, sampler: str, spacing: 
 def test_a_table_that_was_typed_with_spaces_behind_its_commas(tmp_path: Path) -> None:
     text = 'prompt, negative prompt, seed\n"a cat, red", "blurry, ""old""", 5\na dog, blurry, 6\n "a", "", 7\n'
     first, second, third = (each.row.given() for each in rows_of(tmp_path / "a.csv", text))
+    (row,) = rows_of(tmp_path / "b.csv", "prompt, custom id\na, b\n")
+    assert row.row.custom_id == "b"
     assert first == {"prompt": "a cat, red", "negative_prompt": 'blurry, "old"', "seed": 5}
     assert second == {"prompt": "a dog", "negative_prompt": "blurry", "seed": 6}
     assert third == {"prompt": "a", "seed": 7}
