@@ -36,6 +36,7 @@ from diffaccel.pipelines.stock import (
     is_component,
     parameters_of,
     resolved,
+    told_apart,
     union_of,
 )
 
@@ -87,7 +88,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         for stock in cls.stock:
             if fits(stock, components):
-                return stock
+                return told_apart(stock, components)
         given = ", ".join(f"{k}: {type(v).__name__}" for k, v in components.items() if is_component(v))
         raise TypeError(
             f"{cls.__name__} cannot be built of {given or 'nothing'}: it needs the components of {_listed(cls.stock)}"

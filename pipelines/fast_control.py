@@ -35,7 +35,6 @@ from diffaccel.control import Attached, RelaCtrlAdapter, attach
 from diffaccel.stream.control import MOST_SCALE
 from diffaccel.stream.images import Fit, to_unit_frames
 
-SDXL_LATENT_SCALE = 0.13025
 BINS = {32: ASPECT_RATIO_256_BIN, 64: ASPECT_RATIO_512_BIN, 128: ASPECT_RATIO_1024_BIN, 256: ASPECT_RATIO_2048_BIN}
 """The sizes at which PixArt draws, by that of its latents."""
 
@@ -58,14 +57,6 @@ class FastControlPipeline(
 
     adapter: RelaCtrlAdapter | None = None
     control: Attached | None = None
-
-    @classmethod
-    def choose(cls, components: Any) -> type:
-        """As for every custom pipeline; the two PixArts, whose components have the same types, are told apart here."""
-        stock: type = super().choose(components)
-        alpha = stock is PixArtAlphaPipeline
-        sigma = alpha and components["vae"].config.get("scaling_factor") == SDXL_LATENT_SCALE
-        return PixArtSigmaPipeline if sigma else stock
 
     def load_control(self, adapter: RelaCtrlAdapter | str | os.PathLike[str]) -> None:
         """Put an adapter's control blocks on the transformer, in place of those before.

@@ -8,16 +8,7 @@
 `cache` and `guidance` take a method, its text or its dictionary; without them the call is the stock one.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import diffusers
-
 import diffaccel.pipelines.base
-
-SDXL_LATENT_SCALE = 0.13025
-"""The scaling factor of SDXL's autoencoder, by which PixArt-Sigma differs from PixArt-Alpha."""
-
 
 STOCK = (
     "PixArtAlpha",
@@ -95,11 +86,3 @@ class FastTransformerPipeline(
     stock=diffaccel.pipelines.base.named(STOCK),
 ):
     """The stock pipeline of the model, or of its components, with `cache` and `guidance`."""
-
-    @classmethod
-    def choose(cls, components: Mapping[str, Any]) -> type:
-        """As for every custom pipeline; the two PixArts, whose components have the same types, are told apart here."""
-        stock: type = super().choose(components)
-        alpha = stock is diffusers.PixArtAlphaPipeline
-        sigma = alpha and components["vae"].config.get("scaling_factor") == SDXL_LATENT_SCALE
-        return diffusers.PixArtSigmaPipeline if sigma else stock

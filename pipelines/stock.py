@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 from weakref import WeakKeyDictionary
 
+import diffusers
 from diffusers import DiffusionPipeline
 
 from diffaccel._diffusers import pipeline_being_built
@@ -18,6 +19,8 @@ from diffaccel.networks.compiled import unwrapped
 DENOISERS = ("unet", "transformer")
 DEPRECATED = frozenset({"callback", "callback_steps", "mask_feature"})
 """Arguments that stock calls still take without naming them."""
+SDXL_LATENT_SCALE = 0.13025
+"""The scaling factor of SDXL's autoencoder, by which PixArt-Sigma differs from PixArt-Alpha."""
 _entering = threading.Lock()
 _at_work: WeakKeyDictionary[Any, list[tuple[int, bool]]] = WeakKeyDictionary()  # threads, and whether they reuse
 
@@ -54,6 +57,13 @@ def fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
     network = components.get("unet")
     xl = network is not None and network.config.get("addition_embed_type") == "text_time"
     return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
+
+
+def told_apart(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> type[DiffusionPipeline]:
+    """The stock pipeline; of the two PixArts, whose components have the same types, the one of this autoencoder."""
+    if stock.__name__ != "PixArtAlphaPipeline" or components["vae"].config.get("scaling_factor") != SDXL_LATENT_SCALE:
+        return stock
+    return diffusers.PixArtSigmaPipeline  # type: ignore[no-any-return]
 
 
 def union_of(stock: Sequence[type[DiffusionPipeline]]) -> tuple[Callable[..., None], list[str]]:
