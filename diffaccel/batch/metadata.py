@@ -125,14 +125,6 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def read_job(path: Path) -> Job:
-    """The job that rendered the picture at `path`. Raises `InputError` where there is none in it."""
-    found = read_settings(path)
-    if isinstance(found, ForeignSettings):
-        raise InputError(f"{path} holds no diffaccel settings, but those of {found.tool}")
-    return found
-
-
 def _job(values: dict[str, Any], path: Path) -> Job:
     values.pop("version", None)
     try:

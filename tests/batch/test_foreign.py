@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffaccel.batch.foreign import ForeignSettings, read_foreign
-from diffaccel.batch.metadata import read_job, read_settings
+from diffaccel.batch.metadata import read_settings
 from diffaccel.cli import main
 
 AUTOMATIC = """a cat, masterpiece <lora:style:0.7>
@@ -124,11 +124,14 @@ def test_from_another_tools_picture(tiny_sd: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*command, "--model", str(tiny_sd)])
     assert result.exit_code == 0, result.output
     assert "not carried over: Clip skip: 2" in result.stderr
-    job = read_job(next((tmp_path / "out").glob("*.png")))
+    job = read_settings(next((tmp_path / "out").glob("*.png")))
     assert (job.seed, job.steps, job.scheduler, job.width, job.height) == (42, 4, "dpm++ 2m karras", 32, 40)
     again = CliRunner().invoke(main, [*command, "--model", str(tiny_sd), "--size", "24", "--overwrite"])
     assert again.exit_code == 0, again.output
-    assert {(job.width, job.height) for job in map(read_job, (tmp_path / "out").glob("*.png"))} == {(24, 24), (32, 40)}
+    assert {(job.width, job.height) for job in map(read_settings, (tmp_path / "out").glob("*.png"))} == {
+        (24, 24),
+        (32, 40),
+    }
 
 
 def test_a_part_of_a_run_is_told() -> None:

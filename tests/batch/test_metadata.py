@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.metadata import encode, parameters, read_job, require_own
+from diffaccel.batch.metadata import encode, parameters, read_settings, require_own
 from diffaccel.batch.readers import InputError
 from diffaccel.batch.store import StoreError
 
@@ -31,7 +31,7 @@ PICTURE = Image.effect_mandelbrot((32, 24), (-2, -1, 1, 1), 20).convert("RGB")
 def test_job_round_trips(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(encode(PICTURE, JOB, suffix))
-    assert read_job(path) == JOB
+    assert read_settings(path) == JOB
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -70,7 +70,7 @@ def test_equal_settings_give_equal_files() -> None:
 def test_broken_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match=r"cannot read .*a.png: it is no PNG, JPEG or WebP picture$"):
-        read_job(tmp_path / "a.png")
+        read_settings(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -104,37 +104,37 @@ def png(path: Path, settings: str, *, packed: bool = False) -> Path:
 )
 def test_settings_of_strangers_are_checked(tmp_path: Path, settings: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        read_job(png(tmp_path / "a.png", settings))
+        read_settings(png(tmp_path / "a.png", settings))
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"cannot read .*too large"):
-        read_job(png(tmp_path / "a.png", "x" * 70_000_000, packed=True))
+        read_settings(png(tmp_path / "a.png", "x" * 70_000_000, packed=True))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.raises(InputError, match=r"cannot read .*bomb"):
-        read_job(png(tmp_path / "a.png", "{}"))
+        read_settings(png(tmp_path / "a.png", "{}"))
 
 
 def test_a_large_picture_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(PICTURE, JOB))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(PICTURE.width * PICTURE.height * 0.7))
-    assert read_job(path).prompt == JOB.prompt
+    assert read_settings(path).prompt == JOB.prompt
 
 
 def test_missing_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such picture"):
-        read_job(tmp_path / "a.png")
+        read_settings(tmp_path / "a.png")
 
 
 def test_picture_without_settings_is_refused(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
     with pytest.raises(InputError, match="no settings of diffaccel"):
-        read_job(tmp_path / "a.png")
+        read_settings(tmp_path / "a.png")
 
 
 def test_cut_picture_is_refused(tmp_path: Path) -> None:
     data = encode(PICTURE, JOB)
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"cannot read|no settings of diffaccel"):
-        read_job(tmp_path / "a.png")
+        read_settings(tmp_path / "a.png")

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from diffaccel.batch.metadata import encode, read_job
+from diffaccel.batch.metadata import encode, read_settings
 from diffaccel.batch.store import OutputFolder, read_manifest
 from diffaccel.cli import main
 from diffaccel.methods import Recipe
@@ -43,7 +43,7 @@ def test_prompts_to_pictures(generate, tmp_path: Path) -> None:
     assert "% of MACs saved. See " in result.output
     assert {name.rsplit("-", 1)[0] for name in pictures(tmp_path / "out")} == {"a-red-heart", "a-panda"}
     path = next((tmp_path / "out").glob("a-red-heart*.png"))
-    job = read_job(path)
+    job = read_settings(path)
     assert (job.prompt, job.seed, job.steps, job.cache) == ("a red heart", 7, 4, "deepcache:interval=2,branch=0")
     with Image.open(path) as picture:
         assert picture.size == (32, 32)
@@ -59,7 +59,7 @@ def test_caching_is_on_by_default_and_can_be_switched_off(generate) -> None:
 def test_settings_reach_the_picture(generate, tmp_path: Path, tiny_lora: Path) -> None:
     options = ["--negative-prompt", "blue", "--guidance-scale", 3, "--scheduler", "lcm", "--size", "40x24"]
     assert generate("p", *options, "--lora", tiny_lora, "--dtype", "bfloat16", "--num-images", 2).exit_code == 0
-    first, second = (read_job(path) for path in sorted((tmp_path / "out").glob("*.png")))
+    first, second = (read_settings(path) for path in sorted((tmp_path / "out").glob("*.png")))
     assert (first.negative_prompt, first.guidance_scale, first.scheduler) == ("blue", 3.0, "lcm")
     assert (first.width, first.height, first.lora, first.dtype) == (40, 24, str(tiny_lora), "bfloat16")
     assert {first.seed, second.seed} == {min(first.seed, second.seed), min(first.seed, second.seed) + 1}
@@ -108,10 +108,10 @@ def test_from_takes_a_profile_and_says_what_is_wrong(generate, tmp_path: Path) -
         return CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again"), *arguments])
 
     assert again("--profile", str(tmp_path / "profile.json")).exit_code == 0
-    assert read_job(tmp_path / "again" / path.name).cache == "deepcache:interval=2"
+    assert read_settings(tmp_path / "again" / path.name).cache == "deepcache:interval=2"
     result = again("--steps", "0")
     assert (result.exit_code, "--steps: must be at least" in result.stderr) == (2, True)
-    path.write_bytes(encode(Image.new("RGB", (8, 8)), replace(read_job(path), id="../../x")))
+    path.write_bytes(encode(Image.new("RGB", (8, 8)), replace(read_settings(path), id="../../x")))
     result = again()
     assert (result.exit_code, "cannot be used: custom_id" in result.stderr) == (2, True)
 
@@ -197,7 +197,7 @@ def test_guidance_and_profile_are_written_into_the_picture(generate, tmp_path: P
     )
     assert generate("p", "--profile", tmp_path / "profile.json", "--guidance", "one-time:delta=0.8").exit_code == 0
     path = next((tmp_path / "out").glob("*.png"))
-    job = read_job(path)
+    job = read_settings(path)
     assert (job.cache, job.guidance) == ("deepcache:interval=2,branch=1 + textkvcache", "one-time:delta=0.8")
     again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
@@ -210,7 +210,7 @@ def test_another_autoencoder_is_part_of_the_settings(generate, tmp_path: Path, t
     plain = pictures(tmp_path / "out")
     assert "1 picture in" in generate("p", "--vae", tiny_sd).output  # another setting, although the same weights
     path = next((tmp_path / "out").glob("*.png"))
-    assert read_job(path).vae == str(tiny_sd)
+    assert read_settings(path).vae == str(tiny_sd)
     assert Image.open(path).tobytes() == Image.open(BytesIO(plain[path.name])).tobytes()
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from diffaccel import models
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.metadata import read_job
+from diffaccel.batch.metadata import read_settings
 from diffaccel.batch.notes import Notes
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
@@ -44,8 +44,8 @@ def test_several_loras_with_weights_and_none_in_a_row(generate, tiny_lora: Path,
     result = generate(tmp_path / "p.jsonl", *options)
     assert result.exit_code == 0, result.output
     both, none, one, same = (tmp_path / "out" / f"{row['custom_id']}.png" for row in rows)
-    assert read_job(both).lora == f"{tiny_lora}=0.25 + {tiny_lora}=0.25"
-    assert (read_job(none).lora, read_job(one).lora) == (None, str(tiny_lora))
+    assert read_settings(both).lora == f"{tiny_lora}=0.25 + {tiny_lora}=0.25"
+    assert (read_settings(none).lora, read_settings(one).lora) == (None, str(tiny_lora))
     assert pixels(both) == pixels(same)
     assert len({pixels(path) for path in (both, none, one)}) == 3
     generate("a", "--seed", 1, "-o", tmp_path / "plain")
@@ -83,7 +83,7 @@ def test_a_sampler_for_noise_predictions_is_refused_before_a_flow_model_is_loade
 def test_samplers_reach_the_picture_under_the_names_of_other_tools(generate, tmp_path: Path) -> None:
     assert generate("a", "--scheduler", "DPM++ 2M Karras").exit_code == 0
     path = next((tmp_path / "out").glob("*.png"))
-    assert read_job(path).scheduler == "dpm++ 2m karras"
+    assert read_settings(path).scheduler == "dpm++ 2m karras"
     with Image.open(path) as picture:
         assert "Sampler: DPM++ 2M Karras," in picture.info["parameters"]
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_in_one_file_from_another_folder(
     result = generate("a", "--config", "config", "--vae", "vae.safetensors", model="x.safetensors")
     assert result.exit_code == 0, result.output
     path = next((tmp_path / "out").glob("*.png"))
-    assert read_job(path).model == str(tmp_path / "x.safetensors")
+    assert read_settings(path).model == str(tmp_path / "x.safetensors")
     monkeypatch.chdir("/")
     again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
