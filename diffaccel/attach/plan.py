@@ -46,9 +46,7 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
     check(not twice, "the same method was given twice to accelerate(): give it once")
     layout = layout_of(model)
     owned = [(method, part) for method in methods for part in method.bounded_parts(layout)]
-    require_disjoint(owned)
-    parts = tuple(part for _, part in owned)
-    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), (None,) * len(parts))
+    return _planned(methods, owned, [None] * len(owned))
 
 
 def stages_of(model: torch.nn.Module, methods: Sequence[Method]) -> list[tuple[Plan, Stretch]]:
@@ -98,9 +96,14 @@ def companion_plan(
     """
     tied = tied_parts(methods, layout_of(companion), layout_of(denoiser), index)
     owned = [(one.owner, one.part) for one in tied]
+    return _planned(methods, owned, [one.tie for one in tied])
+
+
+def _planned(methods: Sequence[Method], owned: Sequence[tuple[Method, Part]], ties: Sequence[Tie | None]) -> Plan:
+    """A plan of parts with the methods that they are of. Raises ValueError where two of them cannot work together."""
     require_disjoint(owned)
-    parts = tuple(part for _, part in owned)
-    return Plan(tuple(methods), parts, tuple(_name(method) for method, _ in owned), tuple(one.tie for one in tied))
+    names = tuple(_name(method) for method, _ in owned)
+    return Plan(tuple(methods), tuple(part for _, part in owned), names, tuple(ties))
 
 
 def _name(method: Method) -> str:

@@ -133,10 +133,4 @@ def cache_dit(pipe: Any, threshold: float, warmup: int, **settings: Any) -> Iter
 
 def _first_block(threshold: float) -> Attach:
     """The first-block cache of diffusers."""
-
-    @contextmanager
-    def attach(pipe: Any) -> Iterator[None]:
-        with first_block_cache(pipe.transformer, threshold):
-            yield
-
-    return attach
+    return lambda pipe: first_block_cache(pipe.transformer, threshold)

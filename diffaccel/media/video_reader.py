@@ -76,7 +76,7 @@ class VideoReader:
         if not path.is_file():
             raise MediaError(f"{path} is a folder, not a video file" if path.is_dir() else f"no video file at {path}")
         with explained("read", path):
-            self._container = av.open(os.path.abspath(path), metadata_errors="replace")  # noqa: PTH100 (keeps links)
+            self._container = self._opened()
         try:
             self._stream = self._video()
             self._shape = self._stream.sample_aspect_ratio or SQUARE
@@ -92,6 +92,10 @@ class VideoReader:
         self._last: Fraction | None = None
         # AVI stores no times of pictures: they come out in the order of packets, whose numbers are theirs.
         self._numbers: deque[int] | None = deque() if self._container.format.name == "avi" else None
+
+    def _opened(self) -> Any:
+        """A container of the file, of which others may be open."""
+        return pyav().open(os.path.abspath(self.path), metadata_errors="replace")  # noqa: PTH100 (keeps links)
 
     def _video(self) -> Any:
         from av.stream import Disposition
@@ -112,7 +116,7 @@ class VideoReader:
 
     def _first(self) -> np.ndarray:
         """The first frame, read through a container of its own: is there anything to decode, and of what size?"""
-        with pyav().open(os.path.abspath(self.path), metadata_errors="replace") as container:  # noqa: PTH100
+        with self._opened() as container:
             for packet in container.demux(container.streams[self._stream.index]):
                 for frame in self._decode(packet):
                     return upright(frame, self._shape)
@@ -129,7 +133,7 @@ class VideoReader:
 
     def _measured(self) -> Fraction:
         """The mean rate, by the times of packets: what browsers record tells the unit of its times, 1/1000, instead."""
-        with pyav().open(os.path.abspath(self.path), metadata_errors="replace") as container:  # noqa: PTH100
+        with self._opened() as container:
             stream = container.streams[self._stream.index]
             times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
         lasted = (max(times) - min(times)) * self._stream.time_base if times else 0

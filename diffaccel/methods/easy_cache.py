@@ -10,6 +10,7 @@ from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call, Measured
+from diffaccel.runtime.drift import magnitude
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.lanes import Lane, scatter
 from diffaccel.runtime.memory import Memory
@@ -115,7 +116,7 @@ class _Skips(Wrapper):
         if not known:
             return skips
         x = x.detach()
-        moves = torch.stack([_mean(x[place] - row.latest[0]) / _mean(row.v) for place, row in known])
+        moves = torch.stack([magnitude(x[place] - row.latest[0]) / magnitude(row.v) for place, row in known])
         for (place, row), move in zip(known, moves.tolist(), strict=True):
             row.latest = x[place : place + 1].clone()  # callers write into what they gave
             row.expected += row.rate * move
@@ -139,7 +140,7 @@ class _Skips(Wrapper):
             known[lane] = _Row(own, output, own)
             if before is not None:
                 known[lane].calls = before.calls + before.skipped + 1
-                known[lane].rate = float(_mean(output - before.v) / _mean(own - before.x))
+                known[lane].rate = float(magnitude(output - before.v) / magnitude(own - before.x))
 
 
 def _moved(row: _Row, x: torch.Tensor) -> torch.Tensor:
@@ -158,7 +159,3 @@ def _require_alike(x: torch.Tensor, v: torch.Tensor) -> None:
             f"EasyCache moves the output with the input, and this network makes {tuple(v.shape)} of {tuple(x.shape)}: "
             "use a method that works within it, such as BlockCache"
         )
-
-
-def _mean(value: torch.Tensor) -> torch.Tensor:
-    return value.abs().mean(dtype=torch.float32)

@@ -120,9 +120,8 @@ def _called(node: ast.AST | None) -> Iterator[str]:
         branches = [list(_called(ast.Module(part, []))) for part in (node.body, node.orelse)]
         yield from (Counter(branches[0]) | Counter(branches[1])).elements()
         return
-    called = node.func if isinstance(node, ast.Call) else None
-    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self":
-        yield called.attr
+    if (name := _called_on_self(node)) is not None:
+        yield name
     for child in ast.iter_child_nodes(node):
         yield from _called(child)
 
@@ -143,8 +142,13 @@ def _tree(function: Any) -> ast.stmt | None:
 
 def _delegate(value: ast.expr, block: torch.nn.Module) -> torch.nn.Module | None:
     """The block inside a block, where `forward` returns what `self.block(...)` does."""
-    called = value.func if isinstance(value, ast.Call) else None
-    if not (isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self"):
-        return None
-    inner = getattr(block, called.attr, None)
-    return inner if called.attr == "block" and isinstance(inner, torch.nn.Module) else None
+    inner = getattr(block, "block", None) if _called_on_self(value) == "block" else None
+    return inner if isinstance(inner, torch.nn.Module) else None
+
+
+def _called_on_self(node: ast.AST) -> str | None:
+    """The name, where some code is a call of `self.name`."""
+    called = node.func if isinstance(node, ast.Call) else None
+    if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "self":
+        return called.attr
+    return None

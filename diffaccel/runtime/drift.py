@@ -90,13 +90,14 @@ class Drift:
 
 def _changes(rows: Sequence[torch.Tensor], before: Sequence[torch.Tensor], together: bool) -> list[float]:
     """The relative change of each row, or the same for all of them."""
-    differences = torch.stack([_mean(a - b) for a, b in zip(rows, before, strict=True)])
-    scales = torch.stack([_mean(b) for b in before])
+    differences = torch.stack([magnitude(a - b) for a, b in zip(rows, before, strict=True)])
+    scales = torch.stack([magnitude(b) for b in before])
     if together:
         differences, scales = differences.mean().expand(len(rows)), scales.mean().expand(len(rows))
     changes: list[float] = (differences / scales).tolist()
     return changes
 
 
-def _mean(value: torch.Tensor) -> torch.Tensor:
+def magnitude(value: torch.Tensor) -> torch.Tensor:
+    """The mean of absolute values, in single precision."""
     return value.abs().mean(dtype=torch.float32)

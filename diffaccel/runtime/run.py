@@ -22,7 +22,7 @@ from diffaccel.runtime.contexts import Contexts
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.scheduler_watch import Progress, Watch, release, unwatch, watch
-from diffaccel.runtime.timesteps import calls_left, place_of, relation, value_of
+from diffaccel.runtime.timesteps import Relation, calls_left, place_of, relation, value_of
 
 MOST_CALLS = 16  # with the same prompt in one step; more of them belong to a sampler whose steps are not seen
 
@@ -79,8 +79,12 @@ class Run:
             return False
         if not self._started:
             return True
-        moved, _ = relation(timestep, self._last, self._direction, wait=self.waits and not self._has_stepped)
+        moved, _ = self._relation(timestep)
         return moved != "back" and (moved != "elsewhere" or self._has_stepped)
+
+    def _relation(self, timestep: Any) -> tuple[Relation, int]:
+        """Where a timestep lies to that of the last call, and the direction in which the run goes."""
+        return relation(timestep, self._last, self._direction, wait=self.waits and not self._has_stepped)
 
     @property
     def _has_stepped(self) -> bool:
@@ -96,9 +100,7 @@ class Run:
         if not self._started:
             self._started, self.opening, self._last = True, timestep, timestep
             return
-        moved, self._direction = relation(
-            timestep, self._last, self._direction, wait=self.waits and not self._has_stepped
-        )
+        moved, self._direction = self._relation(timestep)
         if self.progress is not None and self._has_stepped:
             self._follow(self.progress, timestep)
         elif moved == "on" or (moved == "unknown" and self.host.pipe is None):

@@ -113,6 +113,11 @@ class VideoConfig:
         )
 
     @property
+    def frames_seen(self) -> int:
+        """Frames that a call attends to: those of the context and of the chunk; without a window, of the latter."""
+        return (self.context.window or 0) + self.context.sink + self.chunk
+
+    @property
     def rows(self) -> int:
         """Frames that a call sends through the network: of all stages in a stream batch, and of negative prompts."""
         return replace(self.stream(continued=False), stream_batch=self.stream_batch).most_rows

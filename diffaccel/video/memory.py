@@ -26,7 +26,7 @@ def context_bytes(
     context = config.context
     rows = 1 + config.guidance.reads_negative_prompt
     stages = config.num_steps if config.stream_batch else 1
-    frames = ((context.window or 0) + context.sink + config.chunk) * rows * stages
+    frames = config.frames_seen * rows * stages
     widths = {name: int(network.model.get_submodule(name).inner_dim) for name in layout.attention}
     # bytes of each attention's keys and values, of all frames
     each = [2 * layout.tokens(name, *size) * width * frames * network.dtype.itemsize for name, width in widths.items()]

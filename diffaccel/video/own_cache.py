@@ -56,7 +56,7 @@ class OwnCache:
         check(not config.stream_batch, "its own cache is of one noise level: leave stream_batch out")
         check(not context.offload, "its own cache stays on the device: leave offload out")
         check(config.cache is None, "features cannot be reused beside its own cache: leave cache out")
-        needed = (context.window or 0) + context.sink + config.chunk
+        needed = config.frames_seen
         check(needed <= most, f"{needed} frames are seen at once, and it has {most} positions: give a smaller window")
         self._pieces: dict[bool, list[_Told]] = {}
         self._caches: dict[bool, FarCache] = {}
