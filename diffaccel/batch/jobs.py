@@ -109,16 +109,15 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings that are given, by their names."""
-        kept = {key: value for key, value in asdict(self).items() if key not in ("id", *UNPAINTED)}
-        return {key: value for key, value in kept.items() if value not in (None, "")}
+        return {name: value for name in _SETTINGS if (value := getattr(self, name)) not in (None, "")}
 
     @property
     def fingerprint(self) -> str:
         """Hash of all settings; the same one means the same picture, while the files that they name stay the same."""
-        settings = {each.name: getattr(self, each.name) for each in fields(self)}
-        return _digest({name: value for name, value in settings.items() if name not in ("id", *UNPAINTED)})[:16]
+        return _digest({name: getattr(self, name) for name in _SETTINGS})[:16]
 
 
+_SETTINGS = tuple(each.name for each in fields(Job) if each.name not in ("id", *UNPAINTED))
 _shared = attrgetter(*(each.name for each in fields(Job) if each.name not in _PER_ROW))
 
 

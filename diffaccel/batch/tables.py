@@ -42,6 +42,8 @@ def table_rows(lines: Iterable[str], file: str, *, keep: bool) -> RowStream:
         delimiter = mark[-1]
         number, header = next(numbered, (number + 1, ""))
     names = _cells(header, delimiter or header_delimiter(header) or _likely(header, file))
+    while names and not names[-1].strip():  # a spreadsheet's columns with nothing in them
+        names.pop()
     check_columns(names, file, keep=keep)
     delimiter = delimiter or header_delimiter(header) or ","
     for first, cells in _records(numbered, delimiter):

@@ -1,5 +1,7 @@
 """The `diffaccel` command: parses, calls the library and prints. Nothing else in the package prints."""
 
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -55,6 +57,8 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="diffaccel")
 def main() -> None:
     """Faster diffusers pipelines, with the price in quality measured."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may have letters that the terminal has not
 
 
 for command in (bench, generate, inspect, live, models, relevance, train_cache, tune, video):

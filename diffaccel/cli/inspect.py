@@ -1,7 +1,6 @@
 """`diffaccel inspect`: the settings inside a picture."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,5 +54,5 @@ def _settings(path: Path) -> dict[str, Any]:
         values = {"tool": found.tool, **found.settings, "model": found.model}
         values["without equivalent"] = found.without_equivalent
     else:
-        values = asdict(found)
+        values = {"id": found.id, **found.settings}
     return {key: value for key, value in values.items() if value not in (None, "", [])}

@@ -103,6 +103,20 @@ def test_a_table_that_was_typed_with_spaces_behind_its_commas(tmp_path: Path) ->
     assert third == {"prompt": "a", "seed": 7}
 
 
+def test_empty_columns_behind_those_of_a_spreadsheet(tmp_path: Path) -> None:
+    row, bad = rows_of(tmp_path / "a.csv", "prompt;seed;;\na;1;;\nb;2;x;\n;;;\n")
+    assert row.row.given() == {"prompt": "a", "seed": 1}
+    assert bad.error.startswith("4 cells where the header has 2")
+
+
+def test_words_that_the_output_has_no_letters_for(tmp_path: Path) -> None:
+    said = PngImagePlugin.PngInfo()
+    said.add_itxt("parameters", "\u732b\nSteps: 4, Sampler: Euler a, CFG scale: 1, Seed: 1, Size: 128x128")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=said)
+    result = CliRunner(charset="latin-1").invoke(main, ["inspect", str(tmp_path / "a.png")])
+    assert (result.exit_code, "  prompt: \\u732b\n" in result.output) == (0, True), result.output
+
+
 def test_decimal_commas_between_tabs(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "a.tsv", "prompt\tguidance scale\na, b\t2,5\n", "utf-16")
     assert row.row.given() == {"prompt": "a, b", "guidance_scale": 2.5}

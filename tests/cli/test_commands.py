@@ -80,7 +80,9 @@ def test_models_says_when_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_inspect_prints_the_settings(tmp_path: Path) -> None:
     job = Job(id="a", prompt="a red heart", seed=7, model="m", dtype="float32")
     (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (8, 8)), job))
-    assert "  prompt: a red heart\n  seed: 7\n" in invoke("inspect", tmp_path / "a.png")
+    words = "  id: a\n  prompt: a red heart\n  seed: 7\n  model: m\n  dtype: float32\n"
+    more = "  scheduler: default\n  cache: none\n  guidance: full\n"
+    assert invoke("inspect", tmp_path / "a.png") == f"{tmp_path / 'a.png'}\n{words}{more}"
     assert json.loads(invoke("inspect", tmp_path / "a.png", "--format", "json"))["seed"] == 7
 
 
