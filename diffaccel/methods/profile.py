@@ -1,5 +1,6 @@
 """A tuned recipe: what each call computes and what it replays, with which weights; `diffaccel tune` writes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -56,7 +57,7 @@ class Profile(Method):
         """One part for each branch, range of blocks or range of units that is ever reused."""
         recipe = self.loaded
         _require_made_for(recipe, layout)
-        return _planned(recipe, layout)
+        return planned(recipe, layout, lambda what: Blend(recipe.at(what)))
 
     def unread(self, companion: Layout, denoiser: Layout) -> list[Unread]:
         """What lies below the branches, and what is added within the ranges of blocks."""
@@ -76,16 +77,26 @@ class Profile(Method):
 
 @dataclass(frozen=True)
 class Planned(Schedule):
-    """Reuse at the listed calls of a run of exactly `total`."""
+    """Reuse at the listed calls of a run of exactly `total`.
+
+    Args:
+        reused: those calls.
+        spared: calls at which the network does not run; a part has missed none of them.
+    """
 
     counts_run: ClassVar[bool] = True
 
     reused: frozenset[int]
     total: int
+    spared: frozenset[int] = frozenset()
 
     def should_compute(self, call: CallInfo) -> bool:
         """False for the listed calls."""
         return call.index not in self.reused
+
+    def was_due(self, call: CallInfo) -> bool:
+        """Whether the network ran without this part's group."""
+        return call.index not in self.reused | self.spared
 
     def validate(self, total: int | None) -> None:
         """Raise ValueError if the run has another number of calls."""
@@ -164,13 +175,17 @@ def require_sampler(scheduler: Any, expected: tuple[str, str], made: str, remedy
     )
 
 
-def _planned(recipe: Recipe, layout: Layout) -> list[Part]:
-    """The parts of a recipe."""
+def planned(recipe: Recipe, layout: Layout, forecast: Callable[[str], Forecast]) -> list[Part]:
+    """The parts of a recipe.
+
+    Args:
+        forecast: of each part, by its name.
+    """
     require_apart(recipe)
-    found = {what: recipe.at(what) for what in recipe.parts}
+    spared = frozenset(recipe.at(OUTPUT))
     return [
-        Part(act_of(what, layout), Planned(frozenset(weights), recipe.total), Blend(weights))
-        for what, weights in found.items()
+        Part(act_of(what, layout), Planned(frozenset(recipe.at(what)), recipe.total, spared), forecast(what))
+        for what in recipe.parts
     ]
 
 

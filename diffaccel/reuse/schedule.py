@@ -63,6 +63,10 @@ class Schedule(Config, ABC):
     def should_compute(self, call: CallInfo) -> bool:
         """Whether this call computes; otherwise it reuses the stored features."""
 
+    def was_due(self, call: CallInfo) -> bool:
+        """Whether a group that was not called then has missed something, and computes at its next call instead."""
+        return self.should_compute(call)
+
     def for_prompt(self, *, negative: bool) -> Schedule:  # noqa: ARG002
         """The schedule in force for rows that see the negative prompt, or for those that do not."""
         return self

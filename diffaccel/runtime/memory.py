@@ -225,10 +225,10 @@ class Memory:
         first = step
         if record.step is not None and not schedule.measures and not call.places:
             first = min(record.step + 1, step)
-        return any(
-            self._parts[index].ends.computes(at, total) or schedule.should_compute(CallInfo(at, total, change, age))
-            for at in range(first, step + 1)
-        )
+        ends = self._parts[index].ends
+        if any(ends.computes(at, total) or schedule.was_due(CallInfo(at, total)) for at in range(first, step)):
+            return True
+        return ends.computes(step, total) or schedule.should_compute(CallInfo(step, total, change, age))
 
     def steps_of(self, index: int, call: Call) -> list[int]:
         """Index of a call for a part, for each row: that of its run, or the count of its group."""

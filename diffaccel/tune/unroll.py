@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import Outputs, Planned, act_of, require_apart
+from diffaccel.methods.profile import Outputs, planned
 from diffaccel.methods.recipe import OUTPUT, Recipe
 from diffaccel.networks import Layout
 from diffaccel.reuse.forecast import Forecast
@@ -113,12 +113,7 @@ class _Followed(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """As those of `Profile`."""
-        require_apart(self.recipe)
-        found = {what: frozenset(self.recipe.at(what)) for what in self.recipe.parts}
-        return [
-            Part(act_of(what, layout), Planned(calls, self.recipe.total), self.forecast(what))
-            for what, calls in found.items()
-        ]
+        return planned(self.recipe, layout, self.forecast)
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """As that of `Profile`."""

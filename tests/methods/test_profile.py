@@ -278,3 +278,13 @@ def test_a_recipe_must_fit_the_network(unet: Any) -> None:
             accelerate(model, Profile(recipe(model, Reuse(1, f"{kind} 0-1"), Reuse(2, f"{kind} 1-1"))))
     with pytest.raises(ValueError, match=r"last block of PixArtTransformer2DModel must be an integer in 0\.\..; got 9"):
         accelerate(model, Profile(recipe(model, Reuse(1, "units 0-9"))))
+
+
+def test_a_call_without_the_network_is_none_that_the_other_parts_missed(unet: Any) -> None:
+    def saved(*reuses: Reuse) -> float:
+        with accelerate(unet, Profile(recipe(unet, *reuses))) as handle:
+            calls(unet)
+            return handle.report().macs_saved
+
+    outputs, branches = [Reuse(call, "output") for call in (1, 3, 4)], [Reuse(call, "branch 1") for call in (2, 5)]
+    assert saved(*outputs, *branches) == pytest.approx(saved(*outputs) + saved(*branches))
