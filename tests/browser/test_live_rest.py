@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from live_client import SIZE, Client, StubStream, until
-from page_helpers import asked, message, pictures, press, serving
+from page_helpers import asked, box, message, pictures, press, serving
 
 from diffaccel.realtime import server as live_server
 from diffaccel.realtime.controls import Controls
@@ -85,6 +85,20 @@ def test_a_slow_network_shows_each_picture_until_the_next(open_page: OpenPage) -
         pictures(page, 3)
         assert page.evaluate("window.faded") <= 6  # before the first one
         assert 0.5 <= float(page.text_content("#fps")) <= 1
+
+
+def test_the_pictures_stay_in_sight_of_every_control(open_page: OpenPage) -> None:
+    server = serving(size=(128, 128))
+    with server.hub, server:
+        page = open_page(server.url, viewport={"width": 1280, "height": 800})
+        pictures(page)
+        tops = page.evaluate("() => [...document.querySelectorAll('.output .tool')].map((t) => t.offsetTop)")
+        assert len(set(tops)) == 1  # in one row
+        page.evaluate("() => scrollTo(0, 1e6)")
+        page.wait_for_timeout(100)
+        for what in ("#input", "#output"):
+            shown = box(page, what)
+            assert 0 <= shown["y"] <= shown["y"] + shown["height"] <= 800
 
 
 def test_a_rate_above_thirty_is_reached(open_page: OpenPage) -> None:

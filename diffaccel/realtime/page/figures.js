@@ -1,6 +1,6 @@
 // Figures of the pictures that came lately: how many, how late, and how long the network took.
 
-const FRESH = 1000; // milliseconds for which a picture is that of now, or three times what one takes
+const FRESH = 1000; // milliseconds for which a picture is that of now, or twice what the slowest took
 const $ = (id) => document.getElementById(id);
 const median = (values) => (values.length ? [...values].sort((a, b) => a - b)[values.length >> 1] : NaN);
 
@@ -27,7 +27,7 @@ export class Figures {
   // Takes note of the time, and of how many milliseconds a picture may take at the least.
   look(least) {
     this.now = performance.now();
-    this.patience = Math.max(FRESH, least, 3 * (this.network || 0));
+    this.patience = Math.max(FRESH, least, 2 * Math.max(0, ...this.networks));
     this.times = this.times.filter((time) => time > this.now - 2 * this.patience);
   }
 
