@@ -4,7 +4,7 @@ Nothing that changes from run to run (a date, a duration) is stored, so equal se
 """
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +19,6 @@ from diffaccel.batch.foreign import ForeignSettings, read_foreign
 from diffaccel.batch.jobs import UNPAINTED, Job
 from diffaccel.batch.pictures import recognized
 from diffaccel.batch.readers import InputError, explain
-from diffaccel.batch.store import StoreError
-from diffaccel.models import is_there
 from diffaccel.sampling.schedulers import shown
 
 SUFFIXES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -84,7 +82,7 @@ def read_settings(path: Path) -> Job | ForeignSettings:
     Raises `InputError` where there is neither.
     """
     texts = _read_texts(path)
-    values = _own_values(texts)
+    values = own_values(texts)
     if values is not None:
         return _job(values, path)
     foreign = read_foreign(texts)
@@ -93,36 +91,13 @@ def read_settings(path: Path) -> Job | ForeignSettings:
     return foreign
 
 
-def _own_values(texts: Mapping[str, Any]) -> dict[str, Any] | None:
+def own_values(texts: Mapping[str, Any]) -> dict[str, Any] | None:
     """What `encode` wrote into a picture, of its texts."""
     try:
         values = json.loads(texts.get("diffaccel") or texts.get("description") or "")
     except (ValueError, TypeError, RecursionError):
         return None
     return values if isinstance(values, dict) and ("version" in values or "diffaccel" in texts) else None
-
-
-def require_own(jobs: Iterable[Job], folder: Path, suffix: str, records: Container[str]) -> None:
-    """Raise `StoreError` where a job's picture would replace a file that no run made.
-
-    Args:
-        records: ids of jobs that an earlier run recorded; one that was killed may have made pictures of others.
-    """
-    for job in jobs:
-        file = folder / f"{job.file_stem}.{suffix}"
-        if job.id not in records and is_there(file) and not _is_own(file):
-            raise StoreError(
-                f"{file} is there, and no picture of an earlier run: use another folder, or another custom_id"
-            )
-
-
-def _is_own(path: Path) -> bool:
-    """Whether the picture holds settings of ours, be it cut short."""
-    try:
-        with path.open("rb") as stream, recognized(stream, tuple(SUFFIXES.values())) as image:
-            return "diffaccel" in image.info or _own_values(_texts(image)) is not None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
 
 
 def _job(values: dict[str, Any], path: Path) -> Job:
@@ -139,7 +114,7 @@ def _read_texts(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream, recognized(stream, tuple(SUFFIXES.values())) as image:
             image.load()
-            return _texts(image)
+            return texts_of(image)
     except FileNotFoundError as error:
         raise InputError(f"no such picture: {path}") from error
     except IsADirectoryError as error:
@@ -150,7 +125,8 @@ def _read_texts(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def _texts(image: Image.Image) -> dict[str, Any]:
+def texts_of(image: Image.Image) -> dict[str, Any]:
+    """An open picture's texts by their keywords, with EXIF's description and user comment among them."""
     exif = image.getexif()
     texts = {"description": exif.get(_IMAGE_DESCRIPTION)}
     comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)

@@ -276,12 +276,14 @@ def shows(record: Record, job: Job) -> bool:
 
 
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
-    """Whether the job's picture exists, whole, with the settings that the job asks for."""
+    """Whether the job's picture exists, whole, with the settings that the job asks for, be it retouched since."""
     name = f"{job.file_stem}.{suffix}"
     if record is None or (record.status, record.file_name) != ("done", name) or not shows(record, job):
         return False
+    from diffaccel.batch.guests import is_changed
+
     try:
-        return (folder / name).stat().st_size == record.bytes
+        return (folder / name).stat().st_size == record.bytes or is_changed(folder / name, record.settings)
     except OSError:  # it is not there, or a link to nowhere is: writing it anew replaces that
         return False
 

@@ -75,7 +75,7 @@ class Preparation:
 
     def todo(self, jobs: "Sequence[Job]") -> "tuple[Job, ...]":
         """Those of the jobs that are not done yet, with their notes."""
-        from diffaccel.batch.metadata import require_own
+        from diffaccel.batch.guests import require_own
         from diffaccel.batch.notes import noted
         from diffaccel.batch.store import to_render
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,16 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from diffaccel.batch import sheet
+from diffaccel.batch.guests import require_own
+from diffaccel.batch.jobs import Job
+from diffaccel.batch.metadata import encode
 from diffaccel.batch.picture_sets import pictures_of
-from diffaccel.batch.store import read_manifest
+from diffaccel.batch.store import Record, StoreError, is_done, read_manifest
 from diffaccel.cli import main
 
 Generate = Callable[..., Result]
+JOB = Job(id="a", prompt="p", seed=7, model="m", dtype="float32", guidance_scale=2.0)
+PAINTED = Image.effect_mandelbrot((32, 24), (-2, -1, 1, 1), 20).convert("RGB")
 
 
 @pytest.fixture
@@ -25,6 +31,38 @@ def generate(tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return CliRunner().invoke(main, [str(argument) for argument in command])
 
     return call
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_pictures_of_others_are_in_the_way_and_our_own_are_not_though_cut_short(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"{JOB.file_stem}.{suffix}"
+    require_own([JOB], tmp_path, suffix, ())
+    file.write_bytes(encode(PAINTED, JOB, suffix)[: None if suffix == "webp" else -3])
+    require_own([JOB], tmp_path, suffix, ())
+    PAINTED.save(file)
+    with pytest.raises(StoreError, match="is there, and no picture of an earlier run"):
+        require_own([JOB], tmp_path, suffix, ())
+    require_own([JOB], tmp_path, suffix, (JOB.id,))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_picture_that_was_changed_in_its_place_stays(tmp_path: Path, suffix: str) -> None:
+    file, data = tmp_path / f"{JOB.file_stem}.{suffix}", encode(PAINTED, JOB, suffix)
+    record = Record(JOB.id, "done", JOB.fingerprint, file.name, len(data), settings=JOB.settings)
+
+    def done(content: bytes) -> bool:
+        file.write_bytes(content)
+        return is_done(JOB, record, tmp_path, suffix)
+
+    assert done(data)
+    assert done(encode(PAINTED.rotate(180), JOB, suffix))
+    assert not done(encode(PAINTED, replace(JOB, seed=8, prompt="longer"), suffix))
+    assert not done(data[:-1])
+    assert not done(data[: len(data) // 2])
+    PAINTED.rotate(90).save(file)
+    assert done(file.read_bytes())
+    file.unlink()
+    assert not is_done(JOB, record, tmp_path, suffix)
 
 
 def picture(path: Path) -> bytes:

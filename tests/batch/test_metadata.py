@@ -8,9 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffaccel.batch.jobs import Job
-from diffaccel.batch.metadata import encode, parameters, read_settings, require_own
+from diffaccel.batch.metadata import encode, parameters, read_settings
 from diffaccel.batch.readers import InputError
-from diffaccel.batch.store import StoreError
 
 JOB = Job(
     id="a",
@@ -71,18 +70,6 @@ def test_broken_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match=r"cannot read .*a.png: it is no PNG, JPEG or WebP picture$"):
         read_settings(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_pictures_of_others_are_in_the_way_and_our_own_are_not_though_cut_short(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"{JOB.file_stem}.{suffix}"
-    require_own([JOB], tmp_path, suffix, ())
-    file.write_bytes(encode(PICTURE, JOB, suffix)[: None if suffix == "webp" else -3])
-    require_own([JOB], tmp_path, suffix, ())
-    PICTURE.save(file)
-    with pytest.raises(StoreError, match="is there, and no picture of an earlier run"):
-        require_own([JOB], tmp_path, suffix, ())
-    require_own([JOB], tmp_path, suffix, (JOB.id,))
 
 
 def png(path: Path, settings: str, *, packed: bool = False) -> Path:
