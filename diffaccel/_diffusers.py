@@ -162,14 +162,15 @@ def is_bypassed(module: torch.nn.Module, hook: Hook) -> bool:
     return found is not hook.hooked
 
 
-# How names of the hooks of diffusers' caches begin.
-STOCK_CACHES = ("faster_cache", "fbc_", "mag_cache", "pyramid_", "sea_cache", "taylorseer_", "text_kv_cache")
+# How names of the hooks of diffusers' caches begin, and of its guiders that change blocks for one prediction.
+STOCK_CACHES = "faster_cache|fbc_|mag_cache|pyramid_|sea_cache|taylorseer_|text_kv_cache"
+GUIDERS = r"[A-Za-z]+Guidance_\d"
 
 
-def stock_cache_on(model: torch.nn.Module) -> str | None:
-    """Name of a hook of a cache of diffusers on a network, also of one that `enable_cache` has not put there."""
+def hook_on(model: torch.nn.Module, pattern: str) -> str | None:
+    """The first name of hooks on a network and its modules that begins with a pattern; None for none."""
     names = (name for module in model.modules() for name in hooks_of(module))
-    return next((name for name in names if name.startswith(STOCK_CACHES)), None)
+    return next((name for name in names if re.match(pattern, name)), None)
 
 
 def first_block_cache(model: torch.nn.Module, threshold: float) -> AbstractContextManager[None]:

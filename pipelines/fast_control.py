@@ -163,7 +163,8 @@ class FastControlPipeline(
         assert self.control is not None
         assert self.adapter is not None
         self.control.require_on(self.transformer)
-        self.adapter.to(self._execution_device, self.transformer.dtype)
+        # what the adapter's own method says to a number format is for those who mean to keep some parts in another
+        torch.nn.Module.to(self.adapter, self._execution_device, self.transformer.dtype)
         fitted = self._fitted(image, fit, self._size(given))
         if (inner := self._inner_size(given)) != fitted.shape[-2:]:
             fitted = self._fitted(fitted, "pad", inner)  # of what is drawn there, the middle becomes the picture

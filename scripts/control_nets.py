@@ -124,7 +124,7 @@ class CopiedBlocks(nn.Module):
     def __init__(self, transformer: PixArtTransformer2DModel, blocks: int) -> None:
         super().__init__()
         self.dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        self.positions: Sequence[int] = tuple(range(blocks))
+        self.num_layers, self.positions = len(transformer.transformer_blocks), tuple(range(blocks))
         self.copies = nn.ModuleList(copy.deepcopy(transformer.transformer_blocks[i]) for i in range(blocks))
         self.before = nn.Linear(self.dim, self.dim)
         self.after = nn.ModuleList(nn.Linear(self.dim, self.dim) for _ in range(blocks))

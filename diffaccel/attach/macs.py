@@ -4,13 +4,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, RESET_ATTRIBUTE
+from diffaccel.control.attach import ControlBlocks, attach, attached_to
 from diffaccel.networks.compiled import IN_PLACE
 from diffaccel.runtime.tally import weightless
 from diffaccel.runtime.trees import map_tensors
@@ -95,11 +96,14 @@ def count_macs(function: Callable[[], Any]) -> int:
 def skeleton(model: torch.nn.Module) -> torch.nn.Module:
     """A network of the same modules, whose weights take no memory, without hooks and in evaluation mode.
 
-    Adapters such as LoRA, fused projections and exchanged attention processors are as they are in `model`. Weights are
-    in single precision, quantized linear layers are plain ones, and attention is torch's own whichever backend was set,
-    as others need an accelerator: they do the same multiplications.
+    Adapters such as LoRA, fused projections and exchanged attention processors are as they are in `model`, and so are
+    control blocks on it. Weights are in single precision, quantized linear layers are plain ones, and attention is
+    torch's own whichever backend was set, as others need an accelerator: they do the same multiplications.
     """
-    return _copied(model, {}).eval()
+    clone = _copied(model, {}).eval()
+    if (control := attached_to(model)) is not None:
+        attach(clone, cast(ControlBlocks, _copied(cast(torch.nn.Module, control.blocks), {})))
+    return clone
 
 
 def _copied(module: torch.nn.Module, known: dict[int, torch.nn.Module]) -> torch.nn.Module:

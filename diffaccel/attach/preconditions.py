@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffaccel._diffusers import hooks_of, stock_cache_on
+from diffaccel._diffusers import STOCK_CACHES, hook_on, hooks_of
 from diffaccel.attach.seat import Seat
 from diffaccel.methods import Method
 from diffaccel.networks import COMPANIONS, UnsupportedModelError
@@ -86,7 +86,7 @@ def require_free(model: torch.nn.Module) -> None:
 
 def _require_no_stock_cache(model: torch.nn.Module) -> None:
     """Refuse a cache that a function of diffusers has put on the network itself."""
-    if (name := stock_cache_on(model)) is not None:
+    if (name := hook_on(model, STOCK_CACHES)) is not None:
         raise RuntimeError(
             f"a cache of diffusers, whose hooks have names like {name!r}, works on this {type(model).__name__}: take "
             "them out of its HookRegistry, or load the network anew"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from diffaccel._diffusers import RunningCall
+from diffaccel._diffusers import GUIDERS, RunningCall, hook_on
 from diffaccel.attach.seat import Seat
 from diffaccel.config.checks import check
+from diffaccel.control.attach import CONTROL, attached_to
+from diffaccel.networks.attention import is_read, of_pipeline
 from diffaccel.networks.compiled import IN_PLACE, has_compiled_forward
 from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.runtime.attachment import ActHook, lost_from
@@ -122,7 +124,12 @@ class SubstituteSeat(DeputySeat):
         name: str | None,
         network: RunNetwork,  # noqa: ARG002
     ) -> Any:
-        """A call of a run, on the own network."""
+        """A call of a run, on the own network.
+
+        Raises:
+            ValueError: for what is meant for the blocks of the other network.
+        """
+        self._require_own_blocks(run, inputs)
         inputs = translated(inputs, self._names, type(self.model).__name__)
         return super().follow(run, running, inputs, name, lambda call: self.model(**call.inputs.values))
 
@@ -130,10 +137,31 @@ class SubstituteSeat(DeputySeat):
         """Refuse turns that do not fit the run, or that end where a method needs what came before."""
         assert isinstance(self.turns, Turns)
         self._require_fit(run)
+        theirs = of_pipeline(self.place._processed) - of_pipeline(self._processed)
+        check(
+            not theirs or is_read(self.place._processed),
+            f"{type(run.host.pipe).__name__} works through {', '.join(sorted(theirs))} on layers of the large network, "
+            "which the small one has not: use a method that only reuses features",
+        )
         total = self._total(run)
         self.turns.validate(total)
         self._require_memory(max(self.turns.changes(total), default=0))
         return super()._start(run)
+
+    def _require_own_blocks(self, run: Run, inputs: Inputs) -> None:
+        """Refuse calls that blocks of the other network are prepared for."""
+        controlled = CONTROL in (inputs.values.get("added_cond_kwargs") or {}) and attached_to(self.model) is None
+        check(
+            not controlled,
+            f"control blocks are on the large network, and {type(self.model).__name__} has none: attach some to it, "
+            "too, or use a method that only reuses features",
+        )
+        hook = None if getattr(run.host.pipe, "guider", None) is None else hook_on(self.place.model, GUIDERS)
+        check(
+            hook is None,
+            f"the pipeline's guider changes blocks of the large network ({hook}), and {type(self.model).__name__} has "
+            "others: use a method that only reuses features, or another guider",
+        )
 
 
 class StageSeat(DeputySeat):

@@ -3,13 +3,20 @@
 The control image's latents pass the transformer's own patch embedding. After base block i runs control block k, if
 there is one: it takes the hidden states, what the control block before gave, and the base block's other inputs, and
 gives what is added before base block i + 1 (RelaCtrl, arXiv 2502.14377; PixArt-delta's ControlNet, arXiv 2401.05252).
+
+A call may go through the transformer in parts, as where some rows reuse features and others do not. So the latents of
+its control images travel with its rows, among the additional conditions of its timestep, and are taken out there.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+CONTROL = "control"
+"""Name of the control images' latents, ``(rows, C, h, w)``, among a transformer's `added_cond_kwargs`."""
 
 
 class ControlBlocks(Protocol):
@@ -18,6 +25,10 @@ class ControlBlocks(Protocol):
     @property
     def dim(self) -> int:
         """Channels of the hidden states that they take."""
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the transformer that they are for."""
 
     @property
     def positions(self) -> Sequence[int]:
@@ -43,8 +54,8 @@ def attach(transformer: Any, blocks: ControlBlocks) -> "Attached":
     """Put control blocks on a transformer; without a control image it computes as before.
 
     Args:
-        transformer: PixArtTransformer2DModel, or one with its ``pos_embed`` and ``transformer_blocks``, which take
-            ``hidden_states`` first.
+        transformer: PixArtTransformer2DModel, or one with its ``pos_embed``, ``adaln_single`` and
+            ``transformer_blocks``, which take ``hidden_states`` first.
         blocks: the control blocks.
 
     Raises:
@@ -57,41 +68,26 @@ class Attached:
     """Control blocks on a transformer.
 
     Attributes:
+        blocks: the control blocks.
         scale: what the blocks' output is multiplied by; at 0 they do not run.
         left_out: indices of control blocks that do not run.
     """
 
     def __init__(self, transformer: Any, blocks: ControlBlocks) -> None:
-        base = getattr(transformer, "transformer_blocks", None)
-        if base is None or not hasattr(transformer, "pos_embed"):
-            raise ValueError(
-                f"{type(transformer).__name__} has no transformer_blocks and pos_embed: control blocks go on "
-                "PixArt-like transformers"
-            )
-        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        if blocks.dim != width:
-            raise ValueError(
-                f"these control blocks are for a transformer of {blocks.dim} channels, not {width}: give the adapter "
-                "of this network"
-            )
-        if blocks.positions[-1] + 1 >= len(base):
-            raise ValueError(
-                f"a control block after base block {blocks.positions[-1]} needs {blocks.positions[-1] + 2} base "
-                f"blocks; this {type(transformer).__name__} has {len(base)}: give the adapter of this network"
-            )
-        if any(_is_ours(hook) for hook in transformer._forward_pre_hooks.values()):
-            raise ValueError("this transformer has control blocks on it already: call detach() on their handle first")
+        _require_fit(transformer, blocks)
+        self.blocks = blocks
         self.scale = 1.0
-        self._transformer = transformer
         self.left_out: frozenset[int] = frozenset()
-        self._embed: Any = transformer.pos_embed
-        self._blocks = blocks
+        self._transformer, self._embed = transformer, transformer.pos_embed
         self._latents: torch.Tensor | None = None
+        self._repeated: tuple[tuple[Any, ...], torch.Tensor] | None = None
         self._control: torch.Tensor | None = None
-        self._hooks = [transformer.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        begin = transformer.register_forward_pre_hook(self._begin, with_kwargs=True)
+        self._hooks = [begin, transformer.adaln_single.register_forward_pre_hook(self._take, with_kwargs=True)]
         for index, position in enumerate(blocks.positions):
             hook = _Before(self, index)
-            self._hooks.append(base[position + 1].register_forward_pre_hook(hook, with_kwargs=True))
+            following = transformer.transformer_blocks[position + 1]
+            self._hooks.append(following.register_forward_pre_hook(hook, with_kwargs=True))
 
     def set_control(self, latents: torch.Tensor | None, scale: float = 1.0) -> None:
         """Say what the next calls follow.
@@ -101,7 +97,7 @@ class Attached:
                 several times as many rows, as with classifier-free guidance. None for calls without control.
             scale: how strongly.
         """
-        self._latents, self.scale = latents, scale
+        self._latents, self._repeated, self.scale = latents, None, scale
 
     def require_on(self, transformer: Any) -> None:
         """Raise RuntimeError where they work on another transformer, or on none since `detach`."""
@@ -117,20 +113,48 @@ class Attached:
             hook.remove()
         self._hooks = []
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Embed the control image for the rows of this call."""
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Give each row of a call the latents of its control image."""
         self._control = None
         if self._latents is None or self.scale == 0:
-            return
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        rows, given = len(hidden_states), len(self._latents)
-        if rows % given or self._latents.shape[1:] != hidden_states.shape[1:]:
-            raise ValueError(
-                f"control latents {tuple(self._latents.shape)} do not fit latents {tuple(hidden_states.shape)}: "
-                "encode a control image of the picture's size for each row, or one for all"
+            return None
+        if torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False):
+            raise RuntimeError(
+                "gradient checkpointing runs blocks again in the backward pass, where they have no control any more: "
+                "call disable_gradient_checkpointing() on the transformer"
             )
-        repeated = self._latents.to(hidden_states).repeat(rows // given, 1, 1, 1)
-        self._control = self._embed(repeated)  # (rows, tokens, dim)
+        given = _by_name(module, args, kwargs)
+        latents = self._latents_for(given["hidden_states"])
+        added = given.get("added_cond_kwargs") or {"resolution": None, "aspect_ratio": None}
+        return (), {**given, "added_cond_kwargs": {**added, CONTROL: latents}}
+
+    def _latents_for(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Those of all rows of a call: one tensor for calls that are alike, which so have the same inputs."""
+        latents = self._latents
+        assert latents is not None
+        rows, given = len(hidden_states), len(latents)
+        if rows % given or latents.shape[1:] != hidden_states.shape[1:]:
+            raise ValueError(
+                f"control latents {tuple(latents.shape)} do not fit latents {tuple(hidden_states.shape)}: encode a "
+                "control image of the picture's size for each row, or one for all"
+            )
+        version = None if latents.is_inference() else latents._version
+        state = (rows, hidden_states.dtype, hidden_states.device, version)
+        if version is None or self._repeated is None or self._repeated[0] != state:
+            self._repeated = state, latents.to(hidden_states).repeat(rows // given, 1, 1, 1)
+        return self._repeated[1]
+
+    def _take(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Embed the control images of the rows that go through the blocks now."""
+        given = _by_name(module, args, kwargs)
+        added = dict(given.get("added_cond_kwargs") or {})
+        latents = added.pop(CONTROL, None)
+        self._control = None if latents is None else self._embed(latents)  # (rows, tokens, dim)
+        return None if latents is None else ((), {**given, "added_cond_kwargs": added})
 
     def _added(
         self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -139,9 +163,44 @@ class Attached:
             return None
         inputs = dict(kwargs)
         hidden_states = args[0] if args else inputs.pop("hidden_states")
-        self._control, added = self._blocks.run_block(index, hidden_states, self._control, inputs)
+        self._control, added = self.blocks.run_block(index, hidden_states, self._control, inputs)
         changed = hidden_states + self.scale * added
         return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+
+def attached_to(transformer: nn.Module) -> Attached | None:
+    """The control blocks on a transformer, if there are any."""
+    owners = (getattr(hook, "__self__", None) for hook in transformer._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Attached)), None)
+
+
+def _require_fit(transformer: Any, blocks: ControlBlocks) -> None:
+    """Raise ValueError where control blocks cannot go on a transformer."""
+    kind, base = type(transformer).__name__, getattr(transformer, "transformer_blocks", None)
+    if base is None or not hasattr(transformer, "pos_embed") or not hasattr(transformer, "adaln_single"):
+        raise ValueError(
+            f"{kind} has no transformer_blocks, pos_embed and adaln_single: control blocks go on PixArt-like "
+            "transformers"
+        )
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    if blocks.dim != width:
+        raise ValueError(
+            f"these control blocks are for a transformer of {blocks.dim} channels, not {width}: give the adapter of "
+            "this network"
+        )
+    if blocks.num_layers != len(base):
+        raise ValueError(
+            f"these control blocks are for a transformer of {blocks.num_layers} blocks, and this {kind} has "
+            f"{len(base)}: give the adapter of this network"
+        )
+    if attached_to(transformer) is not None:
+        raise ValueError("this transformer has control blocks on it already: call detach() on their handle first")
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a module is given, by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class _Before:
@@ -152,7 +211,3 @@ class _Before:
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._attached._added(self._index, args, kwargs)
-
-
-def _is_ours(hook: Any) -> bool:
-    return isinstance(getattr(hook, "__self__", None), Attached)

@@ -174,7 +174,7 @@ class RelaCtrlAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"{len(positions)} positions need as many groups, not {len(groups)}")
         if list(positions) != sorted(set(positions)) or positions[0] < 0 or positions[-1] > num_layers - 2:
             raise ValueError(f"positions must rise, from 0 to {num_layers - 2} at most, not {list(positions)}")
-        self.dim, self.positions = dim, tuple(positions)
+        self.dim, self.num_layers, self.positions = dim, num_layers, tuple(positions)
         self.blocks = nn.ModuleList(
             ControlBlock(dim, count, place == 0, seed + 100 * place) for place, count in enumerate(groups)
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffaccel.config import Config
+from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
 from diffaccel.methods.curves import MagCurve, TeaCurve
@@ -30,7 +31,9 @@ def load_methods(path: str | Path) -> tuple[Method, ...]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         named = isinstance(values, dict) and "type" not in values  # methods of a `Staged` are its own
         listed = values.get("methods", values) if named else values
-        return tuple(_method(value) for value in (listed if isinstance(listed, list) else [listed]))
+        found = tuple(_method(value) for value in (listed if isinstance(listed, list) else [listed]))
+        check(bool(found), "its list of methods is empty: leave the file out to reuse nothing")
+        return found
     except ValueError as error:
         raise ValueError(f"{path} holds neither a calibration nor methods: {error}") from error
 

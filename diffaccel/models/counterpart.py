@@ -33,6 +33,9 @@ TOLD = (
     "class_embed_type",
     "num_class_embeds",
     "encoder_hid_dim_type",
+    "timestep_scale",
+    "use_meanflow",
+    "use_rotary_positional_embeddings",
 )
 NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 LATENTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -164,6 +167,7 @@ def _facts(network: Facts, scheduler: Facts, sampler: str, vae: Facts) -> Iterat
     yield from ((name, network.get(name) or None) for name in TOLD)
     if scheduler:
         flow = "FlowMatch" in sampler or scheduler.get("use_flow_sigmas")
-        yield "prediction", "flow_prediction" if flow else scheduler.get("prediction_type", "epsilon")
+        kind = "flow_prediction" if flow else scheduler.get("prediction_type", "epsilon")
+        yield "prediction", f"EDM's {kind}" if sampler.startswith("EDM") else kind
         yield from ((name, scheduler[name]) for name in NOISE if name in scheduler and not flow)
-    yield from ((name, vae[name]) for name in LATENTS if vae.get(name) is not None)
+    yield from ((name, vae.get(name)) for name in LATENTS if vae)

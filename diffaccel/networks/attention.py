@@ -34,6 +34,14 @@ def with_processor(model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
     return tuple(module for module in model.modules() if "processor" in module.__dict__)
 
 
+def of_pipeline(modules: Iterable[torch.nn.Module]) -> set[str]:
+    """Names of the processors that a pipeline gives to some layers, and that its guidance or its frames need there."""
+    kinds = {type(module.processor) for module in modules}
+    return {
+        k.__name__ for k in kinds if k.__module__.startswith("diffusers.pipelines.") or k.__name__.startswith("PAG")
+    }
+
+
 def is_read(modules: Iterable[torch.nn.Module]) -> bool:
     """Whether a pipeline reads what attentions computed, by processors of its own, as self-attention guidance does."""
     kinds = {type(module.processor) for module in modules}

@@ -1,6 +1,7 @@
 """How a denoiser names its inputs, so that a timestep is found whether it was given by position or by keyword."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,10 @@ WITHOUT_ROWS = (
     "txt_ids",
     "visual_rope_pos",
 )
+# Inputs that are meant for single blocks of one network: what ControlNets and adapters add there in each step, ...
+PUT_IN_BLOCKS = re.compile(r"residual|controlnet_(single_)?block|block_controlnet")
+# ... and which of its blocks a guidance leaves out.
+LEFT_OUT = ("skip_layers", "spatio_temporal_guidance_blocks")
 CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "cap_feats", "class_labels")
 
 
@@ -77,7 +82,13 @@ class Inputs:
 
     def is_constant(self, name: str) -> bool:
         """Whether an input usually stays the same: all but sample, timestep and residuals of a ControlNet do."""
-        return name not in self.names[:2] and "residual" not in name
+        return name not in self.names[:2] and not PUT_IN_BLOCKS.search(name)
+
+    @property
+    def of_blocks(self) -> list[str]:
+        """Names of the inputs that are meant for single blocks of the network that they are given to."""
+        given = (name for name, value in self.values.items() if value is not None)
+        return [name for name in given if PUT_IN_BLOCKS.search(name) or name in LEFT_OUT]
 
     def replace(self, **values: Any) -> "Inputs":
         """These inputs with some values changed."""

@@ -31,14 +31,17 @@ def picture_size(inputs: Inputs) -> tuple[int, int] | None:
 def packed_size(ids: torch.Tensor) -> tuple[int, int] | None:
     """Height and width of a sample that was packed into tokens, by their positions, ``(tokens, 3)``.
 
-    None where these are of more than one picture. Without values, the most nearly square size of as many tokens.
+    None where these are not of one picture, row by row. Without values, the most nearly square size of as many tokens.
     """
     if ids.device.type == "meta":
         width = next(n for n in range(isqrt(len(ids)), len(ids) + 1) if len(ids) % n == 0)
-        height = len(ids) // width
-    else:
-        height, width = (int(size) + 1 for size in ids[:, 1:].amax(0).tolist())
-    return (height * PACKED, width * PACKED) if height * width == len(ids) else None
+        return len(ids) // width * PACKED, width * PACKED
+    positions = ids[:, 1:].cpu()
+    height, width = (int(size) + 1 for size in positions.amax(0).tolist())
+    if height * width != len(ids):
+        return None
+    grid = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    return (height * PACKED, width * PACKED) if torch.equal(positions, grid.to(positions.dtype)) else None
 
 
 def token_grid(size: tuple[int, int], tokens: int, patch: int | None) -> TokenGrid | None:

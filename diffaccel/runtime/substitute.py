@@ -126,7 +126,7 @@ def translated(inputs: Inputs, signature: Signature, network: str) -> Inputs:
     values = {}
     for name, value in inputs.values.items():
         other = names.get(name, name)
-        if other in signature.parameters and ("residual" not in name or value is None):
+        if other in signature.parameters and name not in inputs.of_blocks:
             values[other] = value
         elif value is not None:
             raise ValueError(f"{network} cannot take the input {name!r} that this pipeline gives its network")

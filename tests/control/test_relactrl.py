@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stream_pipelines
 import torch
 from diffusers import PixArtTransformer2DModel
 
+from diffaccel import BlockCache, IntervalCache, PerPrompt, ResidualGuidance, TextKVCache, TGate, Uniform, accelerate
 from diffaccel.control import RelaCtrlAdapter, attach, channel_groups, default_relevance, placed_blocks
 from diffaccel.control.relactrl import SEGMENTS, ControlBlock, ShuffleAttention, ShuffleMixer
 
@@ -158,6 +160,61 @@ def test_one_control_image_is_for_all_rows_and_several_repeat(transformer: Any) 
     assert torch.equal(call(transformer, rows=4), repeated)
 
 
+def test_a_control_image_that_is_written_to_is_another(transformer: Any) -> None:
+    handle, control = attach(transformer, trained(transformer, blocks=2)), noise(1, 4, 8, 8, seed=4)
+    handle.set_control(control)
+    call(transformer)
+    control.neg_()
+    changed = call(transformer)
+    handle.set_control(-noise(1, 4, 8, 8, seed=4))
+    assert torch.equal(call(transformer), changed)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        IntervalCache(schedule=PerPrompt(Uniform(2), Uniform(3))),
+        BlockCache(threshold=0.05),
+        ResidualGuidance(),
+        TGate(gate=2),
+    ],
+)
+def test_control_stays_with_its_row_where_a_call_goes_in_parts(method: Any) -> None:
+    pipe: Any = stream_pipelines.pixart()
+    pipe.set_progress_bar_config(disable=True)
+    handle = attach(pipe.transformer, trained(pipe.transformer, blocks=1))
+    prompts, control = ["a cat", "a very red heart"], noise(2, 4, 8, 8)
+
+    def paint(*which: int) -> torch.Tensor:
+        handle.set_control(control[list(which)])
+        return pipe(
+            prompt=[prompts[i] for i in which],
+            generator=[torch.Generator().manual_seed(i) for i in which],
+            num_inference_steps=4,
+            output_type="latent",
+            use_resolution_binning=False,
+            clean_caption=False,
+        ).images
+
+    with accelerate(pipe, method) as accelerated:
+        together, apart = paint(0, 1), torch.cat([paint(0), paint(1)])
+    assert (together - apart).abs().max() < 1e-3 * (apart[0] - apart[1]).abs().max()
+    rows = {kind.shapes[0][0] for kind in accelerated.tallies()[0].calls}
+    assert {1, 2} & rows  # of the four of both pictures, or the two of one
+
+
+def test_the_work_of_control_blocks_is_counted(transformer: Any) -> None:
+    with accelerate(transformer, TextKVCache()) as accelerated:
+        call(transformer)
+    plain = accelerated.report().macs_plain
+    handle = attach(transformer, trained(transformer, blocks=2))
+    handle.set_control(noise(1, 4, 8, 8))
+    with accelerate(transformer, TextKVCache()) as accelerated:
+        call(transformer)
+    mixers = sum(p.numel() for block in handle.blocks.blocks for p in block.parameters() if p.dim() == 2)  # type: ignore[attr-defined]
+    assert accelerated.report().macs_plain > plain + 0.5 * ROWS * TOKENS * mixers
+
+
 def test_saved_and_loaded_it_gives_the_same(transformer: Any, tmp_path: Path) -> None:
     adapter = trained(transformer, blocks=2, seed=3)
     adapter.save_pretrained(tmp_path)
@@ -215,8 +272,8 @@ def test_what_does_not_fit_is_named(transformer: Any) -> None:
         channel_groups(10, 2)
     with pytest.raises(ValueError, match="15 tokens cannot be cut into 4 segments"):
         ShuffleAttention(8, 0)(noise(1, 15, 8))
-    with pytest.raises(ValueError, match="needs 6 base blocks; this PixArtTransformer2DModel has 4"):
-        attach(transformer, RelaCtrlAdapter(dim=DIM, num_layers=8, positions=(4,), groups=(2,)))
+    with pytest.raises(ValueError, match="a transformer of 8 blocks, and this PixArtTransformer2DModel has 4"):
+        attach(transformer, RelaCtrlAdapter(dim=DIM, num_layers=8, positions=(1,), groups=(2,)))
     with pytest.raises(ValueError, match="for a transformer of 64 channels, not 32"):
         attach(transformer, RelaCtrlAdapter(dim=64, num_layers=4, positions=(0,), groups=(2,)))
     with pytest.raises(ValueError, match="go on PixArt-like transformers"):
@@ -228,5 +285,9 @@ def test_what_does_not_fit_is_named(transformer: Any) -> None:
         handle.set_control(control)
         with pytest.raises(ValueError, match="do not fit latents"):
             call(transformer, rows=4)
+    handle.set_control(noise(1, 4, 8, 8))
+    transformer.enable_gradient_checkpointing()
+    with pytest.raises(RuntimeError, match="runs blocks again in the backward pass"):
+        transformer(noise(2, 4, 8, 8), noise(2, 5, 12), torch.tensor([4, 4]))
     handle.detach()
     attach(transformer, RelaCtrlAdapter.from_transformer(transformer)).detach()

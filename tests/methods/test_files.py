@@ -76,6 +76,8 @@ def test_what_methods_name_is_written_out(tmp_path: Path) -> None:
         {"interval": 3},
         {"type": "uniform"},
         [[]],
+        [],
+        {"methods": []},
         RECIPE | {"reuses": [{"type": "Reuse", "call": 1, "what": 5}]},
         ROUTERS | {"guidance": [["guidance_scale"]]},
     ],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from cells import cells
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     PixArtTransformer2DModel,
     StableDiffusionControlNetPipeline,
+    StableDiffusionPAGPipeline,
 )
+from diffusers.hooks import ModelHook
 from method_cases import CASES, Case, named, stored_outputs
 from peft import LoraConfig
 from tiny_networks import generate, network_inputs, picture_unet, pipeline, sd_unet, sdxl_unet
@@ -43,8 +47,10 @@ from diffaccel import (
     accelerate,
     models,
 )
-from diffaccel._diffusers import hooks_of
+from diffaccel._diffusers import hooks_of, registry_of
+from diffaccel.control import RelaCtrlAdapter, attach
 from diffaccel.methods import KindSteps, parse
+from diffaccel.models.counterpart import counterpart
 from diffaccel.networks import layout_of
 from diffaccel.networks.inputs import Inputs, Signature
 from diffaccel.reuse.ends import Ends
@@ -421,6 +427,35 @@ class TestRefusals:
             with pytest.raises(ValueError, match=r"adapters that the small one lacks \(style\)"):
                 latents(large)
 
+    def test_what_is_meant_for_layers_of_the_large_network(self) -> None:
+        large, small = sd()
+        perturbed = StableDiffusionPAGPipeline(
+            **large.components, requires_safety_checker=False, pag_applied_layers=["mid"]
+        )
+        perturbed.set_progress_bar_config(disable=True)
+        with (
+            accelerate(perturbed, NetworkSwitch(small)),
+            pytest.raises(ValueError, match=r"works through PAG\w+ on layers of the large network"),
+        ):
+            latents(perturbed)
+        large, small = sd()
+        large.guider = object()
+        registry_of(large.unet.mid_block).register_hook(ModelHook(), "SkipLayerGuidance_0")
+        with (
+            accelerate(large, NetworkSwitch(small)),
+            pytest.raises(ValueError, match=r"guider changes blocks of the large network \(SkipLayerGuidance_0\)"),
+        ):
+            latents(large)
+
+    def test_control_blocks_on_the_large_network_alone(self) -> None:
+        large, small = pixart()
+        handle = attach(large.transformer, RelaCtrlAdapter.from_transformer(large.transformer, blocks=1))
+        with accelerate(large, NetworkSwitch(small)):
+            latents(large)
+            handle.set_control(torch.ones(1, 4, 8, 8))
+            with pytest.raises(ValueError, match="control blocks are on the large network"):
+                latents(large)
+
     def test_another_kind_of_prediction_in_a_later_run(self) -> None:
         large, small = pipelines("sd")
         with accelerate(large, NetworkSwitch(small)):
@@ -502,3 +537,40 @@ def test_inputs_are_translated_by_their_meaning_or_refused() -> None:
     with pytest.raises(ValueError, match="UNet cannot take the input 'img_ids'"):
         translated(given.replace(img_ids=0), unet, "UNet")
     assert translated(given.replace(img_ids=None), unet, "UNet") == found
+
+
+@pytest.mark.parametrize("name", ["skip_layers", "block_controlnet_hidden_states", "controlnet_block_samples"])
+def test_inputs_for_single_blocks_stay_with_their_network(name: str) -> None:
+    names = Signature(PixArtTransformer2DModel.__new__(PixArtTransformer2DModel))
+    names.parameters = (*names.parameters, name)
+    given = names.bind((), {"hidden_states": 1, name: None})
+    assert translated(given, names, "Net") == given
+    with pytest.raises(ValueError, match=f"Net cannot take the input '{name}'"):
+        translated(given.replace(**{name: [1]}), names, "Net")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "match"),
+    [
+        ({}, {"vae": {"scaling_factor": 1.0, "shift_factor": 0.1}}, "shift_factor 0.1 instead of None"),
+        ({}, {"vae": {"scaling_factor": 1.0, "latents_mean": [0.5]}}, r"latents_mean \[0.5\] instead of None"),
+        ({}, {"model": {"use_rotary_positional_embeddings": False}}, "embeddings None instead of True"),
+        ({}, {"model": {"use_rotary_positional_embeddings": True, "timestep_scale": 1000.0}}, "scale 1000.0 instead"),
+        ({"scheduler": EDMEulerScheduler()}, {}, '"EDM\'s epsilon"'),
+    ],
+)
+def test_facts_that_must_be_the_same(theirs: dict[str, Any], own: dict[str, Any], match: str) -> None:
+    def part(config: Any) -> Any:
+        return SimpleNamespace(config=config) if isinstance(config, dict) else config
+
+    plain = {
+        "model": {"use_rotary_positional_embeddings": True},
+        "vae": {"scaling_factor": 1.0, "shift_factor": None},
+        "scheduler": multistep(),
+    }
+    large, small = ({name: part(value) for name, value in (plain | given).items()} for given in (theirs, own))
+    found = counterpart(SimpleNamespace(components={}, transformer=small["model"], **small))
+    with pytest.raises(ValueError, match=match):
+        found.require_fit(large["model"], SimpleNamespace(**large))
+    same = counterpart(SimpleNamespace(components={}, transformer=large["model"], **large))
+    same.require_fit(large["model"], SimpleNamespace(**large))

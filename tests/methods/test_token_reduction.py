@@ -200,10 +200,12 @@ def test_what_has_no_one_position_is_not_merged() -> None:
 
 def test_several_packed_pictures_are_left_alone() -> None:
     model, inputs = flux()
-    inputs["img_ids"] = torch.cat([inputs["img_ids"][:8]] * 2)
-    with torch.no_grad(), accelerate(model, TokenReduction("pool", min_tokens=4)) as handle:
-        model(**inputs)
-    assert "found no picture in the" in str(handle.report())
+    tall, wide = (torch.cartesian_prod(*map(torch.arange, (1, *size))) for size in ((4, 2), (2, 4)))
+    for ids in (torch.cat([inputs["img_ids"][:8]] * 2), torch.cat([tall, wide])):  # these two look like one of 4 x 4
+        inputs["img_ids"] = ids.float()
+        with torch.no_grad(), accelerate(model, TokenReduction("pool", min_tokens=4)) as handle:
+            model(**inputs)
+        assert "found no picture in the" in str(handle.report())
 
 
 @pytest.mark.slow
