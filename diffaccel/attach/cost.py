@@ -49,7 +49,8 @@ class CostModel:
         """Multiply-accumulates of all calls in `tally`: as they were, and had the pipeline's all been computed.
 
         Raises:
-            UncountableError: if the network reads values of its inputs, as Lumina 2 does of its masks.
+            UncountableError: if the network reads values of its inputs, as Lumina 2 does of its masks, or was changed
+                since, so that it takes others.
         """
         asked = tally.switched.copy()
         for (shapes, _), count in tally.asked.items():
@@ -103,6 +104,12 @@ class CostModel:
             raise UncountableError(
                 f"multiply-accumulates of {type(clone).__name__} are not known: it reads values of its inputs, and "
                 "they are counted on tensors that have none"
+            ) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UncountableError(
+                f"multiply-accumulates of {type(clone).__name__} are not known: it was changed since these calls, and "
+                f"does not take their inputs any more, as where an IP-Adapter was loaded ({error}): run the pipeline "
+                "as it is now, or ask for the report before such changes"
             ) from error
 
 

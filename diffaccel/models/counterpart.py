@@ -22,6 +22,7 @@ TEXT_WIDTHS = (
     "encoder_hid_dim",
     "cross_attention_dim",
 )
+IMAGES = "encoder_hid_dim_type"
 # What else a network is told, or not; None, False and no mention are the same.
 TOLD = (
     "addition_embed_type",
@@ -32,7 +33,7 @@ TOLD = (
     "guidance_embeds",
     "class_embed_type",
     "num_class_embeds",
-    "encoder_hid_dim_type",
+    IMAGES,
     "timestep_scale",
     "use_meanflow",
     "use_rotary_positional_embeddings",
@@ -157,6 +158,8 @@ def facts_of(model: Any, pipe: Any = None) -> Facts:
     """What a network that stands in for `model` must have in common with it, and with its pipeline if that is known."""
     scheduler, vae = getattr(pipe, "scheduler", None), getattr(pipe, "vae", None)
     configs = [getattr(part, "config", {}) for part in (model, scheduler, vae)]
+    if (shown := getattr(configs[0], IMAGES, None)) is not None:  # loading an IP-Adapter says so beside the settings
+        configs[0] = {**configs[0], IMAGES: shown}
     return dict(_facts(configs[0], configs[1], type(scheduler).__name__, configs[2]))
 
 

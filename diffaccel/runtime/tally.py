@@ -20,7 +20,8 @@ class Tally:
     Attributes:
         asked: calls that the pipeline made, by shapes and by whether all was computed.
         calls: calls that the network made.
-        examples: one set of inputs per shape, without storage, to measure costs with.
+        examples: one set of inputs per shape, without storage, to measure costs with: those of the first call, or of
+            the first since others were given, as where an image prompt came to the words.
         full: calls that computed in full though they were to reuse, by the reason.
         tracer: the last calls, one by one.
         switched: calls that the pipeline made and another network took, by shapes.
@@ -33,6 +34,7 @@ class Tally:
         self.full: Counter[str] = Counter()
         self.tracer = Tracer()
         self.switched: Counter[Shapes] = Counter()
+        self._given: dict[Shapes, tuple[Any, ...]] = {}
         self._current: list[CallKind] | None = None
 
     def copy(self) -> "Tally":
@@ -73,9 +75,18 @@ class Tally:
     def _shapes(self, inputs: Inputs) -> Shapes:
         """The shapes of some inputs, of which an example is kept."""
         shapes = _shape(inputs.sample), _shape(inputs.conditioning)
-        if shapes not in self.examples:
+        given = _given(inputs.values)
+        if self._given.get(shapes) != given:
+            self._given[shapes] = given
             self.examples[shapes] = map_tensors(weightless, dict(inputs.values))
         return shapes
+
+
+def _given(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Names of what is given, and of what it holds by name."""
+    return tuple(
+        (name, *value) if isinstance(value, dict) else name for name, value in values.items() if value is not None
+    )
 
 
 def weightless(tensor: torch.Tensor) -> torch.Tensor:

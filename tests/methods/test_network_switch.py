@@ -456,6 +456,13 @@ class TestRefusals:
             with pytest.raises(ValueError, match="control blocks are on the large network"):
                 latents(large)
 
+    def test_an_image_prompt_for_the_large_network_alone(self) -> None:
+        large, small = sd()
+        with accelerate(large, NetworkSwitch(small)):
+            large.unet.config.encoder_hid_dim_type = "ip_image_proj"  # as load_ip_adapter does
+            with pytest.raises(ValueError, match="encoder_hid_dim_type None instead of 'ip_image_proj'"):
+                latents(large)
+
     def test_another_kind_of_prediction_in_a_later_run(self) -> None:
         large, small = pipelines("sd")
         with accelerate(large, NetworkSwitch(small)):

@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from stock_cases import CASES, Case
 
-from diffaccel import accelerate
+from diffaccel import DeepCache, accelerate
 from diffaccel.methods import Method
 from diffaccel.methods.spelled import as_methods
 
@@ -144,6 +144,22 @@ def test_ip_adapter(case: Case, tmp_path: Path) -> None:
     assert not torch.equal(shown, plain)
     custom.unload_ip_adapter()
     assert torch.equal(case.run(custom), plain)
+
+
+def test_an_ip_adapter_that_comes_between_calls_is_counted(tmp_path: Path) -> None:
+    case = NAMES["sd"]
+    pipe = case.build()
+    embeddings = torch.ones(2, 1, EMBEDDED)
+    with accelerate(pipe, DeepCache(2)) as handle:
+        case.run(pipe)
+        plain = handle.report().macs_plain
+    with accelerate(pipe, DeepCache(2)) as handle:
+        case.run(pipe)
+        folder = ip_adapter(pipe.unet, tmp_path)
+        pipe.load_ip_adapter(str(folder), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None)
+        assert "was changed since these calls" in str(handle.report())
+        case.run(pipe, ip_adapter_image_embeds=[embeddings])
+        assert handle.report().macs_plain > 2 * plain
 
 
 def without_moving(model: torch.nn.Module, device: torch.device, **_: Any) -> None:
