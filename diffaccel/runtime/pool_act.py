@@ -86,6 +86,8 @@ class _Pooling(Place):
         processor = type(getattr(self.attention, "processor", None)).__name__
         if self.act.rotary and processor not in ROTATING:
             return f"does not know how {processor} turns queries and keys"
+        if processor.startswith("PAG"):
+            return f"leaves attentions with {processor} alone, which passes values on in place of attention"
         return masked(kwargs)
 
 

@@ -6,6 +6,7 @@ import pytest
 import tomesd.merge
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import PAGCFGIdentitySelfAttnProcessor2_0
 from tiny_networks import generate, network_inputs, picture_unet, pipeline, unet_inputs
 from tiny_transformers import TRANSFORMERS
 from token_reference import means, pooled
@@ -286,6 +287,16 @@ def test_fused_projections_are_not_pooled_in_silence() -> None:
     with accelerate(unet, TokenReduction("pool", min_tokens=64)) as handle:
         run(unet, unet_inputs(unet))
     assert "unfuse_qkv_projections" in str(handle.report())
+
+
+def test_perturbed_attention_reads_all_tokens() -> None:
+    unet = picture_unet()
+    unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.processor = PAGCFGIdentitySelfAttnProcessor2_0()
+    inputs = unet_inputs(unet, rows=3)
+    with accelerate(unet, TokenReduction("pool", min_tokens=64)) as handle:
+        pooled = run(unet, inputs)
+    assert not handle.report().full  # others of its attentions are pooled
+    assert not torch.equal(pooled[0], run(unet, inputs)[0])
 
 
 def test_calls_are_a_part_of_the_run() -> None:
