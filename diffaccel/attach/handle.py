@@ -1,14 +1,15 @@
 """accelerate(pipe, *methods): put methods on the denoisers of a pipeline, and take them off again."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
 from diffaccel.attach.cost import CostModel, SubstituteCost
+from diffaccel.attach.offload import follow, unfollow
 from diffaccel.attach.plan import Plan, companion_plan, plan, stages_of, substitute_plan
 from diffaccel.attach.preconditions import parts_of, require_attached, require_companions, require_free
 from diffaccel.attach.report import Report, summarize
@@ -27,7 +28,6 @@ from diffaccel.runtime.substitute import Stretch, Substitute
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.wrapper import Wrapper
 
-OFFLOADS = ("enable_group_offload", "enable_model_cpu_offload", "enable_sequential_cpu_offload", "remove_all_hooks")
 Named = dict[str, torch.nn.Module]
 MethodsFor = Mapping[str, Method | Sequence[Method]]
 
@@ -134,7 +134,7 @@ class Handle:
         except BaseException:
             self.detach()
             raise
-        self._follow_offload()
+        follow(self, host.pipe)
 
     def _attach(
         self, model: torch.nn.Module, planned: Plan, name: str | None, leader: Seat | None = None, several: bool = False
@@ -201,21 +201,15 @@ class Handle:
     def _take_off(self) -> None:
         for seat in reversed(self._seats):
             seat.detach()
-        for name in OFFLOADS if self._host.pipe is not None else ():
-            vars(self._host.pipe).pop(name, None)
+        unfollow(self)
         self._runs.forget()
         self._detached = True
 
-    def _follow_offload(self) -> None:
-        """Stay above CPU offload's hooks, which a pipeline puts on anew at the end of each call."""
-        for name in OFFLOADS:
-            if hasattr(self._host.pipe, name):
-                vars(self._host.pipe)[name] = partial(self._offload, name)
-
-    def _offload(self, name: str, *args: Any, **kwargs: Any) -> None:
-        pipe = self._host.pipe
-        with self.suspended():
-            getattr(type(pipe), name)(pipe, *args, **kwargs)
+    def works_on(self, pipe: Any) -> bool:
+        """Whether a pipeline has one of the networks that this handle has hooks on."""
+        networks = {id(seat.model) for seat in self._seats}
+        parts = (part for value in vars(pipe).values() for part in parts_of(value))
+        return any(id(getattr(part, "_orig_mod", part)) in networks for part in parts)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -236,7 +230,11 @@ class Handle:
             for seat in self._seats:
                 seat.attach()
             self._detached = False
-            self._follow_offload()
+            follow(self, self._host.pipe)
+
+    def only_here(self) -> None:
+        """Reuse in this thread's calls alone: those that others make of the network compute in full."""
+        self._runs.thread = threading.get_ident()
 
     def reset(self) -> None:
         """Forget all features, so that the next network call starts a run. The report's totals stay."""

@@ -1,5 +1,6 @@
 """Hooks that others take off with their own, networks that are exchanged, and other caches: followed, or said aloud."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +28,11 @@ REUSE = DeepCache(interval=2, branch=0)
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     """With an offload that stays on the CPU."""
-    stock = StableDiffusionPipeline.enable_model_cpu_offload
-    monkeypatch.setattr(
-        StableDiffusionPipeline, "enable_model_cpu_offload", lambda self, **_: stock(self, device="cpu")
-    )
+
+    def enable_model_cpu_offload(self: Any, **_: Any) -> None:
+        super(StableDiffusionPipeline, self).enable_model_cpu_offload(device="cpu")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "enable_model_cpu_offload", enable_model_cpu_offload)
     return pipeline(sd_unet(**SMALL))
 
 
@@ -110,12 +112,27 @@ def test_blocks_that_run_find_the_weights_of_their_group(method: Method, monkeyp
     assert not present
 
 
-def test_hooks_that_another_pipeline_takes_off_with_its_own(pipe: Any) -> None:
+@pytest.mark.parametrize("bare", [False, True])
+def test_offload_of_another_pipeline_on_the_same_network(pipe: Any, bare: bool) -> None:
+    plain, expected = generate(pipe, 4), reused(pipe)
+    other = pipeline(pipe.unet)
+    other.enable_model_cpu_offload()
+    with accelerate(pipe.unet if bare else pipe, REUSE) as handle:
+        for one in (other, pipe, other):  # which puts its hooks on anew at the end
+            assert torch.equal(generate(one, 4), expected)
+        other.remove_all_hooks()
+        assert torch.equal(generate(pipe, 4), expected)
+        assert handle.report().replayed == 8
+    assert torch.equal(generate(pipe, 4), plain)
+
+
+def test_hooks_that_go_with_others_beneath_them(pipe: Any) -> None:
     plain, expected = generate(pipe, 4), reused(pipe)
     other = pipeline(pipe.unet)
     other.enable_model_cpu_offload()
     handle = accelerate(pipe, REUSE)
-    assert torch.equal(generate(other, 4), expected)  # and puts its own on anew
+    assert torch.equal(generate(other, 4), expected)
+    remove_hook_from_module(pipe.unet, recurse=True)
     for one in (pipe, other):
         with pytest.raises(RuntimeError, match="UNet2DConditionModel went with others that lay beneath them"):
             generate(one, 4)
@@ -125,6 +142,28 @@ def test_hooks_that_another_pipeline_takes_off_with_its_own(pipe: Any) -> None:
     assert torch.equal(generate(pipe, 4), plain)
     assert torch.equal(generate(other, 4), plain)
     assert torch.equal(reused(other), expected)
+
+
+def test_a_copy_of_an_accelerated_pipeline_offloads_itself(pipe: Any) -> None:
+    with accelerate(pipe, REUSE):
+        copied = copy.copy(pipe)
+        copied.enable_model_cpu_offload()
+    assert copied._all_hooks
+    assert not pipe._all_hooks
+    copied.remove_all_hooks()
+    assert not hasattr(pipe.unet, "_hf_hook")
+
+
+def test_two_handles_on_one_pipeline_follow_its_offload(pipe: Any) -> None:
+    before, second = vars(StableDiffusionPipeline).copy(), sd_unet(**SMALL)
+    pipe.register_modules(image_encoder=second)  # any other network of the pipeline will do
+    handles = [accelerate(pipe.unet, REUSE), accelerate(second, REUSE)]
+    pipe.enable_model_cpu_offload()
+    for handle in handles:
+        handle.report()
+        handle.detach()
+    pipe.remove_all_hooks()
+    assert vars(StableDiffusionPipeline) == before
 
 
 def test_a_replaced_controlnet(pipe: Any) -> None:
