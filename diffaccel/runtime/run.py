@@ -24,6 +24,7 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.scheduler_watch import Progress, Watch, release, unwatch, watch
 from diffaccel.runtime.timesteps import Relation, calls_left, place_of, relation, value_of
 
+BESIDE = "unconditional_transformer"  # a denoiser that is called in every step, next to the one for the prompt
 MOST_CALLS = 16  # with the same prompt in one step; more of them belong to a sampler whose steps are not seen
 
 
@@ -97,6 +98,8 @@ class Run:
         Raises:
             RuntimeError: where a sampler steps several times at one timestep, and calls could not be told apart.
         """
+        if self.progress is not None:
+            self.progress.called = True
         if not self._started:
             self._started, self.opening, self._last = True, timestep, timestep
             return
@@ -126,7 +129,7 @@ class Run:
             network: name of the network among the pipeline's components.
             several: whether the pipeline has several denoisers.
         """
-        if several:
+        if several and not hasattr(self.host.pipe, BESIDE):
             return self._share(network)
         table = self.host.table
         announced = None if self.waits else self.host.num_timesteps
@@ -193,12 +196,16 @@ class Runs:
         host: the pipeline that was accelerated, or none.
         scheduler: of a bare network, if it is known.
         starting: called when a watched scheduler's timesteps are set.
+
+    Attributes:
+        thread: the one whose calls alone may reuse, None for all.
     """
 
     def __init__(self, host: Host, scheduler: Any = None, starting: Callable[[], None] = lambda: None) -> None:
         self.host = host
         self._scheduler = scheduler
         self._starting = starting
+        self.thread: int | None = None
         self._runs: dict[tuple[int, int], Run] = {}
         self._numbers = count()
         self._watched: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()  # by scheduler; many servers make one a run

@@ -23,13 +23,16 @@ class Progress:
         run: how often timesteps were set.
         steps: sampling steps that have ended; several at one timestep, as for views beside each other, are one.
         last: the timestep of the last one, as it was given.
-        repeated: steps at `last` beyond the first.
+        repeated: steps at `last` beyond the first, each of them of calls of its own.
+        called: whether a network was called since the last step; without, a step at `last` only asks for it in
+            another form.
     """
 
     run: int = 0
     steps: int = 0
     last: object = None
     repeated: int = 0
+    called: bool = False
 
     def begin(self) -> None:
         """Timesteps were set."""
@@ -38,9 +41,10 @@ class Progress:
     def step(self, timestep: object) -> None:
         """A sampling step has ended."""
         if timestep is not None and timestep is self.last and not isinstance(timestep, int):
-            self.repeated += 1
-            return
-        self.steps, self.last, self.repeated = self.steps + 1, timestep, 0
+            self.repeated += self.called
+        else:
+            self.steps, self.last, self.repeated = self.steps + 1, timestep, 0
+        self.called = False
 
 
 @dataclass

@@ -38,6 +38,7 @@ def test_it_counts_and_leaves_no_trace(cls: type[Sampler]) -> None:
     one.step(0, timestep=second)
     assert (found.progress.run, found.progress.steps, found.progress.last) == (1, 2, second)
     assert started == [1, 1]
+    found.progress.called = True
     one.step(0, second)
     assert (found.progress.steps, found.progress.repeated) == (2, 1)
     unwatch(one, starting)
@@ -64,10 +65,20 @@ def test_a_class_and_its_subclass_are_watched_side_by_side() -> None:
 def test_views_are_counted_anew_at_the_next_timestep() -> None:
     progress, first, second = Progress(), object(), object()
     progress.step(first)
+    progress.called = True
     progress.step(first)
     assert progress.repeated == 1
     progress.step(second)
     assert (progress.steps, progress.repeated) == (2, 0)
+
+
+def test_a_step_that_is_asked_for_in_another_form_is_no_view() -> None:
+    """As where a pipeline asks for the clean sample first, which guidance changes before the step is made."""
+    progress, first = Progress(), object()
+    progress.called = True
+    progress.step(first)
+    progress.step(first)
+    assert (progress.steps, progress.repeated) == (1, 0)
 
 
 def test_threads_have_their_own_progress() -> None:
