@@ -1,5 +1,7 @@
 """Schedules decide as published, and refuse what makes no sense."""
 
+from typing import Any
+
 import pytest
 
 from diffaccel.reuse.schedule import (
@@ -105,3 +107,15 @@ def test_scaled_steps_stretch_to_the_run() -> None:
     assert keys.computed(20) == [0, 1, 2, 4, 6, 10, 14]
     with pytest.raises(ValueError, match="of must be an integer >= 36; got 30"):
         ScaledSteps((0, 35), of=30)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Quadratic(3, total=50), FrontLoaded(3, total=50), ScaledSteps((0, 5), of=10, total=50)]
+)
+def test_a_total_that_is_not_the_runs_is_refused(schedule: Any) -> None:
+    assert schedule.computed(50) == type(schedule)(**{**vars(schedule), "total": None}).computed(50)
+    with pytest.raises(
+        ValueError, match=rf"{type(schedule).__name__}\(total=50\) is for runs of 50 .* this run has 20"
+    ):
+        schedule.validate(20)
+    schedule.validate(None)

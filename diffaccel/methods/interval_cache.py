@@ -8,7 +8,7 @@ from diffaccel.config.checks import whole
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, joined
 from diffaccel.reuse.forecast import Forecast
-from diffaccel.reuse.schedule import CallInfo, Schedule
+from diffaccel.reuse.schedule import CallInfo, Schedule, length_of
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.replay_act import Replay
 
@@ -62,8 +62,8 @@ class _AtIntervalsAndLast(Schedule):
         return call.index % self.interval == 0 or (total is not None and call.index == total - 1)
 
     def validate(self, total: int | None) -> None:
-        """Raise ValueError if the last call is not known."""
-        if total is None and self.total is None:
+        """Raise ValueError if the last call is not known, or another one than was given."""
+        if length_of(self.total, total, "IntervalCache") is None:
             raise ValueError(
                 "IntervalCache computes the last call of a run, and a bare network does not tell how many there are: "
                 "give IntervalCache(..., total=50), or schedule=Uniform(3) to do without, or pass the pipeline to "

@@ -97,6 +97,17 @@ class Schedule(Config, ABC):
         return [i for i in range(total) if i == 0 or self.should_compute(CallInfo(i, total))]
 
 
+def length_of(given: int | None, told: int | None, name: str) -> int | None:
+    """Network calls of a run, given by a setting of `name` or told by the pipeline; None where neither does.
+
+    Raises:
+        ValueError: where the two differ.
+    """
+    fits = given is None or told in (None, given)
+    check(fits, f"{name}(total={given}) is for runs of {given} network calls, and this run has {told}: leave total out")
+    return told if given is None else given
+
+
 @dataclass(frozen=True)
 class Always(Schedule):
     """Compute every call."""
@@ -189,7 +200,8 @@ class RunSchedule(Schedule):
         self._steps(total)
 
     def _steps(self, total: int | None) -> Sequence[int]:
-        known, name = total if self.total is None else self.total, self.asker or type(self).__name__
+        name = self.asker or type(self).__name__
+        known = length_of(self.total, total, name)
         if known is None:
             raise ValueError(
                 f"{name} needs the number of network calls of a run, which a bare network does not tell: "
