@@ -57,7 +57,8 @@ def calibrate(
 
     Raises:
         UnsupportedModelError: if the pipeline has no transformer with attentions known by name.
-        ValueError: if there is no prompt, a number is out of range, or the runs differ in their number of calls.
+        ValueError: if there is no prompt, a number is out of range, the runs differ in their number of calls, or a call
+            has none before it to be compared with.
     """
     number("alpha", alpha, 0.0)
     whole("max_reuse", max_reuse, 1)
@@ -71,7 +72,7 @@ def calibrate(
     if isinstance(measure, _Measure):
         found = measure.calibration(total, alpha)
     else:
-        found = measure.tea_curve(source) if method == TEA else measure.mag_curve(total, source)
+        found = measure.tea_curve(total, source) if method == TEA else measure.mag_curve(total, source)
     if path is not None:
         found.save(path)
     return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.curves import MagCurve, TeaCurve
 from diffaccel.methods.tea_cache import first_attention
@@ -77,16 +78,33 @@ class BlockWatch(Method):
     def mag_curve(self, total: int, source: str) -> MagCurve:
         """The mean ratios of a run of `total` calls."""
         assert self.layout is not None
+        _require_several(total)
+        alone = next((step for step in range(1, total) if step not in self.ratios), None)
+        check(
+            alone is None,
+            f"calibrate compares each network call with the one before it, and call {alone} of these runs had no row "
+            "with the same prompts and shapes there, as where guidance ends in mid-run: calibrate without that",
+        )
         ratios = [1.0, *(float(np.mean(self.ratios[step])) for step in range(1, total))]
         return MagCurve(self.layout.model, self.layout.fingerprint, source, tuple(round(r, 5) for r in ratios))
 
-    def tea_curve(self, source: str) -> TeaCurve:
-        """The polynomial that fits the changes best, of a lower degree where there are few."""
+    def tea_curve(self, total: int, source: str) -> TeaCurve:
+        """The polynomial that fits the changes of runs of `total` calls best, of a lower degree where there are few."""
         assert self.layout is not None
+        _require_several(total)
         inputs, outputs = np.array(self.changes).T
         degree = min(DEGREE, max(0, len(set(self.changes)) - 1))
         fitted: Any = np.polyfit(inputs, outputs, degree)
         return TeaCurve(self.layout.model, self.layout.fingerprint, source, tuple(float(c) for c in fitted))
+
+
+def _require_several(total: int) -> None:
+    """Raise ValueError for runs whose calls have none before them."""
+    check(
+        total > 1,
+        f"calibrate compares each network call with the one before it, and these runs have {total}: give "
+        "num_inference_steps=2 or more",
+    )
 
 
 def mean_ratio(residual: torch.Tensor, before: torch.Tensor) -> float:

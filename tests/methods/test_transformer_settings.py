@@ -205,3 +205,17 @@ def test_decides_as_the_first_block_cache_of_diffusers() -> None:
         assert computed[0] == computed[1]
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["magcache", "teacache"])
+def test_curves_need_calls_to_compare(pipe: Any, method: str) -> None:
+    with pytest.raises(ValueError, match="these runs have 1: give num_inference_steps=2 or more"):
+        calibrate(pipe, [{"class_labels": [3]}], method=method, num_inference_steps=1, output_type="np")
+
+
+def test_a_total_that_is_not_the_runs_is_refused(pipe: Any) -> None:
+    with (
+        accelerate(pipe, IntervalCache(total=50)),
+        pytest.raises(ValueError, match=r"IntervalCache\(total=50\) is for"),
+    ):
+        pictures(pipe, 3)
