@@ -213,6 +213,7 @@ class FastPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "guidance and gate out"
             )
         with accelerate(self, *methods) as handle:
+            handle.only_here()
             yield
             self._last_report = handle.report()
 

@@ -106,9 +106,10 @@ class Seat:
         Raises:
             RuntimeError: if something was put on top of our hooks since; nothing is changed then.
         """
-        self.attachment.remove()
-        self.model.__dict__.pop(RESET_ATTRIBUTE, None)
-        self._steered.clear()
+        with self._lock:  # not in the middle of another thread's call
+            self.attachment.remove()
+            self.model.__dict__.pop(RESET_ATTRIBUTE, None)
+            self._steered.clear()
 
     def lost(self) -> str | None:
         """Name of a module with a hook that was taken out of the network since; None if there is none."""
@@ -233,6 +234,8 @@ class Seat:
             own.in_full = "the pipeline reads what attentions compute"
         elif run.host.pipe is not None and differs(run.opening):  # whose rows share one table of timesteps
             own.in_full = "rows of one call are at timesteps of their own"
+        elif self.runs.thread not in (None, threading.get_ident()):
+            own.in_full = "another thread's calls, which asked for no acceleration"
         total = self._total(run)
         for part in self.session.parts:
             part.validate(total)

@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
 )
 from walk_edits import Told
 
@@ -115,6 +116,24 @@ def test_calls_of_two_threads_share_no_cache(fast: Any) -> None:
     assert torch.equal(picture(fast, callback_on_step_end=during), expected)
     assert len(refused) == 1  # the one with a cache
     assert not torch.equal(picture(fast, cache="deepcache:interval=2"), expected)
+
+
+def test_a_stock_pipeline_of_another_thread_stays_as_it_is(fast: Any) -> None:
+    stock = StableDiffusionPipeline(**fast.components)
+    stock.scheduler = type(fast.scheduler).from_config(fast.scheduler.config)
+    made: list[torch.Tensor] = []
+
+    def during(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            thread = threading.Thread(target=lambda: made.append(picture(stock)))
+            thread.start()
+            thread.join()
+        return tensors
+
+    plain, expected = picture(fast), picture(fast, cache="deepcache:interval=2")
+    assert torch.equal(picture(fast, cache="deepcache:interval=2", callback_on_step_end=during), expected)
+    assert torch.equal(made[0], plain)
+    assert list(fast.report().full) == ["another thread's calls, which asked for no acceleration"]
 
 
 @pytest.mark.parametrize(
