@@ -25,7 +25,7 @@ def require_own(jobs: Iterable[Job], folder: Path, suffix: str, records: Contain
     Args:
         records: ids of jobs that an earlier run recorded; one that was killed may have made pictures of others.
     """
-    for job in jobs:
+    for job in jobs if is_there(folder) else ():
         file = folder / f"{job.file_stem}.{suffix}"
         if job.id not in records and is_there(file) and not _is_own(file):
             raise StoreError(

@@ -11,6 +11,7 @@ MAX_STEM = 180  # of the 255 bytes that file systems give a name, with room for 
 _ID = re.compile(r"[^\s.~/\\:*?\"<>|-][^/\\:*?\"<>|]*")
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)  # no names of files to Windows
 _WORDS = {code: (chr(code).lower() if chr(code).isalnum() else " ") for code in range(128)}
+_VARIANTS = "".join(map(chr, range(0xFE00, 0xFE10)))  # which say how the character before is drawn
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # which words of some scripts, and some emoji, are written with
 
 
@@ -27,7 +28,8 @@ def check_id(name: str) -> str:
 
 def as_id(text: str) -> str:
     """The text as a name, with a dash for what no name may hold."""
-    return re.sub(r"[^\w. ]+", "-", text).strip("-. ")[:MAX_ID].rstrip("-. ")
+    kept = (char if char in "_. " or _is_written(char) else "-" for char in unicodedata.normalize("NFC", text))
+    return re.sub("-+", "-", "".join(kept)).strip("-. ")[:MAX_ID].rstrip("-. ")
 
 
 def first_words(text: str) -> str:
@@ -38,8 +40,13 @@ def first_words(text: str) -> str:
         return "-".join(text.translate(_WORDS).split())[:40].rstrip("-")
     letters = (unicodedata.normalize("NFKD", char) for char in unicodedata.normalize("NFC", text.casefold()))
     plain = "".join(char[0] if char[:1].isascii() else unicodedata.normalize("NFC", char) for char in letters)
-    words = re.sub(r"[\W_]+", "-", plain).strip("-")
+    words = "-".join("".join(char if _is_written(char) else " " for char in plain).split())
     return words[: 40 if words.isascii() else 20].rstrip("-")
+
+
+def _is_written(char: str) -> bool:
+    """Whether words are written with it: letters, digits, and marks such as the vowels of Indic scripts."""
+    return char.isalnum() or (unicodedata.category(char) in ("Mn", "Mc") and char not in _VARIANTS)
 
 
 @lru_cache(maxsize=4096)

@@ -77,6 +77,8 @@ def test_seeds_begin_again_after_the_last() -> None:
         ("Ein schöner Käfer", "ein-schoner-kafer"),
         ("й в небе", "й-в-небе"),
         ("が", "が"),
+        ("\u0932\u093e\u0932 \u0926\u093f\u0932", "\u0932\u093e\u0932-\u0926\u093f\u0932"),  # with its vowels
+        ("cafe\u0301 \u2764\ufe0f noir", "cafe-noir"),
         ("!?", "image"),
         ("漢" * 50, "漢" * 20),
     ],

@@ -226,3 +226,13 @@ def test_a_cache_of_controlnets_needs_a_control_image() -> None:
     found = misfits(jobs, None, lambda cache, scheduler, steps: None)  # type: ignore[arg-type]
     words = "ControlCache needs a ControlNet and a control image: give --control-image, or leave it out"
     assert found == {0: words, 1: words}
+
+
+def test_names_that_two_systems_write_otherwise_go_together(tmp_path: Path) -> None:
+    found = []
+    for number, (folder, stem) in enumerate({"pictures": "cafe\u0301", "masks": "caf\u00e9"}.items()):
+        (tmp_path / folder).mkdir()
+        scene(tmp_path / folder / f"{stem}.png", seed=number)
+        found.append(pictures_of(str(tmp_path / folder)) or {})
+    assert found[0].keys() == found[1].keys()
+    assert [Path(path).exists() for each in found for path in each.values()] == [True, True]

@@ -47,6 +47,8 @@ def test_long_file_names_are_cut_and_stay_apart() -> None:
     assert len(stems) == 3
     assert all(len(stem) <= MAX_STEM and stem.isascii() for stem in stems)
     assert check_id(as_id("../a: b? ")) == "a- b"
+    assert as_id("\u0915\u093f") != as_id("\u0915\u0940")
+    assert as_id("cafe\u0301 \u2764\ufe0f") == "caf\u00e9"
 
 
 def test_ids_of_any_script_and_whole_numbers(tiny_sd: Path, tmp_path: Path) -> None:
