@@ -22,7 +22,7 @@ def spread(
     """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set.
 
     Args:
-        output: the folder that the run writes to, which can be no set: it would be another one for each run.
+        output: the folder that the run writes to, whose pictures are in no set: it would be another one for each run.
     """
     if isinstance(placed, BadRow) or not (placed.row.names_pictures or options.names_pictures):
         return (placed,)
@@ -69,18 +69,17 @@ def _one(placed: PlacedRow, pictures: dict[str, str], stem: str) -> PlacedRow:
     return PlacedRow(placed.where, row.model_copy(update={"custom_id": name}), placed.columns)
 
 
-def _set_of(path: str, output: Path | None) -> dict[str, str] | None:
-    """As `pictures_of`. Raises `ValueError` for pictures that lie where the run writes its own, too."""
-    found = pictures_of(path)
-    if found and output is not None and output.resolve() in _folders_of(path):
-        raise ValueError(f"{path} has pictures of the output folder, where each run adds its own: use another folder")
-    return found
-
-
 @lru_cache(maxsize=1024)
-def _folders_of(path: str) -> frozenset[Path]:
-    """The folders that pictures of a set lie in."""
-    return frozenset(folder.resolve() for folder in {Path(file).parent for file in (pictures_of(path) or {}).values()})
+def _set_of(path: str, output: Path | None) -> dict[str, str] | None:
+    """As `pictures_of`, without those that lie where the run writes its own. Raises `ValueError` where all do."""
+    found = pictures_of(path)
+    if found is None or output is None:
+        return found
+    folders = {Path(file).parent for file in found.values()}
+    own = {folder for folder in folders if folder.resolve() == output.resolve()}
+    if own == folders:
+        raise ValueError(f"{path} has pictures of the output folder, where each run adds its own: use another folder")
+    return {stem: file for stem, file in found.items() if Path(file).parent not in own}
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,6 @@ from diffaccel.batch import sheet
 from diffaccel.batch.guests import require_own
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.metadata import encode
-from diffaccel.batch.picture_sets import pictures_of
 from diffaccel.batch.store import Record, StoreError, is_done, read_manifest
 from diffaccel.cli import main
 
@@ -66,7 +65,7 @@ def test_a_picture_that_was_changed_in_its_place_stays(tmp_path: Path, suffix: s
 
 
 def picture(path: Path) -> bytes:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 32), "red").save(path)
     return path.read_bytes()
 
@@ -99,7 +98,6 @@ def test_a_picture_whose_run_was_killed_before_it_was_recorded_is_rendered_again
 @pytest.mark.parametrize("name", ["in", "in/*.png"])
 def test_a_set_of_pictures_does_not_grow_by_the_run(generate: Generate, tmp_path: Path, name: str) -> None:
     picture(tmp_path / "in" / "cat.png")
-    pictures_of.cache_clear()
     words = f"{name} has pictures of the output folder, where each run adds its own: use another folder"
     result = generate("x", "--init-image", name, "-o", "in", "--dry-run")
     assert (result.exit_code, f"--init-image: {words}" in result.stderr) == (2, True), result.output
@@ -108,6 +106,14 @@ def test_a_set_of_pictures_does_not_grow_by_the_run(generate: Generate, tmp_path
     assert (result.exit_code, words in result.stderr) == (3, True), result.output
     assert generate("x", "--init-image", name, "-o", "out", "--dry-run").exit_code == 0
     assert generate("x", "--init-image", "in/cat.png", "-o", "in", "--dry-run").exit_code == 0
+
+
+def test_a_pattern_leaves_the_output_folder_out(generate: Generate, tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "cat.png")
+    picture(tmp_path / "in" / "out" / "dog.png")
+    for folder, count in (("in/out", 1), ("out", 2)):
+        result = generate("x", "--init-image", "in/**/*.png", "-o", folder, "--dry-run", "--format", "json")
+        assert (result.exit_code, json.loads(result.stdout)["jobs"]) == (0, count), result.output
 
 
 @pytest.mark.slow
