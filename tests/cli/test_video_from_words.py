@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from diffaccel.cli import main
 from diffaccel.cli.film import _pictures
+from diffaccel.cli.model_options import ModelChoice
 from diffaccel.media.clip import sampled
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
 from diffaccel.media.video_writer import VideoWriter
@@ -28,11 +29,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     with quiet_loading():
         pipe = stock_cases.animatediff()
 
-    def load(source: Any, *_: Any, **__: Any) -> Any:
+    def load(_: Any, source: Any, *__: Any) -> Any:
         loaded.append(source.name)
         return pipe
 
-    monkeypatch.setattr("diffaccel.models.placement.open_pipeline", load)
+    monkeypatch.setattr(ModelChoice, "open", load)
     return loaded
 
 
