@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -142,8 +143,8 @@ class PromptRow(PictureSettings):
     @field_validator("custom_id", mode="before")
     @classmethod
     def _numbers_are_names(cls, value: Any) -> Any:
-        """Accept 7, and the 7.0 that a table with gaps makes of it, as the name "7"."""
-        if isinstance(value, float) and value.is_integer():
+        """Accept 7, and the 7.0 that a table with gaps or a database makes of it, as the name "7"."""
+        if isinstance(value, float | Decimal) and value % 1 == 0:
             value = int(value)
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

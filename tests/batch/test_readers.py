@@ -78,6 +78,17 @@ def test_parquet(tmp_path: Path) -> None:
     assert read(tmp_path / "p.parquet") == [PromptRow(prompt="heart", seed=1), PromptRow(prompt="panda")]
 
 
+def test_parquet_of_a_database(tmp_path: Path) -> None:
+    numbers = pyarrow.array([Decimal("7.00"), None], pyarrow.decimal128(10, 2))
+    columns = dict.fromkeys(("seed", "guidance_scale", "custom_id"), numbers)
+    table = pyarrow.table(
+        {"prompt": pyarrow.array(["a", "b"]).dictionary_encode(), "size": pyarrow.nulls(2), **columns}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    first = PromptRow(prompt="a", seed=7, guidance_scale=7.0, custom_id="7")
+    assert read(tmp_path / "p.parquet") == [first, PromptRow(prompt="b")]
+
+
 def test_yaml_grid_is_every_combination(tmp_path: Path) -> None:
     file = write(tmp_path / "p.yaml", "prompt: [heart, panda]\nseed: [1, 2, 3]\nsteps: 4\n")
     rows = read(file)
