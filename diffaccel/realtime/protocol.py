@@ -10,6 +10,9 @@ Little endian. ``id`` numbers are the client's own; the server only gives them b
                                                                     as the network is free again in so many ms
                         {"type": "hello" | "controls" | "stats" | "problem", ...}
 
+A "problem" has a ``kind`` and a ``message`` for a person. After "busy" the server closes with 1013 (no place is free),
+after "name" with 1008, after "forgotten" with 4001 (nothing came for long, and somebody else needed the place).
+
 Both sides keep at most `WINDOW` messages unacknowledged, so nothing piles up in any buffer between them. The server
 takes a frame the moment the network is free, or replaces it by a newer one. So a client that wants no frame to wait
 sends the next one just before the network is free, and a newer one if that was too early.

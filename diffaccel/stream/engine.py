@@ -150,11 +150,11 @@ class StreamEngine(MovingFrames):
         self._course = Course(self._builder.build(self.config))
         with self._runner.room(self.config.most_rows), self._runner.quiet():
             self._denoiser = Denoiser(self._network, self.config, self._runner)
-        self._pace = self._paced(self.config)
-        self._runner.deadline = deadline
-        self._lock = threading.RLock()
-        self._closed = False
+        self._pace, self._runner.deadline = self._paced(self.config), deadline
+        self._lock, self._closed = threading.RLock(), False
         self._state = StreamState(self.config, self._network.device)
+        if host is not None:
+            host.keep(self)
 
     @property
     def latency(self) -> int:

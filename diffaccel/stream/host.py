@@ -16,6 +16,8 @@ from diffaccel.config.words import counted
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.shared_calls import OnCall, SharedCalls, SharedRunner
 
+CLOSED = "this StreamHost is closed: build a new one"
+
 
 class HostFull(ValueError):
     """There is no room for a stream, or for what it asks for now."""
@@ -105,10 +107,20 @@ class StreamHost:
             RuntimeError: after `close`.
             TypeError, ValueError: as `StreamEngine`.
         """
-        engine = StreamEngine(self.pipe, **{"vae": self._vae, **settings}, host=self)
+        return StreamEngine(self.pipe, **{"vae": self._vae, **settings}, host=self)
+
+    def keep(self, engine: StreamEngine) -> None:
+        """Count a new stream among the host's own, however it was built; for `StreamEngine`.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
         with self._lock:
-            self._engines[engine] = None
-        return engine
+            if not self._closed:
+                self._engines[engine] = None
+                return
+        engine.close()
+        raise RuntimeError(CLOSED)
 
     def runner(self, pipe: Any) -> SharedRunner:
         """How a new stream's calls are run; for `StreamEngine`.
@@ -118,7 +130,7 @@ class StreamHost:
             ValueError: for another pipeline than the host's.
         """
         if self._closed:
-            raise RuntimeError("this StreamHost is closed: build a new one")
+            raise RuntimeError(CLOSED)
         if pipe is not self.pipe:
             raise ValueError("this stream's pipeline is not the host's: open it with host.open(...)")
         return SharedRunner(self._shared, self._reserve)
@@ -161,8 +173,8 @@ class StreamHost:
 
     def close(self) -> None:
         """Close every stream; waits for the call that is running. Closing twice is harmless."""
-        self._closed = True
         with self._lock:
+            self._closed = True
             engines = list(self._engines)
         for engine in engines:
             engine.close()

@@ -221,5 +221,6 @@ def indices_for(strength: float, num_steps: int, num_inference_steps: int) -> tu
     if not 1 <= num_steps <= left:
         raise ValueError(
             f"num_steps={num_steps} does not fit: strength={strength} leaves {left} of {num_inference_steps} timesteps"
+            ": take fewer steps, or more strength"
         )
     return tuple(start + i * left // num_steps for i in range(num_steps))

@@ -248,3 +248,8 @@ def test_knobs_move_sliders(stub: LiveServer, open_page: OpenPage) -> None:
     page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 0] })")
     until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 0.05)
     assert np.isclose(float(page.input_value("#control-strength")), 0.05)
+    page.focus("#control-steps")  # with the mouse, between two turns of a knob that has its slider
+    page.evaluate("() => { const now = performance.now(); performance.now = () => now + 6000; }")
+    page.evaluate("() => knob.onmidimessage({ data: [0xb0, 7, 127] })")
+    until(lambda: page.wait_for_timeout(50) or asked(stub).strength == 1)
+    assert asked(stub).steps == Controls().steps

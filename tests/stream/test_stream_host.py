@@ -286,6 +286,18 @@ def test_a_closed_host_and_another_pipeline_are_refused() -> None:
             StreamHost(pipeline("sd"), **bad)  # type: ignore[arg-type]
 
 
+def test_a_stream_that_names_its_host_is_one_of_the_hosts() -> None:
+    pipe = stream_pipelines.sd()
+    host = StreamHost(pipe)
+    opened = host.open(**SETTINGS)
+    named = StreamEngine(pipe, **SETTINGS | {"width": 64}, host=host)
+    assert host.report().apart == {"32 x 32": 1, "64 x 32": 1}
+    host.close()
+    for engine in (opened, named):
+        with pytest.raises(RuntimeError, match="StreamEngine is closed"):
+            engine.push(torch.rand(3, 32, 64))
+
+
 def test_streams_of_two_hosts_on_one_pipeline_know_nothing_of_each_other(movies: list[torch.Tensor]) -> None:
     pipe = pipeline("sd")
     with StreamHost(pipe, ROOMY, wait=0.01) as one, StreamHost(pipe, ROOMY, wait=0.01) as two:

@@ -3,6 +3,7 @@
 import { dismiss, say } from "./say.js";
 
 const KEY = "diffaccel-midi", CONTROL_CHANGE = 0xb0;
+const MEANT = 5000; // milliseconds after a touch within which a knob that belongs to another slider changes over
 
 export async function listen(controls, button) {
   if (!navigator.requestMIDIAccess) {
@@ -17,15 +18,15 @@ export async function listen(controls, button) {
     return;
   }
   const bound = JSON.parse(localStorage.getItem(KEY) ?? "{}");
-  let touched = null;
+  let touched = null, at = 0;
   for (const [name, { input }] of Object.entries(controls.widgets)) {
-    if (input.type === "range") input.addEventListener("pointerdown", () => (touched = name));
-    if (input.type === "range") input.addEventListener("focus", () => (touched = name));
+    if (input.type !== "range") continue;
+    for (const event of ["pointerdown", "focus"]) input.addEventListener(event, () => ([touched, at] = [name, performance.now()]));
   }
   const hear = ({ data: [status, number, value] }) => {
     if ((status & 0xf0) !== CONTROL_CHANGE) return;
     const knob = `${status & 0x0f}:${number}`;
-    if (touched) {
+    if (touched && (!bound[knob] || performance.now() - at < MEANT)) {
       bound[knob] = touched;
       localStorage.setItem(KEY, JSON.stringify(bound));
       touched = null;
