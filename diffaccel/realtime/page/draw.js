@@ -32,7 +32,7 @@ export class Drawing {
     canvas.addEventListener("focus", () => this.showPen());
     document.addEventListener("keydown", (event) => {
       const elsewhere = event.target.closest("#prompt-bar, #controls"); // who is there means something else
-      if (this.enabled && !elsewhere && event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
+      if (this.enabled && !elsewhere && event.key.toLowerCase() === "z" && !event.shiftKey && (event.ctrlKey || event.metaKey)) this.undo();
     });
   }
 
