@@ -15,7 +15,7 @@ import torch.nn.functional as F
 Pooling = Literal["mean", "nearest"]
 TokenMap = Callable[[torch.Tensor], torch.Tensor]
 WINDOW = 2  # tokens along each side of a window with one destination
-QUERIES = 64  # from which the attention that tokens receive is told
+QUERIES = 16, 4  # rows of a picture, and tokens in each, from which the attention that tokens receive is told
 
 
 class TokenGrid(NamedTuple):
@@ -117,6 +117,13 @@ def merging(matching: Matching) -> tuple[TokenMap, TokenMap]:
     return merge, unmerge
 
 
+def spread(x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """Some tokens, evenly spaced over the whole picture, of ``(rows, tokens, channels)``."""
+    down, right = (max(1, size // count) for size, count in zip(grid, QUERIES, strict=True))
+    some: torch.Tensor = x.reshape(len(x), *grid, -1)[:, ::down, ::right].flatten(1, 2)
+    return some
+
+
 def attention_received(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention that each key receives, the mean over queries and heads, times the keys: 1 is as much as any.
 
@@ -156,10 +163,26 @@ RotaryAngles = tuple[torch.Tensor, torch.Tensor]
 
 
 def pool_rotary(rotary: RotaryAngles, grid: TokenGrid, side: int, how: Pooling) -> RotaryAngles:
-    """The angles of pooled tokens: those of the mean position of each window, or of its middle token."""
-    cos, sin = (pool(x[None], grid, side, how)[0] for x in rotary)
-    length = (cos.square() + sin.square()).sqrt()  # a mean of unit vectors points to the mean angle, and is shorter
+    """The angles of pooled tokens: those of the mean position of each window, or of its middle token.
+
+    A mean of turned vectors points to the mean angle where they lie within half a turn of each other, as neighbours do:
+    of wide windows the two tokens next to the middle are taken, which is where their mean position is.
+    """
+    if how == "nearest":
+        cos, sin = (pool(x[None], grid, side, how)[0] for x in rotary)
+        return cos, sin
+    down, right = (_middles(size, side, rotary[0].device) for size in grid)
+    pictures = (x.reshape(*grid, -1) for x in rotary)
+    cos, sin = (sum(x[y][:, z] for y in down for z in right).flatten(0, 1) for x in pictures)  # type: ignore[union-attr]
+    length = (cos.square() + sin.square()).sqrt()
     return cos / length, sin / length
+
+
+def _middles(size: int, side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the last token before the middle of each window along a side of a grid, and of the first behind it."""
+    first = torch.arange(0, size, side, device=device)
+    length = (size - first).clamp(max=side)  # of those at the far edge it may be less
+    return first + (length - 1) // 2, first + length // 2
 
 
 def rotate(x: torch.Tensor, rotary: RotaryAngles) -> torch.Tensor:

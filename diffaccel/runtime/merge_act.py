@@ -11,7 +11,6 @@ import torch
 from diffaccel.networks.block_io import Streams
 from diffaccel.networks.inputs import Inputs
 from diffaccel.reuse.tokens import (
-    QUERIES,
     Matching,
     TokenGrid,
     TokenMap,
@@ -20,6 +19,7 @@ from diffaccel.reuse.tokens import (
     draw_destinations,
     match,
     merging,
+    spread,
 )
 from diffaccel.runtime.act import Part, PartState, Place
 from diffaccel.runtime.lanes import Block, LaneMemory, Lanes
@@ -190,13 +190,12 @@ class _Merging(Place):
             return any_matching(picture, act.ratio)
         compared = self.before.seen[rows, -grid.tokens :]
         drawn = draw_destinations(grid, (act.seed << 40) + (step << 16) + self.slot)
-        value = act.alpha * self._received(picture) if act.score == "informativity" else None
+        value = act.alpha * self._received(picture, grid) if act.score == "informativity" else None
         return match(compared, grid, drawn, act.ratio, value)
 
-    def _received(self, x: torch.Tensor) -> torch.Tensor:
+    def _received(self, x: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
         """Attention that tokens receive from some of them, evenly spaced, ``(rows, tokens)``."""
-        some = x[:, :: max(1, x.shape[1] // QUERIES)]
-        query, key = self._heads("q", some), self._heads("k", x)
+        query, key = self._heads("q", spread(x, grid)), self._heads("k", x)
         return attention_received(query, key, query.shape[-1] ** -0.5)
 
     def _heads(self, kind: str, x: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,8 @@ from diffaccel.reuse.tokens import (
     match,
     merging,
     pool,
+    pool_rotary,
+    spread,
 )
 
 
@@ -68,6 +70,32 @@ def test_attention_received_is_the_mean_column_of_the_weights() -> None:
     received = attention_received(q, k, 0.5)
     torch.testing.assert_close(received, weights.mean(1).mean(1) * 16)
     torch.testing.assert_close(received.mean(1), torch.ones(2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 64), (96, 40), (30, 128), (5, 3)])
+def test_attention_is_told_from_all_over_the_picture(height: int, width: int) -> None:
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    some = spread(places[None].float(), TokenGrid(height, width))[0]
+    for axis, size in enumerate((height, width)):
+        found = some[:, axis].unique()
+        assert len(found) >= min(size, (16, 4)[axis])
+        assert found.diff().unique().numel() == 1
+        assert size - found[-1] <= found[1] - found[0] + size // 4
+    assert len(some) <= 2 * 64
+
+
+@pytest.mark.parametrize(("side", "height", "width"), [(2, 4, 6), (3, 7, 5), (4, 8, 8), (8, 16, 11), (10, 30, 9)])
+def test_angles_are_those_of_mean_positions(side: int, height: int, width: int) -> None:
+    grid, speed = TokenGrid(height, width), torch.tensor([1.0, 1.0, 0.8, 0.01])
+    axes = torch.tensor([0, 1, 0, 1])
+
+    def turned(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = places[:, axes] * speed
+        return angles.cos(), angles.sin()
+
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    expected = turned(pool(places[None], grid, side, "mean")[0])
+    torch.testing.assert_close(pool_rotary(turned(places), grid, side, "mean"), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 7)])
