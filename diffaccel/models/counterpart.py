@@ -78,7 +78,7 @@ class Counterpart(ABC):
         wrong = [
             f"{what} {own[what]!r} instead of {value!r}"
             for what, value in theirs.items()
-            if own.get(what, value) != value
+            if _plain(own.get(what, value)) != _plain(value)
         ]
         if wrong:
             raise ValueError(f"the small network does not fit {type(model).__name__}: it has {', '.join(wrong)}")
@@ -144,6 +144,10 @@ class _Named(Counterpart):
             what = f"{self._part} of {source.name}"
             network = load_part(what, "AutoModel", source.folder / self._part, dtype=dtype)
         return network.to(device)  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # what was read from a file has no tuples
 
 
 def _denoiser(pipe: Any) -> Any:

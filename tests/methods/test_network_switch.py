@@ -581,3 +581,8 @@ def test_facts_that_must_be_the_same(theirs: dict[str, Any], own: dict[str, Any]
         found.require_fit(large["model"], SimpleNamespace(**large))
     same = counterpart(SimpleNamespace(components={}, transformer=large["model"], **large))
     same.require_fit(large["model"], SimpleNamespace(**large))
+
+
+def test_lists_of_a_file_are_tuples_of_a_class() -> None:
+    read, made = (SimpleNamespace(config={"caption_channels": width}) for width in ([4096, 2048], (4096, 2048)))
+    counterpart(read).require_fit(made)
