@@ -46,14 +46,19 @@ class Studio:
     offers: Offers
 
     @classmethod
-    def open(cls, settings: LiveSettings, max_rows: int, on_call: OnCall) -> Studio:
-        """Load and warm up. Raises `MediaError` for settings that the model cannot follow."""
+    def open(cls, settings: LiveSettings, max_rows: int, on_call: OnCall, places: int = 0) -> Studio:
+        """Load and warm up, with room kept for a number of sessions as they begin.
+
+        Raises:
+            MediaError: for settings that the model cannot follow.
+        """
         pipe = load_pipeline(settings)
         width, height = picture_size(pipe, settings)
         with open_alone(pipe, settings) as engine:
             engine.warmup()
+            rows = engine.config.most_rows
         about = {"model": Path(settings.model).name, "width": width, "height": height, "sizes": sizes(width, height)}
-        host = StreamHost(pipe, max_rows, on_call=on_call)
+        host = StreamHost(pipe, max_rows, on_call=on_call, places=places, place_rows=rows)
         offers = Offers(settings, pipe, host)
         chosen = {"picture_size": f"{width}x{height}", "model": about["model"]}
         begin = controls_for(pipe, settings.controls).model_copy(update=chosen)
@@ -86,14 +91,14 @@ def open_hub(
     rows = most_rows(limit) if max_rows is None else max_rows
     common: dict[str, Any] = {"limit": limit, "metrics": metrics, "fps": settings.fps}
     if processes == 1:
-        studio = Studio.open(settings, rows, metrics.called)
+        studio = Studio.open(settings, rows, metrics.called, limit)
         with studio.host, Hub(studio.stream, controls=studio.controls, **common) as hub:
             yield hub, studio.about
         return
     from diffaccel.realtime.workers import Workers
 
     with (
-        Workers(settings, processes, rows, metrics.called) as workers,
+        Workers(settings, processes, rows, metrics.called, -(-limit // processes)) as workers,
         Hub(workers.stream, controls=workers.controls, **common) as hub,
     ):
         yield hub, workers.about

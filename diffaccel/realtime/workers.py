@@ -62,10 +62,10 @@ class Worker:
         alive: whether it answers.
     """
 
-    def __init__(self, settings: LiveSettings, max_rows: int, threads: int) -> None:
+    def __init__(self, settings: LiveSettings, max_rows: int, threads: int, places: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, settings, max_rows, threads)
+        arguments = (theirs, settings, max_rows, threads, places)
         self.process = context.Process(target=_paint, args=arguments, name="diffaccel-painter", daemon=True)
         self.process.start()
         theirs.close()
@@ -109,6 +109,7 @@ class Workers:
         count: how many processes.
         max_rows: rows of the streams of one process.
         on_call: told of every call in any of them.
+        places: sessions that each is expected to have; 0 keeps no room for them.
 
     Attributes:
         about: what a page is told.
@@ -118,12 +119,13 @@ class Workers:
         MediaError, ModelError: where the model cannot be loaded, or cannot follow the settings.
     """
 
-    def __init__(self, settings: LiveSettings, count: int, max_rows: int, on_call: OnCall) -> None:
-        places = devices(Placement(device=settings.device), count)
+    def __init__(self, settings: LiveSettings, count: int, max_rows: int, on_call: OnCall, places: int = 0) -> None:
+        found = devices(Placement(device=settings.device), count)
         threads = max(1, (os.cpu_count() or 1) // count)
         self.on_call, self._lock = on_call, threading.Lock()
         self._workers = [
-            Worker(replace(settings, device=str(places[k % len(places)])), max_rows, threads) for k in range(count)
+            Worker(replace(settings, device=str(found[k % len(found)])), max_rows, threads, places)
+            for k in range(count)
         ]
         try:
             told = [worker.ready() for worker in self._workers]
@@ -249,7 +251,7 @@ class RemoteStream:
             self._worker = None
 
 
-def _paint(pipe: Connection, settings: LiveSettings, max_rows: int, threads: int) -> None:
+def _paint(pipe: Connection, settings: LiveSettings, max_rows: int, threads: int, places: int) -> None:
     """A process: load, and serve every session whose pipe arrives, until the server closes its end."""
     import torch
 
@@ -257,7 +259,7 @@ def _paint(pipe: Connection, settings: LiveSettings, max_rows: int, threads: int
     torch.set_num_threads(threads)
     calls: deque[tuple[str, int]] = deque()
     try:
-        studio = Studio.open(settings, max_rows, lambda kind, rows: calls.append((kind, rows)))
+        studio = Studio.open(settings, max_rows, lambda kind, rows: calls.append((kind, rows)), places)
     except Exception as error:
         pipe.send(_portable(error))
         return

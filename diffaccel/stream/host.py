@@ -69,6 +69,9 @@ class StreamHost:
             a row for each stage, times its frame buffer, twice with full guidance, one more with one-time guidance.
         wait: seconds that a call waits for the next of those streams that shared the last one.
         vae: an autoencoder to use instead of the pipeline's.
+        places: streams that are expected: while fewer are open, one that grows beyond ``place_rows`` leaves as many for
+            each of the others, if there is room for so many at all. 0 keeps nothing free.
+        place_rows: rows of a place.
         on_call: told of every call, on the thread that makes it: "network", "controlnet", "encode" or "decode", and its
             rows.
         beside: a host of another pipeline on the same machine, whose room and turns this one shares: calls of both come
@@ -86,13 +89,19 @@ class StreamHost:
         wait: float = 0.004,
         *,
         vae: Any = None,
+        places: int = 0,
+        place_rows: int = 1,
         on_call: OnCall = lambda _kind, _rows: None,
         beside: StreamHost | None = None,
     ) -> None:
         whole("max_rows", max_rows, 1)
         number("wait", wait, 0.0, 1.0)
+        whole("places", places, 0)
+        whole("place_rows", place_rows, 1)
         self.pipe, self._vae = pipe, vae
         self.max_rows: int = max_rows if beside is None else beside.max_rows
+        fits = places * place_rows <= max_rows
+        self._places: tuple[int, int] = (places if fits else 0, place_rows) if beside is None else beside._places
         self._shared: SharedCalls = SharedCalls(max_rows, wait, on_call) if beside is None else beside._shared
         self._rows: WeakKeyDictionary[SharedRunner, int] = WeakKeyDictionary() if beside is None else beside._rows
         self._lock: Any = threading.RLock() if beside is None else beside._lock
@@ -141,17 +150,20 @@ class StreamHost:
             if rows is None:
                 self._rows.pop(runner, None)
             else:
-                self._require_room(rows, [n for other, n in self._rows.items() if other is not runner])
+                if before is None or rows > before:  # who takes less is always let
+                    self._require_room(rows, [n for other, n in self._rows.items() if other is not runner])
                 self._rows[runner] = rows
             return before
 
     def _require_room(self, rows: int, others: Sequence[int]) -> None:
-        taken, streams = sum(others), len(others)
-        if taken + rows > self.max_rows:
+        taken, streams, (places, each) = sum(others), len(others), self._places
+        kept = each * max(0, places - streams - 1) if rows > each else 0
+        if taken + rows + kept > self.max_rows:
+            to_come = f", and {kept} are kept for streams to come" if kept else ""
             raise HostFull(
                 f"a tick of this stream has {counted(rows, 'row')}, and {counted(streams, 'other stream')} of this "
-                f"host take{'s' if streams == 1 else ''} {taken} of max_rows={self.max_rows}: use fewer stages, a "
-                "smaller frame_buffer or cheaper guidance, close a stream, or build the host with more"
+                f"host take{'s' if streams == 1 else ''} {taken} of max_rows={self.max_rows}{to_come}: use fewer "
+                "stages, a smaller frame_buffer or cheaper guidance, close a stream, or build the host with more"
             )
 
     def report(self) -> HostReport:

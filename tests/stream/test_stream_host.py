@@ -270,6 +270,27 @@ def test_room_is_refused_and_given_back() -> None:
         host.open(**SETTINGS | {"timestep_indices": (5, 6, 7, 8, 9, 10, 11, 12)})
 
 
+def test_who_asks_for_much_leaves_room_for_those_to_come() -> None:
+    pipe = stream_pipelines.sd()
+    host = StreamHost(pipe, max_rows=12, places=4, place_rows=2)
+    small = SETTINGS | {"guidance": NoGuidance(), "negative_prompt": ""}
+    greedy = host.open(**small | {"timestep_indices": (5, 15, 30, 45)})
+    with pytest.raises(HostFull, match="and 6 are kept for streams to come"):
+        greedy.update(timestep_indices=(5, 10, 15, 20, 25, 30, 45))
+    greedy.update(timestep_indices=(5, 10, 15, 20, 30, 45))
+    engines = [host.open(**small | {"timestep_indices": (5, 30)}) for _ in range(3)]  # everybody's place is there
+    assert host.report().rows == 12
+    engines.pop().close()
+    greedy.update(timestep_indices=(5, 10, 15, 20, 45))  # less is always let
+    greedy.update(timestep_indices=(5, 10, 15, 20, 30, 45))
+    with pytest.raises(HostFull):
+        engines[0].update(timestep_indices=(5, 15, 30))
+    host.close()
+    tight = StreamHost(pipe, max_rows=6, places=4, place_rows=2)  # has no room for so many: keeps none
+    assert tight.open(**small | {"timestep_indices": (5, 10, 15, 20, 30, 45)}).latency == 5
+    tight.close()
+
+
 def test_a_closed_host_and_another_pipeline_are_refused() -> None:
     host = StreamHost(pipeline("sd"))
     engine = host.open(**SETTINGS)
