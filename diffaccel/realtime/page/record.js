@@ -41,7 +41,7 @@ export class Recorder {
 
   begin() {
     const pieces = [];
-    const stream = this.canvas.captureStream(30);
+    const stream = this.canvas.captureStream();
     this.recorder = new MediaRecorder(stream, { mimeType: this.kind, videoBitsPerSecond: 8_000_000 });
     this.recorder.ondataavailable = ({ data }) => data.size && pieces.push(data);
     this.recorder.onstop = () => {

@@ -16,7 +16,7 @@ export class Rtc {
   async open() {
     this.close();
     const peer = (this.peer = new RTCPeerConnection());
-    const [track] = this.canvas.captureStream(30).getVideoTracks();
+    const [track] = this.canvas.captureStream().getVideoTracks();
     peer.addTrack(track);
     peer.ontrack = ({ track: pictures }) => this.play(new MediaStream([pictures]));
     peer.onconnectionstatechange = () => peer.connectionState === "failed" && this.fail(peer, "the connection failed");
