@@ -209,7 +209,7 @@ class Handle:
         """Whether a pipeline has one of the networks that this handle has hooks on."""
         networks = {id(seat.model) for seat in self._seats}
         parts = (part for value in vars(pipe).values() for part in parts_of(value))
-        return any(id(getattr(part, "_orig_mod", part)) in networks for part in parts)
+        return any(id(unwrapped(part)) in networks for part in parts)
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

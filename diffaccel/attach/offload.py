@@ -65,8 +65,10 @@ def _around(before: Any) -> Any:
 
     @functools.wraps(before)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _changing:
+            users = [user for user in _following if user.works_on(self)]
         with ExitStack() as stack:
-            for user in [user for user in _following if user.works_on(self)]:
+            for user in users:
                 stack.enter_context(user.suspended())
             return before(self, *args, **kwargs)
 

@@ -102,6 +102,8 @@ class _VirtualNegative(Wrapper):
             )
         levels, table = NoiseLevels(run.host.scheduler), run.host.table
         late = table is not None and total is not None and total < table.numel()
+        if late and table is not None and run.begin(table) == 0:
+            late = total != run.total(None, several=False)  # a run that only ends early, and is all this network's
         if late and self.method.negative == "self":
             raise ValueError(
                 "ResidualGuidance(negative='self') is for runs that start from pure noise, and this one starts from a "

@@ -134,15 +134,11 @@ class Run:
         table = self.host.table
         announced = None if self.waits else self.host.num_timesteps
         if isinstance(self.opening, torch.Tensor):
-            position, start = place_of(self.opening), None if table is None else place_of(table[:1])
-            inside = table is not None and position is not None and start is not None and position[0] == start[0]
-            if inside:
-                assert table is not None
-                assert position is not None
-                left = table.numel() - position[1] + int(table.storage_offset())
-                return announced if announced is not None and announced < left else left
             if table is None:
-                return calls_left(self.opening) if position is not None else None
+                return calls_left(self.opening) if place_of(self.opening) is not None else None
+            if (index := self._index_in(table)) is not None:
+                left = table.numel() - index
+                return announced if announced is not None and announced < left else left
         if announced is not None or table is None:
             return announced
         begin = getattr(self.host.scheduler, "begin_index", None) or 0
@@ -163,7 +159,7 @@ class Run:
         place = place_of(given)
         if table is None or (place is not None and place[0] == table.untyped_storage().data_ptr()):
             return given
-        begin, opening = self._begin(table), value_of(self.opening, wait=True)
+        begin, opening = self.begin(table), value_of(self.opening, wait=True)
         start = value_of(table[min(begin, table.numel() - 1)], wait=True)
         if opening is None or start is None or begin + self.step >= table.numel():
             raise ValueError("the noise level of this network call is not known: pass the pipeline to accelerate()")
@@ -174,9 +170,15 @@ class Run:
             )
         return table[begin + self.step]
 
-    def _begin(self, table: torch.Tensor) -> int:
-        """Index of the first call's timestep in the scheduler's table."""
-        return table.numel() - (self.total(None, several=False) or table.numel())
+    def begin(self, table: torch.Tensor) -> int:
+        """Index of the first call's timestep in the scheduler's table, before whose end a run may end."""
+        index = self._index_in(table)
+        return table.numel() - (self.total(None, several=False) or table.numel()) if index is None else index
+
+    def _index_in(self, table: torch.Tensor) -> int | None:
+        """Index of the first call's timestep where it is an element of the table, and not a copy of one."""
+        place, start = place_of(self.opening), place_of(table[:1])
+        return place[1] - start[1] if place is not None and start is not None and place[0] == start[0] else None
 
     def _share(self, network: str | None) -> int | None:
         """Calls of one of two denoisers that take turns at a boundary, as in Wan 2.2."""

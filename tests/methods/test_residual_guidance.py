@@ -15,7 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
-from tiny_networks import TEXT, generate, picture_unet, pipeline
+from tiny_networks import TEXT, generate, picture_unet, pipeline, sdxl_unet
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache, Method, ResidualGuidance, TGate
@@ -245,3 +245,15 @@ def test_delta_is_refused_where_there_is_no_signal() -> None:
             assert torch.isfinite(pipe("a cat", num_inference_steps=2, output_type="latent").images).all()
     with accelerate(pipe, ResidualGuidance("self", 0.8)), pytest.raises(ValueError, match=r"delta=0\.8 is undefined"):
         pipe("a cat", num_inference_steps=2, output_type="latent")
+
+
+def test_a_run_that_ends_early_starts_from_noise() -> None:
+    pipe, kept = pipeline(sdxl_unet()), []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        kept.append(tensors["latents"])
+        return tensors
+
+    with accelerate(pipe, ResidualGuidance(negative="self")):
+        generate(pipe, steps=4, guidance_scale=SCALE, callback_on_step_end=keep)
+        assert torch.equal(generate(pipe, steps=4, denoising_end=0.5, guidance_scale=SCALE), kept[1])

@@ -11,7 +11,7 @@ from walk_parts import Stop
 from diffaccel.networks import layout_of
 
 GATE = 2
-PROMPT_FIRST = {*KNOWN, "BriaSingleTransformerBlock"}
+PROMPT_FIRST = {*KNOWN, "BriaFiboTransformerBlock", "BriaSingleTransformerBlock"}
 
 
 class Calls:
@@ -101,9 +101,9 @@ def _streams(module: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     import inspect
 
     given = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-    hidden = next(given[name] for name in ("hidden_states", "x", "visual_embed") if name in given)
-    if "audio_hidden_states" in given:
-        return [hidden, given["audio_hidden_states"]]
+    hidden = next(given[name] for name in ("hidden_states", "x", "visual_embed", "vis") if name in given)
+    for name in {"audio_hidden_states", "aud"} & given.keys():
+        return [hidden, given[name]]
     streams = [hidden, given["encoder_hidden_states"]] if given.get("encoder_hidden_states") is not None else [hidden]
     return streams[::-1] if type(module).__name__ in PROMPT_FIRST else streams
 
@@ -187,7 +187,7 @@ class levels:
         if self.flows and self.sign < 0:
             self.alpha, self.sigma = scheduler.sigmas[step].to(x), (1 - scheduler.sigmas[step]).to(x)
         elif self.flows:
-            sigma = scheduler.timesteps[step + start] / 1000
+            sigma = scheduler.timesteps[step + start] / scheduler.config.num_train_timesteps
             self.alpha, self.sigma = (1 - sigma).to(x), sigma.to(x)
         elif hasattr(scheduler, "sigmas"):
             scale = (scheduler.sigmas[step + start] ** 2 + 1) ** 0.5

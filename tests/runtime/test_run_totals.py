@@ -38,3 +38,12 @@ def test_an_announcement_that_is_no_count_of_timesteps_is_not_believed() -> None
     told = {"scheduler": scheduler(4), "_num_timesteps": 8}
     assert total(AceStepPipeline(**told), "transformer", several=False) == 4
     assert total(Several(**told), "transformer", several=False) == 8
+
+
+def test_a_run_that_ends_before_its_table_begins_at_its_start() -> None:
+    pipe = Several(scheduler=scheduler(10), _num_timesteps=8)
+    table = pipe.scheduler.timesteps
+    for opening, begin, calls in ((table[0], 0, 8), (table[4].expand(2), 4, 6), (torch.tensor([8.0]), 2, 8)):
+        run = Run(Host(pipe), None, waits=False)
+        run.opening = opening
+        assert (run.begin(table), run.total(None, several=False)) == (begin, calls)
