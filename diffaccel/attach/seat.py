@@ -230,12 +230,14 @@ class Seat:
     def _start(self, run: Run) -> NetworkRun:
         """What a run remembers of this network; refuses what does not fit it before anything computes."""
         own = NetworkRun(Memory(self.session.parts), first=run.step)
+        if self.runs.thread not in (None, threading.get_ident()):
+            own.in_full = "another thread's calls, which asked for no acceleration"
+            run.networks[self] = own
+            return own
         if is_read(self._processed):
             own.in_full = "the pipeline reads what attentions compute"
         elif run.host.pipe is not None and differs(run.opening):  # whose rows share one table of timesteps
             own.in_full = "rows of one call are at timesteps of their own"
-        elif self.runs.thread not in (None, threading.get_ident()):
-            own.in_full = "another thread's calls, which asked for no acceleration"
         total = self._total(run)
         for part in self.session.parts:
             part.validate(total)
