@@ -87,8 +87,9 @@ def test_a_slow_network_shows_each_picture_until_the_next(open_page: OpenPage) -
         assert 0.5 <= float(page.text_content("#fps")) <= 1
 
 
-def test_the_pictures_stay_in_sight_of_every_control(open_page: OpenPage) -> None:
-    server = serving(size=(128, 128))
+@pytest.mark.parametrize("size", [(128, 128), (72, 128)])
+def test_the_pictures_stay_in_sight_of_every_control(open_page: OpenPage, size: tuple[int, int]) -> None:
+    server = serving(size=size)
     with server.hub, server:
         page = open_page(server.url, viewport={"width": 1280, "height": 800})
         pictures(page)
@@ -96,7 +97,7 @@ def test_the_pictures_stay_in_sight_of_every_control(open_page: OpenPage) -> Non
         assert len(set(tops)) == 1  # in one row
         page.evaluate("() => scrollTo(0, 1e6)")
         page.wait_for_timeout(100)
-        for what in ("#input", "#output"):
+        for what in ("#input", "#output", "#save"):
             shown = box(page, what)
             assert 0 <= shown["y"] <= shown["y"] + shown["height"] <= 800
 

@@ -236,6 +236,7 @@ function sizeTo(width, height) {
   const less = Math.min(1, LARGEST_SIDE / Math.max(width, height));
   Object.assign(small.canvas, { width: Math.round(less * width), height: Math.round(less * height) });
   Object.assign(output.canvas, { width, height });
+  document.body.style.setProperty("--ratio", width / height);
   const across = Math.max(ACROSS, width); // what is filmed or opened loses nothing on its way
   Object.assign(input.canvas, { width: across, height: Math.round((across * height) / width) });
 }
@@ -245,8 +246,7 @@ function greet({ detail }) {
   if (!("picture_size" in mine || "model" in mine)) sizeTo(detail.width, detail.height);
   about = detail;
   model = detail.controls.model;
-  newest = 0;
-  sentAt = new Map();
+  [newest, sentAt] = [0, new Map()];
   figures.forget();
   controls.show({ ...detail.controls, ...mine });
   if (Object.keys(mine).length) link.sendControls(mine);
