@@ -18,3 +18,9 @@ def unwrapped(module: Any) -> Any:
 def has_compiled_forward(module: Any) -> bool:
     """Whether torch.compile was put on the forward alone."""
     return hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
+def compiled_around(model: Any, name: str) -> str | None:
+    """The outermost block within a network that was compiled in place and holds a module; None where there is none."""
+    parents = (".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1))
+    return next((parent for parent in parents if vars(model.get_submodule(parent)).get(IN_PLACE) is not None), None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffaccel._diffusers import REGISTRY_ATTRIBUTE, Hook, hooks_of, is_bypassed, registry_of, wraps_forward
-from diffaccel.networks.compiled import IN_PLACE, has_compiled_forward
+from diffaccel.networks.compiled import IN_PLACE, compiled_around, has_compiled_forward
 from diffaccel.runtime.act import Place
 from diffaccel.runtime.session import Session
 
@@ -231,11 +231,8 @@ def lost_from(model: torch.nn.Module, hooked: Mapping[str, torch.nn.Module]) -> 
 
 def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
     """Refuse to decide within blocks that are compiled, where each block and each decision would be compiled anew."""
-    compiled = {name for name, module in model.named_modules() if name and module.__dict__.get(IN_PLACE) is not None}
     for name in names:
-        parents = [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
-        inside = next((parent for parent in parents if parent in compiled), None)
-        if inside is not None:
+        if (inside := compiled_around(model, name)) is not None:
             raise RuntimeError(
                 f"{inside!r} was compiled as a block, and {name!r} within it is to be replayed: compile the network's "
                 "forward instead, before accelerate(): model.forward = torch.compile(model.forward, fullgraph=True), "

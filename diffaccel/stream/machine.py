@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffaccel.networks import UnsupportedModelError, layout_of
-from diffaccel.networks.compiled import is_compiled
+from diffaccel.networks.compiled import compiled_around, has_compiled_forward, is_compiled
 from diffaccel.networks.image_prompts import SCALES, scaled_modules
 from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, scaled_layers
 from diffaccel.reuse.schedule import Always, Once
@@ -87,10 +87,10 @@ def lora_part(model: torch.nn.Module) -> Part:
 def prompt_parts(model: torch.nn.Module) -> list[Part]:
     """The projections of prompts to keys and values, which depend on neither frame nor noise level.
 
-    None in a network that is compiled (a hook would break its graph), or that projects no prompt. Beneath adapters the
-    layers themselves are kept, so that adapters may come and go.
+    None where they are compiled (a hook would break the graph), with the network or in blocks, or where no prompt is
+    projected. Beneath adapters the layers themselves are kept, so that adapters may come and go.
     """
-    if is_compiled(model):
+    if is_compiled(model) or has_compiled_forward(model):
         return []
     try:
         layout = layout_of(model)
@@ -99,6 +99,6 @@ def prompt_parts(model: torch.nn.Module) -> list[Part]:
     plain = [
         f"{n}.base_layer" if hasattr(model.get_submodule(n), "base_layer") else n for n in layout.conditioning_only
     ]
-    if not plain:
+    if not plain or any(compiled_around(model, name) for name in plain):
         return []
     return [Part(Projection(tuple(plain), layout.conditioning_path, of_prompt=True), Once(), lifetime="prompt")]

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from diffaccel import DeepCache, FullGuidance, SelfNegative, SlotCache
 from diffaccel._diffusers import hooks_of
 from diffaccel.networks import layout_of
 from diffaccel.runtime.attachment import ActHook
+from diffaccel.stream.machine import prompt_parts
 
 
 @pytest.fixture
@@ -73,6 +75,17 @@ def test_lossless(
     monkeypatch.setattr("diffaccel.stream.machine.prompt_parts", lambda _: [])
     for a, b in zip(ours, run(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_nothing_within_compiled_code_is_hooked(own: Any) -> None:
+    """A hook that asks what weights are would break the graph, block by block."""
+    assert prompt_parts(own.unet)
+    block = next(m for name, m in own.unet.named_modules() if name.endswith("transformer_blocks.0"))
+    block._compiled_call_impl = block.forward  # as Module.compile leaves it
+    assert prompt_parts(own.unet) == []
+    block._compiled_call_impl = None
+    own.unet.forward = SimpleNamespace(_torchdynamo_orig_callable=own.unet.forward)  # as torch.compile does
+    assert prompt_parts(own.unet) == []
 
 
 def test_written_weights_are_noticed(own: Any, engine: Build, frames: torch.Tensor) -> None:
