@@ -138,11 +138,23 @@ def test_a_scheduler_that_steps_says_which_step_it_is() -> None:
 def test_steps_at_one_timestep_that_cannot_be_told_are_refused() -> None:
     progress, t = Progress(run=1), torch.tensor(900.0)
     run = Run(Host(), progress, waits=True)
-    run.advance(t)
-    progress.step(t)
-    progress.step(t)
+    for _ in range(2):
+        run.advance(torch.tensor(0.9))
+        progress.step(t)
     with pytest.raises(RuntimeError, match="steps several times at one timestep"):
-        run.advance(torch.tensor(700.0))
+        run.advance(torch.tensor(0.7))
+
+
+def test_a_step_that_is_asked_for_twice_is_one() -> None:
+    progress, seen = Progress(run=1), []
+    run = Run(Host(), progress, waits=True)
+    for t in torch.linspace(900, 1, 3):
+        for _ in range(2):  # both prompts
+            run.advance(t.clone() / 1000)
+            seen.append(run.step)
+        for _ in range(2):
+            progress.step(t)
+    assert seen == [0, 0, 1, 1, 2, 2]
 
 
 def test_two_denoisers_share_the_steps_at_a_boundary() -> None:
