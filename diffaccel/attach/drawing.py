@@ -118,9 +118,10 @@ def _plot(name: str, rows: Sequence[CallRow], across: _Across, top: float) -> li
     for limit in limits:
         y = down.y(limit)
         parts.append(f'<line class="limit" x1="{LEFT}" x2="{across.end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="over" x="{across.end:.1f}" y="{y - 5:.1f}" text-anchor="end">computes above {limit:g}</text>'
-        )
+    if limits:
+        above = " or ".join(f"{limit:g}" for limit in limits)
+        place = f'x="{across.end:.1f}" y="{top + 16:.1f}" text-anchor="end"'
+        parts.append(f'<text class="over" {place}>computes above {above} (dashed)</text>')
     for index, item in found:
         for value in item.values:
             parts.append(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from diffaccel.config.words import counted
+
 PACKAGES = ("diffaccel", "diffusers", "torch", "transformers", "DeepCache", "cache-dit", "tomesd", "tgate")
 
 
@@ -38,7 +40,7 @@ def machine() -> MachineInfo:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
     return MachineInfo(
-        processor=f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads",
+        processor=f"{_processor()}, {counted(cores or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')}",
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else _other_accelerator(),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         packages=packages,

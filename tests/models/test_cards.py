@@ -17,7 +17,7 @@ from diffaccel import models
 ROOT = Path(models.__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 FIGURES = re.compile(r"<!-- figures -->\n(.*)<!-- end of figures -->", re.DOTALL)
-WORDS = {2: "two", 3: "three", 5: "five", 6: "six"}
+WORDS = {2: "two", 3: "three", 5: "five", 6: "six", 7: "seven", 9: "nine"}
 
 
 def card(name: str) -> str:
