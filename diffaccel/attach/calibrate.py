@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from diffaccel.attach.calibrate_curves import BlockWatch
+from diffaccel.attach.calibrate_curves import block_watch
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import number, one_of, whole
 from diffaccel.config.words import counted
@@ -65,7 +65,7 @@ def calibrate(
     if not prompts:
         raise ValueError("calibrate needs at least one prompt; got none")
     one_of("method", method, METHODS)
-    measure = _Measure(max_reuse) if method == CALIBRATED else BlockWatch(modulated=method == TEA)
+    measure = _Measure(max_reuse) if method == CALIBRATED else block_watch(modulated=method == TEA)
     total = _run(pipe, measure, prompts, seed, settings)
     source = f"diffaccel.calibrate, {counted(len(prompts), 'prompt')}, {total} network calls"
     found: Calibration | MagCurve | TeaCurve

@@ -20,7 +20,12 @@ from diffaccel.runtime.observe_act import ENTERING, LEAVING, MODULATED, Observe
 DEGREE = 4  # of TeaCache's polynomial, as in the paper
 
 
-class BlockWatch(Method):
+def block_watch(*, modulated: bool) -> _BlockWatch:
+    """What measures; `modulated` is whether the input of the first attention is watched, too."""
+    return _BlockWatch(modulated)
+
+
+class _BlockWatch(Method):
     """Computes everything, and watches all blocks from outside.
 
     Args:
