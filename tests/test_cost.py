@@ -48,6 +48,7 @@ def plain_cost(name: str) -> int:
     return executed(*transformer(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     cells(

@@ -39,6 +39,7 @@ class ReferenceGate:
         return self.call < self.warmup or self.call % interval == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(3, 1, 1, 0), (3, 2, 1, 2), (4, 2, 3, 1), (1, 5, 1, 1)])
 def test_equals_a_reference_of_attention_processors(settings: tuple[int, int, int, int]) -> None:
     pipe = pipeline(picture_unet())

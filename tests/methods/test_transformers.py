@@ -134,6 +134,7 @@ def guarded(model: Any, threshold: float) -> list[Any]:
     return [SpeCa(threshold), TeaCache(threshold=threshold)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_never_reusing_is_the_plain_network(name: str) -> None:
     model, calls, plain = build(name), run_inputs(name), plain_run(name)
@@ -142,6 +143,7 @@ def test_never_reusing_is_the_plain_network(name: str) -> None:
             assert equal(outputs(model, calls), plain), method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "front", "back", "order", "per_row"),
     [
@@ -189,6 +191,7 @@ def outputs_of(reference: Any, calls: list[dict[str, Any]]) -> list[torch.Tensor
     return [x if isinstance(x, torch.Tensor) else torch.stack(x) for x in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "order"), [(name, 0) for name in NAMES] + [("FluxTransformer2DModel", 2)])
 def test_interval_cache_equals_the_reference(name: str, order: int) -> None:
     model, calls = build(name), run_inputs(name)
@@ -239,6 +242,7 @@ def reusing(model: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_two_runs_are_equal_and_detaching_leaves_nothing(name: str) -> None:
     model, calls = build(name), run_inputs(name)

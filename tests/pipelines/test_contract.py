@@ -66,6 +66,7 @@ VARIATIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_arguments_mean_what_they_mean_in_the_stock_pipeline(case: Case, variation: str) -> None:

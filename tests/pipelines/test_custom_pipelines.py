@@ -40,6 +40,7 @@ def test_is_the_stock_pipeline(case: Case, stock: Any, custom: Any) -> None:
     assert torch.equal(case.run(custom), case.run(stock))
 
 
+@pytest.mark.slow
 def test_reuse_in_every_notation(case: Case, stock: Any, custom: Any) -> None:
     method = Method.from_dict(case.cache)
     with accelerate(stock, method):

@@ -380,6 +380,7 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "key", "batched"), table(0, True, False))
 def test_a_reusing_nothing_is_the_plain_stream(case: Case, name: str, key: str, batched: bool) -> None:
     engine = stream(name, case.never, key, stream_batch=batched)

@@ -64,6 +64,7 @@ def test_interval_1_is_exact(key: Any, guidance: Any, engine: Build, movie: torc
     assert cached.report().replayed_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "interval"),
     cells(product(GUIDANCES, (2, 3)), lambda cell: cell[1] == (2, 3, 2)[GUIDANCES.index(cell[0])]),
@@ -113,6 +114,7 @@ def replays(engine: StreamEngine, frames: Sequence[torch.Tensor] | torch.Tensor,
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("update", "expected"),
     [

@@ -84,6 +84,7 @@ def test_shared_noise_gives_the_pictures_of_a_buffer_of_one(
     assert (own[1] - one[1]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "sana", "pixart", "z_image"])
 def test_equals_sequential_mode_on_every_family(name: str, engine: Build, frames: torch.Tensor) -> None:
     pipe = getattr(stream_pipelines, name)()

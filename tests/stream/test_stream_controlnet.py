@@ -102,6 +102,7 @@ def differ(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> list[bool]
     return [bool((a[i] - b[i]).abs().max() > 1e-3 * b[i].abs().max()) for i in sorted(a)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stages", "guidance"),
     cells(product((1, 2, 3), GUIDANCES), lambda cell: cell[0] == (1, 2, 3, 3)[GUIDANCES.index(cell[1])]),

@@ -67,6 +67,7 @@ def check(pipe: Any, guidance_scale: float, arguments: dict[str, Any] | None = N
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
     check(family(name), {"z_image": 0.0, "flux_dev": 3.5}.get(name, 1.0), guidance=NoGuidance())

@@ -244,6 +244,7 @@ def test_slerp_ends_and_parallel_vectors() -> None:
     torch.testing.assert_close(slerp(a, 3 * a, 0.5), 2 * a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
