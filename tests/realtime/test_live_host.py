@@ -36,15 +36,17 @@ def test_pages_share_calls_and_metrics_tell_rows(tiny_sd: Path) -> None:
         Client(server) as one,
         Client(server) as two,
     ):
-        for k in range(4):
+        for k in range(40):  # on a busy machine the frames of two pages may be apart for longer than a call waits
             for client in (one, two):
-                client.frame(jpeg((30 * k, 90, 30)))
+                client.frame(jpeg((6 * k, 90, 30)))
             assert one.picture()
             assert two.picture()
-        _, text, _ = get(server, "/metrics?token=secret")
-    lines = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines() if line[0] != "#"}
-    calls = lines['diffaccel_rows_per_call_count{kind="network"}']
-    assert lines['diffaccel_rows_per_call_sum{kind="network"}'] > calls > 0
+            _, text, _ = get(server, "/metrics?token=secret")
+            lines = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines() if line[0] != "#"}
+            calls, rows = (lines[f'diffaccel_rows_per_call_{part}{{kind="network"}}'] for part in ("count", "sum"))
+            if rows > calls:
+                break
+    assert rows > calls > 0
     assert lines['diffaccel_rows_per_call_count{kind="decode"}'] > 0
 
 
