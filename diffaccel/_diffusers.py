@@ -208,10 +208,9 @@ def stock_cache(model: torch.nn.Module, config: Any) -> Iterator[None]:
 
 
 def num_timesteps(pipe: Any) -> int | None:
-    """Length of the timesteps that the running pipeline announced; AceStepPipeline only tells what it was asked for."""
+    """Length of the timesteps that the running pipeline announced, where it does."""
     announced = getattr(pipe, "_num_timesteps", None)
-    is_told = isinstance(announced, int) and not any(cls.__name__ == "AceStepPipeline" for cls in type(pipe).__mro__)
-    return announced if is_told else None
+    return announced if isinstance(announced, int) else None
 
 
 def task_class(pipeline: str, task: str, *, controlnet: bool = False) -> Any:

@@ -11,6 +11,8 @@ import torch
 from diffaccel._diffusers import RunningCall, num_timesteps
 from diffaccel.networks.layout import is_one_of
 
+# Pipelines that announce the number of steps they were asked for, though they may take a table of another length.
+TELLS_ASKED = ("AceStepPipeline",)
 NEGATIVE, POSITIVE = "negative", "positive"
 # Names that pipelines give to the contexts of guidance in two calls.
 CONTEXT_ROLES = {"cond": POSITIVE, "uncond": NEGATIVE, "pred_cond": POSITIVE, "pred_uncond": NEGATIVE}
@@ -51,7 +53,7 @@ class Host:
     @property
     def num_timesteps(self) -> int | None:
         """Network calls of the current run, where the pipeline announces them."""
-        return num_timesteps(self._pipe())
+        return None if is_one_of(self._pipe(), TELLS_ASKED) else num_timesteps(self._pipe())
 
     def _says_guided(self, running: RunningCall | None) -> bool | None:
         """Whether the pipeline says that it applies classifier-free guidance, by its call or by its property."""
