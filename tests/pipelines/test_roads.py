@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_an_accelerated_one_is_not_copied(fast: Any) -> None:
         copy.deepcopy(fast)
 
 
+def meanwhile(work: Callable[[], None]) -> Callable[..., dict[str, Any]]:
+    """A callback of steps that does something on another thread, from beginning to end, after the first one."""
+
+    def during(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        return tensors
+
+    return during
+
+
 def test_calls_of_two_threads_share_no_cache(fast: Any) -> None:
     """Hooks lie on the network: a call without a cache would reuse what the other one's has it reuse."""
     other, refused = copy.copy(fast), []
@@ -102,13 +116,7 @@ def test_calls_of_two_threads_share_no_cache(fast: Any) -> None:
             except RuntimeError as error:
                 refused.append(str(error))
 
-    def during(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 0:
-            thread = threading.Thread(target=beside)
-            thread.start()
-            thread.join()
-        return tensors
-
+    during = meanwhile(beside)
     expected = picture(fast)
     picture(fast, cache="deepcache:interval=2", callback_on_step_end=during)
     assert [text.partition(" uses")[0] for text in refused] == ["another thread's call"] * 2
@@ -128,13 +136,7 @@ def test_a_stock_pipeline_of_another_thread_stays_as_it_is(fast: Any) -> None:
         generator = torch.Generator().manual_seed(0)
         made.append(stock(**CALL | {"num_inference_steps": 2}, generator=generator).images)
 
-    def during(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 0:
-            thread = threading.Thread(target=short)
-            thread.start()
-            thread.join()
-        return tensors
-
+    during = meanwhile(short)
     cache = {"type": "deepcache", "schedule": {"type": "steps", "steps": [0, 2]}}  # for runs of three calls or more
     short()
     expected = picture(fast, cache=cache)
