@@ -25,6 +25,7 @@ UNET_METHODS = (
     "tgate",
     "textkvcache",
     "residualguidance",
+    "residualguidance:renew=3,held=difference",
 )
 TRANSFORMER_METHODS = (
     "blockcache:threshold=0.1",
@@ -37,6 +38,7 @@ TRANSFORMER_METHODS = (
     "tgate",
     "textkvcache",
     "residualguidance",
+    "residualguidance:renew=3,held=difference",
 )
 CALIBRATED_ALPHAS = (0.15, 0.3)
 

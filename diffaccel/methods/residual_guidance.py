@@ -1,5 +1,6 @@
 """Residual classifier-free guidance (StreamDiffusion, arXiv 2312.12491, section 3.2) for ordinary sampling."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,9 @@ from diffaccel.sampling.noise_levels import NoiseLevels
 
 NEGATIVES = ("one-time", "self")
 HELD = ("estimate", "difference")
+FEW = 8  # calls of a run up to which z serves without being renewed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class ResidualGuidance(Method):
     (equation 5 of the paper). T sampling steps take T + 1 or T network rows per picture instead of 2 T.
 
     As z does not follow the picture, the pipeline's guidance_scale acts more strongly than in ordinary guidance: the
-    paper uses 1.2 to 1.4 with few steps. In runs of many steps z grows stale: `renew` keeps it fresh, at a price.
+    paper uses 1.2 to 1.4 with few steps. In runs of many steps z grows stale, which a warning tells: `renew` keeps it
+    fresh, at a price.
 
     Args:
         negative: "one-time" computes the negative prompt in the first call, and z is its clean estimate there; "self"
@@ -93,9 +98,10 @@ class _VirtualNegative(Wrapper):
 
     def __init__(self, method: ResidualGuidance) -> None:
         self.method, self.ends = method, method.ends
+        self.told = False
 
     def start_run(self, run: Run, total: int | None) -> None:
-        """Refuse runs whose noise levels or start are not known."""
+        """Refuse runs whose noise levels or start are not known, and say where z grows stale."""
         if run.host.scheduler is None:
             raise ValueError(
                 "ResidualGuidance needs the scheduler: pass the pipeline, not its network, to accelerate()"
@@ -115,6 +121,13 @@ class _VirtualNegative(Wrapper):
                 float(alpha) > 1e-6,
                 f"delta={self.method.delta} is undefined in the first call of this run, which sees pure noise (alpha = "
                 "0): use delta=1, or negative='one-time'",
+            )
+        if not self.told and self.method.renew is None and total is not None and total > FEW:
+            self.told = True
+            logger.warning(
+                "residual guidance takes what it knows of the negative prompt at the start for all %d calls of a run, "
+                "which spoils pictures: negative='one-time', renew=3, held='difference' keeps it fresh",
+                total,
             )
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:

@@ -1,5 +1,6 @@
 """Residual guidance in ordinary sampling, against equation 5 written out step by step."""
 
+import logging
 import weakref
 from itertools import product
 from typing import Any
@@ -257,3 +258,23 @@ def test_a_run_that_ends_early_starts_from_noise() -> None:
     with accelerate(pipe, ResidualGuidance(negative="self")):
         generate(pipe, steps=4, guidance_scale=SCALE, callback_on_step_end=keep)
         assert torch.equal(generate(pipe, steps=4, denoising_end=0.5, guidance_scale=SCALE), kept[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "told"),
+    [
+        (ResidualGuidance(), 9, 1),
+        (ResidualGuidance("self"), 9, 1),
+        (ResidualGuidance(), 8, 0),
+        (ResidualGuidance(renew=3), 9, 0),
+    ],
+    ids=["one-time", "self", "few steps", "renewed"],
+)
+def test_long_runs_without_renewal_are_told_once(
+    method: Method, steps: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = pipeline(picture_unet(), DDIMScheduler(steps_offset=1, clip_sample=False))
+    with caplog.at_level(logging.WARNING), accelerate(pipe, method):
+        for _ in range(2):
+            generate(pipe, guidance_scale=SCALE, num_inference_steps=steps)
+    assert [f"all {steps} calls" in text for text in caplog.messages] == [True] * told
