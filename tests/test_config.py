@@ -3,10 +3,22 @@
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from diffaccel.config import Config
-from diffaccel.methods import DeepCache, Method, NetworkSwitch, ResidualGuidance, parse
+from diffaccel.methods import (
+    BlockCache,
+    DeepCache,
+    Method,
+    NetworkSwitch,
+    Profile,
+    ResidualGuidance,
+    Staged,
+    TextKVCache,
+    parse,
+    parse_all,
+)
 from diffaccel.reuse.forecast import Taylor
 from diffaccel.reuse.schedule import Quadratic, Schedule, Steps
 from diffaccel.reuse.schedule import Uniform as BuiltIn
@@ -71,12 +83,37 @@ def test_strings(text: str, method: Method) -> None:
         ("deepcache:schedule=7", r"schedule must be a schedule .*quadratic.*got 7"),
         ("deepcache:interval=1+1", r"cannot read the value '1\+1'"),
         ("deepcache:**x", r"\*\* is not allowed"),
+        ("deepcache:branch=0,branch=1", "^branch is given 2 times: leave one$"),
+        ("deepcache:2,interval=3", "^interval is given 2 times: leave one$"),
+        ("tgate:1,2,3,4", "^tgate takes gate, self_interval, fidelity_interval in this order, and got 4 values$"),
+        ("magcache", "^magcache needs a value for its field 'curve'$"),
+        ("profile:recipe=/a/b.json", "cannot read 'profile:recipe=/a/b.json': .* and what is no word in quotes$"),
+        ("deepcache:schedule=steps(2.5)", "^each of steps must be an integer >= 0; got 2.5$"),
+        ("blockcache:threshold=1e400", r"^threshold must be a number in \[0.0, inf\); got inf$"),
+        ("staged:methods=[deepcache,none]", "^methods must be methods such as .*; got 'none'$"),
         ("uniform:3", "unknown method 'uniform'"),
     ],
 )
 def test_bad_strings(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+def test_numbers_and_words_of_numpy_are_written_as_those_of_python() -> None:
+    method = BlockCache(threshold=np.float64(0.1))
+    assert method.to_text() == "blockcache:threshold=0.1"
+    assert parse(NetworkSwitch(np.str_("a b"), until=np.float64(0.5)).to_text()) == NetworkSwitch("a b", until=0.5)
+    assert parse_all(f"{Staged((DeepCache(), DeepCache(2)), np.float64(0.4)).to_text()} + tgate")[0].at == (0.4,)
+
+
+def test_a_plus_sign_within_quotes_joins_no_methods() -> None:
+    for path in ("a+b+c.json", "it's + tgate", "'\\' + tgate: \".json"):
+        methods = Profile(path), TextKVCache(), Profile(path)
+        assert parse_all(" + ".join(method.to_text() for method in methods)) == methods
+
+
+def test_what_only_the_package_asks_for_has_no_name_in_texts() -> None:
+    assert not {"atmost", "planned", "curve"} & set(Config.names())
 
 
 def test_kinds_do_not_mix() -> None:

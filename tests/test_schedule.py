@@ -74,7 +74,7 @@ def test_steps_longer_than_the_run() -> None:
         (lambda: Steps((0, 2, 2)), r"must be ascending; got \(0, 2, 2\)"),
         (lambda: Steps((1, 2)), r"must start with 0.*got \(1, 2\)"),
         (lambda: Steps((0, 5, 3)), r"must be ascending; got \(0, 5, 3\)"),
-        (lambda: Threshold(float("nan")), r"threshold must be a number in \[0.0, inf\]; got nan"),
+        (lambda: Threshold(float("nan")), r"threshold must be a number in \[0.0, inf\); got nan"),
         (lambda: Threshold(-1), "got -1"),
         (lambda: Threshold(0.1, max_reuse=-1), "^max_reuse must be .*; got -1"),
         (lambda: Threshold(0.1, measure="l3"), "^measure must be a measure .*; got 'l3'"),  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def _by_name(methods: Sequence[Method | MethodsFor], models: Named) -> dict[str,
         raise ValueError("accelerate needs at least one method, such as DeepCache(interval=3)")
     for method in {id(m): m for found in chosen.values() for m in found}.values():
         if not isinstance(method, Method):
-            hint = f": text is read by diffaccel.methods.parse({method!r})" if isinstance(method, str) else ""
+            hint = f": text is read by diffaccel.methods.parse_all({method!r})" if isinstance(method, str) else ""
             raise TypeError(f"{method!r} is not a method{hint}; methods are {', '.join(Method.names())}")
     return chosen
 

@@ -8,8 +8,9 @@ import ast
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -71,11 +72,11 @@ class Config:
         name, _, arguments = text.strip().partition(":")
         source = f"f({arguments})"
         try:
-            call = ast.parse(source, mode="eval").body
-        except SyntaxError as error:
-            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value") from error
+            call: ast.expr | None = ast.parse(source, mode="eval").body
+        except SyntaxError:
+            call = None
         if not isinstance(call, ast.Call):
-            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value")
+            raise ValueError(f"cannot read {text!r}: write name:field=value,field=value, and what is no word in quotes")
         return cls._build(name.strip(), *_arguments(call, source))
 
     @classmethod
@@ -92,7 +93,7 @@ class Config:
         if len(valid) == 1 and len(args) > 1:
             args = (args,)
         try:
-            built = known(*args, **kwargs)
+            built = known(**_by_field(name, known, args, kwargs))
         except TypeError as error:
             raise ValueError(f"cannot build {name}: {error}; its fields are {', '.join(valid)}") from error
         assert isinstance(built, cls)
@@ -149,6 +150,24 @@ def ordered_fields(config: type[Config]) -> list[Field[Any]]:
     return sorted(fields(config), key=lambda field: field.kw_only is True)  # type: ignore[arg-type]
 
 
+def _by_field(name: str, cls: type[Config], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Values by the names of their fields; `args` are those of the first ones."""
+    places = [field.name for field in fields(cls) if field.kw_only is not True]  # type: ignore[arg-type]
+    if len(args) > len(places):
+        raise ValueError(f"{name} takes {', '.join(places) or 'no value'} in this order, and got {len(args)} values")
+    _require_once([*places[: len(args)], *kwargs])
+    values = {**dict(zip(places, args, strict=False)), **kwargs}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{name} needs a value for its field {field.name!r}")
+    return values
+
+
+def _require_once(names: list[str]) -> None:
+    for name, count in Counter(names).items():
+        check(count == 1, f"{name} is given {count} times: leave one")
+
+
 def _is_concrete(cls: type[Config]) -> bool:
     """Whether `cls` is offered by name: neither a base class of a kind, nor private."""
     concrete = hasattr(cls, "__dataclass_fields__") and not getattr(cls, "__abstractmethods__", None)
@@ -173,7 +192,11 @@ def _written(value: Any) -> str:
     if isinstance(value, Config):
         name, arguments = _called(value)
         return f"{name}({arguments})"
-    return f"[{','.join(_written(item) for item in value)}]" if isinstance(value, tuple) else repr(value)
+    if isinstance(value, tuple):
+        return f"[{','.join(_written(item) for item in value)}]"
+    if isinstance(value, float | str):  # of NumPy, too, whose own text has its type beside the value
+        return float.__repr__(value) if isinstance(value, float) else str.__repr__(value)
+    return repr(value)
 
 
 def _revive(value: Any) -> Any:
@@ -185,10 +208,12 @@ def _revive(value: Any) -> Any:
 
 def _arguments(call: ast.Call, source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call that was parsed from `source`."""
-    keywords = {keyword.arg: _value(keyword.value, source) for keyword in call.keywords}
-    if None in keywords:
+    names = [keyword.arg for keyword in call.keywords]
+    if None in names:
         raise ValueError("** is not allowed in a configuration")
-    return tuple(_value(arg, source) for arg in call.args), {str(name): value for name, value in keywords.items()}
+    _require_once(list(filter(None, names)))
+    named = {str(keyword.arg): _value(keyword.value, source) for keyword in call.keywords}
+    return tuple(_value(arg, source) for arg in call.args), named
 
 
 def _value(node: ast.expr, source: str) -> Any:

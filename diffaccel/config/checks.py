@@ -5,6 +5,8 @@ from typing import Any
 
 from diffaccel.config.words import did_you_mean
 
+INFINITE = float("inf")
+
 
 def check(condition: bool, problem: str) -> None:
     """Raise `ValueError(problem)` unless `condition` holds."""
@@ -33,6 +35,16 @@ def weights(title: str, values: Sequence[float]) -> None:
     check(fits, f"{title} must be finite, not negative, and sum to more than 0, not {list(values)}")
 
 
+def listed(value: Any) -> tuple[Any, ...]:
+    """The items of a list; what is no list is one item by itself."""
+    if isinstance(value, str):
+        return (value,)
+    try:
+        return tuple(value)
+    except TypeError:
+        return (value,)
+
+
 def flag(name: str, value: object) -> None:
     """Check that `value` is True or False."""
     check(isinstance(value, bool), f"{name} must be True or False, not {value!r}")
@@ -47,7 +59,8 @@ def whole(name: str, value: object, low: int, high: int | None = None, *, option
     check(fits, f"{name} must be an integer {limits}; got {value!r}")
 
 
-def number(name: str, value: object, low: float, high: float = float("inf")) -> None:
-    """Check that `value` is a number in [low, high], which NaN never is."""
+def number(name: str, value: object, low: float, high: float = INFINITE) -> None:
+    """Check that `value` is a finite number in [low, high]."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    check(fits, f"{name} must be a number in [{low}, {high}]; got {value!r}")
+    limits = f"{'[' if low > -INFINITE else '('}{low}, {high}{']' if high < INFINITE else ')'}"
+    check(fits and abs(value) < INFINITE, f"{name} must be a number in {limits}; got {value!r}")  # type: ignore[arg-type]

@@ -67,6 +67,8 @@ __all__ = [
     "TokenReduction",
 ]
 
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+
 
 def parse(text: str) -> Method:
     """The method written as a short string, such as `deepcache:interval=3,branch=0,schedule=steps(0,4,9)`.
@@ -83,5 +85,9 @@ def parse_all(text: str) -> tuple[Method, ...]:
     Raises:
         ValueError: as `parse`.
     """
-    parts = re.split(r"\+(?=\s*[A-Za-z]\w*\s*(?:[:+]|$))", text)
-    return () if text.strip() == "none" else tuple(parse(part) for part in parts)
+    if text.strip() == "none":
+        return ()
+    bare = re.sub(_QUOTED, lambda found: "'" * len(found[0]), text)  # a plus sign within quotes joins nothing
+    ends = [found.start() for found in re.finditer(r"\+(?=\s*[A-Za-z]\w*\s*(?:[:+]|$))", bare)]
+    starts = [0, *(end + 1 for end in ends)]
+    return tuple(parse(text[start:end]) for start, end in zip(starts, [*ends, None], strict=True))

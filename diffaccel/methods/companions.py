@@ -120,7 +120,7 @@ def _part(branch: Branch, interval: int, refresh: RefreshPlan, owner: Method) ->
     if interval == 1:
         return None
     return Part(
-        Replay(branch), AtMost(interval), refresh.forecast, lifetime="control", ends=owner.ends, offload=owner.offload
+        Replay(branch), _AtMost(interval), refresh.forecast, lifetime="control", ends=owner.ends, offload=owner.offload
     )
 
 
@@ -130,7 +130,7 @@ def _left_out(residuals: Sequence[Branch]) -> Part:
 
 
 @dataclass(frozen=True)
-class AtMost(Schedule):
+class _AtMost(Schedule):
     """Compute where `interval` calls have gone by since the last computed one, whether others needed it in between."""
 
     interval: int

@@ -14,7 +14,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 
 
 @dataclass(frozen=True)
-class Curve(StoredConfig):
+class _Curve(StoredConfig):
     """What was measured of one network.
 
     Args:
@@ -29,7 +29,7 @@ class Curve(StoredConfig):
 
 
 @dataclass(frozen=True)
-class MagCurve(Curve):
+class MagCurve(_Curve):
     """How the magnitude of the residual of all blocks changes from call to call.
 
     Args:
@@ -47,7 +47,7 @@ class MagCurve(Curve):
 
 
 @dataclass(frozen=True)
-class TeaCurve(Curve):
+class TeaCurve(_Curve):
     """How much the output changes for a change of the modulated input.
 
     Args:

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config.checks import check, listed, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.models.counterpart import Counterpart, counterpart
 from diffaccel.networks.layout import Layout
@@ -49,7 +49,7 @@ class NetworkSwitch(Method):
         check(known or named, f"small must be a model's name or folder, a pipeline, or a network; got {self.small!r}")
         number("until", self.until, 0.0, 1.0)
         if self.calls is not None:
-            calls = (self.calls,) if isinstance(self.calls, int) else tuple(self.calls)
+            calls = listed(self.calls)
             object.__setattr__(self, "calls", calls)
             for call in calls:
                 whole("calls", call, 0)

@@ -76,7 +76,7 @@ class Profile(Method):
 
 
 @dataclass(frozen=True)
-class Planned(Schedule):
+class _Planned(Schedule):
     """Reuse at the listed calls of a run of exactly `total`.
 
     Args:
@@ -133,7 +133,7 @@ class Outputs(Wrapper):
 
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse another sampler, and another number of calls."""
-        Planned(frozenset(), self.recipe.total).validate(total)
+        _Planned(frozenset(), self.recipe.total).validate(total)
         expected = self.recipe.sampler, self.recipe.sampler_fingerprint
         require_sampler(run.host.scheduler, expected, "the profile was tuned with", "tune again with this one")
 
@@ -184,7 +184,7 @@ def planned(recipe: Recipe, layout: Layout, forecast: Callable[[str], Forecast])
     require_apart(recipe)
     spared = frozenset(recipe.at(OUTPUT))
     return [
-        Part(act_of(what, layout), Planned(frozenset(recipe.at(what)), recipe.total, spared), forecast(what))
+        Part(act_of(what, layout), _Planned(frozenset(recipe.at(what)), recipe.total, spared), forecast(what))
         for what in recipe.parts
     ]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffaccel.config import Config, StoredConfig
-from diffaccel.config.checks import check, whole
+from diffaccel.config.checks import check, listed, whole
 
 OUTPUT, BRANCH, BLOCKS, UNITS, UNIT = "output", "branch", "blocks", "units", "unit"
 COUNTS = {OUTPUT: 0, BRANCH: 1, BLOCKS: 2, UNITS: 2, UNIT: 1}  # of the numbers that follow each
@@ -36,6 +36,7 @@ class Reuse(Config):
         fits = COUNTS.get(kind) == len(numbers) and list(numbers) == sorted(numbers)
         fits = fits and (kind == UNIT) == bool(self.module)
         check(fits, f"what must be 'output', 'branch N', 'blocks A-B', 'units A-B' or 'unit A.NAME'; got {self.what!r}")
+        object.__setattr__(self, "weights", listed(self.weights))
         sound = bool(self.weights) and all(isinstance(w, int | float) and math.isfinite(w) for w in self.weights)
         check(sound, f"weights must be finite numbers, at least one; got {self.weights!r}")
 

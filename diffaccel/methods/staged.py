@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from diffaccel.config.checks import check
+from diffaccel.config.checks import check, listed
 from diffaccel.methods.base import Method, Stage
 from diffaccel.networks.layout import Layout
 from diffaccel.runtime.act import Part
@@ -28,10 +28,8 @@ class Staged(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        methods = tuple(self.methods) if isinstance(self.methods, list | tuple) else (self.methods,)
-        methods = tuple((m,) if isinstance(m, Method) else tuple(m) for m in methods)
-        object.__setattr__(self, "methods", methods)
-        object.__setattr__(self, "at", (self.at,) if isinstance(self.at, int | float) else tuple(self.at))
+        object.__setattr__(self, "methods", tuple(listed(methods) for methods in listed(self.methods)))
+        object.__setattr__(self, "at", listed(self.at))
         for method in (method for stage in self.methods for method in stage):
             _require_fit(method)
         count = len(self.methods)

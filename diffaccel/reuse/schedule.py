@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 
 from diffaccel.config import Config, kind
-from diffaccel.config.checks import check, number, whole
+from diffaccel.config.checks import check, listed, number, whole
 from diffaccel.reuse.measure import Levels, Measure, RunPlace
 from diffaccel.reuse.spacing import front_loaded_steps, quadratic_steps
 
@@ -157,7 +157,7 @@ class Steps(Schedule):
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        steps = (self.steps,) if isinstance(self.steps, int) else tuple(self.steps)
+        steps = listed(self.steps)
         object.__setattr__(self, "steps", steps)
         check(len(steps) > 0, "steps must list at least one call; got ()")
         for step in steps:

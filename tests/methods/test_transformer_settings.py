@@ -68,7 +68,7 @@ def test_methods_travel_as_dictionaries(method: Method) -> None:
     [
         (lambda: BlockCache(front=0), r"front must be an integer >= 1; got 0"),
         (lambda: BlockCache(back=-1), r"back must be an integer >= 0; got -1"),
-        (lambda: BlockCache(threshold=math.nan), r"threshold must be a number in \[0.0, inf\]; got nan"),
+        (lambda: BlockCache(threshold=math.nan), r"threshold must be a number in \[0.0, inf\); got nan"),
         (lambda: BlockCache(warmup=-1), r"warmup must be an integer >= 0; got -1"),
         (lambda: BlockCache(max_consecutive=-1), r"max_consecutive must be an integer >= 0; got -1"),
         (lambda: BlockCache(forecast=3), r"forecast must be a forecast \(aligned, newton, taylor\); got 3"),
