@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffaccel.measure.bench import Benchmark
     from diffaccel.measure.candidates import Candidate
     from diffaccel.measure.workload import Workload
+    from diffaccel.methods import Method
 
 UNET_METHODS = (
     "deepcache:interval=2",
@@ -90,7 +91,7 @@ def bench(
     from diffaccel import models
     from diffaccel.batch.store import check_writable, explained
     from diffaccel.measure.bench import bench as measure
-    from diffaccel.measure.candidates import PLAIN
+    from diffaccel.measure.candidates import PLAIN, ours
     from diffaccel.measure.workload import Workload
 
     if trace and specs and set(specs) == {"none"} and not profiles:
@@ -98,53 +99,75 @@ def bench(
             "--trace is of the first method, and there is none: name one with --methods or --profile"
         )
     check_writable(output)
+    tuned = _tuned(profiles)
+    named = [_named(spec) for spec in dict.fromkeys(specs) if spec != "none"]
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
     pipe = subject.load(workload.prompts)
-    own = _own(pipe, workload, specs, profiles)
+    own = [*(named if specs else _usual(pipe, workload)), *(ours(methods, name) for name, methods in tuned.items())]
     candidates = [PLAIN, *own, *_others(pipe, workload.settings["num_inference_steps"], fewer_steps, peers)]
     judge = subject.name in models.names("pipeline") and "emoji-clip" in models.names()
     result = measure(pipe, workload, candidates, rounds=rounds, judge=judge, progress=subject.say)
     with explained(output):
-        _write(subject, result, profiles, output)
+        _write(subject, result, tuned, output)
         if trace:
             _trace(pipe, workload, own[0], output / "trace.json")
     _print(result)
     click.echo(f"See {output / 'report.html'}")
 
 
-def _own(pipe: Any, workload: "Workload", specs: tuple[str, ...], profiles: tuple[str, ...]) -> "list[Candidate]":
-    """The methods of this package that were asked for; a calibrated one is among the default ones of transformers."""
-    from diffaccel.batch.settings import parse_cache
-    from diffaccel.measure.candidates import calibrated, ours
+def _tuned(paths: tuple[str, ...]) -> "dict[str, tuple[Method, ...]]":
+    """What the files of `--profile` ask for, each by its file's name, or by its path where two names are equal."""
     from diffaccel.methods import load_methods
 
-    transformer = getattr(pipe, "transformer", None) is not None
-    default = TRANSFORMER_METHODS if transformer else UNET_METHODS
-    methods = [ours(parse_cache(spec), spec) for spec in specs or default if spec != "none"]
-    if transformer and not specs:
-        methods += [calibrated(workload, alpha) for alpha in CALIBRATED_ALPHAS]
-    return [*methods, *(ours(load_methods(path), f"profile {Path(path).stem}") for path in profiles)]
+    stems = [Path(path).stem for path in dict.fromkeys(paths)]
+    found = {}
+    for path, stem in zip(dict.fromkeys(paths), stems, strict=True):
+        try:
+            found[f"profile {stem if stems.count(stem) == 1 else path}"] = load_methods(path)
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"--profile: {error}") from error
+    return found
+
+
+def _named(spec: str) -> "Candidate":
+    """What one `--methods` asks for."""
+    from diffaccel.batch.settings import parse_cache
+    from diffaccel.measure.candidates import ours
+
+    try:
+        return ours(parse_cache(spec), spec)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"--methods: {error}") from error
+
+
+def _usual(pipe: Any, workload: "Workload") -> "list[Candidate]":
+    """The usual methods for a pipeline's network; a calibrated one is among those of transformers."""
+    from diffaccel.measure.candidates import calibrated
+
+    if getattr(pipe, "transformer", None) is None:
+        return [_named(spec) for spec in UNET_METHODS]
+    return [*map(_named, TRANSFORMER_METHODS), *(calibrated(workload, alpha) for alpha in CALIBRATED_ALPHAS)]
 
 
 def _others(pipe: Any, steps: int, fewer: tuple[int, ...], with_peers: bool) -> "list[Candidate]":
     """What methods are compared with."""
     from diffaccel.measure.candidates import fewer_steps, peers
 
-    counts = fewer or tuple(sorted({max(1, steps // n) for n in (2, 3, 5)}, reverse=True))
+    counts = tuple(dict.fromkeys(fewer)) or tuple(sorted({max(1, steps // n) for n in (2, 3, 5)}, reverse=True))
     return [*map(fewer_steps, counts), *(peers(pipe) if with_peers else [])]
 
 
-def _write(subject: Subject, result: "Benchmark", profiles: tuple[str, ...], output: Path) -> None:
+def _write(subject: Subject, result: "Benchmark", tuned: "dict[str, tuple[Method, ...]]", output: Path) -> None:
     """The report."""
     from diffaccel.measure import machine
     from diffaccel.measure.page import Setting, write_report
-    from diffaccel.methods import Profile, load_methods
+    from diffaccel.methods import Profile
     from diffaccel.tune import to_svg
 
     drawings = {
-        f"profile {Path(path).stem}": to_svg(method.loaded)
-        for path in profiles
-        for method in load_methods(path)
+        name: to_svg(method.loaded)
+        for name, methods in tuned.items()
+        for method in methods
         if isinstance(method, Profile)
     }
     settings = {"model": subject.name, "scheduler": subject.scheduler or "the model's", **subject.settings()}

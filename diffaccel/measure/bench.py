@@ -19,7 +19,7 @@ from diffaccel.measure.memory import peak_memory, watch_cache
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import Timing, interleaved
 from diffaccel.measure.workload import Workload, other_seeds
-from diffaccel.networks import supports
+from diffaccel.networks import UnsupportedModelError, supports
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +116,18 @@ def bench(
     names = [candidate.name for candidate in candidates]
     check(bool(candidates) and candidates[0].kind == "plain", "the first candidate must be the plain pipeline")
     check(len(set(names)) == len(names), f"every candidate needs a name of its own; got {names}")
-    trials, failures = {}, {}
-    for candidate in candidates:
+    plain, *others = candidates
+    progress(f"measuring {plain.name}")
+    trials, failures = {plain.name: _try(pipe, workload, plain)}, {}
+    progress("painting with other seeds")
+    floor = compare(other_seeds(workload).pictures(pipe), trials[plain.name].pictures)
+    for candidate in others:
         progress(f"measuring {candidate.name}")
         try:
             trials[candidate.name] = _try(pipe, workload, candidate)
         except Exception as error:  # a peer may fail in any way; what failed is shown, never hidden
-            if candidate.kind == "plain":
-                raise
-            failures[candidate.name] = f"{type(error).__name__}: {error}"
+            written = candidate.kind == "diffaccel" and isinstance(error, UnsupportedModelError | ValueError)
+            failures[candidate.name] = str(error) if written else f"{type(error).__name__}: {error}"
     progress("timing in turns")
     one = workload.first()
     timings = interleaved(
@@ -133,9 +136,7 @@ def bench(
         around={name: partial(trial.candidate.attach, pipe) for name, trial in trials.items()},
     )
     referee = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
-    progress("painting with other seeds")
-    floor = compare(other_seeds(workload).pictures(pipe), trials[names[0]].pictures)
-    rows = tuple(_row(trial, trials[names[0]], timings, workload, referee) for trial in trials.values())
+    rows = tuple(_row(trial, trials[plain.name], timings, workload, referee) for trial in trials.values())
     pictures = {name: trial.pictures for name, trial in trials.items()}
     calls = {name: trial.calls for name, trial in trials.items() if trial.calls}
     return Benchmark(rows, failures, pictures, workload.truth, floor, calls)

@@ -1,5 +1,6 @@
 """What can be compared: the plain pipeline, methods of this package, fewer steps, and installed peers."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -124,11 +125,17 @@ def cache_dit(pipe: Any, threshold: float, warmup: int, **settings: Any) -> Iter
         max_warmup_steps=warmup,
         **settings,
     )
+    handlers = logging.getLogger("CACHE_DIT").handlers  # of all of its loggers, which tell whatever they do
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.ERROR)
     package.enable_cache(pipe, cache_config=config)
     try:
         yield
     finally:
         package.disable_cache(pipe)
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
 
 
 def _first_block(threshold: float) -> Attach:

@@ -142,6 +142,29 @@ def test_settings_out_of_range_are_told_before_anything_is_measured(
     assert (result.exit_code, words in result.stderr) == (2, True), result.output
 
 
+def test_methods_and_profiles_that_are_none_are_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    (tmp_path / "empty.json").touch()
+    for option, value, words in (
+        ("--methods", "nothing", "--methods: unknown method 'nothing'"),
+        ("--profile", tmp_path / "empty.json", "--profile: "),
+    ):
+        result = CliRunner().invoke(main, ["bench", "-o", str(tmp_path / "x"), "--prompts", "p", option, str(value)])
+        assert (result.exit_code, words in result.stderr) == (2, True), result.output
+
+
+def test_profiles_of_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    from diffaccel.cli.bench import _tuned
+
+    paths = [str(tmp_path / name) for name in ("a/p.json", "b/p.json", "q.json", "q.json")]
+    for path in paths:
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text('{"methods": [{"type": "TextKVCache"}]}')
+    assert list(_tuned(tuple(paths))) == [f"profile {paths[0]}", f"profile {paths[1]}", "profile q"]
+
+
 def test_a_file_without_prompts_is_not_replaced_by_the_models_own(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,seed\n")
     result = CliRunner().invoke(main, ["bench", "-o", str(tmp_path / "x"), "--prompts", str(tmp_path / "p.csv")])

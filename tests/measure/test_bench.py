@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import re
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -15,13 +16,13 @@ from click.testing import CliRunner
 from diffusers import PixArtTransformer2DModel
 from tiny_transformers import TRANSFORMERS
 
-from diffaccel import DeepCache, models
+from diffaccel import DeepCache, TGate, models
 from diffaccel._diffusers import first_block_cache, hooks_of
 from diffaccel.attach.handle import accelerate
 from diffaccel.attach.macs import count_macs
 from diffaccel.cli import main
 from diffaccel.measure.bench import Benchmark, bench
-from diffaccel.measure.candidates import PLAIN, Candidate, calibrated, fewer_steps, ours, peers
+from diffaccel.measure.candidates import PLAIN, Candidate, cache_dit, calibrated, fewer_steps, ours, peers
 from diffaccel.measure.chart import Point, front, pareto
 from diffaccel.measure.machine import machine
 from diffaccel.measure.page import Setting, points, share, write_report
@@ -43,14 +44,15 @@ def broken(_: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def result(tiny_pipe: Any) -> Benchmark:
-    candidates = [PLAIN, ours((DeepCache(2),)), fewer_steps(2), Candidate("broken", "peer", broken)]
+    candidates = [PLAIN, ours((DeepCache(2),)), fewer_steps(2), Candidate("broken", "peer", broken), ours((TGate(9),))]
     return bench(tiny_pipe, WORKLOAD, candidates, rounds=2, progress=lambda _: None)
 
 
 def test_rows_are_what_ran(tiny_pipe: Any, result: Benchmark) -> None:
     plain, cached, fewer = result.rows
     assert [row.name for row in result.rows] == ["plain", "deepcache:interval=2", "2 steps"]
-    assert result.failures == {"broken": "OSError: not today"}
+    refused = "gate must be <= 4, the network calls of the run; got 9"
+    assert result.failures == {"broken": "OSError: not today", "tgate:gate=9": refused}
     assert torch.equal(result.pictures["plain"], WORKLOAD.pictures(tiny_pipe))
     with accelerate(tiny_pipe, DeepCache(2)):
         assert torch.equal(result.pictures["deepcache:interval=2"], WORKLOAD.pictures(tiny_pipe))
@@ -80,6 +82,26 @@ def test_pictures_that_are_not_numbers_are_left_out_with_the_reason(tiny_pipe: A
     found = bench(tiny_pipe, WORKLOAD, candidates, rounds=1, progress=lambda _: None)
     assert "values that are not numbers" in found.failures["overflows"]
     assert [row.name for row in found.rows] == ["plain"]
+
+
+def test_pictures_too_small_to_compare_are_told_before_more_is_measured(tiny_pipe: Any) -> None:
+    said: list[str] = []
+    small = replace(WORKLOAD, settings={"num_inference_steps": 1, "height": 8, "width": 8})
+    with pytest.raises(ValueError, match="at least 11 x 11 pixels"):
+        bench(tiny_pipe, small, [PLAIN, ours((DeepCache(2),))], rounds=1, progress=said.append)
+    assert said == ["measuring plain", "painting with other seeds"]
+
+
+def test_a_peer_that_logs_what_it_does_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cache_dit")
+    pipe = models.load("emoji-dit", dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    handlers = logging.getLogger("CACHE_DIT").handlers
+    levels = [handler.level for handler in handlers]
+    with cache_dit(pipe, 0.1, 1):
+        assert all(handler.level >= logging.ERROR for handler in handlers)
+    assert [handler.level for handler in handlers] == levels
+    assert "Cache-DiT" not in capfd.readouterr().out
 
 
 def test_a_workload_is_reproducible_and_every_picture_has_its_noise(tiny_pipe: Any) -> None:
