@@ -7,8 +7,14 @@ from html import escape
 
 WIDTH, HEIGHT = 860, 460
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 18, 48
+SPACINGS, TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200), 12  # of figures across, and how many at most
 TALLEST = 60.0  # dB; what is more alike, lossless methods among them, is drawn at the top
-SHAPES = {"plain": "plain pipeline", "diffaccel": "diffaccel", "steps": "fewer steps", "peer": "other packages"}
+SHAPES = {
+    "plain": "plain pipeline, at the upper edge",
+    "diffaccel": "diffaccel",
+    "steps": "fewer steps",
+    "peer": "other packages",
+}
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,12 @@ class _Scale:
         """Grid lines with their figures, and what they count."""
         parts = []
         step = 5 if self.high - self.low <= 50 else 10
-        for decibels in range(int(self.low), int(self.high) + 1, step):
+        for decibels in range(math.ceil(self.low / step) * step, int(self.high) + 1, step):
             y = self.y(decibels)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             more = "≥ " if decibels == TALLEST else ""
             parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{more}{decibels}</text>')
-        spacing = 0.25 if self.right - self.left < 2.5 else 0.5 if self.right - self.left < 6 else 1
+        spacing = next(each for each in SPACINGS if (self.right - self.left) / each <= TICKS)
         for index in range(math.ceil(self.left / spacing), math.floor(self.right / spacing) + 1):
             x = self.x(index * spacing)
             parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')

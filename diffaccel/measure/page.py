@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffaccel.config.files import write_atomically
 from diffaccel.config.pages import filled
+from diffaccel.config.words import counted
 from diffaccel.measure.bench import Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
 from diffaccel.measure.machine import MachineInfo
@@ -92,7 +93,7 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
     return filled(
         "diffaccel.measure",
         "report.html",
-        {"share": share, "megabytes": _megabytes},
+        {"share": share, "megabytes": _megabytes, "counted": counted},
         setting=setting,
         rows=benchmark.rows,
         judged=any(row.accuracy for row in benchmark.rows),
@@ -100,7 +101,7 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
         plain=benchmark.rows[0],
         failures=benchmark.failures,
         chart=pareto(points(benchmark)),
-        shapes={kind: name for kind, name in SHAPES.items() if kind != "plain"},
+        shapes=SHAPES,
         leading=leading,
         panels=[_panel(benchmark, row) for row in benchmark.rows[1:]],
         originals=[_address(picture) for picture in benchmark.pictures[benchmark.rows[0].name][:SHOWN]],
@@ -119,7 +120,9 @@ def share(fraction: float, count: int) -> str:
 
 
 def _megabytes(size: int | None) -> str:
-    return "not available" if size is None else f"{size / 1e6:,.1f} MB"
+    if size is None:
+        return "not available"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 or not size else f"{size / 1e3:.1f} kB"
 
 
 def points(benchmark: Benchmark) -> list[Point]:
