@@ -84,7 +84,7 @@ def _run(pipe: Any, measure: Any, prompts: Sequence[str | Mapping[str, Any]], se
     with accelerate(pipe, measure):
         for index, prompt in enumerate(prompts):
             arguments = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-            generator = torch.Generator().manual_seed(seed + index)
+            generator = torch.Generator().manual_seed((seed + index) % 2**64)
             measure.start_run()
             pipe(**{"generator": generator, **settings, **arguments})
             totals.add(measure.calls())

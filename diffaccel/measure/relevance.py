@@ -135,7 +135,7 @@ class _Runs:
         """One run's, rounded to the 256 values of a picture."""
         image = self._lines[index : index + 1]
         given = {self._name: [image] * self._nets if self._nets else image}
-        generator = torch.Generator().manual_seed(self._seed + index)
+        generator = torch.Generator().manual_seed((self._seed + index) % 2**64)
         made = self._pipe(
             prompt=self._prompts[index], generator=generator, output_type="pt", **given, **self._arguments
         ).images

@@ -45,8 +45,8 @@ class Workload:
 
     @staticmethod
     def seed_of(seed: int, index: int) -> int:
-        """Seed of the noise of picture `index` of one of the seeds."""
-        return seed * 100_003 + index
+        """Seed of the noise of picture `index` of one of the seeds, of as many bits as torch takes."""
+        return (seed * 100_003 + index) % 2**64
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """Arguments of every call of a pipeline, the prompts and the noise aside."""
