@@ -164,10 +164,11 @@ class Memory:
                 rows.pop(lane, None)
 
     def nbytes(self) -> int:
-        """Bytes of the storage that features take."""
+        """Bytes of the storage that features take, and outputs that stand in for later ones."""
+        of_calls = [getattr(note, "__dict__", None) or note for note in self.notes.values()]
         of_rows = [list(vars(row).values()) for rows in self.rows.values() for row in rows.values()]
         drifts = [list(memory.drift.latest.values()) for memory in self.parts]
-        return sum(memory.lanes.nbytes() for memory in self.parts) + stored_nbytes([of_rows, drifts])
+        return sum(memory.lanes.nbytes() for memory in self.parts) + stored_nbytes([of_calls, of_rows, drifts])
 
     def decide(self, call: Call) -> dict[Hashable, Decision]:
         """For each group of the call what computes; what was decided early for a ControlNet stays so."""

@@ -94,6 +94,18 @@ def test_a_lane_is_dropped_everywhere() -> None:
     assert memory.nbytes() == 8
 
 
+def test_outputs_that_stand_in_for_later_ones_take_storage() -> None:
+    memory = Memory([])
+    output = torch.zeros(3)
+    memory.notes |= {
+        "profile": SimpleNamespace(latest=output, history=[output, torch.zeros(2)]),
+        "gate": (0, torch.zeros(1)),
+    }
+    assert memory.nbytes() == (3 + 2 + 1) * 4
+    memory.clear()
+    assert memory.nbytes() == 0
+
+
 def test_calls_at_an_earlier_state_leave_no_trace() -> None:
     memory = filled()
     before = memory.copied_parts()
