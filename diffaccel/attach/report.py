@@ -23,7 +23,7 @@ class Report:
     """Totals since `accelerate`, over all denoisers.
 
     Multiply-accumulates are counted when first asked for: each kind of network call that occurred is run once on
-    tensors without storage, under torch's FlopCounterMode, which takes a second or so.
+    tensors without storage, by torch's formulas, which takes a second or so.
 
     Attributes:
         computed: network calls that ran in full.

@@ -71,6 +71,7 @@ class Evidence(Config):
         runs: real runs of the pipeline in the search.
         seconds: of the whole tuning.
         account: what the search found out, in words.
+        settings: of all these runs, as arguments of the pipeline's calls.
     """
 
     budget: str
@@ -86,6 +87,7 @@ class Evidence(Config):
     runs: int = 0
     seconds: float = 0.0
     account: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True)

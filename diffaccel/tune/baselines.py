@@ -54,6 +54,16 @@ class Baseline:
     steps: int | None = None
     calls: int | None = None
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """What is put on the pipeline."""
+        return () if self.method is None else (self.method,)
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Settings of the run that differ."""
+        return {} if self.steps is None else {"num_inference_steps": self.steps}
+
 
 class FixedSettings:
     """Runs fixed settings, each once.

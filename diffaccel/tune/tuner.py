@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffaccel.config.files import write_atomically
 from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import other_seeds
+from diffaccel.methods.base import Method
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best, screening
@@ -78,9 +80,8 @@ class Tuned:
         own, score = self.recipe.evidence, winner.score
         account = f"the fixed setting {winner.name} does better than what was found: {own.account}"
         figures = {name: round(getattr(score, name), 5) for name in ("macs", "psnr", "ssim")}
-        return Evidence(
-            own.budget, met=True, **figures, search_psnr=0.0, runs=own.runs, seconds=own.seconds, account=account
-        )
+        effort = {name: getattr(own, name) for name in ("runs", "seconds", "settings")}
+        return Evidence(own.budget, met=True, **figures, search_psnr=0.0, account=account, **effort)
 
 
 class Tuner:
@@ -171,8 +172,10 @@ class Tuner:
         cost = self.known.space.macs(plan)
         searched = self.known.space.recipe(plan, sampler_of(self.pipe.scheduler))
         recipe, gain = self._refined(searched, cost, asked)
-        if budget.wants_quality and stricter is None and not budget.holds(self.held_out.score_of(recipe, cost)):
-            recipe, gain = searched, 0.0  # whose held-out pictures keep the limit
+        missed = budget.wants_quality and not budget.holds(self.held_out.score_of(recipe, cost))
+        late = recipe != searched and not self._in_time(budget, Profile(recipe))
+        if stricter is None and (missed or late):
+            recipe, gain = searched, 0.0  # which keeps the limit
         score = self.held_out.score_of(recipe, cost)
         met = stricter is None if budget.name == "max_time" else budget.holds(score)
         self.progress("running the fixed settings of no higher cost")
@@ -192,8 +195,12 @@ class Tuner:
             runs=self.known.bench.runs - runs,
             seconds=round(time.perf_counter() - start, 1),
             account=_account(found, found.plan == plan, gain, score, rival),
+            settings=", ".join(f"{name}={value}" for name, value in self.split.seen.settings.items()),
         )
         winner = self._winner(asked if budget.name == "max_time" else budget, recipe, score, rival)
+        if winner is not None and not self._in_time(budget, *winner.methods, **winner.changes):
+            self.progress(f"the fixed setting {winner.name} does better, and takes longer than {budget}")
+            winner = None
         return Tuned(replace(recipe, evidence=evidence), score, tuple(fixed), winner, self.floor)
 
     def _refined(self, recipe: Recipe, cost: float, budget: Budget) -> tuple[Recipe, float]:
@@ -235,7 +242,7 @@ class Tuner:
     def _stricter(self, asked: Budget, budget: Budget, plan: CallPlan) -> Budget | None:
         """What to search for instead, by how far a plan's held-out runs miss the budget; None if they keep it."""
         if budget.name == "max_time":
-            seconds, least = self._seconds(plan), 1 / len(plan)
+            seconds, least = self._seconds(self._profile(plan)), 1 / len(plan)
             cost = max(least, asked.limit * budget.limit / seconds)
             return None if seconds <= budget.limit else Budget(max_macs=cost)
         score = self.held_out.score(self.known.space, plan)
@@ -246,7 +253,7 @@ class Tuner:
         total = len(self.known.space.grams[OUTPUT])
         if budget.name == "max_time":
             least = plan_of((0,), Choice((OUTPUT,), 1), total)
-            constant, full = self._seconds(least), self._seconds(None)
+            constant, full = self._seconds(self._profile(least)), self._seconds()
             if budget.limit < constant:
                 raise BudgetError(
                     f"max_time {budget.limit:g} s cannot be met: one network call alone takes {constant:.3g} s"
@@ -257,13 +264,19 @@ class Tuner:
             raise BudgetError(f"max_macs {budget.limit:g} cannot be met: the first of {total} calls must compute")
         return budget
 
-    def _seconds(self, plan: CallPlan | None) -> float:
-        """Median seconds of one picture; None is the plain pipeline."""
+    def _profile(self, plan: CallPlan) -> Profile:
+        """A plan as a method."""
+        return Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))
+
+    def _in_time(self, budget: Budget, *methods: Method, **changes: Any) -> bool:
+        """Whether the clock leaves a limit of time standing; of another limit it says nothing."""
+        return budget.name != "max_time" or self._seconds(*methods, **changes) <= budget.limit
+
+    def _seconds(self, *methods: Method, **changes: Any) -> float:
+        """Median seconds of one picture with some methods, and settings of the run that differ."""
         one = self.split.seen.first()
-        if plan is None:
-            return interleaved({"plain": lambda: one.pictures(self.pipe)}, rounds=5)["plain"].median
-        with accelerate(self.pipe, Profile(self.known.space.recipe(plan, sampler_of(self.pipe.scheduler)))):
-            return interleaved({"plan": lambda: one.pictures(self.pipe)}, rounds=5)["plan"].median
+        with accelerate(self.pipe, *methods) if methods else nullcontext():
+            return interleaved({"one": lambda: one.pictures(self.pipe, **changes)}, rounds=5)["one"].median
 
 
 def tune(pipe: Any, prompts: Sequence[str], budget: Budget, **options: Any) -> Tuned:

@@ -455,6 +455,35 @@ def test_a_budget_holds_or_not_for_the_recipe_that_is_told(
     assert asked == [0.5 if met else 1.0]  # where it is missed, a fixed setting at any cost may hold it
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_the_clock_refutes_is_not_the_result(
+    unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    said: list[str] = []
+    tuner = Tuner(unet_pipe, ("ab", "cd", "efg"), refinement=LITTLE, progress=said.append, **SETTINGS)
+    better = replace(of_unet, reuses=of_unet.reuses[:1])
+    plan, score, steps = (COMPUTE,) * STEPS, Score(0.5, 30.0, 0.9), Baseline("2 steps", Score(0.5, 60.0, 1.0), steps=2)
+    space = SimpleNamespace(macs=lambda _: 0.5, recipe=lambda *_: of_unet, grams={OUTPUT: np.eye(STEPS)})
+    scored = lambda recipe, _: replace(score, psnr=30.0 + (recipe == better))  # noqa: E731
+    bench = SimpleNamespace(score=lambda *_: score, score_of=scored)
+    fixed = SimpleNamespace(within=lambda _: [steps], again=lambda *_: steps)
+    tuner.__dict__ |= {"known": SimpleNamespace(space=space, bench=SimpleNamespace(runs=0, score=bench.score))}
+    tuner.__dict__ |= {"held_out": bench, "validation": bench, "fixed": fixed, "floor": Quality(10.0, 9.0, 0.1, 0.1)}
+    monkeypatch.setattr(tuner, "_chosen", lambda *_: (Found(plan, score, score, ()), plan))
+    monkeypatch.setattr(tuner, "_as_cost", lambda _: Budget(max_macs=0.5))
+    monkeypatch.setattr("diffaccel.tune.tuner.refine", lambda *_, **__: better)
+    slow = [(Profile(better), {}), (None, {"num_inference_steps": 2})] if late else []
+    times = lambda method=None, **changes: 2.0 if (method, changes) in slow else 0.5  # noqa: E731
+    monkeypatch.setattr(tuner, "_seconds", times)
+    tuned = tuner.tune(Budget(max_time=1.0))
+    assert replace(tuned.recipe, evidence=None) == (of_unet if late else better)
+    assert tuned.winner == (None if late else steps)
+    assert any("2 steps does better, and takes longer than max_time 1" in line for line in said) is late
+    assert tuned.met
+    assert tuned.recipe.evidence is not None
+    assert tuned.recipe.evidence.settings == f"num_inference_steps={STEPS}, guidance_scale=2.0"
+
+
 def test_refined_weights_are_kept_by_the_likeness_that_is_asked_for(
     unet_pipe: Any, of_unet: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,7 +224,7 @@ def test_a_time_that_the_clock_refutes_is_searched_again(tuner: Tuner, monkeypat
     found = tuner._chosen(Budget(max_macs=0.6), 10)
     monkeypatch.setattr(tuner, "_chosen", chosen)
     monkeypatch.setattr(tuner, "_as_cost", lambda _: Budget(max_macs=0.6))
-    monkeypatch.setattr(tuner, "_seconds", lambda _: seconds[len(asked) - 1])
+    monkeypatch.setattr(tuner, "_seconds", lambda *_, **__: seconds[len(asked) - 1])
     assert tuner.tune(Budget(max_time=1.0)).met
     assert [budget.limit for budget in asked] == pytest.approx([0.6, 0.3])
 
