@@ -9,7 +9,9 @@ import click
 from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
+from diffaccel.cli.signals import interruptible
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
+from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.tune.router_training import TrainingPoint
@@ -77,7 +79,8 @@ def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int,
         bar.update(point.run - bar.n)
         bar.set_postfix_str(f"objective {point.loss:.2e}, {point.computed:.0%} compute")
 
-    with bar, folder_of(output):
+    goes_on = f"the same command goes on from the state that is written every {counted(options['refresh'], 'run')}"
+    with interruptible(goes_on), bar, folder_of(output):
         routers = train_routers(
             subject.load(prompts),
             prompts,

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.config.checks import check
+from diffaccel.config.files import write_atomically
 from diffaccel.methods.profile import sampler_of
 from diffaccel.methods.routers import Routers, RouterTraining
 from diffaccel.networks import layout_of
@@ -105,6 +106,10 @@ def train_routers(
         UnsupportedModelError: if the denoiser has no attentions or feed-forward networks that are known by name.
         ValueError: if a value is out of range, or `path` has the state of another training.
     """
+    check(
+        path is None or Path(path).suffix != ".safetensors",
+        f"the state of the training is kept in {path}: name the routers otherwise, as {Path(path or '').stem}.json",
+    )
     price = BETAS.get(objective, 0.0) if beta is None else beta
     training = RouterTraining(objective, price, threshold, learning_rate, runs, refresh, batch_size, seed)
     inputs = RunInputs(pipe, prompts, batch_size, seed, settings)
@@ -209,17 +214,13 @@ class _Training:
         trainee = self.method.trainee
         assert trainee is not None
         tensors = trainee.state() | {"curve": torch.tensor(self.curve, dtype=torch.float64)}
-        temporary = self.file.with_suffix(".tmp")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         facts = self._identity() | {"guidance": json.dumps(self.method.guidance)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, facts)
-        temporary.replace(self.file)
+        write_atomically(self.file, save({name: tensor.contiguous() for name, tensor in tensors.items()}, facts))
 
     def _load(self, file: Path) -> None:
         """Go on from a state."""
-        with safe_open(file, "pt") as stored:
-            facts = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+        facts, tensors = _state_in(file)
         for name, value in self._identity().items():
             check(
                 facts.get(name) == value,
@@ -235,6 +236,18 @@ class _Training:
         )
         self.method.trainee = Trainee(len(tensors["logits"]), tensors["logits"].shape[1], self.training)
         self.method.trainee.load(tensors)
+
+
+def _state_in(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Facts and tensors of a state. Raises ValueError where a file of that name is something else."""
+    strange = f"{file} is no state of a training, which would be kept there beside the routers: name another path"
+    try:
+        with safe_open(file, "pt") as stored:
+            facts = stored.metadata() or {}
+            check("inputs" in facts, strange)
+            return facts, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{strange} ({error})") from error
 
 
 def _final(pipe: Any, inputs: RunInputs, run: int) -> torch.Tensor:

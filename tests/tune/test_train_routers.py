@@ -10,6 +10,7 @@ import stream_pipelines
 import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DPMSolverMultistepScheduler
+from safetensors.torch import save_file
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel import LearnedCache, Routers, accelerate, train_routers
@@ -243,6 +244,22 @@ def test_class_labels_are_drawn_where_there_are_no_prompts() -> None:
     assert made != trained([{"class_labels": [7]}])
     assert made.total == 3
     assert made.guidance == (("guidance_scale", 4.0),)
+
+
+def test_files_of_others_are_left_as_they_are(pipe: Any, tmp_path: Path) -> None:
+    lora, broken = tmp_path / "lora.safetensors", tmp_path / "broken.safetensors"
+    save_file({"weight": torch.ones(2)}, lora)
+    broken.write_bytes(b"half")
+    (tmp_path / "r.tmp").write_text("of another program")
+    for file in (lora, broken):
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match=f"{file.name} is no state of a training.*name another path"):
+            train_routers(pipe, PROMPTS, runs=1, path=file.with_suffix(".json"), **SETTINGS)
+        with pytest.raises(ValueError, match=f"name the routers otherwise, as {file.stem}.json"):
+            train_routers(pipe, PROMPTS, runs=1, path=file, **SETTINGS)
+        assert file.read_bytes() == before
+    train_routers(pipe, PROMPTS, runs=1, path=tmp_path / "r.json", **SETTINGS)
+    assert (tmp_path / "r.tmp").read_text() == "of another program"
 
 
 def test_bad_arguments_are_refused(pipe: Any) -> None:
