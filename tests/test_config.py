@@ -92,6 +92,7 @@ def test_strings(text: str, method: Method) -> None:
         ("blockcache:threshold=1e400", r"^threshold must be a number in \[0.0, inf\); got inf$"),
         ("staged:methods=[deepcache,none]", "^methods must be methods such as .*; got 'none'$"),
         ("uniform:3", "unknown method 'uniform'"),
+        ("out/p.json", "'out/p.json' is a file: write profile:recipe='out/p.json' if diffaccel tune wrote it"),
     ],
 )
 def test_bad_strings(text: str, message: str) -> None:

@@ -88,6 +88,16 @@ class Method(Config, ABC):
         whole("warmup", self.warmup, 0)
         whole("cooldown", self.cooldown, 0)
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """As `Config.parse`; the name of a file, which some methods are made of, is refused with what to write."""
+        file = text.strip()
+        wanted = (
+            f"{file!r} is a file: write profile:recipe={file!r} if diffaccel tune wrote it, or name it with --profile"
+        )
+        check(":" in file or not file.endswith(".json"), wanted)
+        return super().parse(text)
+
     @property
     def ends(self) -> Ends:
         """The calls of a run in which it may reuse."""
