@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffaccel.media.errors import MediaError
+from diffaccel.media.primaries import BT709, TO_BT709, to_bt709
 from diffaccel.media.tone_mapping import TRANSFERS, peak_of, side_data, tone_mapped
 
 if TYPE_CHECKING:
@@ -21,10 +23,8 @@ MOST_STRETCHED = 4
 
 OPAQUE = 255
 UNSPECIFIED = 2
-BT709, BT470BG, SMPTE170M, BT2020 = 1, 5, 6, 9
-"""Numbers of ISO/IEC 23091-2 for colour matrices and primaries."""
-WIDE = frozenset({BT2020, 11, 12})
-"""Primaries beyond BT.709: BT.2020, and the two P3."""
+SMPTE170M = 6
+"""Number of ISO/IEC 23091-2 for the colour matrix of BT.601."""
 LEAST_HD = 720
 """Rows from which a video that does not tell its matrix is BT.709, as browsers take it; below it is BT.601."""
 
@@ -71,15 +71,30 @@ def rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     if frame.color_trc in TRANSFERS:
         linear = frame.reformat(width=width, height=height, format="gbrp16le")
         planes = [_plane(plane, width, height) for plane in linear.planes]  # green, blue, red
-        return tone_mapped(planes[2], planes[0], planes[1], TRANSFERS[frame.color_trc], peak_of(frame))
+        channels = planes[2], planes[0], planes[1]
+        return tone_mapped(channels, TRANSFERS[frame.color_trc], peak_of(frame), frame.color_primaries)
     if frame.colorspace == UNSPECIFIED and not _is_rgb(frame):
         frame.colorspace = BT709 if frame.height >= LEAST_HD else SMPTE170M
     seen_through = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
     kind = "rgba" if seen_through else "rgb24"
-    if frame.color_primaries in WIDE:
-        frame = frame.reformat(width=width, height=height, format=kind, dst_color_primaries=BT709, dst_color_trc=BT709)
-    pixels: np.ndarray = frame.to_ndarray(format=kind, width=width, height=height)
-    return pixels if kind == "rgb24" else _on_white(pixels)
+    pixels = _converted(frame, kind, width, height)
+    colours = pixels if kind == "rgb24" else _on_white(pixels)
+    if frame.color_primaries in TO_BT709.keys() - {BT709}:
+        return to_bt709(colours, frame.color_primaries, frame.color_trc)
+    return colours
+
+
+def _converted(frame: VideoFrame, kind: str, width: int, height: int) -> np.ndarray:
+    from av.error import FFmpegError
+
+    try:
+        pixels: np.ndarray = frame.to_ndarray(format=kind, width=width, height=height)
+    except FFmpegError as error:
+        raise MediaError(
+            f"FFmpeg makes no RGB of this video's colours, {frame.format.name} with the matrix {frame.colorspace} of "
+            f"ISO/IEC 23091-2 ({error.strerror}): convert it to yuv420p of BT.709 first"
+        ) from error
+    return pixels
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:

@@ -7,11 +7,13 @@ FFmpeg lacks the first and the last. Light is counted in units of 100 candelas p
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from diffaccel.media.primaries import BT2020, TO_BT709
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -21,11 +23,6 @@ UNIT = 100.0
 USUAL_PEAK = 10.0
 """Brightest light of a video that does not tell: 1000 candelas, what such videos are graded on."""
 SMPTE2084, ARIB_STD_B67 = 16, 18
-
-_FROM_BT2020 = np.array(
-    ((1.6604910, -0.5876411, -0.0728499), (-0.1245505, 1.1328999, -0.0083494), (-0.0181508, -0.1005789, 1.1187297)),
-    np.float32,
-)  # ITU-R BT.2087, annex 2
 
 
 def pq(signal: np.ndarray) -> np.ndarray:
@@ -53,8 +50,22 @@ def hable(light: np.ndarray | float) -> np.ndarray:
     return np.asarray((x * (x * a + b * c) + d * e) / (x * (x * a + b) + d * f) - e / f)
 
 
+@cache
+def _know_newer_kinds() -> None:
+    """Let PyAV take frames that carry what its list of kinds lacks, as photographs do (EXIF)."""
+    from av.sidedata.sidedata import Type
+
+    def newer(cls: Any, number: int) -> Any:
+        kind = object.__new__(cls)
+        kind._name_, kind._value_ = f"NUMBER_{number}", number
+        return kind
+
+    Type._missing_ = classmethod(newer)  # type: ignore[assignment]
+
+
 def side_data(frame: VideoFrame, kind: str) -> bytes | None:
     """What a frame carries beside its pixels, as FFmpeg's structure of that kind."""
+    _know_newer_kinds()
     data: Any = frame.side_data.get(kind)
     return None if data is None else bytes(data)
 
@@ -78,17 +89,22 @@ def _table(transfer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 
 def tone_mapped(
-    red: np.ndarray, green: np.ndarray, blue: np.ndarray, transfer: Callable[[np.ndarray], np.ndarray], peak: float
+    channels: Sequence[np.ndarray],
+    transfer: Callable[[np.ndarray], np.ndarray],
+    peak: float,
+    primaries: int = BT2020,
 ) -> np.ndarray:
     """Pixels ``(H, W, 3)`` uint8 of BT.709.
 
     Args:
-        red, green, blue: ``(H, W)`` uint16 signals with the primaries of BT.2020.
+        channels: red, green and blue, ``(H, W)`` uint16 signals each.
         transfer: from signal to light.
         peak: the light that becomes white.
+        primaries: number of the signals' primaries; unknown ones are taken for those of BT.2020.
     """
     table = _table(transfer)
-    light = np.stack([table[channel] for channel in (red, green, blue)], axis=-1) @ _FROM_BT2020.T  # (H, W, 3)
+    light = np.stack([table[channel] for channel in channels], axis=-1)  # (H, W, 3)
+    light = light @ TO_BT709.get(primaries, TO_BT709[BT2020]).T
     brightest = np.maximum(light.max(-1, keepdims=True), 1e-6)
     light *= hable(brightest) / hable(peak) / brightest
     signal = np.clip(light, 0, 1) ** (1 / 2.4)  # ITU-R BT.1886

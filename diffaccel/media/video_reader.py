@@ -45,6 +45,22 @@ class DecodedFrame:
     duration: Fraction | None = None
 
 
+SEEN_THROUGH = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that know the transparency of WebM, which FFmpeg's own leave out."""
+
+
+def decoder_of(stream: Any) -> Any:
+    """What decodes the packets of a stream of pictures."""
+    decoder = stream.codec_context
+    other = SEEN_THROUGH.get(decoder.name) if stream.metadata.get("alpha_mode") == "1" else None
+    if other in pyav().codecs_available:
+        decoder = pyav().CodecContext.create(other, "r")
+    elif other:
+        logger.warning("what is transparent is shown opaque: this PyAV has no %s", other)
+    decoder.thread_type = "AUTO"
+    return decoder
+
+
 class VideoReader:
     """Frames and sound of a video file, in file order.
 
@@ -79,6 +95,7 @@ class VideoReader:
             self._container = self._opened()
         try:
             self._stream = self._video()
+            self._decoder = decoder_of(self._stream)
             self._shape = self._stream.sample_aspect_ratio or SQUARE
             self.audio: list[AudioStream] = list(self._container.streams.audio) if audio else []
             self.height, self.width = self._first().shape[:2]
@@ -107,7 +124,6 @@ class VideoReader:
         stream = max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.frames != 1))
         if stream.codec_context is None:
             raise MediaError(f"{self.path}: PyAV cannot decode its video codec; convert the file to H.264 first")
-        stream.thread_type = "AUTO"
         return stream
 
     def _contents(self) -> str:
@@ -117,8 +133,10 @@ class VideoReader:
     def _first(self) -> np.ndarray:
         """The first frame, read through a container of its own: is there anything to decode, and of what size?"""
         with self._opened() as container:
-            for packet in container.demux(container.streams[self._stream.index]):
-                for frame in self._decode(packet):
+            stream = container.streams[self._stream.index]
+            decoder = decoder_of(stream)
+            for packet in container.demux(stream):
+                for frame in self._decode(packet, decoder):
                     return upright(frame, self._shape)
         self.damaged = 0
         name = self._stream.codec_context.name
@@ -169,18 +187,18 @@ class VideoReader:
         return (item for item in self if isinstance(item, DecodedFrame))
 
     def _frames(self, packet: Packet[Any]) -> Iterator[DecodedFrame]:
-        damaged, frames = self.damaged, self._decode(packet)
+        damaged, frames = self.damaged, self._decode(packet, self._decoder)
         if self._numbers is not None and packet.dts is not None and self.damaged == damaged:
             self._numbers.append(packet.dts)
         for frame in frames:
             duration = frame.duration * self.time_base if frame.duration else None
             yield DecodedFrame(upright(frame, self._shape), self._time(frame), duration)
 
-    def _decode(self, packet: Packet[Any]) -> Sequence[Any]:
+    def _decode(self, packet: Packet[Any], decoder: Any) -> Sequence[Any]:
         from av.error import FFmpegError
 
         try:
-            return packet.decode()
+            return decoder.decode(packet)  # type: ignore[no-any-return]
         except FFmpegError as error:
             self.damaged += 1
             time = float(packet.pts * packet.time_base) if packet.pts is not None and packet.time_base else 0.0
