@@ -11,6 +11,7 @@ from diffaccel.config.words import with_article
 from diffaccel.models.catalogue import BUNDLED, names
 from diffaccel.models.embedding import share_words
 from diffaccel.models.loader import load_part, part_folder
+from diffaccel.models.mistaken import told
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import read_shapes
 from diffaccel.models.single_parts import load_controlnet_file
@@ -45,7 +46,7 @@ def find_controlnet(name: str) -> Path:
     if place.is_file() and place.suffix == ".safetensors":
         tensors = read_shapes(place)
         if not any(mark in each for each in tensors for mark in _MARKS):
-            raise ModelError(f"{place} holds no ControlNet: it has {next(iter(tensors), 'nothing')[:80]}")
+            raise ModelError(f"{place} holds no ControlNet: {told(tensors)}")
         return place
     if not place.exists() and HUB_ID.fullmatch(name):
         place = fetch(name, _HUB_FILES)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffaccel.models.mistaken import told
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import read_shapes
 from diffaccel.models.source import PICKLES, ModelError, ModelSource, expanded
@@ -149,7 +150,7 @@ def _assigned(
         fitting = [encoder for encoder, width in widths.items() if shape[-1:] == (width,)]
         own = _OWN.get(name)
         if len(shape) not in (1, 2) or (own is None and len(shapes) > 1):
-            raise ModelError(f"{file} is not an embedding: it has {name[:80]}")
+            raise ModelError(f"{file} is not an embedding: {told(shapes)}")
         if not fitting or (own in widths and own not in fitting):
             ours = " and ".join(str(width) for width in widths.values())
             raise ModelError(f"the embedding {file} is for an encoder of width {shape[-1]}, and {model} has {ours}")

@@ -73,7 +73,7 @@ def load(
                     local_files_only=True,
                     variant=variant(source.folder),
                     **spread,
-                    **components,
+                    **{**_absent(source), **components},
                 )
         except ModelError:
             raise
@@ -82,6 +82,15 @@ def load(
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
         return pipe if device_map else pipe.to(place)
+
+
+def _absent(source: ModelSource) -> dict[str, None]:
+    """Parts that a folder was saved without, of those that its pipeline must be told to do without, as SD3's T5."""
+    import diffusers
+
+    kind = getattr(diffusers, source.index["_class_name"], None)
+    needed = set(kind._get_signature_keys(kind)[0]) - set(kind._optional_components) if kind else set()
+    return {name: None for name, value in source.index.items() if value == [None, None] and name in needed}
 
 
 def video_source(name: str) -> ModelSource:

@@ -6,6 +6,8 @@ diffusers' format does: one that the user has, or one of `configurations/` besid
 
 import gzip
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffaccel.models.folder import require_parts
+from diffaccel.models.mistaken import kind_of_file, told
 from diffaccel.models.source import ModelError, ModelSource, check_header, expanded
 
 if TYPE_CHECKING:
@@ -22,15 +26,27 @@ TensorShapes = Mapping[str, tuple[int, ...]]
 _PLACE = Path(__file__).parent / "configurations"
 _DENOISER = "model.diffusion_model."
 _HINT = "give --config and a folder in diffusers' format of the model that it was made from"
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _PARTS = {
-    "unet": (_DENOISER + "input_blocks.",),
-    "transformer": (_DENOISER, "joint_blocks.", "double_blocks."),
+    "unet": (_DENOISER + "input_blocks.", "down_blocks."),
+    "transformer": (_DENOISER, "joint_blocks.", "double_blocks.", "transformer_blocks."),
     "vae": ("first_stage_model.", "vae."),
-    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
-    "text_encoder_2": ("conditioner.embedders.1.", "text_encoders.clip_g."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0.transformer.", "text_encoders.clip_l."),
+    "text_encoder_2": (
+        "conditioner.embedders.1.",
+        "conditioner.embedders.0.model.",
+        "text_encoders.clip_g.",
+        "text_encoders.t5xxl.",
+    ),
     "text_encoder_3": ("text_encoders.t5xxl.",),
 }
 """Where a file keeps what diffusers calls so."""
+_QUANTIZED = re.compile(
+    r"(^|\.)(scaled_fp8|scale_weight|weight_scale(_2)?|scale_input|input_scale|comfy_quant|absmax|qweight|SCB)$"
+)
+"""Ends of names of the tensors by which others are to be multiplied, which diffusers passes over."""
+_SHAPES = re.compile(r"because (\S+) expected shape torch\.Size\((.*?)\), but got torch\.Size\((.*?)\)")
+"""What diffusers says of a tensor that is of another shape than the network's."""
 
 
 def configurations() -> tuple[str, ...]:
@@ -39,12 +55,25 @@ def configurations() -> tuple[str, ...]:
 
 
 def read_shapes(file: Path) -> TensorShapes:
-    """Shapes of all tensors by their names, from the header alone. Raises `ModelError` where it is damaged."""
+    """Shapes of all tensors by their names, from the header alone. Raises `ModelError` where it cannot be read."""
     check_header(file)
     try:
-        return {name: tuple(value["shape"]) for name, value in _header(file).items() if name != "__metadata__"}
+        tensors = {name: value for name, value in _header(file).items() if name != "__metadata__"}
+        _require_numbers({name: str(value["dtype"]) for name, value in tensors.items()}, file)
+        return {name: tuple(value["shape"]) for name, value in tensors.items()}
+    except ModelError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _require_numbers(dtypes: Mapping[str, str], file: Path) -> None:
+    """Raise `ModelError` for weights that are quantized: that are whole numbers, or have scales beside them."""
+    for name, dtype in dtypes.items():
+        if _QUANTIZED.search(name) or (name.endswith(".weight") and not dtype.startswith(("F", "BF"))):
+            raise ModelError(
+                f"{file} has quantized weights ({name[:80]}), which are not read: take its fp16 or bf16 version"
+            )
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -67,6 +96,8 @@ def configuration(file: Path, config: str | None) -> Path:
 
 def _kind(file: Path, shapes: TensorShapes) -> str:
     """Name of the supplied configuration that a file needs."""
+    if (other := kind_of_file(shapes)) and other.startswith("it is a LoRA"):
+        raise ModelError(f"{file} is no model: {other}")
     if any(name.endswith("double_blocks.0.img_attn.norm.key_norm.scale") for name in shapes):
         raise ModelError(f"{file} is of the shape of FLUX, whose text encoders are kept apart from it: {_HINT}, whole")
     if any(name.endswith("joint_blocks.0.context_block.adaLN_modulation.1.bias") for name in shapes):
@@ -75,34 +106,55 @@ def _kind(file: Path, shapes: TensorShapes) -> str:
     if channels not in (0, 4):
         raise ModelError(f"{file} is a network for {channels} channels, as for inpainting or depth: {_HINT}")
     if "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias" in shapes:
-        if trained := _trained_for(file, shapes):
-            raise ModelError(f"{file} is an SDXL marked as trained for {trained}: {_HINT}, whose scheduler says so")
         return "sdxl"
-    if any(mark in name for name in shapes for mark in (".lora_", ".hada_", ".lokr_")):
-        raise ModelError(f"{file} is a LoRA, not a model: give it as --lora, with the model that it is for")
     width = shapes.get(_DENOISER + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1]
     if width == 1024:
-        raise ModelError(
-            f"{file} is a Stable Diffusion 2, of which it cannot be seen whether it predicts noise or v: give --config "
-            "sd-2.1-base (noise, 512 pixels) or --config sd-2.1 (v, 768 pixels)"
-        )
-    if width == 768:
-        if trained := _trained_for(file, shapes):
+        prediction = _marked(file, shapes).get("prediction")
+        if prediction is None:
             raise ModelError(
-                f"{file} is a Stable Diffusion 1 marked as trained for {trained}: {_HINT}, whose scheduler says so"
+                f"{file} is a Stable Diffusion 2, of which it cannot be seen whether it predicts noise or v: give "
+                "--config sd-2.1-base (noise, 512 pixels) or --config sd-2.1 (v, 768 pixels)"
             )
+        return "sd-2.1" if prediction == "v_prediction" else "sd-2.1-base"
+    if width == 768:
         return "sd-1.5"
+    if other and not other.startswith("it is a model"):
+        raise ModelError(f"{file} is no whole model: {other}")
     first = next(iter(shapes), "nothing")
     raise ModelError(f"{file} is of no kind whose configuration is known (it has {first[:80]}): {_HINT}")
 
 
-def _trained_for(file: Path, shapes: TensorShapes) -> str | None:
-    """What a file is marked to predict, or from which noise, where that is not as usual in its kind."""
-    marks = {"edm_mean": "noise levels of EDM", "edm_vpred.sigma_max": "v-prediction with noise levels of EDM"}
-    marks |= {"v_pred": "v-prediction", "ztsnr": "noise without any signal at its end"}
-    found = next((meaning for mark, meaning in marks.items() if mark in shapes), None)
+def _marked(file: Path, shapes: TensorShapes) -> dict[str, str]:
+    """What a file is marked to predict, from which noise: `prediction`, and what else it is trained for."""
+    found = {}
     said = str(_header(file).get("__metadata__", {}).get("modelspec.prediction_type", ""))
-    return found or ("v-prediction" if said.startswith("v") else None)
+    if any(mark in shapes for mark in ("v_pred", "edm_vpred.sigma_max")) or said.startswith("v"):
+        found["prediction"] = "v_prediction"
+    elif said == "epsilon":
+        found["prediction"] = "epsilon"
+    if any(mark in shapes for mark in ("edm_mean", "edm_vpred.sigma_max")):
+        found["noise"] = "noise levels of EDM"
+    elif "ztsnr" in shapes:
+        found["noise"] = "noise without any signal at its end"
+    return found
+
+
+def _require_scheduler(file: Path, shapes: TensorShapes, scheduler: Mapping[str, Any], where: str) -> None:
+    """Raise `ModelError` where a scheduler is for another prediction, or other noise, than a file is marked for."""
+    marked, kind = _marked(file, shapes), str(scheduler.get("_class_name"))
+    own = scheduler.get("prediction_type", "epsilon")
+    if marked.get("prediction", own) != own and "FlowMatch" not in kind:
+        told_as = {"v_prediction": "v-prediction", "epsilon": "predicting noise"}
+        raise ModelError(
+            f"{file} is marked as trained for {told_as[marked['prediction']]}, and the scheduler of {where} is for "
+            f"{told_as.get(own, own)}: {_HINT}, whose scheduler says so"
+        )
+    noise = marked.get("noise")
+    if noise and not (kind.startswith("EDM") if "EDM" in noise else scheduler.get("rescale_betas_zero_snr")):
+        raise ModelError(
+            f"{file} is marked as trained for {noise}, and the scheduler of {where} is not for that: {_HINT}, whose "
+            "scheduler says so"
+        )
 
 
 def _kind_of_sd3(file: Path, shapes: TensorShapes) -> str:
@@ -121,6 +173,8 @@ def check_parts(source: ModelSource) -> None:
     """Raise `ModelError` where a network is neither in the file nor in the folder of configurations."""
     assert source.file is not None
     shapes = read_shapes(source.file)
+    if source.denoiser and not _holds(shapes, source.denoiser):
+        raise ModelError(f"{source.name} holds no {source.denoiser} under names that are read: {told(shapes)}")
     missing = [name for name in networks(source) if not _holds(shapes, name) and not _weights(source.folder / name)]
     if missing:
         raise ModelError(
@@ -149,11 +203,11 @@ def load_single_file(source: ModelSource, dtype: Any, components: Mapping[str, A
     assert source.file is not None
     kind = getattr(diffusers, source.index["_class_name"])
     parts = {**_beside(source, dtype), **components}
-    optional = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    optional = dict.fromkeys(_OPTIONAL)
     absent = {name: None for name, value in source.index.items() if value == [None, None]}
     expected = kind._get_signature_keys(kind)[0]
     parts |= {name: None for name in {**optional, **absent} if name in expected and name not in parts}
-    with whole(source.name, source.folder):
+    with whole(source.name, _called(source.folder)):
         pipe: DiffusionPipeline = kind.from_single_file(
             str(source.file), config=str(source.folder), torch_dtype=dtype, local_files_only=True, **parts
         )
@@ -161,12 +215,53 @@ def load_single_file(source: ModelSource, dtype: Any, components: Mapping[str, A
 
 
 @contextmanager
-def whole(name: str, configurations: Path | str) -> Iterator[None]:
-    """Raise `ModelError` where tensors were in no file: what has no data cannot be given a dtype."""
+def whole(name: str, configurations: str) -> Iterator[None]:
+    """Raise `ModelError` where a file and the configurations that it is read by are not of one model.
+
+    Of tensors that have no place in a network, diffusers only warns. One that was in no file has no data, and so cannot
+    be given a dtype.
+    """
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    logger = logging.getLogger("diffusers.loaders.single_file_model")
+    unused, level = _Unused(logger.isEnabledFor(logging.WARNING)), logger.level
+    logger.addFilter(unused)
+    logger.setLevel(logging.WARNING)
     try:
         yield
     except NotImplementedError as error:
         raise ModelError(f"{name} lacks tensors that {configurations} asks for: it is of another model") from error
+    except SingleFileComponentError as error:
+        part = (re.findall(r"Failed to load (\w+)", str(error)) or ["part"])[0]
+        raise ModelError(f"{name} has no {part} under names that are read: {_HINT}") from error
+    except ValueError as error:
+        if (shapes := _SHAPES.search(str(error))) is None:
+            raise
+        tensor, ours, theirs = shapes.groups()
+        differs = f"its {tensor} has the shape {theirs} instead of {ours}"
+        raise ModelError(f"{name} is of another model than {configurations}: {differs}") from error
+    except (LookupError, AssertionError) as error:
+        raise ModelError(f"{name} is of another model than {configurations}: its tensors have other names") from error
+    finally:
+        logger.removeFilter(unused)
+        logger.setLevel(level)
+    if unused.name_of_one:
+        lost = f"{unused.name_of_one} has no place in it"
+        raise ModelError(f"{name} is of another model than {configurations}: {lost}")
+
+
+class _Unused(logging.Filter):
+    """Keeps and holds back what diffusers says of tensors that it passes over, and all where nobody would see it."""
+
+    def __init__(self, shown: bool) -> None:
+        super().__init__()
+        self._shown = shown
+        self.name_of_one = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        _, passed_over, names = record.getMessage().partition("were not used when initializing ")
+        self.name_of_one = self.name_of_one or names.partition("['")[2].rstrip("]'").partition(", ")[0][:80]
+        return self._shown and not passed_over
 
 
 def _beside(source: ModelSource, dtype: Any) -> dict[str, Any]:
@@ -212,5 +307,14 @@ def _clip_tokenizer(padding: str) -> Any:
 def at_file(source: ModelSource, file: Path) -> ModelSource:
     """A source of configurations as the source of a checkpoint. Raises `ModelError` where networks are missing."""
     made = replace(source, file=file)
+    if source.folder.parent != _PLACE:
+        require_parts(made, optional=_OPTIONAL, weights=False)
+    scheduler = made.config_of("scheduler", "scheduler_config.json")
+    _require_scheduler(file, read_shapes(file), scheduler, _called(source.folder))
     check_parts(made)
     return made
+
+
+def _called(folder: Path) -> str:
+    """Configurations by the name under which they are given."""
+    return folder.name if folder.parent == _PLACE else str(folder)

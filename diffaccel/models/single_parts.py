@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from diffaccel.models.mistaken import told
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import read_shapes, whole
 from diffaccel.models.source import ModelError
@@ -17,7 +18,7 @@ def latent_channels(file: Path) -> int:
     shapes = read_shapes(file)
     found = next((shapes[name][1] for name in _DECODER_INPUT if name in shapes), None)
     if found is None:
-        raise ModelError(f"{file} holds no autoencoder: it has no decoder.conv_in.weight")
+        raise ModelError(f"{file} holds no autoencoder: {told(shapes)}")
     return found
 
 
@@ -65,7 +66,7 @@ def _from_file(kind: str, file: Path, config: str, dtype: Any) -> Any:
         import diffusers
 
         try:
-            with whole(str(file), "this model"):
+            with whole(str(file), "the one at hand"):
                 made = getattr(diffusers, kind).from_single_file(
                     str(file), config=config, torch_dtype=dtype, local_files_only=True
                 )

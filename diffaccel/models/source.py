@@ -19,7 +19,7 @@ LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 16 * 2**20
 _POINTER = b"version https://git-lfs"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.gguf)")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
@@ -67,7 +67,7 @@ def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None
     """
     name, given = os.fspath(model), None if config is None else os.fspath(config)
     file = expanded(name) if name not in names() and expanded(name).is_file() else None
-    if file is None and given is not None:
+    if given is not None and (name in names() or expanded(name).is_dir() or HUB_ID.fullmatch(name)):
         raise ModelError(f"--config is for models in a single file, and {name} is none")
     folder = _find(name) if file is None else _configuration(file, given)
     index = _read_index(folder)
@@ -75,7 +75,9 @@ def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None
     check_weights(folder)
     source = ModelSource(name, folder, index)
     if file is None:
-        require_weights(source)
+        from diffaccel.models.folder import require_parts
+
+        require_parts(source)
         return source
     from diffaccel.models.single_file import at_file
 
@@ -85,36 +87,16 @@ def resolve(model: str | os.PathLike[str], config: str | os.PathLike[str] | None
 def _configuration(file: Path, config: str | None) -> Path:
     from diffaccel.models.single_file import configuration
 
-    if file.suffix in PICKLES:
+    if file.suffix.lower() in PICKLES:
         raise ModelError(
             f"{file} is pickled, which can run code when read: convert it with safetensors.torch.save_file, or ask for "
             "the .safetensors version of it"
         )
     if file.suffix != ".safetensors":
-        raise ModelError(f"{file} is no .safetensors file; a model is one of these, or a folder in diffusers' format")
+        raise ModelError(
+            f"{file} is no file that ends in .safetensors; a model is one of these, or a folder in diffusers' format"
+        )
     return configuration(file, config)
-
-
-def require_weights(source: ModelSource) -> None:
-    """Raise `ModelError` where a network's folder has a configuration and not all of its weights."""
-    for part, value in source.index.items():
-        folder = source.folder / part
-        if not (isinstance(value, list) and (folder / "config.json").is_file()):
-            continue
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError(f"{source.name} has no weights for its {part}: {folder} has no .safetensors file")
-        for index in folder.glob("*.safetensors.index*.json"):
-            absent = [file for file in _shards(index) if not (folder / file).is_file()]
-            if absent:
-                raise ModelError(f"{source.name} lacks weights of its {part}: {folder} has no {absent[0]}")
-
-
-def _shards(index: Path) -> list[str]:
-    """Names of the files that an index of weights names."""
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"cannot read {index}: {error}") from error
 
 
 def _find(name: str) -> Path:
@@ -127,6 +109,8 @@ def _find(name: str) -> Path:
     local = expanded(name)
     if local.is_dir():
         return local
+    if local.is_symlink():
+        raise ModelError(f"{local} is a link to {local.readlink()}, which is not there: fetch the model again")
     if HUB_ID.fullmatch(name):
         return _download(name)
     hint = did_you_mean(name, names("pipeline"))
@@ -184,8 +168,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no model_index.json: not a diffusers pipeline") from error
+        from diffaccel.models.mistaken import kind_of_folder
+
+        raise ModelError(f"{folder} has no model_index.json: {kind_of_folder(folder)}") from error
     except (OSError, ValueError) as error:
+        _refuse_pointer(file)
         raise ModelError(f"cannot read {file}: {error}") from error
     if not isinstance(index, dict):
         raise ModelError(f"{file} is not a JSON object")
@@ -228,25 +215,31 @@ def check_weights(folder: Path) -> None:
             )
         for file in weights:
             check_header(file)
+        for file in (file for file in files if file.suffix in (".json", ".txt", ".model")):
+            _refuse_pointer(file)
 
 
 def refuse_pickle(place: Path, what: str) -> None:
     """Raise `ModelError` for a file of pickled weights."""
-    if place.suffix in PICKLES and place.is_file():
+    if place.suffix.lower() in PICKLES and place.is_file():
         raise ModelError(f"the {what} {place} is pickled, which can run code when read: convert it to .safetensors")
+
+
+def _refuse_pointer(file: Path) -> None:
+    """Raise `ModelError` for what Git leaves in place of a large file that was not fetched."""
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
 
 
 def check_header(file: Path) -> None:
     """Raise `ModelError` unless the safetensors header is plausible, and the file holds all that it announces."""
+    _refuse_pointer(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
-        begin = stream.read(len(_POINTER))
-        if begin == _POINTER:
-            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
-        length = int.from_bytes(begin[:8], "little")
+        length = int.from_bytes(stream.read(8), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ModelError(f"{file} is damaged: its header claims {length} bytes; fetch the file again")
-        stream.seek(8)
         header = stream.read(length)
     try:
         tensors = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}

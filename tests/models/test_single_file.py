@@ -1,6 +1,7 @@
 """Checkpoints in one file give the pipeline that they were written from, or one sentence that says what is missing."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -215,10 +216,21 @@ def test_kinds_are_known_by_what_they_hold(tensors: Any, expected: str, tmp_path
     [
         ({TO_K: (2, 1024)}, "give --config sd-2.1-base .* or --config sd-2.1 "),
         ({TO_K: (2, 768), UNET + "input_blocks.0.0.weight": (2, 9, 1, 1)}, "9 channels, as for inpainting .*--config"),
-        ({BIG_G: (2,), "v_pred": (1,)}, "marked as trained for v-prediction: give --config"),
-        ({BIG_G: (2,), "edm_mean": (1,)}, "marked as trained for noise levels of EDM: give --config"),
-        ({BIG_G: (2,), "ztsnr": (1,)}, "SDXL marked as trained for noise without any signal"),
-        ({TO_K: (2, 768), "v_pred": (1,)}, "Stable Diffusion 1 marked as trained for v-prediction: give --config"),
+        (
+            {BIG_G: (2,), "v_pred": (1,)},
+            "marked as trained for v-prediction, and the scheduler of sdxl .*: give --config",
+        ),
+        ({BIG_G: (2,), "edm_mean": (1,)}, "marked as trained for noise levels of EDM, and .*: give --config"),
+        ({BIG_G: (2,), "ztsnr": (1,)}, "trained for noise without any signal at its end, and the scheduler of sdxl"),
+        (
+            {TO_K: (2, 768), "v_pred": (1,)},
+            "trained for v-prediction, and the scheduler of sd-1.5 is for predicting noise",
+        ),
+        ({UNET + "x.weight": (2,), UNET + "x.scale_weight": ()}, "quantized weights .*: take its fp16 or bf16 version"),
+        ({"decoder.conv_in.weight": (2,)}, "is no whole model: it is an autoencoder: give it as --vae"),
+        ({"lora_unet_x.lora_down.weight": (2,)}, "is no model: it is a LoRA: give it as --lora"),
+        ({"unet.x.lora_A.weight": (2,)}, "is no model: it is a LoRA: give it as --lora"),
+        ({"down_blocks.0.x.weight": (2,)}, "is no whole model: it is one network of a pipeline in diffusers' format"),
         ({SD3: (2,), "text_encoders.t5xxl.transformer.shared.weight": (1,)}, "holds a T5, .*--config"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": (1,)}, "of the shape of FLUX, .*--config"),
         ({"something": (1,)}, r"of no kind whose configuration is known \(it has something\): give --config"),
@@ -230,18 +242,63 @@ def test_what_must_be_given_is_said(tensors: Any, words: str, tmp_path: Path) ->
 
 
 def test_what_a_file_says_that_it_predicts_counts(tmp_path: Path) -> None:
-    for said, kind in (("epsilon", "sdxl"), ("v", None)):
-        tensors = {name: torch.zeros(2) for name in (BIG_G, "x")}
-        save_file(tensors, tmp_path / "x.safetensors", {"modelspec.prediction_type": said})
-        if kind:
-            assert configuration(tmp_path / "x.safetensors", None).name == kind
-            continue
-        with pytest.raises(ModelError, match="marked as trained for v-prediction"):
-            configuration(tmp_path / "x.safetensors", None)
+    def kind(said: str, **tensors: tuple[int, ...]) -> str:
+        path, made = tmp_path / "x.safetensors", {name: torch.zeros(shape) for name, shape in tensors.items()}
+        save_file(made, path, {"modelspec.prediction_type": said})
+        return configuration(path, None).name
+
+    assert kind("epsilon", **{BIG_G: (2,)}) == "sdxl"
+    assert (kind("v", **{TO_K: (2, 1024)}), kind("epsilon", **{TO_K: (2, 1024)})) == ("sd-2.1", "sd-2.1-base")
+    with pytest.raises(
+        ModelError, match=r"trained for predicting noise, and the scheduler of sd-2\.1 is for v-prediction"
+    ):
+        models.resolve(tmp_path / "x.safetensors", "sd-2.1")
+    assert kind("v", **{BIG_G: (2,)}) == "sdxl"
+    with pytest.raises(ModelError, match="trained for v-prediction, and the scheduler of sdxl is for predicting noise"):
+        models.resolve(tmp_path / "x.safetensors", "sdxl")
+
+
+def test_a_file_of_another_model_than_its_configurations(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipe = sd()
+    config = configurations_of(pipe, tmp_path / "config")
+
+    def loaded(**more: torch.Tensor) -> Any:
+        return models.load(models.resolve(original_checkpoints.write(pipe, tmp_path / "x.safetensors", **more), config))
+
+    spare = {UNET + "input_blocks.1.0.emb_layers.1.what": torch.zeros(1)}
+    caplog.set_level(logging.ERROR, "diffusers")
+    words = r"another model than .*config: down_blocks.0.resnets.0.time_emb_proj.what has no place in it"
+    with pytest.raises(ModelError, match=words):
+        loaded(**spare)
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
+    with pytest.raises(
+        ModelError, match=r"its conv_in.weight has the shape \[\d+, 9, 3, 3\] instead of \[\d+, 4, 3, 3\]$"
+    ):
+        loaded()
+
+
+def test_a_network_in_diffusers_names_is_the_one_that_draws(tmp_path: Path) -> None:
+    pipe = sd()
+    pipe.save_pretrained(tmp_path / "whole")
+    for parameter in pipe.unet.parameters():
+        parameter.data *= 0.9
+    pipe.unet.save_pretrained(tmp_path / "tuned")
+    file = next((tmp_path / "tuned").glob("*.safetensors"))
+    assert torch.equal(answer(models.load(models.resolve(file, tmp_path / "whole"))), answer(pipe))
+    pipe.vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ModelError, match="holds no unet under names that are read: it is an autoencoder"):
+        models.resolve(next((tmp_path / "vae").glob("*.safetensors")), tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole" / "tokenizer")
+    with pytest.raises(ModelError, match=r"has no tokenizer, which its model_index\.json names"):
+        models.resolve(file, tmp_path / "whole")
 
 
 def test_files_that_are_no_models(tiny_sd: Path, tmp_path: Path) -> None:
-    for name, words in (("x.ckpt", "is pickled, which can run code"), ("x.txt", "is no .safetensors file")):
+    for name, words in (
+        ("x.ckpt", "is pickled, which can run code"),
+        ("x.txt", "is no file that ends in .safetensors"),
+        ("X.CKPT", "is pickled"),
+    ):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(ModelError, match=words):
             models.resolve(tmp_path / name)
@@ -249,6 +306,13 @@ def test_files_that_are_no_models(tiny_sd: Path, tmp_path: Path) -> None:
         models.resolve(tiny_sd, "sdxl")
     with pytest.raises(ModelError, match=r"no folder of configurations at 'nowhere'; supplied are sd-1.5, "):
         models.resolve(shapes(tmp_path, a=(1,)), "nowhere")
+
+
+def test_a_folder_of_sd3_without_its_third_encoder(tmp_path: Path) -> None:
+    sd3().save_pretrained(tmp_path / "model")
+    loaded = models.load(tmp_path / "model")
+    assert loaded.text_encoder_3 is None
+    assert loaded.text_encoder is not None
 
 
 def test_a_folder_of_one_variant_and_one_that_lacks_weights(tiny_sd: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A model folder is checked before anything in it is loaded."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,7 @@ def test_code_beside_a_component_is_refused(copy: Path) -> None:
 
 def test_safety_checker_of_diffusers_is_allowed(copy: Path) -> None:
     change_index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    shutil.copytree(copy / "text_encoder", copy / "safety_checker")
     assert models.resolve(copy).folder == copy
 
 
@@ -110,3 +113,73 @@ def test_links_to_files_keep_their_names(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert models.located("latest/style.safetensors") == str(tmp_path / "snapshots" / "style.safetensors")
     assert models.located("latest") == str(tmp_path / "snapshots")
+
+
+def broken(folder: Path, part: str, *files: str) -> None:
+    """Take files out of a part, or all of it."""
+    for name in files:
+        (folder / part / name).unlink()
+    if not files:
+        shutil.rmtree(folder / part)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda copy: broken(copy, "tokenizer"), "has no tokenizer, which its model_index.json names"),
+        (
+            lambda copy: broken(copy, "tokenizer", "tokenizer.json"),
+            "has no words in its tokenizer: .* no tokenizer.json",
+        ),
+        (
+            lambda copy: (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "vocab.json"),
+            "has no words in its tokenizer: .*tokenizer has no merges.txt",
+        ),
+        (lambda copy: broken(copy, "vae"), "has no vae, which its model_index.json names: there is no folder .*vae"),
+        (lambda copy: broken(copy, "unet", "config.json"), "has no configuration of its unet: .* has no config.json"),
+        (
+            lambda copy: next((copy / "unet").glob("*.safetensors")).rename(copy / "unet" / "tuned.safetensors"),
+            "a name that is not looked for: .*tuned.safetensors; it must be diffusion_pytorch_model.safetensors",
+        ),
+        (
+            lambda copy: (copy / "text_encoder" / "model.safetensors").rename(
+                copy / "text_encoder" / "model-00001-of-00002.safetensors"
+            ),
+            "shards need their .safetensors.index.json",
+        ),
+        (
+            lambda copy: (copy / "tokenizer" / "tokenizer.json").write_text(
+                "version https://git-lfs.github.com/spec/v1"
+            ),
+            "tokenizer.json is a pointer of Git LFS, .*: fetch it with git lfs pull",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(copy: Path, change: Callable[[Path], object], words: str) -> None:
+    change(copy)
+    with pytest.raises(ModelError, match=words):
+        models.resolve(copy)
+
+
+def test_what_a_folder_without_an_index_is_says_what_to_give(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--owner--name"
+    shutil.move(copy, cache / "snapshots" / "0a1b")
+    whole = cache / "snapshots" / "0a1b"
+    for folder, words in (
+        (cache, rf"no model_index.json: give a folder that has one: {re.escape(str(whole))}$"),
+        (whole / "unet", r"it holds one network \(UNet2DConditionModel\): give the folder of the whole pipeline"),
+        (tmp_path / "checkpoints", r"give the file in it that is the model, as .*sd15\.safetensors"),
+    ):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / "sd15.safetensors").touch()
+        with pytest.raises(ModelError, match=words):
+            models.resolve(folder)
+    (tmp_path / "gone.safetensors").symlink_to("nowhere")
+    for name, words in (
+        ("gone.safetensors", "is a link to nowhere, which is not there"),
+        ("models/sd15.safetensors", "unknown model '.*models/sd15.safetensors'"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            models.resolve(tmp_path / name, "sd-1.5")
+    with pytest.raises(ModelError, match=r"unknown model .models/sd15\.safetensors."):
+        models.resolve("models/sd15.safetensors")
