@@ -71,7 +71,7 @@ def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool =
         parts = read_parts(
             find_lora(lora.name), pipeline, getattr(unet, "config", None), source.denoiser or "transformer"
         )
-        networks = {name: model.component(name) for name in parts if isinstance(source.index.get(name), list)}
+        networks = {name: model.component(name) for name in parts if (source.index.get(name) or [None])[0]}
         without_misfits(parts, networks, lora.name, partial=partial)
 
 

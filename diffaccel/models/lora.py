@@ -72,7 +72,8 @@ def without_misfits(parts: Parts, components: Mapping[str, Any], name: str, *, p
     problems: list[str] = []
     total = sum(len(modules) for modules in parts.values())
     for component, modules in parts.items():
-        known = dict(components[component].named_modules()) if component in components else {}
+        network = components.get(component)
+        known = {} if network is None else dict(network.named_modules())
         flat = not any(each.startswith("text_model.") for each in known)
         for module, factors in modules.items():
             own = module.removeprefix("text_model.") if flat and "text_encoder" in component else module

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.config.words import with_article
+from diffaccel.models.mistaken import told
 from diffaccel.models.source import ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ _PAIRS = tuple(
     (f".{a}.weight", f".{b}.weight")
     for a, b in (("lora_down", "lora_up"), ("lora_A", "lora_B"), ("lora.down", "lora.up"))
 )
+_READ = re.compile(
+    r"(lora_(down|up|A|B)|[._]lora\w*\.(down|up))\.weight$|\.alpha$|\.hada_(w[12]_[ab]|t[12])$|\.lokr_(w[12](_[ab])?|t2)$"
+)
+"""Ends of names of what is read."""
+_BARE = re.compile(r"((down|up)_blocks|mid_block|(single_)?transformer_blocks)\..*(lora_[AB]\.|\.processor\.)")
+"""Names of the denoiser's own modules, without its name before them."""
+_KOHYAS_ENCODER = re.compile(r"lora_te(\d?)_(.+)\.lora_(down|up)\.weight")
 Tensors = dict[str, "torch.Tensor"]
 
 
@@ -54,16 +62,20 @@ def read_parts(file: Path, pipeline: Any, unet_config: Any, denoiser: str) -> Pa
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors = {name: _computable(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         metadata = opened.metadata() or {}
-    if not any(mark in name for name in tensors for mark in ("lora", "hada_", "lokr_")):
-        raise ModelError(f"{file} is not a LoRA: it has {next(iter(tensors), 'nothing')[:80]}")
+    tensors = {name.replace(".default.", "."): tensor for name, tensor in tensors.items()}  # PEFT's name of one adapter
     _require_read(tensors, file)
-    tensors = _low_rank(tensors, file)
+    tensors = _low_rank({name: tensor for name, tensor in tensors.items() if _READ.search(name)}, file)
     scales = _scales_beside(file) if any(name.startswith(_PEFT) for name in tensors) else {}
-    tensors = {_from_peft(name, denoiser): tensor for name, tensor in tensors.items()}
+    tensors = {_full_name(name, denoiser): tensor for name, tensor in tensors.items()}
     converted = _converted(_with_alphas(tensors), pipeline, unet_config, file)
     return _parts(converted, _saved_scales(metadata) | scales, file)
+
+
+def _computable(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The tensor in a format that there is arithmetic for, which 8 bits are not."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _low_rank(tensors: Tensors, file: Path) -> Tensors:
@@ -107,18 +119,24 @@ def _lokr(own: Tensors) -> "tuple[torch.Tensor, torch.Tensor, int]":
 
 
 def _require_read(tensors: Tensors, file: Path) -> None:
-    """Raise `ModelError` for other kinds of adapters, by their names."""
+    """Raise `ModelError` for what is no LoRA, and for one that changes more of a network than can be read of it."""
     kinds = {"dora_scale": "DoRA", "magnitude_vector": "DoRA", "lora_mid": "Tucker LoCon", "oft_": "OFT", "ia3": "IA3"}
+    kinds |= {".on_input": "IA3", ".a1.weight": "GLoRA"}
+    remedy = "merge it into the model it was trained on"
     for mark, kind in kinds.items():
         if any(mark in name for name in tensors):
-            raise ModelError(
-                f"{file} is {with_article(kind)} adapter, which is not read: merge it into the model it was trained on"
-            )
+            raise ModelError(f"{file} is {with_article(kind)} adapter, which is not read: {remedy}")
+    if not any(mark in name for name in tensors for mark in ("lora", "hada_", "lokr_")):
+        raise ModelError(f"{file} is not a LoRA: {told(tensors)}")
+    odd = next((name for name, tensor in tensors.items() if not _READ.search(name) and tensor.any()), None)
+    if odd is not None:
+        raise ModelError(f"{file} has more than low-rank factors ({odd[-80:]}), which is not read: {remedy}")
 
 
-def _from_peft(name: str, denoiser: str) -> str:
-    """A name that PEFT saved for the denoiser alone, as diffusers writes it."""
-    return f"{denoiser}.{name.removeprefix(_PEFT)}" if name.startswith(_PEFT) else name
+def _full_name(name: str, denoiser: str) -> str:
+    """A name that was saved for the denoiser alone, by PEFT or under its own, as diffusers writes it."""
+    own = name.removeprefix(_PEFT)
+    return f"{denoiser}.{own}" if own != name or _BARE.match(name) else name
 
 
 def _scales_beside(file: Path) -> dict[str, float]:
@@ -172,12 +190,25 @@ def _converted(tensors: Tensors, pipeline: Any, unet_config: Any, file: Path) ->
     if not any(name.startswith(("unet.", "transformer.", "text_encoder")) for name in tensors):
         try:
             found = pipeline.lora_state_dict(dict(tensors), **known)
-        except (ValueError, KeyError, NotImplementedError, AttributeError, IndexError) as error:
-            raise ModelError(_foreign(file, tensors, pipeline)) from error
+        except (ValueError, LookupError, NotImplementedError, AttributeError, AssertionError) as error:
+            blamed = [name for name in tensors if name in str(error)]
+            raise ModelError(_foreign(file, blamed or tensors, pipeline)) from error
         state = found[0] if isinstance(found, tuple) else found
-    if not all(name.startswith(("unet.", "transformer", "text_encoder")) for name in state):
+        state = {**state, **_passed_over(tensors, state)}
+    if not state or not all(name.startswith(("unet.", "transformer", "text_encoder")) for name in state):
         raise ModelError(_foreign(file, tensors, pipeline))
     return {name: tensor for name, tensor in state.items() if not name.endswith(".alpha")}
+
+
+def _passed_over(tensors: Tensors, state: Tensors) -> Tensors:
+    """Factors of text encoders that diffusers has no names for, as T5, under names by which they can be told."""
+    made = {}
+    for name, tensor in tensors.items():
+        if match := _KOHYAS_ENCODER.fullmatch(name):
+            component = f"text_encoder_{match[1]}" if match[1] not in ("", "1") else "text_encoder"
+            if not any(known.startswith(f"{component}.") for known in state):
+                made[f"{component}.{match[2]}.lora_{'A' if match[3] == 'down' else 'B'}.weight"] = tensor
+    return made
 
 
 def _foreign(file: Path, names: Iterable[str], pipeline: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import FluxPipeline, StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffaccel import models
 from diffaccel.models import Lora, ModelError, parse_loras, write_loras
-from diffaccel.models.lora import merge_loras
+from diffaccel.models.lora import merge_loras, without_misfits
+from diffaccel.models.lora_file import read_parts
 
 ALPHA, RANK = 6.0, 4
 MODULES = {
@@ -230,12 +231,54 @@ def test_what_does_not_fit_is_told_in_a_line(tiny_sd: Path, factors: Any, tmp_pa
         (["base_model.model.mid_block.x.lora_A.weight"], "needs adapter_config.json beside it"),
         (["transformer.x.lora_A.weight", "transformer.x.lora_B.weight"], "this model has no transformer.x"),
         (["something.else"], "not a LoRA"),
+        (["emb_params"], "not a LoRA: it is an embedding: give it as --embedding"),
+        (["lora_unet_x.on_input", "lora_unet_x.weight"], "an IA3 adapter"),
+        (["base_model.model.x.ia3_l"], "an IA3 adapter"),
+        (["lora_unet_x.a1.weight"], "a GLoRA adapter"),
+        (["lora_unet_x.lora_down.weight", "lora_unet_x.diff_b"], r"more than low-rank factors \(lora_unet_x\.diff_b\)"),
+        (["lora_unet_x.hada_w1_a", "lora_unet_x.scalar"], r"more than low-rank factors \(lora_unet_x\.scalar\)"),
+        (["lycoris_x.lokr_w1", "lycoris_x.lokr_w2"], "not a LoRA for StableDiffusionPipeline that diffusers can read"),
     ],
 )
 def test_kinds_that_are_not_read(tiny_sd: Path, names: list[str], words: str, tmp_path: Path) -> None:
-    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "x.safetensors")
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=words):
         models.load_lora(models.load(tiny_sd), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("spelling", ["bare", "processor", "default"])
+def test_names_of_the_denoiser_alone(tiny_sd: Path, spelling: str, tmp_path: Path) -> None:
+    """As PEFT and the first of diffusers' LoRAs were saved, the factors of 8 bits, and a difference that is none."""
+    down, up = (torch.randn(shape).to(torch.float8_e4m3fn) for shape in ((2, 16), (16, 2)))
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    first, second = {
+        "bare": (f"{name}.to_q.lora_A.weight", f"{name}.to_q.lora_B.weight"),
+        "processor": (f"{name}.processor.to_q_lora.down.weight", f"{name}.processor.to_q_lora.up.weight"),
+        "default": (f"unet.{name}.to_q.lora_A.default.weight", f"unet.{name}.to_q.lora_B.default.weight"),
+    }[spelling]
+    save_file({first: down, second: up, f"unet.{name}.to_q.diff_b": torch.zeros(16)}, tmp_path / "x.safetensors")
+    found = read_parts(tmp_path / "x.safetensors", StableDiffusionPipeline, None, "unet")["unet"][f"{name}.to_q"]
+    assert torch.equal(found.up @ found.down, up.float() @ down.float())
+
+
+def test_what_diffusers_passes_over_is_told(tmp_path: Path) -> None:
+    """T5's parts in a LoRA for FLUX; and one for another width, whose conversion fails."""
+    block, t5 = "lora_unet_double_blocks_0_img_attn_proj", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    both = {f"{each}.lora_{side}.weight": torch.ones(2, 2) for each in (block, t5) for side in ("down", "up")}
+    save_file(both, tmp_path / "x.safetensors")
+    parts = read_parts(tmp_path / "x.safetensors", FluxPipeline, None, "transformer")
+    assert list(parts) == ["transformer", "text_encoder_3"]
+    network = torch.nn.Module()
+    network.add_module("transformer_blocks", torch.nn.ModuleList([torch.nn.Module()]))
+    network.transformer_blocks[0].attn = torch.nn.ModuleDict({"to_out": torch.nn.ModuleList([torch.nn.Linear(2, 2)])})
+    with pytest.raises(
+        ModelError, match=r"1 of its 2 parts do not fit: this model has no text_encoder_3\.encoder_block_0"
+    ):
+        without_misfits(parts, {"transformer": network, "text_encoder_3": None}, "x", partial=False)
+    single = {f"lora_unet_single_blocks_0_linear1.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")}
+    save_file(single, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="is not a LoRA for FluxPipeline that diffusers can read"):
+        read_parts(tmp_path / "x.safetensors", FluxPipeline, None, "transformer")
 
 
 def test_text() -> None:
