@@ -1,5 +1,6 @@
 """`diffaccel bench`: what each method costs and gives, on a page that explains itself."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import click
 from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.subject import RUN_OPTIONS, Subject, command_line, with_subject
+from diffaccel.config.words import one_line
 
 if TYPE_CHECKING:
     from diffaccel.measure.bench import Benchmark
@@ -41,6 +43,7 @@ TRANSFORMER_METHODS = (
     "residualguidance",
     "residualguidance:renew=3,held=difference",
 )
+FILES = ("report.html", "report.json", "report.csv", "trace.json")
 CALIBRATED_ALPHAS = (0.15, 0.3)
 
 
@@ -89,7 +92,7 @@ def bench(
     Writes report.html, a page that needs nothing else, report.json and report.csv.
     """
     from diffaccel import models
-    from diffaccel.batch.store import check_writable, explained
+    from diffaccel.batch.store import explained
     from diffaccel.measure.bench import bench as measure
     from diffaccel.measure.candidates import PLAIN, ours
     from diffaccel.measure.workload import Workload
@@ -98,7 +101,7 @@ def bench(
         raise click.UsageError(
             "--trace is of the first method, and there is none: name one with --methods or --profile"
         )
-    check_writable(output)
+    _check_folder(output)
     tuned = _tuned(profiles)
     named = [_named(spec) for spec in dict.fromkeys(specs) if spec != "none"]
     workload = Workload(subject.texts(), (subject.seed,), subject.settings())
@@ -113,6 +116,18 @@ def bench(
             _trace(pipe, workload, own[0], output / "trace.json")
     _print(result)
     click.echo(f"See {output / 'report.html'}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `StoreError` where a report cannot be written, or would replace files of others."""
+    from diffaccel.batch.store import StoreError, check_writable
+
+    check_writable(folder)
+    with suppress(OSError, ValueError):
+        if "different_seed_floor" in (folder / "report.json").read_text(encoding="utf-8"):
+            return
+    if there := next((name for name in FILES if (folder / name).exists()), None):
+        raise StoreError(f"{folder} holds {there}, which is not of an earlier report: use another folder")
 
 
 def _tuned(paths: tuple[str, ...]) -> "dict[str, tuple[Method, ...]]":
@@ -200,4 +215,4 @@ def _print(result: "Benchmark") -> None:
     floor = f"{result.floor.psnr:6.1f}  {result.floor.ssim:5.3f}"
     click.echo(f"{'different seed':{width}}  {'':23} {floor}      -")
     for name, reason in result.failures.items():
-        click.echo(f"left out: {name}: {reason}", err=True)
+        click.echo(f"left out: {name}: {one_line(reason)}", err=True)

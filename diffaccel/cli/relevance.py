@@ -56,12 +56,15 @@ def relevance(
     The result is for ControlCache(relevance="relevance.json"), which then runs the ControlNet as deep as is worth it:
     diffaccel generate --cache controlcache:interval=2,relevance=relevance.json.
     """
+    from diffaccel.config.checks import number
     from diffaccel.measure.relevance import relevance as measure
     from diffaccel.measure.relevance_chart import chart
+    from diffaccel.stream.control import MOST_SCALE
 
     check_result("--output", output, "relevance.json")
     if plot is not None:
-        check_result("--plot", plot, "relevance.svg")
+        check_result("--plot", plot, "relevance.svg", beside=output)
+    number("--control-scale", scale, 1e-6, MOST_SCALE)
     prompts, settings = subject.texts(len(images) or 1), subject.settings()
     lines = _lines(images, len(prompts), settings)
     pipe = subject.load(prompts, controlnet or DEFAULT_NET)

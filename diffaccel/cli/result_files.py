@@ -1,5 +1,6 @@
 """The files that a long command ends with: checked before it works, written whole or not at all."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,19 +8,38 @@ from pathlib import Path
 import click
 
 
-def check_result(option: str, file: Path, example: str) -> None:
-    """Raise where `file` cannot be written, so that nobody waits for a result that cannot be kept.
+def check_result(option: str, file: Path, example: str, beside: Path | None = None) -> None:
+    """Raise where `file` cannot be written or would replace what no such command wrote.
+
+    So nobody waits for a result that cannot be kept.
 
     Args:
         option: that names the file.
         file: the file.
         example: a name for it.
+        beside: another file that is written.
     """
     from diffaccel.batch.store import check_writable
 
     if file.is_dir():
         raise click.UsageError(f"{option}: {file} is a folder; name a file in it, as {file / example}")
+    if beside is not None and file.absolute() == beside.absolute():
+        raise click.UsageError(f"{option}: {file} is the file of --output, too; name another")
     check_writable(file.parent)
+    if _is_of_others(file):
+        raise click.UsageError(f"{option}: {file} is there and no earlier result: name another file, or remove it")
+
+
+def _is_of_others(file: Path) -> bool:
+    """Whether a file is there that is neither a drawing nor JSON such as these commands write."""
+    try:
+        text = file.read_text(encoding="utf-8").lstrip()
+        values = {"type": "drawing"} if text.startswith("<svg") or not text else json.loads(text)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not isinstance(values, dict) or values.keys().isdisjoint({"type", "methods"})
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Subject:
         from diffaccel.batch.readers import BadRow, InputError, read_rows
         from diffaccel.measure import captions
 
-        rows = list(read_rows(self.prompts, sys.stdin))
+        rows = list(read_rows(self.prompts, sys.stdin, keep_columns=True))
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         if bad is not None:
             raise InputError(f"{bad.where}: {bad.error}")
@@ -105,7 +105,8 @@ class Subject:
         from diffaccel.batch.jobs import Job
         from diffaccel.batch.notes import Notes
 
-        extra = sorted({name for each in rows for name in each.row.given()} - {"prompt", "custom_id"})
+        names = {name for each in rows for name in (*each.row.given(), *dict(each.columns))}
+        extra = sorted(names - {"prompt", "custom_id", ""})
         if extra:
             self.say(f"not used: {', '.join(extra)} of single rows; all prompts are drawn as the options say")
         fixed: dict[str, Any] = {"seed": self.seed, "model": self.name, "dtype": ""}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diffaccel.cli.help import Grouped, HomePath
+from diffaccel.cli.help import Grouped, HomePath, Number
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.result_files import check_result, folder_of, write_drawing
 from diffaccel.cli.signals import interruptible
@@ -43,14 +43,14 @@ DEFAULT_PROMPTS = 48
     "--objective", type=click.Choice(["harmonica", "l2c"]), default="harmonica", show_default=True,
     help="HarmoniCa or Learning-to-Cache.",
 )  # fmt: skip
-@click.option("--beta", type=click.FloatRange(0), help="Price of computing.  [default: as published, 7e-8 or 5e-6]")
+@click.option("--beta", type=Number(0), help="Price of computing.  [default: as published, 7e-8 or 5e-6]")
 @click.option(
-    "--threshold", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
+    "--threshold", type=Number(0, 1, max_open=True), default=0.1, show_default=True,
     help="A unit computes where its weight is above.",
 )  # fmt: skip
 @click.option("--runs", type=click.IntRange(1), default=250, show_default=True, help="Sampling runs to train on.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures of a run.")
-@click.option("--learning-rate", type=click.FloatRange(0), default=0.05, show_default=True, help="Of AdamW.")
+@click.option("--learning-rate", type=Number(0), default=0.05, show_default=True, help="Of AdamW.")
 @click.option(
     "--refresh", type=click.IntRange(1), default=25, show_default=True,
     help="Runs between two estimates of each call's influence, and between two states that are written.",
@@ -71,7 +71,7 @@ def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int,
 
     check_result("--output", output, "routers.json")
     if picture is not None:
-        check_result("--picture", picture, "routers.svg")
+        check_result("--picture", picture, "routers.svg", beside=output)
     prompts, settings = subject.texts(DEFAULT_PROMPTS), subject.settings()
     bar = tqdm(total=runs, unit="run", disable=True if subject.quiet else None)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,63 @@ def test_a_report_or_profile_that_cannot_be_written_is_told_before_anything_is_m
         assert (result.exit_code, "file is a file" in result.stderr) == (1, True), result.output
     result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "-o", str(tmp_path), "--prompts", "p"])
     assert (result.exit_code, "is a folder" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "words"),
+    [
+        ("tune --max-macs 0.5", "-o", "prompts.txt", "--output: prompts.txt is there and no earlier result"),
+        ("tune --max-macs 0.5", "-o", "package.json", "--output: package.json is there and no earlier result"),
+        ("train-cache", "-o", "picture.png", "--output: picture.png is there and no earlier result"),
+        ("train-cache -o r.json", "--picture", "r.json", "--picture: r.json is the file of --output, too"),
+        ("bench", "-o", ".", ". holds report.html, which is not of an earlier report: use another folder"),
+        ("train-cache", "--beta", "nan", "'--beta': 'nan' is not a finite number"),
+        ("train-cache", "--threshold", "nan", "'--threshold': 'nan' is not a finite number"),
+        ("train-cache", "--learning-rate", "inf", "'--learning-rate': 'inf' is not a finite number"),
+    ],
+)
+def test_files_of_others_and_odd_numbers_are_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str, value: str, words: str
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("prompts.txt", "a cat"),
+        ("package.json", '{"name": "x"}'),
+        ("report.html", "<p>"),
+        ("old", ""),
+    ):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    result = CliRunner().invoke(main, [*command.split(), option, value, "--prompts", "a cat"])
+    assert result.exit_code in (1, 2)
+    assert words in result.output
+
+
+def test_earlier_results_are_replaced(tmp_path: Path) -> None:
+    from diffaccel.cli.bench import _check_folder
+    from diffaccel.cli.result_files import check_result
+
+    for name, text in (("p.json", '{"type": "recipe"}'), ("m.json", '{"methods": []}'), ("d.svg", "<svg/>"), ("e", "")):
+        (tmp_path / name).write_text(text)
+        check_result("-o", tmp_path / name, "p.json")
+    for name, text in (("report.html", "<p>"), ("report.json", '{"different_seed_floor": {}}')):
+        (tmp_path / name).write_text(text)
+    _check_folder(tmp_path)
+
+
+def test_columns_that_generate_takes_along_are_told_and_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffaccel.cli.model_options import ModelChoice
+    from diffaccel.cli.subject import Subject
+
+    table = tmp_path / "p.csv"
+    table.write_text("prompt,mood,steps\nred heart,glad,3\n")
+    choice = ModelChoice(**dict.fromkeys((each.name for each in fields(ModelChoice)), None) | {"model": "emoji-sd"})
+    subject = Subject(choice, (str(table),), None, None, None, None, 0, quiet=False)
+    assert subject.texts() == ("red heart",)
+    assert "not used: mood, steps of single rows" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_with_130_and_says_what_becomes_of_the_work(

@@ -177,6 +177,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         ([*prompts, *one, *one], "3 prompts: give one --control-image for all, or as many; got 2"),
         ([*prompts, *one], "--control-image: cannot read"),
         ([*prompts, *one, "-o", str(tmp_path)], "is a folder; name a file in it"),
+        ([*prompts, *one, "--control-scale", "nan"], "--control-scale must be a number in [1e-06, 10.0]; got nan"),
     ):
         shown = CliRunner().invoke(main, arguments)
         assert shown.exit_code == 2
