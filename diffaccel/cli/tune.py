@@ -111,7 +111,10 @@ def tune(
         )
     if not tuned.met and not best_effort:
         asked = _as_typed(str(budget), budget.name)
-        click.echo(f"{asked} cannot be met: the above is the closest found; --best-effort writes it", err=True)
+        missed = (
+            f"nothing that saves work was found to hold {asked}" if budget.wants_quality else f"{asked} cannot be met"
+        )
+        click.echo(f"{missed}: the above is the closest found; --best-effort writes it", err=True)
         raise click.exceptions.Exit(1)
     with folder_of(output):
         tuned.save(output)

@@ -17,6 +17,7 @@ from diffaccel.measure.quality import Quality, compare
 from diffaccel.measure.timing import interleaved
 from diffaccel.measure.workload import other_seeds
 from diffaccel.methods.base import Method
+from diffaccel.methods.network_switch import NetworkSwitch
 from diffaccel.methods.profile import Profile, sampler_of
 from diffaccel.methods.recipe import OUTPUT, Evidence, Recipe
 from diffaccel.tune.baselines import Baseline, FixedSettings, best, screening
@@ -120,6 +121,9 @@ class Tuner:
         whole("num_inference_steps", settings["num_inference_steps"], 3)
         whole("runs", runs, 10)
         whole("calibration", calibration, 1)
+        if small is not None:
+            with accelerate(pipe, NetworkSwitch(small)):  # one that does not fit is told before anything runs
+                pass
         self.pipe = pipe
         self.runs = runs
         self.seed = seed

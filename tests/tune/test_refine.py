@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
 
 from diffaccel import Profile, accelerate, models
+from diffaccel.cli import main
 from diffaccel.measure.quality import Quality
 from diffaccel.measure.workload import Workload
 from diffaccel.methods import DeepCache, Recipe, Reuse
@@ -453,6 +455,19 @@ def test_a_budget_holds_or_not_for_the_recipe_that_is_told(
     assert tuned.recipe.evidence is not None
     assert (tuned.recipe.evidence.refined > 0) == (refined > searched)
     assert asked == [0.5 if met else 1.0]  # where it is missed, a fixed setting at any cost may hold it
+
+
+def test_a_quality_that_nothing_cheaper_holds_is_told_as_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    evidence = Evidence("min_psnr 99", met=False, macs=0.5, psnr=90.0, ssim=1.0, search_psnr=99.0)
+    found = Recipe("network", "f", "sampler", "f", 3, (Reuse(2, OUTPUT),), evidence)
+    tuned = Tuned(found, Score(0.5, 90.0, 1.0), (), None, Quality(10.0, 9.0, 0.1, 0.1))
+    monkeypatch.setattr("diffaccel.tune.tune", lambda *_, **__: tuned)
+    monkeypatch.setattr("diffaccel.cli.subject.Subject.load", lambda *_: None)
+    arguments = ["tune", "--min-psnr", "99", "--prompts", "a cat", "-o", str(tmp_path / "p.json")]
+    told = CliRunner().invoke(main, arguments)
+    assert told.exit_code == 1
+    assert "nothing that saves work was found to hold --min-psnr 99: the above is the closest found" in told.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("late", [False, True])

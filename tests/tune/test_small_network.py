@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffaccel import NetworkSwitch, accelerate
 from diffaccel.measure.workload import Workload
 from diffaccel.methods.recipe import OUTPUT
+from diffaccel.models import ModelError
 from diffaccel.networks import layout_of
 from diffaccel.tune import Tuner
 from diffaccel.tune.baselines import FixedSettings
@@ -31,6 +32,13 @@ def fixed(pipe: Any, small: str | None) -> FixedSettings:
     workload = Workload(["a"], settings={"num_inference_steps": STEPS, "height": 16, "width": 16})
     space = Space(layout_of(pipe.unet), (), {OUTPUT: 1.0}, {OUTPUT: np.eye(STEPS)})
     return FixedSettings(pipe, Bench(pipe, workload, workload.pictures(pipe)), space, small=small)
+
+
+def test_a_small_network_that_is_none_is_told_before_anything_runs(tiny_pipe: Any) -> None:
+    with pytest.raises(ModelError, match="unknown model 'none-such'"):
+        Tuner(tiny_pipe, ["a"], small="none-such", num_inference_steps=STEPS)
+    with pytest.raises(ValueError, match="the small network does not fit"):
+        Tuner(tiny_pipe, ["a"], small="emoji-sd-small", num_inference_steps=STEPS)
 
 
 @pytest.mark.slow
