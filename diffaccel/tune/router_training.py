@@ -30,6 +30,10 @@ from diffaccel.tune.unroll import frozen
 log = logging.getLogger(__name__)
 BETAS = {"harmonica": 7e-8, "l2c": 5e-6}  # as published
 GLANCES = 64  # numbers of each weight by which networks are told apart
+HASHED = {
+    "inputs": "its prompts, seed, batch size or settings of a run are others",
+    "weights": "its weights are others, as of another model or with a LoRA",
+}
 POINTS = 100  # of the curve in a file of routers, at most
 
 
@@ -222,10 +226,12 @@ class _Training:
         """Go on from a state."""
         facts, tensors = _state_in(file)
         for name, value in self._identity().items():
+            found = facts.get(name)
+            other = HASHED.get(name, f"its {name} is {found}, and here it is {value}")
             check(
-                facts.get(name) == value,
-                f"{file} is the state of another training: its {name} is {facts.get(name)}, and here it is {value}; "
-                "name another path, or delete that file to begin anew",
+                found == value,
+                f"{file} is the state of another training: {other}; name another path, or delete that file to begin "
+                "anew",
             )
         self.method.guidance = tuple((name, value) for name, value in json.loads(facts["guidance"]))
         self.curve = [tuple(row) for row in tensors.pop("curve").tolist()]

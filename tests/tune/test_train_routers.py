@@ -213,6 +213,8 @@ def test_resuming_equals_an_uninterrupted_training(pipe: Any, tmp_path: Path) ->
     assert train_routers(pipe, PROMPTS, runs=5, path=path, **options) == whole  # nothing is left to do
     with pytest.raises(ValueError, match=r"r\.safetensors is the state of another training: its beta is 1e-05"):
         train_routers(pipe, PROMPTS, runs=5, path=path, **options | {"beta": 1e-4})
+    with pytest.raises(ValueError, match=r"another training: its prompts, seed, batch size or settings of a run are"):
+        train_routers(pipe, PROMPTS[:1], runs=5, path=path, **options)
     with pytest.raises(ValueError, match=r"the state after 5 runs, and 3 are asked for"):
         train_routers(pipe, PROMPTS, runs=3, path=path, **options)
     weight = pipe.transformer.transformer_blocks[0].attn1.to_q.weight.data
