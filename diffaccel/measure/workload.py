@@ -12,6 +12,8 @@ import torch
 from diffaccel.config.checks import check, whole
 from diffaccel.measure.quality import as_tensor
 
+WANTED = "what is measured are pictures of prompts, so give a pipeline that makes these"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -58,14 +60,22 @@ class Workload:
         Args:
             pipe: a diffusers pipeline that takes prompts.
             changes: settings of this run that differ.
+
+        Raises:
+            ValueError: if it takes no prompts, or makes something else of them.
         """
+        kind, takes = type(pipe).__name__, inspect.signature(pipe.__call__).parameters.values()
+        prompted = any(each.name == "prompt" or each.kind is each.VAR_KEYWORD for each in takes)
+        check(prompted, f"{kind} takes no prompts: {WANTED}")
         settings = {**self.arguments(pipe), **changes, "output_type": "pt"}
         parts = []
         for seed in self.seeds:
             for start in range(0, len(self.prompts), self.batch_size):
                 prompts = list(self.prompts[start : start + self.batch_size])
                 noise = [torch.Generator().manual_seed(self.seed_of(seed, start + i)) for i, _ in enumerate(prompts)]
-                parts.append(as_tensor(pipe(prompt=prompts, generator=noise, **settings).images))
+                made = pipe(prompt=prompts, generator=noise, **settings)
+                check(hasattr(made, "images"), f"{kind} makes no pictures: {WANTED}")
+                parts.append(as_tensor(made.images))
         return torch.cat(parts)
 
 

@@ -31,6 +31,9 @@ DONE = Record("a", "done", JOB.fingerprint, "a.png", 3, 0.5, settings={"prompt":
 def test_write_replaces_whole_files(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"one")
     write_atomically(tmp_path / "a", b"two")
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomically(tmp_path / "none" / "b", b"one")
+    assert missing.value.filename == str(tmp_path / "none" / "b")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"two")]
 
 

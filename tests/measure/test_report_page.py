@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,15 @@ CACHED = replace(
     PLAIN, name="cached", kind="diffaccel", speedup=2.0, quality=Quality(35, 30, 0.9, 0.9), cache_bytes=9000
 )
 SETTING = Setting("On a/long/path", "diffaccel bench", MachineInfo("p", None, "s", {}), {}, {})
+
+
+class OfLabels:
+    def __call__(self, class_labels: Any) -> None: ...
+
+
+class OfVideos:
+    def __call__(self, **prompt: Any) -> Any:
+        return SimpleNamespace(frames=[prompt])
 
 
 def written(prompts: int = 1) -> str:
@@ -46,6 +57,18 @@ def test_what_is_equal_is_marked_as_more_than_the_scale(least: float) -> None:
 def test_figures_across_have_room(fastest: float) -> None:
     drawn = pareto([Point("a", "steps", fastest, 30.0)])
     assert 2 <= len(re.findall(r"[\d.]+x</text>", drawn)) <= 13
+
+
+@pytest.mark.parametrize(
+    ("pipe", "words"),
+    [
+        (OfLabels(), "OfLabels takes no prompts: what is measured are pictures of prompts"),
+        (OfVideos(), "OfVideos makes no pictures: what is measured are pictures of prompts"),
+    ],
+)
+def test_pipelines_of_other_things_are_refused_in_a_sentence(pipe: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Workload(("a cat",)).pictures(pipe)
 
 
 def test_any_seed_has_noise() -> None:
