@@ -125,6 +125,7 @@ def cache_dit(pipe: Any, threshold: float, warmup: int, **settings: Any) -> Iter
         max_warmup_steps=warmup,
         **settings,
     )
+    before = {module: (dict(vars(module)), dict(module._modules)) for module in pipe.transformer.modules()}
     handlers = logging.getLogger("CACHE_DIT").handlers  # of all of its loggers, which tell whatever they do
     levels = [handler.level for handler in handlers]
     for handler in handlers:
@@ -134,6 +135,12 @@ def cache_dit(pipe: Any, threshold: float, warmup: int, **settings: Any) -> Iter
         yield
     finally:
         package.disable_cache(pipe)
+        for module, (values, children) in before.items():  # on FLUX it leaves a forward, and blocks in another order
+            for name in vars(module).keys() - values.keys():
+                delattr(module, name)
+            vars(module).update(values)
+            module._modules.clear()
+            module._modules.update(children)
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
 

@@ -18,8 +18,12 @@ def to_svg(routers: Routers) -> str:
     """A drawing for a page: filled cells compute, hollow ones reuse; the shade is the weight."""
     names = [_short(name) for name in routers.units]
     left = _LEFT + 7 * max(map(len, names))
-    width, height = left + routers.total * _CELL + 10, _TOP + len(names) * _CELL + 34
-    course = _course(routers.curve, left, height + 4, routers.total * _CELL - 2)
+    computed = routers.computed()
+    shares = sum(len(calls) for calls in computed.values()) / (routers.total * len(names))
+    legend = f"dark: computes ({shares:.0%}); light: reuses; shade: weight; threshold {routers.threshold:g}"
+    across = max(routers.total * _CELL, 6 * len(legend) + _LEFT - left)  # few calls leave the legend its room
+    width, height = left + across + 10, _TOP + len(names) * _CELL + 34
+    course = _course(routers.curve, left, height + 4, across - 2)
     height += _COURSE + 30 if course else 0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
@@ -27,16 +31,13 @@ def to_svg(routers: Routers) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>'
     ]
     parts += [_label(left + (call + 0.5) * _CELL - 1, 18, 9, "middle", str(call)) for call in range(routers.total)]
-    computed = routers.computed()
     for row, (unit, name) in enumerate(zip(routers.units, names, strict=True)):
         y = _TOP + row * _CELL
         parts.append(_label(left - 8, y + 11, 10, "end", name))
         for call in range(routers.total):
             weight = routers.weights[call][row]
             parts.append(_cell(left + call * _CELL, y, weight, call in computed[unit], f"call {call}, {name}"))
-    shares = sum(len(calls) for calls in computed.values()) / (routers.total * len(names))
-    legend = f"dark: computes ({shares:.0%}); light: reuses; shade: weight; threshold {routers.threshold:g}"
-    parts.append(_label(left + routers.total * _CELL - 2, _TOP + len(names) * _CELL + 20, 10, "end", legend))
+    parts.append(_label(left + across - 2, _TOP + len(names) * _CELL + 20, 10, "end", legend))
     return "".join([*parts, *course, "</svg>"])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stream_pipelines
 import torch
 from click.testing import CliRunner
 from diffusers import PixArtTransformer2DModel
@@ -102,6 +103,23 @@ def test_a_peer_that_logs_what_it_does_is_silent(capfd: pytest.CaptureFixture[st
         assert all(handler.level >= logging.ERROR for handler in handlers)
     assert [handler.level for handler in handlers] == levels
     assert "Cache-DiT" not in capfd.readouterr().out
+
+
+def test_what_a_peer_leaves_on_a_network_is_taken_off() -> None:
+    pytest.importorskip("cache_dit")
+    pipe = stream_pipelines.flux()
+    pipe.set_progress_bar_config(disable=True)
+    work = Workload(("a cat",), settings={"num_inference_steps": 3, "height": 32, "width": 32})
+    plain, names = work.pictures(pipe), [name for name, _ in pipe.transformer.named_modules()]
+    before = {module: dict(vars(module)) for module in pipe.transformer.modules()}
+    with cache_dit(pipe, 0.1, 1):
+        assert "forward" in vars(pipe.transformer)
+        work.pictures(pipe)
+    assert {module: vars(module) for module in pipe.transformer.modules()} == before
+    assert [name for name, _ in pipe.transformer.named_modules()] == names
+    with first_block_cache(pipe.transformer, 0.1):
+        assert work.pictures(pipe).shape == plain.shape
+    assert torch.equal(work.pictures(pipe), plain)
 
 
 def test_a_workload_is_reproducible_and_every_picture_has_its_noise(tiny_pipe: Any) -> None:

@@ -305,6 +305,8 @@ def test_a_picture_shows_how_objective_and_computing_went() -> None:
     assert [x for x, _ in shares] == [x for x, _ in objectives] == sorted(x for x, _ in shares)
     for text in ("run 5", "run 15", "1e-05 to 1e-03"):
         assert f">{text}<" in drawing
+    end, legend = re.search(r'<text x="([\d.]+)"[^>]*>(dark: computes[^<]+)<', drawing).groups()  # type: ignore[union-attr]
+    assert float(end) >= 6 * len(legend)  # it ends there, and begins within the drawing
 
 
 def test_the_command_writes_routers_and_a_picture(tmp_path: Path) -> None:
