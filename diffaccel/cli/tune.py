@@ -81,6 +81,7 @@ def tune(
     """
     from diffaccel.tune import LIMITS, Budget, BudgetError, Refinement, to_text
     from diffaccel.tune import tune as search
+    from diffaccel.tune.baselines import best
 
     check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
@@ -101,8 +102,9 @@ def tune(
         f"{evidence.macs:.1%} of the network's multiply-accumulates ({1 / evidence.macs:.2f}x at most), held out: PSNR "
         f"{evidence.psnr:.1f} dB, SSIM {evidence.ssim:.3f}"
     )
-    if evidence.best_fixed:
-        click.echo(f"best fixed setting of no higher cost: {evidence.best_fixed}, {evidence.best_fixed_psnr:.1f} dB")
+    if rival := best(list(tuned.fixed)):
+        kind = "of no higher cost" if rival.score.macs <= tuned.score.macs else "within the budget"
+        click.echo(f"best fixed setting {kind}: {rival.name}, {rival.score.macs:.1%}, {rival.score.psnr:.1f} dB")
     click.echo(f"different seeds (floor): PSNR {tuned.floor.psnr:.1f} dB, SSIM {tuned.floor.ssim:.3f}")
     if tuned.winner:
         click.echo(

@@ -457,16 +457,24 @@ def test_a_budget_holds_or_not_for_the_recipe_that_is_told(
     assert asked == [0.5 if met else 1.0]  # where it is missed, a fixed setting at any cost may hold it
 
 
-def test_a_quality_that_nothing_cheaper_holds_is_told_as_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rival", "words"),
+    [(30.0, "of no higher cost: 2 steps, 40.0%"), (50.0, "within the budget: dearer, 60.0%, 50.0 dB")],
+)
+def test_a_quality_that_nothing_cheaper_holds_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rival: float, words: str
+) -> None:
     evidence = Evidence("min_psnr 99", met=False, macs=0.5, psnr=90.0, ssim=1.0, search_psnr=99.0)
     found = Recipe("network", "f", "sampler", "f", 3, (Reuse(2, OUTPUT),), evidence)
-    tuned = Tuned(found, Score(0.5, 90.0, 1.0), (), None, Quality(10.0, 9.0, 0.1, 0.1))
+    fixed = Baseline("2 steps", Score(0.4, 40.0, 0.9)), Baseline("dearer", Score(0.6, rival, 0.9))
+    tuned = Tuned(found, Score(0.5, 90.0, 1.0), fixed, None, Quality(10.0, 9.0, 0.1, 0.1))
     monkeypatch.setattr("diffaccel.tune.tune", lambda *_, **__: tuned)
     monkeypatch.setattr("diffaccel.cli.subject.Subject.load", lambda *_: None)
     arguments = ["tune", "--min-psnr", "99", "--prompts", "a cat", "-o", str(tmp_path / "p.json")]
     told = CliRunner().invoke(main, arguments)
     assert told.exit_code == 1
     assert "nothing that saves work was found to hold --min-psnr 99: the above is the closest found" in told.stderr
+    assert f"best fixed setting {words}" in told.stdout
     assert not list(tmp_path.iterdir())
 
 
