@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from diffaccel.networks import UnsupportedModelError
 from diffaccel.networks.causal import causal_layout_of
 from diffaccel.networks.conditioning import Conditioning, Keywords, stack
 from diffaccel.networks.inputs import Inputs
@@ -60,11 +61,15 @@ class VideoDenoiser:
         self.network, self.config, self._counts, self._calls = network, config, counts, calls
         self.layout = causal_layout_of(network.model)
         config.context.check_fit(self.layout, config.chunk)
-        steps = config.num_steps
-        self._cache = None if config.cache is None else SlotCache(config.cache, "frame")
-        self._parts = [] if self._cache is None else self._cache.parts(network.model, steps)
+        model, steps = network.model, config.num_steps
+        self._cache = cache = None if config.cache is None else SlotCache(config.cache, "frame")
+        if cache is not None and cache.method.needs_controlnet:
+            name = type(cache.method).__name__
+            raise UnsupportedModelError(f"{name} needs a ControlNet, and videos without end have none: leave it out")
+        self._parts = [] if cache is None else cache.parts(model, steps)
+        wrappers = [] if cache is None else cache.wrappers(model, steps)
         act = ExtendKeyValues(self.layout, config.context)
-        self._machine = Machine(network.model, [*self._parts, Part(act, Always(), lifetime="video")])
+        self._machine = Machine(model, [*self._parts, Part(act, Always(), lifetime="video")], wrappers=wrappers)
         self._state: ExtendState = self._machine.session.states[len(self._parts)]  # type: ignore[assignment]
 
     @property
@@ -77,7 +82,6 @@ class VideoDenoiser:
         frames, batch = tick.frames, self.config.stream_batch
         told: Keywords = {name: value[::frames] for name, value in tick.inputs.items()}
         spans = tuple(self._span(slot, negative) for slot, negative in tick.groups)
-        places = tuple((slot.stage, len(slot.settings.stages)) for slot, _ in tick.groups)
         features = tuple(
             Lane(("chunk", row), 0) if self._cache is None else self._cache.lane(slot, negative, 0)
             for row, (slot, negative) in enumerate(tick.groups)
@@ -87,8 +91,19 @@ class VideoDenoiser:
         ]
         own = tuple(Lane(("video", slot.stage if batch else CLEAN), negative) for slot, negative in tick.groups)
         latents = tick.latents.unflatten(0, (-1, frames)).transpose(1, 2)  # type: ignore[no-untyped-call]
-        call = self._call(latents, tick.timesteps[::frames], told, told_by, features, own, spans, places)
-        prediction: torch.Tensor = self._machine.run(call, self._run)
+        stages = [(slot.stage, slot.settings.stages) for slot, _ in tick.groups]
+        levels = [each.levels[stage] for stage, each in stages]
+        call = replace(
+            self._call(latents, tick.timesteps[::frames], told, told_by, features, own, spans),
+            places=tuple((stage, len(each)) for stage, each in stages),
+            roles=tuple("negative" if negative else "positive" for _, negative in tick.groups),
+            levels=tuple((level.alpha, level.sigma) for level in levels),
+        )
+        before = self._counts.work.rows
+        prediction: torch.Tensor = self._machine.run(call, self._counted)
+        work = self._counts.work
+        skipped = call.count - (work.rows - before)  # rows that the network did not see
+        self._counts.work = replace(work, rows=work.rows + skipped, replayed=work.replayed + skipped)
         self._machine.memory.keep({**call.lanes, "video": tuple(self._context.lanes)})
         return prediction.transpose(1, 2).flatten(0, 1)
 
@@ -128,7 +143,8 @@ class VideoDenoiser:
         whole = latents.transpose(0, 1)[None].expand(rows, -1, -1, -1, -1)  # (rows, C, frames, h, w)
         spans = (Span(first, frames, True),) * rows
         call = self._call(whole, t, told, [prompt for _, prompt in prompts], features, own, spans)
-        self._machine.run(call, self._run)
+        beginning, clean = ((0, self.config.num_steps),) * rows, ((1.0, 0.0),) * rows
+        self._machine.run(replace(call, places=beginning, levels=clean), self._run)
         for memory in self._machine.memory.parts:
             memory.lanes.drop(features)
         self._counts.writes += 1
@@ -142,7 +158,6 @@ class VideoDenoiser:
         features: tuple[Lane, ...],
         own: tuple[Lane, ...],
         spans: tuple[Span, ...],
-        places: tuple[tuple[int, int], ...] = (),
     ) -> Call:
         """A call on rows of chunks, ``(rows, C, frames, h, w)``; one that keeps anything computes in full."""
         frames = latents.shape[2]
@@ -152,7 +167,6 @@ class VideoDenoiser:
         return Call(
             Inputs(values, (LATENTS, TIMESTEPS, None)),
             {"run": features, "prompt": shared, "frame": shared, "video": own},
-            places=places,
             forced=True if any(span.commits for span in spans) else None,
             spans=spans,
         )
@@ -161,10 +175,15 @@ class VideoDenoiser:
         self._calls.begin()
         work = Work("network", id(self), self._predict, call.inputs.values, call.count)
         prediction: torch.Tensor = self._calls.run(work)
-        if call.places:
-            done, states = self._counts.work, self._machine.session.states[: len(self._parts)]
-            replayed = 0 if all(state.compute for state in states) else call.count
-            self._counts.work = NetworkWork(done.calls + 1, done.rows + call.count, done.replayed + replayed)
+        return prediction
+
+    def _counted(self, call: Call) -> torch.Tensor:
+        """Run a call that denoises, and count it."""
+        prediction = self._run(call)
+        done, states = self._counts.work, self._machine.session.states[: len(self._parts)]
+        kept = call.count - len({row for state in states for row in state.late})  # late rows have a call of their own
+        replayed = 0 if all(state.compute for state in states) else kept
+        self._counts.work = NetworkWork(done.calls + 1, done.rows + kept, done.replayed + replayed)
         return prediction
 
     def _predict(self, rows: Rows) -> torch.Tensor:
