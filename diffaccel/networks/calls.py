@@ -80,7 +80,7 @@ class UNet(Network):
         if not self._is_xl:
             return {"prompt_embeds": self._encode_text(text, **skip)}
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompt=text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False, **skip
+            prompt=text, device=self.device, do_classifier_free_guidance=False, **skip
         )
         if negative and not text and self.pipe.config.get("force_zeros_for_empty_prompt"):
             embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)

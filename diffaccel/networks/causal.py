@@ -15,6 +15,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from diffaccel.networks import layout_of
+from diffaccel.networks.compiled import compiled_around
 from diffaccel.networks.layout import UnsupportedModelError
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -315,8 +316,17 @@ def _within(name: str, block: str) -> bool:
 
 
 def _stock(layout: CausalLayout, model: Any) -> CausalLayout:
-    """A layout whose attentions have the processors that are known. Raises UnsupportedModelError for others."""
+    """A layout whose attentions have the processors that are known, and can be reached.
+
+    Raises:
+        UnsupportedModelError: for other processors, and where what they are part of was compiled.
+    """
     for name in layout.attention:
+        if (inside := compiled_around(model, name)) is not None:
+            raise UnsupportedModelError(
+                f"{inside!r} was compiled, and would be again whenever {name!r} within it sees other frames: leave it "
+                "uncompiled"
+            )
         processor = type(model.get_submodule(name).processor).__name__
         if processor not in layout.heads.processors:
             raise UnsupportedModelError(

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from diffaccel.networks.calls import UNet
-from diffaccel.networks.compiled import is_compiled
+from diffaccel.networks.compiled import has_compiled_forward, is_compiled
 from diffaccel.networks.conditioning import Conditioning, Keywords
+from diffaccel.networks.image_prompts import adapters_of
 from diffaccel.networks.network import ADDED, Network
 
 TEXT_LENGTH = 512
@@ -40,6 +41,16 @@ def _by_frame(value: torch.Tensor, frames: int) -> torch.Tensor:
 
 class MotionUNet(UNet):
     """UNetMotionModel: AnimateDiff on Stable Diffusion 1.x and SDXL."""
+
+    def _check(self) -> None:
+        if (takes := int(self.model.config.in_channels)) != self.channels:
+            raise ValueError(
+                f"this UNet takes {takes} channels for {self.channels} of latents, such as a picture to set in motion: "
+                "use a text-to-video one"
+            )
+        for there, what in ((self.controlnets, "ControlNets"), (adapters_of(self.model), "IP-Adapters")):
+            if there:
+                raise ValueError(f"{what} show nothing to a video that is made chunk by chunk: load the model without")
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the UNet on single frames."""
@@ -89,7 +100,8 @@ class Wan(Network):
     patch = 2
 
     def _check(self) -> None:
-        if self.model.config.get("image_dim") is not None:
+        config = self.model.config
+        if config.get("image_dim") is not None or config.out_channels not in (None, config.in_channels):
             raise ValueError("image-to-video transformers need an image beside the frames: use a text-to-video one")
 
     def _widths(self) -> dict[str, int]:
@@ -273,7 +285,7 @@ def _uncompiled(pipe: Any, name: str) -> Any:
         TypeError: for one that was compiled as a whole.
     """
     model = getattr(pipe, name, None)
-    if is_compiled(model):
+    if model is not None and (is_compiled(model) or has_compiled_forward(model)):
         raise TypeError(
             f"the {name} was compiled as a whole, and its attentions cannot be reached: leave it uncompiled"
         )

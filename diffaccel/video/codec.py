@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from diffaccel.stream.images import Codec
 from diffaccel.stream.work import WorkRunner
+
+_brought: Callable[[Any], Any] = apply_forward_hook(lambda vae: vae)
+"""An autoencoder where it runs: what offload has put on it is not passed by where its parts are called."""
 
 
 class FrameCodec(Codec):
@@ -70,7 +75,7 @@ class WanCodec(FrameCodec):
         """
         from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
-        vae, each = self.vae, self.pictures
+        vae, each = _brought(self.vae), self.pictures
         whole = pixels.to(self.dtype).transpose(0, 1)[None]
         if vae.config.patch_size is not None:
             whole = patchify(whole, patch_size=vae.config.patch_size)
@@ -91,7 +96,7 @@ class WanCodec(FrameCodec):
         """Pictures ``(pictures, 3, H, W)`` in float32 of the next latents ``(frames, C, h, w)``, about [-1, 1]."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        vae, own = self.vae, latents.transpose(0, 1)[None]
+        vae, own = _brought(self.vae), latents.transpose(0, 1)[None]
         own = (own * self._std.to(own) + self._mean.to(own)).to(self.dtype)
         hidden, pictures = vae.post_quant_conv(own), []
         features = None if self._features is None else list(self._features)  # as it was, where decoding fails

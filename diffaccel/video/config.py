@@ -68,6 +68,11 @@ class VideoConfig:
         if self.cache is not None:
             SlotCache(self.cache, "frame")
         self.stream(continued=True)
+        check(
+            self.context.commit == "clean" or self.guidance.negative_source != "first",
+            f"commit={self.context.commit!r} keeps what steps made of frames, and {type(self.guidance).__name__} sees "
+            "the negative prompt in the first one alone: leave commit out, or use FullGuidance",
+        )
         if self.stream_batch:
             self._check_stream_batch()
         else:

@@ -74,7 +74,10 @@ class Filming:
 
     def _begin_with(self, images: torch.Tensor) -> None:
         early = (len(images) - 1) % self.codec.pictures  # what fills no latent frame is left out where it is oldest
-        latents = self.codec.encode(images[early:].to(self.network.device))
+        whole, device = images[early:], self.network.device
+        alone = self.codec.pictures == 1  # as many at once as in a chunk, however long the clip is
+        pieces = whole.split(self.config.chunk) if alone else (whole,)
+        latents = torch.cat([self.codec.encode(piece.to(device)) for piece in pieces])
         self.history.extend(latents, self.settings[self.config.stream_batch])
         self.codec.follow(latents)
         self._given = len(latents)

@@ -313,6 +313,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stream_batch": True, "cache": DeepCache(2)}, "leave cache out"),
     ({"motion": MotionNoise()}, "must be above it and below 1; got 1"),
     ({"context": CausalContext(commit="latest")}, "give stream_batch=True"),
+    ({"context": CausalContext(commit="last-step"), "guidance": OneTimeNegative()}, "in the first one alone"),
     ({"stream_batch": True, "context": CausalContext(refresh="chunk")}, "leave refresh and commit out, or give"),
     ({"given": []}, "there are no pictures"),
     ({"seed": {3: 0.5, 8: 0.5}}, "seed must be an integer"),

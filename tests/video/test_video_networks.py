@@ -1,0 +1,109 @@
+"""Pipelines around video networks: what is driven, what is refused because a chunk would not show it, and offload."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import stream_pipelines
+import torch
+from causal_reference import FAMILIES
+from test_pushed_frames import wan_vae
+from test_video_engine import CHUNK, engine_of
+
+from diffaccel import FullGuidance, VideoEngine
+from diffaccel.networks.causal import causal_layout_of
+from diffaccel.networks.layout import UnsupportedModelError
+from diffaccel.networks.video_calls import video_network_for
+from diffaccel.video.codec import WanCodec
+
+
+def animatediff_xl() -> Any:
+    parts = dict(stream_pipelines.sdxl().components)
+    torch.manual_seed(2)
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
+    )
+    kept = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    return diffusers.AnimateDiffSDXLPipeline(**{name: parts[name] for name in kept}, motion_adapter=adapter.eval())
+
+
+def test_animatediff_on_sdxl_is_told_what_its_pipeline_tells() -> None:
+    pipe = animatediff_xl()
+    settings: dict[str, Any] = {"height": 32, "width": 32, "num_steps": 2, "chunk": 2, "output_type": "latent"}
+    with VideoEngine(pipe, prompt="a cat", guidance=FullGuidance(2.0), **settings) as engine:
+        told = engine._video.settings[0].positive.tensors
+        embeds, _, pooled, _ = pipe.encode_prompt("a cat", device="cpu", do_classifier_free_guidance=False)
+        assert torch.equal(told["encoder_hidden_states"], embeds)
+        assert torch.equal(told["text_embeds"], pooled)
+        assert told["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
+        assert engine.next().latents.isfinite().all()
+
+
+def controlled(pipe: Any) -> None:
+    config = pipe.unet.config
+    pipe.vae_scale_factor = 8
+    pipe.controlnet = diffusers.ControlNetModel(
+        in_channels=4, block_out_channels=config.block_out_channels, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=2,
+    )  # fmt: skip
+
+
+def with_adapter(pipe: Any) -> None:
+    pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    pipe.unet.encoder_hid_proj = SimpleNamespace(image_projection_layers=[torch.nn.Linear(1, 1)])
+
+
+UNFIT = [
+    ("motion", lambda pipe: pipe.unet.register_to_config(in_channels=9), "takes 9 channels for 4 of latents"),
+    ("motion", controlled, "ControlNets show nothing to a video that is made chunk by chunk"),
+    ("motion", with_adapter, "IP-Adapters show nothing"),
+    ("wan", lambda pipe: pipe.transformer.register_to_config(in_channels=12), "image-to-video transformers need"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "words"), UNFIT, ids=range(len(UNFIT)))
+def test_what_a_chunk_would_not_show_is_refused(name: str, change: Any, words: str) -> None:
+    pipe = FAMILIES[name].pipe(FAMILIES[name].build())
+    change(pipe)
+    with pytest.raises(ValueError, match=words):
+        video_network_for(pipe, 64, 64)
+
+
+def test_an_offloaded_autoencoder_is_brought_to_where_it_runs() -> None:
+    vae, brought = wan_vae(), []
+    vae._hf_hook = SimpleNamespace(pre_forward=brought.append)
+    codec = WanCodec(vae)
+    latents = codec.encode(torch.zeros(1, 3, 32, 32))
+    assert len(brought) == 1
+    codec.decode(latents)
+    assert len(brought) == 2
+
+
+def test_a_long_clip_is_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = diffusers.AutoencoderTiny.encode
+
+    def counted(self: Any, pixels: torch.Tensor, *args: Any) -> Any:
+        sizes.append(len(pixels))
+        return encode(self, pixels, *args)
+
+    clip = torch.rand(3 * CHUNK + 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(diffusers.AutoencoderTiny, "encode", counted)
+    engine = engine_of("motion", given=clip)
+    assert sizes == [CHUNK] * 3 + [1]
+    assert engine._video.history.length == len(clip)
+
+
+def test_attentions_that_were_compiled_are_refused() -> None:
+    family = FAMILIES["wan"]
+    pipe = family.pipe(family.build())
+    pipe.transformer.blocks[1]._compiled_call_impl = lambda *_: None
+    with pytest.raises(UnsupportedModelError, match=r"'blocks\.1' was compiled"):
+        causal_layout_of(pipe.transformer)
+    whole = family.pipe(family.build())
+    whole.transformer.forward = lambda *_: None
+    whole.transformer.forward._torchdynamo_orig_callable = None
+    with pytest.raises(TypeError, match="the transformer was compiled as a whole"):
+        video_network_for(whole, 64, 64)
