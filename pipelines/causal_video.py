@@ -36,6 +36,8 @@ OUTPUTS = {
     "WanPipeline": WanPipelineOutput,
     "SkyReelsV2Pipeline": SkyReelsV2PipelineOutput,
 }
+OWN_NAMES = {"chunk": "chunk_size", "num_steps": "num_inference_steps", "given": "frames"}
+"""What settings of a stream are called in a call."""
 _said: set[str] = set()
 
 
@@ -118,6 +120,8 @@ class CausalVideoPipeline(
         Raises:
             TypeError, ValueError: for settings that the engine refuses.
         """
+        for name in OWN_NAMES.keys() & settings.keys():
+            raise TypeError(f"{name} is what stream() takes: give {OWN_NAMES[name]}={settings[name]!r} in a call")
         if num_frames < 1 or num_frames != int(num_frames):
             raise ValueError(f"num_frames must be a positive integer, not {num_frames}")
         on_step = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)

@@ -76,7 +76,7 @@ class Filming:
         early = (len(images) - 1) % self.codec.pictures  # what fills no latent frame is left out where it is oldest
         whole, device = images[early:], self.network.device
         alone = self.codec.pictures == 1  # as many at once as in a chunk, however long the clip is
-        pieces = whole.split(self.config.chunk) if alone else (whole,)
+        pieces = torch.split(whole, self.config.chunk if alone else len(whole))
         latents = torch.cat([self.codec.encode(piece.to(device)) for piece in pieces])
         self.history.extend(latents, self.settings[self.config.stream_batch])
         self.codec.follow(latents)
@@ -271,7 +271,7 @@ class Filming:
 
     def _delivered(self, slot: Slot, frames: list[Any], seconds: dict[str, float]) -> VideoChunk:
         """A chunk for the caller; later ones go on from it."""
-        self.history.extend(slot.latents, slot.settings)
+        self.history.extend(slot.latents.clone(), slot.settings)  # the caller may write into what is handed out
         self._finished = None
         chunk = VideoChunk(frames, self._chunks, self._pictures_made, slot.latents, seconds)
         self._chunks += 1

@@ -17,6 +17,7 @@ from diffaccel.networks.conditioning import Conditioning
 from diffaccel.networks.network import Network
 from diffaccel.networks.video_calls import AnyFlow, FarCache
 from diffaccel.runtime.lanes import stored_nbytes
+from diffaccel.runtime.shared_hooks import require_plain
 from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.denoiser import LATENTS, NetworkWork
 from diffaccel.stream.work import Work, WorkRunner
@@ -43,9 +44,11 @@ class OwnCache:
 
     Raises:
         ValueError: where the context or the cache does not fit the network.
+        RuntimeError: where the network is accelerated already.
     """
 
     def __init__(self, network: AnyFlow, config: VideoConfig, counts: VideoCounts, calls: WorkRunner) -> None:
+        require_plain([network.model])
         self.network, self.config, self._counts, self._calls = network, config, counts, calls
         context, most = config.context, int(network.model.config.rope_max_seq_len)
         check(
@@ -93,6 +96,7 @@ class OwnCache:
 
     def _run(self, latents: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Call the network when it is its turn."""
+        require_plain([self.network.model])
         self._calls.begin()
         work = Work("network", id(self), lambda rows: function(rows[LATENTS]), {LATENTS: latents}, len(latents))
         found: torch.Tensor = self._calls.run(work)

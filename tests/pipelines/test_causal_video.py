@@ -216,6 +216,8 @@ def test_what_it_cannot_do_is_refused(pipe: Any) -> None:
         pipe("a cat", callback_on_step_end_tensor_inputs=["noise"])
     with pytest.raises(ValueError, match="give callback_on_chunk_end instead"):
         pipe("a cat", stream_batch=True, callback_on_step_end=lambda *_: {})
+    with pytest.raises(TypeError, match=r"num_steps is what stream\(\) takes: give num_inference_steps=4 in a call"):
+        pipe("a cat", num_steps=4)
     with pytest.raises(TypeError, match="streangth"):
         pipe("a cat", streangth=1.0)
     with pytest.raises(TypeError, match="cannot be built of"):

@@ -9,7 +9,7 @@ import stream_pipelines
 import torch
 from cells import cells
 
-from diffaccel import CausalContext, DeepCache, FullGuidance, VideoEngine
+from diffaccel import CausalContext, DeepCache, EasyCache, FullGuidance, VideoEngine, accelerate
 from diffaccel.pipelines import CausalVideoPipeline
 
 CHUNK, CHUNKS, STEPS, SIDE = 2, 4, 3, 64
@@ -98,3 +98,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_it_cannot_have_is_refused(pipe: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         engine_of(pipe, **settings)
+
+
+def test_an_accelerated_network_is_no_engines(pipe: Any) -> None:
+    engine = engine_of(pipe)
+    with accelerate(pipe, EasyCache()):
+        for use in (engine.next, lambda: engine_of(pipe)):
+            with pytest.raises(RuntimeError, match="accelerated already: detach that handle first"):
+                use()

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import stream_pipelines
 import torch
-from causal_reference import FAMILIES
+from causal_reference import FAMILIES, seeded
 from test_pushed_frames import wan_vae
 from test_video_engine import CHUNK, engine_of
 
@@ -107,3 +107,31 @@ def test_attentions_that_were_compiled_are_refused() -> None:
     whole.transformer.forward._torchdynamo_orig_callable = None
     with pytest.raises(TypeError, match="the transformer was compiled as a whole"):
         video_network_for(whole, 64, 64)
+
+
+def test_wan_22s_autoencoder_of_patches_and_residuals_works_in_pieces() -> None:
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLWan(
+            base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, is_residual=True,
+            temperal_downsample=[False, True, True], in_channels=12, out_channels=12, patch_size=2,
+            scale_factor_spatial=16, latents_mean=[0.1] * 4, latents_std=[0.8] * 4,
+        )
+    )  # fmt: skip
+    clip, codec = torch.rand(13, 3, 32, 32) * 2 - 1, WanCodec(vae)
+    with torch.no_grad():
+        mode = vae.encode(clip.transpose(0, 1)[None]).latent_dist.mode()
+        shown = vae.decode(mode).sample[0].transpose(0, 1)
+    expected = ((mode - 0.1) / 0.8)[0].transpose(0, 1)
+    latents = torch.cat([codec.encode(part) for part in clip.split([1, 8, 4])])
+    assert torch.allclose(latents, expected, atol=1e-5)
+    found = torch.cat([codec.decode(part) for part in expected.split([1, 2, 1])])
+    assert torch.allclose(found.clamp(-1, 1), shown, atol=1e-5)
+
+
+def test_who_writes_into_a_chunk_changes_no_later_one() -> None:
+    engines = [engine_of("wan"), engine_of("wan")]
+    for engine, factor in zip(engines, (1.0, 0.0), strict=True):
+        chunk = engine.next()
+        chunk.latents.mul_(factor)
+        chunk.frames[-1].mul_(factor)
+    assert torch.equal(*(engine.next().latents for engine in engines))
