@@ -134,6 +134,14 @@ class Wan(Network):
 class SkyReels(Wan):
     """SkyReelsV2Transformer3DModel, at 24 frames a second."""
 
+    def _check(self) -> None:
+        super()._check()
+        if (block := int(self.model.config.num_frame_per_block)) > 1:
+            raise ValueError(
+                f"this transformer hides blocks of {block} frames from those before (num_frame_per_block), and here "
+                "chunks say what is seen: call pipe.transformer.register_to_config(num_frame_per_block=1)"
+            )
+
     def _more(self, rows: int) -> dict[str, Any]:
         return {"fps": [1] * rows} if self.model.config.inject_sample_info else {}  # how its pipelines say 24 a second
 

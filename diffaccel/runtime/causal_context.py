@@ -100,8 +100,9 @@ class CausalContext(Config):
             )
             return
         needed = self.window + chunk + (self.sink if numbering == "relative" else 0)
+        smaller = "smaller chunks, and a smaller window" if 2 * chunk > layout.length else "a smaller window"
         check(
             needed <= layout.length,
             f"{layout.model} has {layout.length} positions, and a window of {self.window}, a chunk of {chunk} and a "
-            f"sink of {self.sink} frames need {needed}: give a smaller window",
+            f"sink of {self.sink} frames need {needed}: give {smaller}",
         )

@@ -291,6 +291,11 @@ def test_contexts_that_do_not_fit_are_refused(name: str, context: CausalContext,
         context.check_fit(causal_layout_of(FAMILIES[name].build()), 3)
 
 
+def test_chunks_too_long_for_any_window_are_to_be_smaller() -> None:
+    with pytest.raises(ValueError, match="give smaller chunks, and a smaller window"):
+        CausalContext(window=9).check_fit(causal_layout_of(FAMILIES["motion"].build()), 9)
+
+
 def test_values_out_of_range_and_strange_networks_are_refused() -> None:
     for wrong in ({"window": 0}, {"sink": -1}, {"refresh": "often"}, {"refresh": "chunk", "window": None}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -60,6 +60,7 @@ UNFIT = [
     ("motion", controlled, "ControlNets show nothing to a video that is made chunk by chunk"),
     ("motion", with_adapter, "IP-Adapters show nothing"),
     ("wan", lambda pipe: pipe.transformer.register_to_config(in_channels=12), "image-to-video transformers need"),
+    ("skyreels", lambda pipe: pipe.transformer.register_to_config(num_frame_per_block=3), "hides blocks of 3 frames"),
 ]
 
 
