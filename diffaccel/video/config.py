@@ -118,6 +118,12 @@ class VideoConfig:
         )
 
     @property
+    def runs(self) -> tuple[int, int]:
+        """Network calls of a chunk that begins from noise, and of one that begins from the frame before it."""
+        first, later = (len(self.stream(continued=continued).indices) for continued in (False, True))
+        return first, later
+
+    @property
     def frames_seen(self) -> int:
         """Frames that a call attends to: those of the context and of the chunk; without a window, of the latter."""
         return (self.context.window or 0) + self.context.sink + self.chunk

@@ -61,16 +61,23 @@ class VideoDenoiser:
         self.network, self.config, self._counts, self._calls = network, config, counts, calls
         self.layout = causal_layout_of(network.model)
         config.context.check_fit(self.layout, config.chunk)
-        model, steps = network.model, config.num_steps
+        model = network.model
         self._cache = cache = None if config.cache is None else SlotCache(config.cache, "frame")
         if cache is not None and cache.method.needs_controlnet:
             name = type(cache.method).__name__
             raise UnsupportedModelError(f"{name} needs a ControlNet, and videos without end have none: leave it out")
-        self._parts = [] if cache is None else cache.parts(model, steps)
-        wrappers = [] if cache is None else cache.wrappers(model, steps)
+        self.check(config)
+        self._parts = [] if cache is None else cache.parts(model, config.num_steps)
+        wrappers = [] if cache is None else cache.wrappers(model, config.num_steps)
         act = ExtendKeyValues(self.layout, config.context)
         self._machine = Machine(model, [*self._parts, Part(act, Always(), lifetime="video")], wrappers=wrappers)
         self._state: ExtendState = self._machine.session.states[len(self._parts)]  # type: ignore[assignment]
+
+    def check(self, config: VideoConfig) -> None:
+        """Raise ValueError where what is reused does not fit as many calls as a chunk takes under a configuration."""
+        if self._cache is not None:
+            for calls in sorted({*config.runs}):
+                self._cache.parts(self.network.model, calls)
 
     @property
     def _context(self) -> Any:

@@ -92,6 +92,11 @@ class Experts:
         """The networks, the one for most noise first."""
         return [denoiser for _, denoiser in self._experts]
 
+    def check(self, config: VideoConfig) -> None:
+        """Raise ValueError where what is reused does not fit a configuration."""
+        for denoiser in self.denoisers:
+            denoiser.check(config)
+
     def planned_bytes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """For each network bytes of keys and values to come, and of windows, for latents of this height and width."""
         return [denoiser.planned_bytes(size) for denoiser in self.denoisers]

@@ -124,6 +124,8 @@ class Filming:
             other = Experts(self.network, config, self.counts, self._calls)
             self.denoiser.close()
             self.denoiser = other
+        else:
+            self.denoiser.check(config)
         anew = rebuilt or asks[0] != asks[1] or (prompts and config.context.refresh == "prompt")
         self.stale = self.stale or (anew and self.history.length > 0)
         self.config, self.settings = config, settings

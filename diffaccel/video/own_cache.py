@@ -64,6 +64,9 @@ class OwnCache:
         self._pieces: dict[bool, list[_Told]] = {}
         self._caches: dict[bool, FarCache] = {}
 
+    def check(self, config: VideoConfig) -> None:
+        """Nothing is reused that would have to fit."""
+
     @torch.no_grad()
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(chunks * frames, C, h, w)``."""

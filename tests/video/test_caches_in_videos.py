@@ -18,6 +18,7 @@ from diffaccel import (
     IntervalCache,
     PerPrompt,
     SeaFilter,
+    Steps,
     TeaCache,
     Uniform,
     UnsupportedModelError,
@@ -111,3 +112,17 @@ def test_a_measure_is_told_the_noise_level_and_a_gate_the_length_of_a_run() -> N
 def test_what_is_for_controlnets_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="ControlCache needs a ControlNet, and videos"):
         engine_of("motion", cache=ControlCache(2))
+
+
+def test_steps_that_only_some_chunks_make_are_refused() -> None:
+    """Chunks that begin from a frame make half of the steps here."""
+    cache = IntervalCache(schedule=Steps((0, 2, 4)))
+    with pytest.raises(ValueError, match="steps lists call 4, but the run has 3 network calls"):
+        engine_of("wan", num_steps=STEPS, strength=0.5, cache=cache)
+    engine, plain = (engine_of("wan", num_steps=STEPS, cache=cache) for _ in range(2))
+    engine.next()
+    with pytest.raises(ValueError, match="steps lists call 4, but the run has 3 network calls"):
+        engine.update(strength=0.5)
+    plain.next()
+    assert torch.equal(engine.next().latents, plain.next().latents)
+    engine.update(strength=0.5, cache=IntervalCache(2))
