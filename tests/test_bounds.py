@@ -1,4 +1,4 @@
-"""Every number of a schedule, forecast or guidance is checked at both ends, and its error names it."""
+"""Every number of a setting is checked at both ends, and its error names it."""
 
 import math
 from typing import Any
@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 
 from diffaccel.config import Config
+from diffaccel.methods import DeepCache
 from diffaccel.reuse.forecast import Aligned, Newton, Taylor
+from diffaccel.reuse.measure import SeaFilter
 from diffaccel.reuse.schedule import BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Threshold, Uniform
+from diffaccel.runtime.causal_context import CausalContext
+from diffaccel.stream.config import StreamConfig
+from diffaccel.stream.motion import MotionNoise
+from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.smoothing import MotionBlend
+from diffaccel.stream.steadiness import CrossFrame
 
 INF = float("inf")
+STREAM = {"prompt": "a cat", "height": 64, "width": 64, "timestep_indices": (10,)}
 # the configuration without the value, the value's name, the least and the greatest that is valid
 RANGES = [
     (Uniform, {}, "interval", 1, None),
@@ -26,8 +35,25 @@ RANGES = [
     (Quadratic, {"interval": 2}, "power", 0.1, 10.0),
     (Quadratic, {"interval": 2}, "total", 1, None),
     (Taylor, {}, "order", 0, 4),
+    (Taylor, {}, "hermite", 1e-3, 1.0),
     (Newton, {}, "order", 1, 4),
-    (Aligned, {}, "limit", 1.0, INF),
+    (Aligned, {}, "limit", 1.0, 100.0),
+    (SeaFilter, {}, "power", 0.1, 10.0),
+    (CausalContext, {}, "window", 1, None),
+    (CausalContext, {}, "sink", 0, None),
+    (CrossFrame, {}, "frames", 0, None),
+    (CrossFrame, {}, "scene_change", 0.0, 1.0),
+    (SlotCache, {"method": DeepCache(2)}, "scene_change", 0.0, 1.0),
+    (MotionBlend, {}, "strength", 0.0, 0.98),
+    (MotionBlend, {}, "match", 1e-6, 10.0),
+    (MotionBlend, {}, "tolerance", 1e-6, 10.0),
+    (MotionNoise, {}, "less", 0.0, 1.0),
+    (MotionNoise, {}, "full", 1e-6, 2.0),
+    (MotionNoise, {}, "inertia", 0.0, 0.999),
+    (StreamConfig, STREAM, "clip_skip", 0, None),
+    (StreamConfig, STREAM, "feedback", 0.0, 0.95),
+    (StreamConfig, STREAM, "image_guidance_scale", 1.0, 100.0),
+    (StreamConfig, STREAM, "deadline", 1e-4, 3600.0),
 ]
 
 

@@ -1,11 +1,17 @@
 """Samplers by the names that people use: the right class, the model's noise schedule, and the right answer."""
 
+import math
 from typing import Any
 
 import pytest
 import stream_pipelines
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffaccel.sampling.schedulers import (
     SCHEDULERS,
@@ -66,6 +72,10 @@ def test_default_is_a_new_one_of_the_same_class() -> None:
         ("uni_pc", "unipc", {}),
         ("uni_pc_bh2", "unipc", {}),
         ("dpmpp_2m_sde_gpu karras", "dpm++ 2m sde karras", {"use_karras_sigmas": True}),
+        ("dpm_2_ancestral", "dpm2-a", {}),
+        ("Euler Simple", "euler simple", {"timestep_spacing": "trailing"}),
+        ("ddim normal", "ddim normal", {"timestep_spacing": "linspace"}),
+        ("dpmpp_2m beta", "dpm++ 2m beta", {"use_beta_sigmas": True}),
     ],
 )
 def test_names_as_other_tools_write_them(written: str, name: str, options: dict[str, Any]) -> None:
@@ -76,11 +86,22 @@ def test_names_as_other_tools_write_them(written: str, name: str, options: dict[
     assert canonical(str(shown(name))) == name
 
 
+def test_every_name_is_found_again_as_automatic1111_writes_it() -> None:
+    assert [canonical(str(shown(name))) for name in SCHEDULERS] == [
+        "dpm++ 2m" if name == "dpm++" else name for name in SCHEDULERS
+    ]
+    assert (shown("euler-a sgm uniform"), shown("default")) == ("Euler a SGM Uniform", None)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("magic", "unknown scheduler 'magic'; one of default, ddim"),
         ("DPM++ 2S a", "diffusers has no sampler 'dpm\\+\\+ 2s a'; the nearest is dpm\\+\\+ sde"),
+        ("dpmpp_2s_ancestral", "the nearest is dpm\\+\\+ sde$"),
+        ("DPM fast", "the nearest is dpm\\+\\+ 2m$"),
+        ("DPM adaptive karras", "the nearest is dpm\\+\\+ 2m$"),
+        ("Restart", "the nearest is heun$"),
         ("default karras", "name the sampler"),
         ("ddim karras", "ddim has no karras spacing on this model; it has sgm uniform, simple, normal"),
     ],
@@ -145,9 +166,60 @@ def test_noise_of_each_row_has_its_own_seed() -> None:
     assert not torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("shift", ["shift", "flow_shift"])
+def test_the_shift_of_a_model_of_flow_matching_is_kept(shift: str) -> None:
+    like = FLOW if shift == "shift" else UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0)
+    for name, key in (("euler", "shift"), ("dpm++", "flow_shift"), ("unipc", "flow_shift")):
+        assert sampler_named(name, like).config[key] == 3.0
+
+
+def test_levels_that_depend_on_the_size_of_the_picture_are_taken_where_the_model_has_them() -> None:
+    """FLUX hands `mu` to every sampler; where the model's levels do not depend on the size it says nothing."""
+    plain, sized = (
+        sampler_named("dpm++", FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=sized))
+        for sized in (False, True)
+    )
+    for scheduler in (plain, sized):
+        scheduler.set_timesteps(4, mu=0.5)
+    assert plain.config.flow_shift == 3.0
+    assert sized.config.flow_shift == pytest.approx(math.exp(0.5))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+        {"_class_name": "FlowMapEulerDiscreteScheduler", "prediction_type": "flow_prediction"},
+    ],
+)
+def test_what_flow_matching_cannot_do_is_said(config: dict[str, Any]) -> None:
+    assert "trained with flow matching" in str(sampler_problem("ddim", config))
+    assert "FluxPipeline asks for: use euler" in str(sampler_problem("heun", config, "FluxPipeline"))
+    for pipeline in ("", "StableDiffusion3Pipeline", "SanaPipeline"):
+        assert sampler_problem("heun", config, pipeline) is None
+    problems = {name: sampler_problem(name, config, from_picture=True) for name in ("euler", "heun", "lcm", "dpm++")}
+    assert [name for name, problem in problems.items() if problem] == ["dpm++"]
+    assert sampler_problem("ddim", {"_class_name": "DDIMScheduler"}, from_picture=True) is None
+
+
+@pytest.mark.parametrize(("name", "package"), [("lms", "scipy"), ("dpm++ sde", "torchsde"), ("euler beta", "scipy")])
+def test_a_package_that_is_missing_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffaccel.sampling.schedulers.find_spec", lambda _: None)
+    problem = sampler_problem(name, {"_class_name": "DDIMScheduler"})
+    assert f"needs {package}: pip install 'diffaccel[samplers]'" in str(problem)
+
+
 def test_models_of_other_noise_levels_keep_their_own_sampler() -> None:
-    for name in ("euler", "dpm++ 2m karras"):
-        assert "other noise levels" in str(sampler_problem(name, {"_class_name": "EDMDPMSolverMultistepScheduler"}))
+    for own in (
+        "EDMDPMSolverMultistep",
+        "CosineDPMSolverMultistep",
+        "CMStochasticIterative",
+        "DDPMWuerstchen",
+        "Amused",
+    ):
+        for name in ("euler", "dpm++ 2m karras"):
+            assert "other noise levels" in str(sampler_problem(name, {"_class_name": f"{own}Scheduler"}))
     assert sampler_problem("default", {"_class_name": "EDMEulerScheduler"}) is None
 
 

@@ -10,6 +10,7 @@ from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from diffaccel.sampling.noise_levels import NoiseLevels
 from diffaccel.sampling.samplers import (
     LCM,
+    TCD,
     DPMSolver,
     FlowMatching,
     clean_weights,
@@ -104,6 +105,14 @@ def test_distilled_weights_keep_their_sampler() -> None:
     lcm = diffusers.LCMScheduler(timestep_scaling=7.0)
     assert multistep_sampler_for(lcm) == sampler_for(lcm)
     assert sampler_for(lcm) == LCM(timestep_scaling=7.0)
+    assert sampler_for(diffusers.LCMScheduler()) == LCM()
+
+
+@pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
+def test_stochasticity_is_a_share(eta: float) -> None:
+    assert (TCD(0.0).eta, TCD(1.0).eta) == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"^eta must be in \[0, 1\], not "):
+        TCD(eta)
 
 
 def test_the_flow_shift_of_other_schedulers_is_kept() -> None:

@@ -179,6 +179,23 @@ def test_answers_carry_the_headers_that_keep_a_page_to_itself() -> None:
     assert b"frame-ancestors 'none'" in named[b"content-security-policy"]
     assert named[b"referrer-policy"] == b"no-referrer"
     assert named[b"cache-control"] == b"no-store"
+    assert named[b"x-content-type-options"] == b"nosniff"
+    assert named[b"cross-origin-resource-policy"] == b"same-origin"
+
+
+def test_a_header_of_the_answers_own_is_not_sent_twice() -> None:
+    sent: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=9")]})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "query_string": b"", "headers": [(b"host", HOST.encode())]}
+    drive(Guard(application, token="s3cret", host="127.0.0.1", refused=str)(scope, send, send))
+    others = [header for header in HEADERS if header[0] != b"cache-control"]
+    assert sent[0]["headers"] == [(b"cache-control", b"max-age=9"), *others]
 
 
 def test_the_server_starts_and_stops_unasked() -> None:

@@ -81,6 +81,39 @@ def test_cost_is_raised_again_when_there_is_time() -> None:
     assert machine.pace.report().raised >= 1
 
 
+def test_cost_follows_the_mean_of_a_window_and_rises_with_patience() -> None:
+    """Where a frame is the network's alone, and a rung has to settle for seven frames."""
+    pace = Pace([Rung("full", 1, 1.0), Rung("half", 1, 0.5), Rung("quarter", 1, 0.25)], 0.1)
+
+    def run(seconds: float, frames: int) -> list[int]:
+        """The frames behind which the stream stands elsewhere."""
+        return [frame for frame in range(1, frames + 1) if pace.note(seconds, seconds)]
+
+    assert run(0.094, 7 + 3 * 12) == []  # in time, by less than 95 % of the deadline
+    assert run(0.096, 12) == [12]
+    assert pace.rung.text == "half"  # the first that takes no more than 85 %
+    assert run(0.048, 7 + 4 * 12) == []  # at full cost it would be as late as before
+    assert run(0.03, 3 * 12) == [36]
+    assert pace.rung.text == "full"
+    assert run(0.7, 3) == [3]  # so late that nobody waits for the window's end
+    assert pace.rung.text == "quarter"
+    assert run(0.02, 7 + 6 * 12) == [79]  # the raise was too early: twice the patience
+    assert pace.rung.text == "half"
+    report = pace.report()
+    assert (report.late, report.frames, report.lowered, report.raised) == (3, 43 + 12 + 55 + 36 + 3 + 79, 2, 2)
+    assert (report.deadline_ms, report.mean_ms) == (pytest.approx(100.0), pytest.approx(20.0))
+    assert (report.rung, report.rungs) == (1, 3)
+
+
+@pytest.mark.parametrize(("others", "stalls", "changes"), [(0.08, 1, []), (0.09, 1, [18]), (0.08, 2, [18])])
+def test_one_frame_that_is_held_up_counts_as_twice_the_next_slowest(
+    others: float, stalls: int, changes: list[int]
+) -> None:
+    pace = Pace([Rung("full", 1, 1.0), Rung("half", 1, 0.5)], 0.1)
+    times = [others] * (19 - stalls) + [9.0] * stalls
+    assert [k for k, seconds in enumerate(times) if pace.note(seconds, seconds)] == changes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [f / 1000 for f in range(28, 80, 4)])
 def test_it_never_goes_to_and_fro(full: float) -> None:
