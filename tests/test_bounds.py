@@ -1,4 +1,4 @@
-"""Every number of a setting is checked at both ends, and its error names it."""
+"""Every number of a setting is checked at both ends, its error names it, and what is left out stays."""
 
 import math
 from typing import Any
@@ -11,8 +11,11 @@ from diffaccel.reuse.forecast import Aligned, Newton, Taylor
 from diffaccel.reuse.measure import SeaFilter
 from diffaccel.reuse.schedule import BackLoaded, FrontLoaded, Quadratic, ScaledSteps, Threshold, Uniform
 from diffaccel.runtime.causal_context import CausalContext
+from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.sampling.samplers import LCM, TCD, FlowMatching
 from diffaccel.stream.config import StreamConfig
 from diffaccel.stream.motion import MotionNoise
+from diffaccel.stream.similarity import SimilarityFilter
 from diffaccel.stream.slot_cache import SlotCache
 from diffaccel.stream.smoothing import MotionBlend
 from diffaccel.stream.steadiness import CrossFrame
@@ -81,3 +84,42 @@ def test_a_bool_is_no_number_and_a_list_of_calls_is_kept_as_a_tuple() -> None:
     with pytest.raises(ValueError, match=r"^interval must be an integer >= 1; got True$"):
         Uniform(True)
     assert ScaledSteps([0, 3], 5).steps == (0, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("required", "whole"),
+    [
+        ({"interval": 2}, FrontLoaded(2, power=1.5, total=None)),
+        ({"interval": 2}, Quadratic(2, center=15, power=1.4, total=None)),
+        ({"threshold": 0.1}, Threshold(0.1, max_reuse=None, measure=None)),
+        ({}, Taylor(order=1, hermite=None)),
+        ({}, Newton(order=2)),
+        ({}, Aligned(limit=1.5)),
+        ({}, SeaFilter(power=3.0)),
+        ({}, LCM(timestep_scaling=10.0, sigma_data=0.5)),
+        ({}, TCD(eta=0.3)),
+        ({}, FlowMatching(stochastic=False)),
+        ({}, FullGuidance(scale=1.5)),
+        ({}, SelfNegative(scale=1.2, delta=1.0)),
+        ({}, OneTimeNegative(scale=1.2, delta=1.0)),
+        ({}, CausalContext(window=4, sink=0, refresh="never", commit="clean", positions="auto", offload=False)),
+        ({}, CrossFrame(frames=4, blocks=(), scene_change=0.1)),
+        ({"method": DeepCache(2)}, SlotCache(DeepCache(2), key="stage", scene_change=0.1, control=None)),
+        ({}, SimilarityFilter(threshold=0.98, max_skip=10, seed=0)),
+        ({}, MotionBlend(strength=0.85, match=0.1, tolerance=0.2)),
+        ({}, MotionNoise(less=0.2, full=0.2, inertia=0.1)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_is_left_out_is_as_before(required: dict[str, Any], whole: Any) -> None:
+    """Another default would change the pictures of everyone who named none."""
+    assert type(whole)(**required) == whole
+
+
+def test_what_a_stream_is_not_told_is_as_before() -> None:
+    left_out = StreamConfig(**STREAM)
+    assert (left_out.num_inference_steps, left_out.guidance, left_out.frame_buffer) == (50, NoGuidance(), 1)
+    assert (left_out.shared_noise, left_out.add_noise, left_out.stream_batch) == (False, True, True)
+    assert (left_out.output_type, left_out.fit, left_out.blend) == ("pil", "crop", "linear")
+    assert (left_out.seed, left_out.feedback, left_out.controlnet_scale) == (0, 0.0, 1.0)
+    assert (left_out.negative_prompt, left_out.regions, left_out.image_guidance_scale) == ("", (), 1.0)

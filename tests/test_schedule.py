@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from diffaccel.reuse.per_prompt import PerPrompt
 from diffaccel.reuse.schedule import (
     Always,
     BackLoaded,
@@ -21,6 +22,7 @@ def test_static_schedules() -> None:
     assert Always().computed(3) == [0, 1, 2]
     assert Uniform(3).computed(8) == [0, 3, 6]
     assert Steps((0, 3, 7)).computed(8) == [0, 3, 7]
+    assert PerPrompt(Uniform(3), Uniform(2)).computed(8) == [0, 3, 6]
 
 
 def test_quadratic_is_the_papers() -> None:

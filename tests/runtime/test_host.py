@@ -19,6 +19,10 @@ class StableVideoDiffusionPipeline(Pipe):
     """Named like one whose rows are known to be stacked."""
 
 
+class I2VGenXLPipeline(Pipe):
+    """As above."""
+
+
 class Running:
     """A pipeline's call, with its variables."""
 
@@ -79,8 +83,9 @@ def test_what_tells_nothing_is_refused() -> None:
     pipe = Pipe(do_classifier_free_guidance=True)
     with pytest.raises(ValueError, match="does not tell which rows see the negative prompt: say accelerate"):
         Host(pipe).roles(prompts(2, 3), 2, None, Running(negative_prompt_embeds=prompts(0)))
-    stacked = StableVideoDiffusionPipeline(do_classifier_free_guidance=True)
-    assert Host(stacked).roles(None, 2, None, None) == N + P
+    for kind in (StableVideoDiffusionPipeline, I2VGenXLPipeline):
+        stacked = kind(do_classifier_free_guidance=True)
+        assert Host(stacked).roles(None, 2, None, None) == N + P
     for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
         more = Pipe(do_classifier_free_guidance=True, **{other: 1.5})
         with pytest.raises(ValueError, match=rf"more than a negative and a positive prediction \({other}\)"):
