@@ -14,6 +14,7 @@ from token_reference import means, pooled
 from diffaccel import DeepCache, TextKVCache, TGate, TokenReduction, UnsupportedModelError, accelerate
 from diffaccel.methods import parse
 from diffaccel.reuse.tokens import (
+    Pooling,
     TokenGrid,
     attention_received,
     draw_destinations,
@@ -85,7 +86,8 @@ def test_attention_is_told_from_all_over_the_picture(height: int, width: int) ->
 
 
 @pytest.mark.parametrize(("side", "height", "width"), [(2, 4, 6), (3, 7, 5), (4, 8, 8), (8, 16, 11), (10, 30, 9)])
-def test_angles_are_those_of_mean_positions(side: int, height: int, width: int) -> None:
+@pytest.mark.parametrize("how", ["mean", "nearest"])
+def test_angles_are_those_of_pooled_positions(how: Pooling, side: int, height: int, width: int) -> None:
     grid, speed = TokenGrid(height, width), torch.tensor([1.0, 1.0, 0.8, 0.01])
     axes = torch.tensor([0, 1, 0, 1])
 
@@ -94,8 +96,8 @@ def test_angles_are_those_of_mean_positions(side: int, height: int, width: int) 
         return angles.cos(), angles.sin()
 
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
-    expected = turned(pool(places[None], grid, side, "mean")[0])
-    torch.testing.assert_close(pool_rotary(turned(places), grid, side, "mean"), expected, rtol=0, atol=1e-5)
+    expected = turned(pool(places[None], grid, side, how)[0])
+    torch.testing.assert_close(pool_rotary(turned(places), grid, side, how), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 7)])
