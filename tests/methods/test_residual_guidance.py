@@ -173,7 +173,8 @@ def test_noise_levels_of_flow_matching() -> None:
         alpha, noise = levels.at(t, torch.zeros(1, 4, 2, 2))
         assert (alpha.item(), noise.item()) == (pytest.approx(1 - sigma.item()), pytest.approx(sigma.item()))
     x, clean, noise = torch.randn(3, 1, 4, 2, 2).unbind(0)
-    for kind in (levels, NoiseLevels(DDIMScheduler()), NoiseLevels(DDIMScheduler(prediction_type="v_prediction"))):
+    predictions = ("epsilon", "v_prediction", "sample")
+    for kind in (levels, *(NoiseLevels(DDIMScheduler(prediction_type=told)) for told in predictions)):
         alpha, sigma = kind.at(500, x)
         x = alpha * clean + sigma * noise
         torch.testing.assert_close(kind.clean(kind.predict(noise, clean, alpha, sigma), x, alpha, sigma), clean)
