@@ -115,6 +115,27 @@ def test_stochasticity_is_a_share(eta: float) -> None:
         TCD(eta)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "words"),
+    [
+        (
+            LCM(),
+            diffusers.FlowMatchEulerDiscreteScheduler,
+            "LCM cannot step with this network, whose FlowMatch.* is of flow",
+        ),
+        (
+            FlowMatching(),
+            diffusers.DDIMScheduler,
+            "whose DDIMScheduler is of noise levels of diffusion: leave sampler out",
+        ),
+    ],
+    ids=["flow", "diffusion"],
+)
+def test_samplers_of_another_kind_are_refused(sampler: Any, scheduler: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        grid_for(sampler, scheduler(), 4, lay_out)
+
+
 def test_the_flow_shift_of_other_schedulers_is_kept() -> None:
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0

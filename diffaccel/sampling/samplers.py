@@ -218,7 +218,7 @@ def sampler_for(scheduler: Any) -> Sampler:
         return LCM(timestep_scaling=config.timestep_scaling)
     if name in _BY_SCHEDULER and not config.get("stochastic_sampling"):
         return _BY_SCHEDULER[name]
-    if getattr(config, "prediction_type", None) == "flow_prediction" or name.startswith(("FlowMatch", "FlowMap")):
+    if _is_flow(scheduler):
         return FlowMatching(stochastic=bool(config.get("stochastic_sampling")))
     if hasattr(scheduler, "alphas_cumprod"):
         return LCM()
@@ -226,6 +226,12 @@ def sampler_for(scheduler: Any) -> Sampler:
         f"{name} cannot step row by row: pass sampler=, or set pipe.scheduler to one of "
         + ", ".join(sorted(_BY_SCHEDULER))
     )
+
+
+def _is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is one of flow matching."""
+    predicts = getattr(scheduler.config, "prediction_type", None)
+    return predicts == "flow_prediction" or type(scheduler).__name__.startswith(("FlowMatch", "FlowMap"))
 
 
 def multistep_sampler_for(scheduler: Any) -> Sampler:
@@ -251,8 +257,13 @@ def grid_for(sampler: Sampler, scheduler: Any, num_inference_steps: int, lay_out
         lay_out: what sets flow-matching timesteps.
 
     Raises:
-        ValueError: for a scheduler that clips what it takes for clean.
+        ValueError: for a scheduler that clips what it takes for clean, and a sampler of another kind of network.
     """
+    if isinstance(sampler, FlowMatching) != (flow := _is_flow(scheduler)):
+        kind, own = type(sampler).__name__, "flow matching" if flow else "noise levels of diffusion"
+        raise ValueError(
+            f"{kind} cannot step with this network, whose {type(scheduler).__name__} is of {own}: leave sampler out"
+        )
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     if isinstance(sampler, FlowMatching) and "flow_shift" in config:
         config["shift"] = config["flow_shift"]
