@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from math import isfinite
+from socketserver import UDPServer
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -28,7 +29,8 @@ class OscServer:
     """Listens for UDP messages; used with ``with``.
 
     ``/diffaccel/NAME VALUE`` changes a control of everyone who paints, ``/diffaccel/SESSION/NAME VALUE`` of one
-    session. What cannot be followed is told in the log, once for each address.
+    session. Messages act in the order in which they come; those of a bundle act at once, whatever time it names. What
+    cannot be followed is told in the log, once for each address.
 
     Args:
         change: changes controls of a session (None: of all), and tells how many sessions there were. Raises
@@ -41,19 +43,26 @@ class OscServer:
 
     def __init__(self, change: AskForChange, *, port: int) -> None:
         need("pythonosc", extra="osc", purpose="Open Sound Control")
-        from pythonosc.dispatcher import Dispatcher
-        from pythonosc.osc_server import ThreadingOSCUDPServer
+        from pythonosc.osc_packet import OscPacket
 
-        self._change, self._told = change, set[str]()
-        dispatcher = Dispatcher()
-        dispatcher.set_default_handler(self._hear)
+        self._change, self._told, self._packet = change, set[str](), OscPacket
         try:
-            self._server = ThreadingOSCUDPServer((HOST, port), dispatcher)
+            self._server = UDPServer((HOST, port), lambda request, *_: self._take(request[0]))  # type: ignore[arg-type]
         except OSError as error:
             reason = error.strerror or error
             raise MediaError(f"cannot listen for OSC on {HOST} port {port}: {reason}; choose another") from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="osc")
+
+    def _take(self, datagram: bytes) -> None:
+        """Hear what one datagram says."""
+        try:
+            messages = [each.message for each in self._packet(datagram).messages]
+        except Exception as error:  # strangers break it in more ways than its own kind of error
+            self._tell("message", f"this is none of Open Sound Control: {error}")
+            return
+        for message in messages:
+            self._hear(message.address, *message.params)
 
     def _hear(self, address: str, *values: Any) -> None:
         parts = address.removeprefix(f"{ROOT}/").split("/")

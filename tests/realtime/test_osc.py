@@ -1,6 +1,9 @@
 """Open Sound Control moves the controls of everyone, or of one session, and says what it cannot follow."""
 
 import socket
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from live_client import Client, serving, until
@@ -54,6 +57,35 @@ def test_messages_move_controls(caplog: pytest.LogCaptureFixture) -> None:
     for words in ("must be at most 1", "colour", "nobody paints as nobody now", "say /diffaccel/strength 0.7"):
         assert words in caplog.text
     assert caplog.text.count("/diffaccel/strength:") == 1  # each address once
+
+
+def test_bundles_act_at_once_in_order_and_what_is_no_message_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    from pythonosc.osc_bundle_builder import OscBundleBuilder
+    from pythonosc.osc_message_builder import OscMessageBuilder
+
+    heard: list[int] = []
+
+    def change(_session: str | None, values: Mapping[str, int]) -> int:
+        heard.append(values["seed"])
+        return 1
+
+    def seed(number: int) -> Any:
+        message = OscMessageBuilder("/diffaccel/seed")
+        message.add_arg(number)
+        return message.build()
+
+    later = OscBundleBuilder(time.time() + 3600)  # type: ignore[arg-type]
+    later.add_content(seed(100))
+    with OscServer(change, port=0) as osc, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        for datagram in (b"/diffaccel/\xff\xfe\0\0,i\0\0\0\0\0\1", b"", later.build().dgram):
+            udp.sendto(datagram, ("127.0.0.1", osc.port))
+        for number in range(50):
+            udp.sendto(seed(number).dgram, ("127.0.0.1", osc.port))
+        until(lambda: len(heard) == 51)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2  # it does not wait for the bundle's time
+    assert heard == [100, *range(50)]
+    assert "none of Open Sound Control" in caplog.text
 
 
 def test_a_taken_port_is_said() -> None:
