@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffaccel.media.timeline import LEAST_STEP
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
+
+LEAST_STEP = Fraction(1, 1000)
+"""Seconds in which Matroska counts."""
 
 
 def sampled(clip: Path, fps: Fraction) -> Iterator[np.ndarray]:

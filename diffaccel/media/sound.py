@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffaccel.media.errors import pyav
 
 if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.packet import Packet
 
@@ -23,6 +24,9 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1"}
 TRIED = 2
 LEAST_GAP = Fraction(1, 10)
 """Seconds that sound may be early before silence is put in; less is what clocks of cameras drift by."""
+
+ROUNDED = Fraction(2, 1000)
+"""Seconds by which a time may be rounded, and moved."""
 
 
 def holds(container_format: str, stream: AudioStream, path: str) -> bool:
@@ -106,6 +110,7 @@ class EncodedSound:
         layout = LAYOUTS.get(context.layout.nb_channels, "stereo")
         self._stream = container.add_stream(ENCODER, rate=rate, layout=layout)
         self._stream.metadata.update(stream.metadata)
+        self._end: int | None = None
 
     def packets(self, packet: Packet[AudioStream]) -> Iterable[Packet[Any]]:
         """What is to be written for a packet."""
@@ -116,7 +121,18 @@ class EncodedSound:
         except FFmpegError as error:
             logger.warning("left out a damaged piece of sound (%s)", error.strerror)
             frames = []
-        return [encoded for frame in frames for encoded in self._stream.encode(frame)]
+        return [encoded for frame in frames for encoded in self._stream.encode(self._placed(frame))]
+
+    def _placed(self, frame: AudioFrame) -> AudioFrame:
+        """A frame whose time counts its samples: it follows the one before but for a gap, as files round times."""
+        begin = end = self._end or 0
+        if frame.pts is not None and frame.time_base is not None:
+            begin = round(frame.pts * frame.time_base * frame.sample_rate)
+        if self._end is not None and abs(begin - end) <= ROUNDED * frame.sample_rate:
+            begin = end
+        frame.pts, frame.time_base = begin, Fraction(1, frame.sample_rate)
+        self._end = begin + frame.samples
+        return frame
 
     def rest(self) -> Iterable[Packet[Any]]:
         """What is to be written at the end."""

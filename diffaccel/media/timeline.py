@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +12,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEAST_STEP = Fraction(1, 1000)
-"""Seconds between two packets of sound that would be at one time: containers count in units up to this one."""
+APART = Fraction(1, 8000)
+"""Seconds between two packets of sound that would be at one time: a sample of the slowest sound, as MP4 counts them."""
+FINE = Fraction(1, 1_000_000)
 LONGEST_GAP = Fraction(10)
 """Seconds that a transport stream may leap ahead: where more is missing, its times began anew (as in FFmpeg)."""
 
@@ -36,7 +36,7 @@ class Timeline:
         self._video, self._step, self._leaps = video, step, leaps
         self._shift = start
         self._decoded: dict[int, Fraction] = {}
-        self._raw: dict[int, int] = {}
+        self._sounded: dict[int, Fraction] = {}
         self._end = Fraction(0)
         self._held: list[Packet[Any]] | None = None
 
@@ -78,18 +78,28 @@ class Timeline:
 
     def _shifted(self, packet: Packet[Any]) -> Packet[Any]:
         shift = round(self._shift / packet.time_base)
-        index, dts = packet.stream.index, packet.dts - shift  # type: ignore[operator]
+        packet.dts = packet.dts - shift  # type: ignore[operator]
         if packet.pts is not None:
             packet.pts = packet.pts - shift
-        if packet.stream is self._video:
-            if packet.pts is not None:
-                length = packet.duration * packet.time_base if packet.duration else self._step
-                self._end = max(self._end, packet.pts * packet.time_base + length)
-        else:  # sound of the new part may begin before that of the old one has ended: no two at one time
-            last = self._raw.get(index)
-            if last is not None and dts <= last:
-                dts = last + ceil(LEAST_STEP / packet.time_base)
-            packet.pts = max(packet.pts, dts) if packet.pts is not None else None
-            self._raw[index] = dts
-        packet.dts = dts
+        if packet.stream is not self._video:
+            return self._apart(packet)
+        if packet.pts is not None:
+            length = packet.duration * packet.time_base if packet.duration else self._step
+            self._end = max(self._end, packet.pts * packet.time_base + length)
+        return packet
+
+    def _apart(self, packet: Packet[Any]) -> Packet[Any]:
+        """Sound at a time of its own: that of a new part may begin before the old one's end, and Matroska rounds times.
+
+        A packet is moved by less than lies between two, so that those after it stay where they belong.
+        """
+        index, time = packet.stream.index, packet.dts * packet.time_base  # type: ignore[operator]
+        last = self._sounded.get(index)
+        if last is not None and time <= last:
+            time = last + APART
+            moved, scale = round(time / FINE), packet.time_base / FINE
+            packet.pts = None if packet.pts is None else max(round(packet.pts * scale), moved)
+            packet.duration = round((packet.duration or 0) * scale)
+            packet.dts, packet.time_base = moved, FINE
+        self._sounded[index] = time
         return packet

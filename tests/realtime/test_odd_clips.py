@@ -1,4 +1,4 @@
-"""Clips with what few others have: words of a camera in each picture, wide colours, matrices that nothing converts."""
+"""Clips with what few others have: words of cameras, wide colours, matrices that nothing converts, short packets."""
 
 import time
 from fractions import Fraction
@@ -11,7 +11,8 @@ import videos
 from PIL import Image
 
 from diffaccel.media.errors import MediaError
-from diffaccel.media.video_reader import VideoReader
+from diffaccel.media.video_reader import DecodedFrame, VideoReader
+from diffaccel.media.video_writer import VideoWriter
 
 ORIENTATION = 274
 """The tag of EXIF that tells how a camera was held."""
@@ -80,3 +81,55 @@ def test_colours_that_ffmpeg_does_not_convert_are_refused_with_the_remedy(tmp_pa
     path = coloured(tmp_path / "in.mkv", (9, 9, 9), primaries=BT709, transfer=BT709, matrix=8)  # YCgCo
     with pytest.raises(MediaError, match=r"matrix 8 .*convert it to yuv420p of BT.709 first"):
         VideoReader(path)
+
+
+def with_short_packets(path: Path, codec: str) -> Path:
+    """A clip with packets of 40 samples, as TrueHD has: Matroska counts in milliseconds, and puts two at one time."""
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("libx264", rate=10)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream(codec, rate=48000, layout="stereo")
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(videos.picture(number, 64, 48), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode())
+        loud = np.zeros((2, 48000), np.int16)
+        loud[:, 36000:] = 9000
+        for start in range(0, 48000, 40):
+            frame = av.AudioFrame.from_ndarray(
+                loud[:, start : start + 40].T.reshape(1, -1), format="s16", layout="stereo"
+            )
+            frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return path
+
+
+def becomes_loud(path: Path) -> float:
+    """When sound becomes loud, by the times of its pieces."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            samples = frame.to_ndarray()[0]
+            heard = np.flatnonzero(samples > {"int16": 1000, "uint8": 132}.get(samples.dtype.name, 0.03))
+            if heard.size:
+                each = 1 if frame.format.is_planar else frame.layout.nb_channels
+                return float(frame.pts * frame.time_base) + heard[0] // each / frame.sample_rate
+    raise AssertionError("it never becomes loud")
+
+
+@pytest.mark.parametrize(("codec", "name"), [("pcm_u8", "out.mp4"), ("pcm_s16le", "out.mov"), ("pcm_s16le", "out.mkv")])
+def test_sound_in_packets_of_less_than_a_millisecond_keeps_its_times(tmp_path: Path, codec: str, name: str) -> None:
+    path = with_short_packets(tmp_path / "in.mkv", codec)
+    with (
+        VideoReader(path) as reader,
+        VideoWriter(tmp_path / name, rate=reader.rate, time_base=reader.time_base, audio=reader.audio) as writer,
+    ):
+        writer.start(64, 48)
+        for item in reader:
+            if isinstance(item, DecodedFrame):
+                writer.write(item.pixels, item.time)
+            else:
+                writer.copy(item)
+    assert becomes_loud(path) == pytest.approx(0.75, abs=0.003)
+    assert becomes_loud(tmp_path / name) == pytest.approx(0.75, abs=0.003)

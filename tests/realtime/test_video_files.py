@@ -110,7 +110,6 @@ def test_pictures_of_avi_are_at_even_times_though_it_stores_none(tmp_path: Path,
         ("in.mov", "prores_ks", "yuva444p10le"),
         ("in.apng", "apng", "rgba"),
         ("in.webm", "libvpx-vp9", "yuva420p"),
-        ("in.webm", "libvpx", "yuva420p"),
     ],
 )
 def test_what_is_transparent_is_laid_on_white(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
