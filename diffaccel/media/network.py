@@ -257,8 +257,10 @@ def _stream(container: Any, width: int, height: int) -> Any:
 
 
 def _words(error: Exception) -> str:
-    from av.error import ProtocolNotFoundError
+    from av.error import ExitError, ProtocolNotFoundError
 
+    if isinstance(error, ExitError):
+        return f"nothing came for {TIMEOUT:g} s: is its sender running?"
     if isinstance(error, ProtocolNotFoundError):
         return "this PyAV's FFmpeg was built without its protocol; use rtmp:// or udp://, or build PyAV with it"
     return str(getattr(error, "strerror", None) or error)
