@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffaccel.batch.names import as_id
-from diffaccel.batch.pictures import SUFFIXES, check_picture
+from diffaccel.batch.pictures import SUFFIXES, UNREAD_SUFFIXES, check_picture
 from diffaccel.batch.rows import BadRow, InputError, PlacedRow
 from diffaccel.batch.settings import PICTURES, PictureSettings
 from diffaccel.models import expanded, is_there
@@ -91,11 +91,11 @@ def pictures_of(path: str) -> dict[str, str] | None:
     place = expanded(path)
     if is_there(place) and place.is_dir():
         try:
-            found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = _pictures_in(place)
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     elif glob.has_magic(path) and not is_there(place):
-        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 (pathlib's takes no absolute pattern)
+        names = glob.glob(_pattern(place), recursive=True)  # noqa: PTH207 (pathlib's takes no absolute pattern)
         found = sorted(file for name in names if (file := Path(name)).is_file())
     else:
         return None
@@ -106,3 +106,21 @@ def pictures_of(path: str) -> dict[str, str] | None:
     if twice is not None:
         raise ValueError(f"{path} has two pictures named {twice}: name them apart")
     return dict(zip(stems, map(str, found), strict=True))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Pictures of a folder that are not hidden, as what macOS leaves beside each (`._photo.jpg`) is.
+
+    With them are those that cannot be read, which fail one by one, unless they lie there in another format, too.
+    """
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and file.is_file()]
+    read = [file for file in files if file.suffix.lower() in SUFFIXES]
+    stems = {file.stem for file in read}
+    unread = [file for file in files if file.suffix.lower() in UNREAD_SUFFIXES and file.stem not in stems]
+    return sorted(read + unread) if read else []
+
+
+def _pattern(place: Path) -> str:
+    """A pattern in which brackets and the like in the names of folders that are there stand for themselves."""
+    there = next((folder for folder in place.parents if is_there(folder)), Path())
+    return str(Path(glob.escape(str(there))) / place.relative_to(there))

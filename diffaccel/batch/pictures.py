@@ -16,7 +16,9 @@ from diffaccel.batch.settings import parse_colour
 from diffaccel.models import expanded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".dng", ".cr2", ".nef")
+"""Of files that are pictures to those who have them."""
 Size = tuple[int | None, int | None]
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 _ORIENTATION = 0x0112
@@ -25,6 +27,8 @@ _BRIGHTEST = 16.0
 _TAGS = {"BitsPerSample": 258, "PhotometricInterpretation": 262, "SampleFormat": 339}
 _UNSIGNED = 1
 _GAMMA = 2.2  # of screens
+_PAINTED = 128
+"""From this brightness of 255 on, inpainting pipelines paint."""
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -55,6 +59,14 @@ def open_mask(path: str, size: Size, *, resize: str = "crop") -> Image.Image:
     with _opened(path) as image:
         mask = _laid_on(ImageOps.exif_transpose(_shallow(image)), (0, 0, 0)).convert("L")
     return fitted(mask, size, resize, 0)
+
+
+def mask_remark(path: str, mask: Image.Image) -> str | None:
+    """What there is to say about a mask that `open_mask` gave, if anything: masks of 0 and 1 are black."""
+    brightest = mask.getextrema()[1]
+    if brightest >= _PAINTED:
+        return None
+    return f"the mask {path} is nowhere white, so nothing is painted anew (its brightest is {brightest} of 255)"
 
 
 def picture_size(path: str) -> tuple[int, int]:
@@ -186,6 +198,19 @@ def recognized(stream: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Im
         return Image.open(stream, formats=formats)
 
 
+def _unknown(path: str) -> str:
+    """Why a file is taken for no picture, by how it begins."""
+    with expanded(path).open("rb") as stream:
+        begin = stream.read(20)
+    if not begin:
+        return "it is empty; save or fetch it again"
+    if begin.startswith(b"version https://git"):
+        return "it is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+    if begin.startswith((b"II*\0", b"MM\0*")):
+        return "a TIFF or raw picture of a kind that is not read; convert it to PNG"
+    return "not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one"
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     """The picture, not decoded yet; an error says which one it is about."""
@@ -198,8 +223,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with expanded(path).open("rb") as stream, recognized(stream) as image:
             yield image
     except UnidentifiedImageError as error:
-        kinds = "not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one"
-        raise PictureError(f"cannot read {path}: {kinds}") from error
+        raise PictureError(f"cannot read {path}: {_unknown(path)}") from error
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -33,9 +33,10 @@ class Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a logger's message."""
-        self._keep(record.getMessage())
+        self.keep(record.getMessage())
 
-    def _keep(self, message: str) -> None:
+    def keep(self, message: str) -> None:
+        """Keep a message, whoever it is from."""
         text = " ".join(message.split())
         if not any(re.search(pattern, text) for pattern in _HARMLESS):
             self._said.setdefault(get_ident(), {})[text[:_LONGEST]] = None
@@ -61,4 +62,4 @@ class Remarks(logging.Handler):
                 logger.handlers, logger.propagate = handlers, propagate
 
     def _show(self, message: Warning | str, *_place: Any, **_options: Any) -> None:
-        self._keep(str(message))
+        self.keep(str(message))

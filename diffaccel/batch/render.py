@@ -18,6 +18,7 @@ from diffaccel.batch.jobs import BACKGROUND, RESIZE, Job
 from diffaccel.batch.pictures import (
     PictureError,
     RenderError,
+    mask_remark,
     open_mask,
     open_picture,
     size_problem,
@@ -145,6 +146,9 @@ class Renderer:
         """
         pipe.scheduler = self._new_scheduler(jobs)
         arguments = _arguments(pipe, jobs)
+        for job, mask in zip(jobs, arguments.get("mask_image", ()), strict=False):
+            if remark := mask_remark(str(job.mask_image), mask):
+                self._remarks.keep(remark)
         if text:
             accepted = inspect.signature(pipe.__call__).parameters
             arguments |= {name: None for name in ("prompt", "negative_prompt") if name in accepted}

@@ -105,6 +105,23 @@ def test_sets_without_pictures_are_named(tmp_path: Path) -> None:
     assert pictures_of(str(tmp_path / "nowhere.png")) is None
 
 
+def test_what_lies_in_a_folder_beside_its_pictures(tmp_path: Path) -> None:
+    """Hidden files are none, pictures that cannot be read are told one by one, and brackets in a folder's name stay."""
+    folder = tmp_path / "holiday [1]"
+    folder.mkdir()
+    for name in ("a.JPG", "b.jfif"):
+        scene(folder / "x.jpg")
+        (folder / "x.jpg").rename(folder / name)
+    for name in ("._a.JPG", ".DS_Store", "Thumbs.db", "a.heic", "c.HEIC", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    (folder / "more").mkdir()
+    scene(folder / "more" / "d.png")
+    names = {"a": "a.JPG", "b": "b.jfif", "c": "c.HEIC"}
+    assert pictures_of(str(folder)) == {stem: str(folder / name) for stem, name in names.items()}
+    assert list(pictures_of(str(folder / "*.JPG")) or ()) == ["a"]
+    assert list(pictures_of(str(folder / "**" / "*.png")) or ()) == ["d"]
+
+
 def test_masks_go_with_their_pictures_by_name(tmp_path: Path) -> None:
     for folder, names in {"in": ("a.png", "b.png"), "masks": ("a.jpg",)}.items():
         (tmp_path / folder).mkdir()
@@ -138,6 +155,9 @@ def test_a_mask_keeps_what_is_black(generate: Generate, tmp_path: Path, tiny_sd:
     assert different[:, 24:].mean() < different[:, :8].mean() / 2
     settings = records(tmp_path)["h"].settings
     assert (settings["mask_image"], settings["strength"]) == (str(tmp_path / "half.png"), 1.0)
+    said = [remark for remark in records(tmp_path)["n"].remarks if "nowhere white" in remark]
+    nothing = "is nowhere white, so nothing is painted anew (its brightest is 0 of 255)"
+    assert said == [f"the mask {tmp_path / 'none.png'} {nothing}"]
 
 
 def test_a_mask_needs_its_picture_and_its_shape(generate: Generate, tmp_path: Path) -> None:

@@ -186,7 +186,10 @@ def test_what_is_no_picture_is_named(tmp_path: Path, open_, monkeypatch: pytest.
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     (tmp_path / "empty.png").touch()
     cases = {"nowhere.png": "No such file", "a.ppm": "not a PNG, JPEG, WebP, GIF", "torn.png": "torn.png: "}
-    cases |= {"empty.png": "not a PNG", ".": "Is a directory"}
+    cases |= {"empty.png": "it is empty", ".": "Is a directory"}
+    (tmp_path / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "raw.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\0\0\0\0")
+    cases |= {"pointer.png": "git lfs pull", "raw.tif": "a TIFF or raw picture of a kind that is not read"}
     for name, words in cases.items():
         with pytest.raises(PictureError, match=words):
             open_(str(tmp_path / name))
