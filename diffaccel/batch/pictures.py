@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
@@ -63,7 +63,7 @@ def open_mask(path: str, size: Size, *, resize: str = "crop") -> Image.Image:
 
 def mask_remark(path: str, mask: Image.Image) -> str | None:
     """What there is to say about a mask that `open_mask` gave, if anything: masks of 0 and 1 are black."""
-    brightest = mask.getextrema()[1]
+    _, brightest = cast("tuple[int, int]", mask.getextrema())  # of one channel
     if brightest >= _PAINTED:
         return None
     return f"the mask {path} is nowhere white, so nothing is painted anew (its brightest is {brightest} of 255)"

@@ -1,12 +1,11 @@
 """Textual inversion: words whose embeddings were learned, in the spellings of AUTOMATIC1111, SDXL and diffusers."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffaccel.models.mistaken import told
+from diffaccel.models.mistaken import kind_of_file
 from diffaccel.models.quiet import quiet_loading
 from diffaccel.models.single_file import read_shapes
 from diffaccel.models.source import PICKLES, ModelError, ModelSource, expanded
@@ -60,11 +59,17 @@ def check_embeddings(text: str | None, source: ModelSource) -> None:
     widths = {name: width for name in _OWN.values() if (width := source.config_of(name).get("hidden_size"))}
     for token, file in parse_embeddings(text).items():
         for encoder in _assigned(file, read_shapes(_found(file)), widths, source.name).values():
-            words = source.folder / encoder.replace("text_encoder", "tokenizer") / "vocab.json"
-            if words.is_file() and token.lower() in json.loads(words.read_text(encoding="utf-8")):
+            if token.lower() in _known(source, encoder.replace("text_encoder", "tokenizer")):
                 raise ModelError(
                     f"--embedding {file}={token}: {source.name} knows the word {token} already: name another"
                 )
+
+
+def _known(source: ModelSource, tokenizer: str) -> Container[str]:
+    """The words of a tokenizer, which lie in a file of them alone, or with all else that makes it."""
+    words = source.config_of(tokenizer, "vocab.json")
+    whole = source.config_of(tokenizer, "tokenizer.json")
+    return words or whole.get("model", {}).get("vocab", {})
 
 
 def load_embeddings(pipe: Any, text: str | None) -> None:
@@ -150,7 +155,9 @@ def _assigned(
         fitting = [encoder for encoder, width in widths.items() if shape[-1:] == (width,)]
         own = _OWN.get(name)
         if len(shape) not in (1, 2) or (own is None and len(shapes) > 1):
-            raise ModelError(f"{file} is not an embedding: {told(shapes)}")
+            other = kind_of_file(shapes)
+            what = other if other and "--embedding" not in other else f"it has {name[:80]}"
+            raise ModelError(f"{file} is not an embedding: {what}")
         if not fitting or (own in widths and own not in fitting):
             ours = " and ".join(str(width) for width in widths.values())
             raise ModelError(f"the embedding {file} is for an encoder of width {shape[-1]}, and {model} has {ours}")

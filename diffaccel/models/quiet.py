@@ -6,6 +6,7 @@
 - A LoRA for the denoiser alone has no keys for the text encoder, and the other way round.
 - A network is cast none of whose modules has to stay in float32, which is said all the same.
 - Of a file that holds averaged weights, too, the others are read, as everywhere; the option that is named is none here.
+- An encoder that learns words is made larger by some, each of which is given its vector then.
 - transformers recommends torchvision whenever an image processor is imported; no pipeline here uses that processor.
 """
 
@@ -24,6 +25,7 @@ _HARMLESS = {
     "diffusers.loaders.lora_base": r"No LoRA keys associated to CLIPTextModel",
     "diffusers.loaders.peft": r"No LoRA keys associated to UNet2DConditionModel",
     "diffusers.loaders.single_file_utils": r"only the non-EMA weights are extracted",
+    "transformers.modeling_utils": r"The new embeddings will be initialized from a multivariate normal",
     "transformers.utils.import_utils": r"`\w+ImageProcessor` requires torchvision",
 }
 

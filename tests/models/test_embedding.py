@@ -51,7 +51,13 @@ def test_what_does_not_fit_is_told_before_the_model_is_loaded(tiny_sd: Path, tmp
     source = models.resolve(tiny_sd)
     with pytest.raises(ModelError, match=r"for an encoder of width 768, and .* has 16"):
         models.check_embeddings(f"{tmp_path}/x.safetensors", source)
+    save_file({"emb_params": torch.ones(2, 16)}, tmp_path / "w.safetensors")
+    save_file({"emb_params": torch.ones(2, 16), "more": torch.ones(2, 16)}, tmp_path / "two.safetensors")
+    save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2, 2)}, tmp_path / "lora.safetensors")
     for text, words in {
+        f"{tmp_path}/w.safetensors=a": "knows the word a already: name another",
+        f"{tmp_path}/two.safetensors=t": "is not an embedding: it has emb_params",
+        f"{tmp_path}/lora.safetensors=t": "is not an embedding: it is a LoRA: give it as --lora",
         "nowhere.safetensors=a": "no embedding at 'nowhere.safetensors'",
         "x.pt=a": "x.pt is pickled",
         "a=t + b=t": "a and b have the same token t",
