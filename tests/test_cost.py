@@ -13,7 +13,16 @@ from tiny_transformers import TRANSFORMERS
 from diffaccel.attach.cost import UncountableError
 from diffaccel.attach.handle import accelerate
 from diffaccel.attach.macs import count_macs, skeleton
-from diffaccel.methods import BlockCache, DeepCache, DeltaCache, IntervalCache, TextKVCache, TGate
+from diffaccel.methods import (
+    BlockCache,
+    DeepCache,
+    DeltaCache,
+    FeatureInheritance,
+    IntervalCache,
+    TextKVCache,
+    TGate,
+    TokenReduction,
+)
 from diffaccel.reuse.forecast import Taylor
 
 CALLS = 6
@@ -101,6 +110,23 @@ def test_the_network_as_it_is(change: Any, methods: Any) -> None:
         assert executed(unet, calls) == handle.report().macs
         assert handle.report().macs_plain == plain
     assert (plain > 4 * bare) == (change is adapted)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        (DeepCache(3), FeatureInheritance(interval=2)),  # which finds nothing stored below the branch at call 3
+        (FeatureInheritance(interval=2), DeepCache(3)),
+        (TokenReduction(min_tokens=16, interval=2, warmup=1),),  # whose call 1 has no matching to go by
+    ],
+    ids=repr,
+)
+def test_calls_that_find_nothing_stored_where_they_were_to_reuse(methods: Any) -> None:
+    unet = picture_unet()
+    inputs = unet_inputs(unet, rows=1)
+    with accelerate(unet, *methods) as handle:
+        done = executed(unet, [{**inputs, "timestep": torch.tensor(900 - 100 * i)} for i in range(4)])
+    assert handle.report().macs == done
 
 
 def test_a_copy_without_weights_leaves_the_network_alone() -> None:

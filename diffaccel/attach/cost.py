@@ -65,7 +65,7 @@ class CostModel:
     def _in_full(self, shapes: Shapes) -> CallKind:
         """A call of these shapes that computes everything."""
         count = len(self.plan.parts)
-        return CallKind(shapes, (True,) * count, (0,) * count)
+        return CallKind(shapes, (True,) * count, (0,) * count, ((),) * count)
 
     def _count(self, tally: Tally, kinds: set[CallKind]) -> None:
         """For each shape run a full call, which stores what the others of `kinds` then reuse."""
@@ -77,25 +77,24 @@ class CostModel:
             for shapes in {kind.shapes for kind in alike}:
                 memory = Memory(session.parts)
                 full = self._in_full(shapes)
-                for kind in [full, *(kind for kind in alike if kind.shapes == shapes and kind != full)]:
-                    self._known[kind] = self._macs(clone, session, memory, tally.examples[shapes], kind.computes)
+                self._known[full] = self._macs(clone, session, memory, tally.examples[shapes], full)
+                stored = memory.copied_parts()
+                for kind in {kind for kind in alike if kind.shapes == shapes} - {full}:
+                    with memory.at(stored):
+                        self._known[kind] = self._macs(clone, session, memory, tally.examples[shapes], kind)
 
     def _macs(
-        self,
-        clone: torch.nn.Module,
-        session: Session,
-        memory: Memory,
-        example: Mapping[str, Any],
-        computes: tuple[bool, ...],
+        self, clone: torch.nn.Module, session: Session, memory: Memory, example: Mapping[str, Any], kind: CallKind
     ) -> int:
         """Multiply-accumulates of a call on tensors without storage."""
         inputs = Signature(clone).bind((), example)
-        for index, (part, computed) in enumerate(zip(session.parts, computes, strict=True)):
-            # projections look for themselves what is missing; other parts keep what nested ones did not let them store
-            if computed and part.lifetime != "run":
-                memory.parts[index] = PartMemory()
         lanes = tuple(Lane("cost", row) for row in range(inputs.rows))
-        call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=computes)
+        for index, (part, computed) in enumerate(zip(session.parts, kind.computes, strict=True)):
+            if computed and part.lifetime != "run":  # projections look for themselves what is missing
+                memory.parts[index] = PartMemory()
+            for slot in kind.missing[index]:
+                memory.parts[index].lanes.take(lanes)[0].entries[slot] = None
+        call = Call(inputs, dict.fromkeys(get_args(Lifetime), lanes), forced=kind.computes)
         try:
             return self.count(lambda: session.run(call, memory, lambda call: clone.forward(**call.inputs.values)))
         except (NotImplementedError, RuntimeError) as error:

@@ -82,6 +82,10 @@ class Act(ABC):
     def begin(self, state: PartState) -> None:  # noqa: B027 - most acts have nothing to prepare
         """Prepare for a network call; the decision may still be taken back here, as where something is missing."""
 
+    def missing(self, state: PartState) -> tuple[int, ...]:  # noqa: ARG002
+        """In a call that reuses, slots of which nothing is stored, so that their modules run."""
+        return ()
+
     def variant(self, step: int, total: int | None) -> int:  # noqa: ARG002
         """Which of several ways to work is in force at a call; calls of another way cost something else."""
         return 0

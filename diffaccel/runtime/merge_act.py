@@ -88,12 +88,12 @@ class MergingState(ReductionState):
 
     def __init__(self, part: Part, act: MergeTokens) -> None:
         super().__init__(part, act)
-        self._wrote = False
+        self._wrote = self._again = False
 
     def prepare(self, own: Lanes, kept: LaneMemory, *, compute: bool, inputs: Inputs, **told: Any) -> None:
         """Prepare for a call."""
         super().prepare(own, kept, compute=compute, inputs=inputs, **told)
-        self._wrote = False
+        self._wrote, self._again = False, self.variant == KEPT
 
     def commit(self, kept: LaneMemory) -> None:
         """Store new matchings."""
@@ -117,13 +117,14 @@ class MergingState(ReductionState):
 
     def _kept(self, index: int, slot: int) -> Matching | None:
         """What the lanes of a block stored in an earlier call, where it is in force."""
-        if slot >= self.act.slots or self.variant == FRESH:
+        if slot >= self.act.slots or not self._again:
             return None
         kept: Matching | None = self.blocks[index].entries[slot]
         return kept
 
     def _store(self, index: int, slot: int, matching: Matching) -> Matching:
         """Keep a matching for later calls, if there is a place for it, in a block that no other call holds."""
+        self.variant = FRESH  # whatever was to be, tokens were matched
         if slot < self.act.slots:
             if not self._wrote:
                 self.blocks = [Block(block.lanes, list(block.entries)) for block in self.blocks]

@@ -33,6 +33,10 @@ class Replay(Act):
         """An output, or a placeholder, for each module."""
         return len(self.modules)
 
+    def missing(self, state: PartState) -> tuple[int, ...]:
+        """Those of modules within others that were replayed when this part computed."""
+        return tuple(slot for slot in range(self.slots) if not state.knows(slot))
+
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:  # noqa: ARG002
         """One for each module."""
         for slot, name in enumerate(self.modules):

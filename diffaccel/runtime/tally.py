@@ -66,7 +66,8 @@ class Tally:
         """Count a call of the network, which `states` says what it computed."""
         computes = tuple(state.compute for state in states)
         variants = tuple(0 if state.compute else state.variant for state in states)
-        kind = CallKind(self._shapes(inputs), computes, variants)
+        missing = tuple(() if state.compute else state.part.act.missing(state) for state in states)
+        kind = CallKind(self._shapes(inputs), computes, variants, missing)
         if self._current is not None:  # streams and videos, which have no end, make no such calls
             self._current.append(kind)
         self.calls[kind] += 1

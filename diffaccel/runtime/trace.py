@@ -19,11 +19,13 @@ class CallKind:
         shapes: of sample and conditioning.
         computes: the decision for every part.
         variants: for every part that reuses, which way of its act is in force; 0 for the others.
+        missing: for every part the slots of modules that ran although it reuses.
     """
 
     shapes: Shapes
     computes: tuple[bool, ...]
     variants: tuple[int, ...]
+    missing: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
