@@ -12,6 +12,7 @@ from diffaccel.reuse.tokens import Pooling, RotaryAngles, TokenGrid, pool, pool_
 from diffaccel.runtime.act import PartState, Place
 from diffaccel.runtime.token_act import ReduceTokens, ReductionState, hidden_states_of, last_tokens, masked
 
+PROJECTIONS = ("to_k", "to_v")
 ROTARY = "image_rotary_emb"  # the angles, as attentions are given them
 NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")  # what queries and keys go through before they are turned
 ROTATING = ("FluxAttnProcessor",)  # processors that turn neighbouring pairs of features behind the norms
@@ -37,7 +38,7 @@ class PoolTokens(ReduceTokens):
         for name in self.attentions:
             pooling = _Pooling(self, cast(ReductionState, state), model.get_submodule(name))
             yield name, pooling
-            for projection in ("to_k", "to_v"):
+            for projection in PROJECTIONS:
                 yield f"{name}.{projection}", _Pooled(self, pooling)
             if self.rotary:
                 there = dict(pooling.attention.named_children())
@@ -55,6 +56,7 @@ class _Pooling(Place):
 
     def __init__(self, act: PoolTokens, state: ReductionState, attention: torch.nn.Module) -> None:
         self.act, self.state, self.attention = act, state, attention
+        self._hooked = [getattr(attention, name) for name in PROJECTIONS]
         self.grid: TokenGrid | None = None
         self.rotary: tuple[RotaryAngles, RotaryAngles] | None = None
 
@@ -83,12 +85,20 @@ class _Pooling(Place):
     def _hindrance(self, kwargs: dict[str, Any]) -> str:
         if getattr(self.attention, "fused_projections", False):
             return "pools no fused projections: call unfuse_qkv_projections()"
+        if any(map(self._is_added_to, PROJECTIONS, self._hooked)):
+            return "pools no keys and values to which an adapter adds that came since: detach() and accelerate() again"
         processor = type(getattr(self.attention, "processor", None)).__name__
         if self.act.rotary and processor not in ROTATING:
             return f"does not know how {processor} turns queries and keys"
         if processor.startswith("PAG"):
             return f"leaves attentions with {processor} alone, which passes values on in place of attention"
         return masked(kwargs)
+
+    def _is_added_to(self, name: str, hooked: torch.nn.Module) -> bool:
+        """Whether an adapter that lies around a hooked projection now adds what it makes of all tokens."""
+        adapter = getattr(self.attention, name)
+        unmerged = getattr(adapter, "active_adapters", ()) and not getattr(adapter, "merged", False)
+        return adapter is not hooked and bool(unmerged) and not getattr(adapter, "disable_adapters", False)
 
 
 class _Rotated(Place):

@@ -7,6 +7,7 @@ import tomesd.merge
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import PAGCFGIdentitySelfAttnProcessor2_0
+from peft import LoraConfig
 from tiny_networks import generate, network_inputs, picture_unet, pipeline, unet_inputs
 from tiny_transformers import TRANSFORMERS
 from token_reference import means, pooled
@@ -317,6 +318,25 @@ def test_fused_projections_are_not_pooled_in_silence() -> None:
     with accelerate(unet, TokenReduction("pool", min_tokens=64)) as handle:
         run(unet, unet_inputs(unet))
     assert "unfuse_qkv_projections" in str(handle.report())
+
+
+def test_keys_are_not_pooled_beneath_an_adapter_that_came_since() -> None:
+    unet = picture_unet()
+    inputs = {**unet_inputs(unet, rows=1, size=8), "timestep": torch.tensor(500)}
+    method = TokenReduction("pool", min_tokens=16)
+    with torch.no_grad(), accelerate(unet, method) as handle:
+        unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k"]))
+        whole = unet(**inputs).sample
+        assert "adds that came since: detach() and accelerate() again" in next(iter(handle.report().full))
+        unet.disable_adapters()
+        pooled = unet(**inputs).sample
+        assert handle.report().replayed == 1
+    unet.enable_adapters()
+    with torch.no_grad():
+        assert torch.equal(whole, unet(**inputs).sample)
+        unet.delete_adapters("default")
+        with accelerate(unet, method):
+            assert torch.equal(pooled, unet(**inputs).sample)
 
 
 def test_perturbed_attention_reads_all_tokens() -> None:
