@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from diffaccel.reuse.per_prompt import PerPrompt
+from diffaccel.reuse.residual import relative_change
 from diffaccel.reuse.schedule import (
     Always,
     BackLoaded,
@@ -121,3 +123,9 @@ def test_a_total_that_is_not_the_runs_is_refused(schedule: Any) -> None:
     ):
         schedule.validate(20)
     schedule.validate(None)
+
+
+def test_changes_of_half_precision_are_told_in_single_precision() -> None:
+    reference = torch.ones(1000, dtype=torch.bfloat16)
+    sample = reference + 0.25 * (torch.arange(1000) < 601)  # whose mean bfloat16 rounds to 0.1504
+    assert relative_change(sample, reference) == pytest.approx(0.15025, rel=1e-6)
