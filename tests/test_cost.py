@@ -7,7 +7,7 @@ import pytest
 import torch
 from cells import cells
 from peft import LoraConfig
-from tiny_networks import picture_unet, sd_unet, unet_inputs
+from tiny_networks import generate, picture_unet, pipeline, sd_unet, unet_inputs
 from tiny_transformers import TRANSFORMERS
 
 from diffaccel.attach.cost import UncountableError
@@ -24,6 +24,8 @@ from diffaccel.methods import (
     TokenReduction,
 )
 from diffaccel.reuse.forecast import Taylor
+from diffaccel.reuse.measure import SeaFilter
+from diffaccel.reuse.schedule import Threshold
 
 CALLS = 6
 ON_TRANSFORMERS = [
@@ -127,6 +129,14 @@ def test_calls_that_find_nothing_stored_where_they_were_to_reuse(methods: Any) -
     with accelerate(unet, *methods) as handle:
         done = executed(unet, [{**inputs, "timestep": torch.tensor(900 - 100 * i)} for i in range(4)])
     assert handle.report().macs == done
+
+
+def test_calls_whose_schedule_goes_by_the_noise_level() -> None:
+    pipe = pipeline(picture_unet())
+    method = DeepCache(schedule=Threshold(9.0, max_reuse=1, measure=SeaFilter(2.0)))
+    with accelerate(pipe, method) as handle:
+        done = count_macs(lambda: generate(pipe, steps=4))
+    assert (handle.report().replayed, handle.report().macs) == (2, done)
 
 
 def test_a_copy_without_weights_leaves_the_network_alone() -> None:

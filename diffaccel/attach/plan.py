@@ -9,6 +9,7 @@ from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
 from diffaccel.methods.companions import tied_parts
 from diffaccel.networks import UnsupportedModelError, layout_of
+from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.session import Tie
 from diffaccel.runtime.substitute import Stretch
@@ -31,8 +32,9 @@ class Plan:
     ties: tuple[Tie | None, ...]
 
     def fixed(self, variants: Sequence[int]) -> list[Part]:
-        """The parts, each with one of the ways of its act always in force."""
-        return [replace(part, act=part.act.fixed(variant)) for part, variant in zip(self.parts, variants, strict=True)]
+        """The parts, each with one of the ways of its act always in force, for calls that are told what computes."""
+        pairs = zip(self.parts, variants, strict=True)
+        return [replace(part, act=part.act.fixed(variant), schedule=Always()) for part, variant in pairs]
 
 
 def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
