@@ -23,13 +23,15 @@ class Report:
     """Totals since `accelerate`, over all denoisers.
 
     Multiply-accumulates are counted when first asked for: each kind of network call that occurred is run once on
-    tensors without storage, by torch's formulas, which takes a second or so.
+    tensors without storage, by torch's formulas, which takes a second or so. Those of a ControlNet are among them where
+    a method has a say in when it runs, as `DeepCache` and `ControlCache` have, and are left out where none has.
 
     Attributes:
         computed: network calls that ran in full.
         replayed: network calls that reused something.
         switched: network calls that another, smaller network took; what it reuses counts under `methods`.
-        methods: for each method, how many calls it computed and how many it replayed.
+        methods: for each method that works within networks, how many calls it computed and how many it replayed. Those
+            that stand around whole calls, such as `EasyCache`, show in `computed` and `replayed` alone.
         controlnet: ControlNet calls that ran in full, and that left out what the denoiser would not read.
         full: calls that computed in full because nothing told which features they could share, by the reason.
         cache_bytes: storage that features take at the moment, zero after the end of a pipeline's run.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from diffaccel.config import kind
 from diffaccel.methods.base import Method
-from diffaccel.networks.layout import Layout, UnsupportedModelError
+from diffaccel.networks.layout import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import ScaledSteps, Schedule
 from diffaccel.runtime.act import Part
@@ -40,8 +40,8 @@ class EncoderPropagation(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: the encoder."""
-        if layout.encoder is None:
-            raise UnsupportedModelError(f"EncoderPropagation needs an encoder and a decoder; {layout.model} has none")
+        layout.require("EncoderPropagation", "encoder")
+        assert layout.encoder is not None
         return [Part(Replay(layout.encoder), self.schedule or KEY_STEPS, self.forecast)]
 
     def companion_parts(self, layout: Layout) -> list[tuple[Part, int | None]]:

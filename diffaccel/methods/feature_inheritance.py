@@ -48,7 +48,8 @@ class FeatureInheritance(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part: all modules of the level that are deep enough."""
-        whole(f"depth of {layout.model}", self.depth, 0, max(0, len(layout.levels) - 1))
+        layout.require("FeatureInheritance", "levels")
+        whole(f"depth of {layout.model}", self.depth, 0, len(layout.levels) - 1)
         names = [name for level in layout.levels[self.depth :] for name in getattr(level, f"{self.level}s")]
         if not names:
             raise UnsupportedModelError(

@@ -93,6 +93,8 @@ def _unknown(denoiser: "Layout") -> tuple[Reader, ...]:  # noqa: ARG001
 
 _NEEDED = {
     "depths": "a UNet with skip connections; {} has none",
+    "levels": "the blocks of a UNet; {} has none",
+    "encoder": "a UNet with an encoder and a decoder; {} has none",
     "blocks": "a list of transformer blocks; {} has none",
     "units": "transformer blocks with attentions and feed-forward networks; {} has none that are known by name",
     "cross_attention": "cross-attention to a prompt; {} has none",

@@ -19,7 +19,10 @@ from diffaccel.methods import (
     BlockCache,
     CalibratedCache,
     Calibration,
+    DeepCache,
     DeltaCache,
+    EncoderPropagation,
+    FeatureInheritance,
     IntervalCache,
     KindSteps,
     Method,
@@ -109,6 +112,12 @@ def test_settings_that_do_not_fit_the_network(dit: Any, method: Method, message:
 def test_unets_are_refused(method: Method) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{type(method).__name__} needs .*UNet2DConditionModel has none"):
         accelerate(sd_unet(), method)
+
+
+@pytest.mark.parametrize("method", [DeepCache(), EncoderPropagation(), FeatureInheritance()])
+def test_transformers_are_refused(dit: Any, method: Method) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{type(method).__name__} needs .*DiTTransformer2DModel has none"):
+        accelerate(dit, method)
 
 
 def test_what_a_bare_network_does_not_tell(dit: Any) -> None:
