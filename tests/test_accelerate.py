@@ -12,7 +12,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from tiny_networks import LIGHT, generate, picture_unet, pipeline, sd_unet, sdxl_unet, unet_inputs
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import DeepCache, FeatureInheritance
+from diffaccel.methods import DeepCache, EasyCache, FeatureInheritance
 from diffaccel.networks import UnsupportedModelError
 
 
@@ -161,6 +161,11 @@ def test_accelerating_twice(unet: Any) -> None:
 def test_two_methods_on_one_module(unet: Any) -> None:
     with pytest.raises(ValueError, match="DeepCache and DeepCache cannot work together: both claim"):
         accelerate(unet, DeepCache(), DeepCache(branch=1))
+
+
+def test_a_method_around_whole_calls_is_given_once(unet: Any) -> None:
+    with pytest.raises(ValueError, match=r"the same method was given twice to accelerate\(\): give it once"):
+        accelerate(unet, EasyCache(0.05), EasyCache(0.1))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
         UnsupportedModelError: if a method does not work on this kind of network.
         ValueError: if a setting does not fit it, or two methods cannot work together.
     """
-    twice = len({id(method) for method in methods}) < len(methods)
+    around = [type(method) for method in methods if type(method).wrapper is not Method.wrapper]  # what claims no module
+    twice = len({id(method) for method in methods}) < len(methods) or len({*around}) < len(around)
     check(not twice, "the same method was given twice to accelerate(): give it once")
     layout = layout_of(model)
     owned = [(method, part) for method in methods for part in method.bounded_parts(layout)]
@@ -113,14 +114,14 @@ def _name(method: Method) -> str:
 
 
 def require_disjoint(owned: Sequence[tuple[Method, Part]]) -> None:
-    """Refuse exclusive acts of two methods at the same module; those of one method may overlap.
+    """Refuse acts of two methods at the same module, unless one works within the other; those of one may overlap.
 
     Refused, too: to measure the change of blocks within which another method replays outputs of earlier calls.
     """
-    claims: dict[str, Method] = {}
+    claims: dict[tuple[str, bool], Method] = {}
     for owner, part in owned:
-        for name in part.act.modules if part.act.exclusive else ():
-            other = claims.setdefault(name, owner)
+        for name in part.act.modules:
+            other = claims.setdefault((name, part.act.exclusive), owner)
             check(other is owner, f"{_name(owner)} and {_name(other)} cannot work together: both claim {name!r}")
     for owner, part in owned:
         for other, theirs in owned:

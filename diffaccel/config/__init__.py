@@ -8,14 +8,13 @@ import ast
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from diffaccel.config.checks import check
-from diffaccel.config.files import write_atomically
+from diffaccel.config.checks import check, require_once
+from diffaccel.config.files import read_json, write_atomically
 from diffaccel.config.words import did_you_mean, with_article
 
 _WORD = re.compile(r"[^\W\d][\w./-]*")
@@ -118,7 +117,7 @@ class StoredConfig(Config):
             ValueError: if it holds something else; the message names the file.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             check(isinstance(values, dict), f"expected an object, found {type(values).__name__}")
             return cls.from_dict(values)
         except ValueError as error:
@@ -155,17 +154,12 @@ def _by_field(name: str, cls: type[Config], args: tuple[Any, ...], kwargs: dict[
     places = [field.name for field in fields(cls) if field.kw_only is not True]  # type: ignore[arg-type]
     if len(args) > len(places):
         raise ValueError(f"{name} takes {', '.join(places) or 'no value'} in this order, and got {len(args)} values")
-    _require_once([*places[: len(args)], *kwargs])
+    require_once([*places[: len(args)], *kwargs])
     values = {**dict(zip(places, args, strict=False)), **kwargs}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name} needs a value for its field {field.name!r}")
     return values
-
-
-def _require_once(names: list[str]) -> None:
-    for name, count in Counter(names).items():
-        check(count == 1, f"{name} is given {count} times: leave one")
 
 
 def _is_concrete(cls: type[Config]) -> bool:
@@ -211,7 +205,7 @@ def _arguments(call: ast.Call, source: str) -> tuple[tuple[Any, ...], dict[str, 
     names = [keyword.arg for keyword in call.keywords]
     if None in names:
         raise ValueError("** is not allowed in a configuration")
-    _require_once(list(filter(None, names)))
+    require_once(filter(None, names))
     named = {str(keyword.arg): _value(keyword.value, source) for keyword in call.keywords}
     return tuple(_value(arg, source) for arg in call.args), named
 

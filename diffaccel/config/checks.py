@@ -1,6 +1,7 @@
 """Checks of single values; each raises ValueError that names the value and what is valid."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffaccel.config.words import did_you_mean
@@ -43,6 +44,12 @@ def listed(value: Any) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError:
         return (value,)
+
+
+def require_once(names: Iterable[str]) -> None:
+    """Check that nothing is given twice."""
+    for name, count in Counter(names).items():
+        check(count == 1, f"{name} is given twice")
 
 
 def flag(name: str, value: object) -> None:

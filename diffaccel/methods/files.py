@@ -1,11 +1,11 @@
 """Methods out of JSON files, whoever wrote them: what `calibrate` measured, or methods as `to_dict` gives them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from diffaccel.config import Config
 from diffaccel.config.checks import check
+from diffaccel.config.files import read_json
 from diffaccel.methods.base import Method
 from diffaccel.methods.calibrated_cache import CalibratedCache, Calibration
 from diffaccel.methods.curves import MagCurve, TeaCurve
@@ -28,7 +28,7 @@ def load_methods(path: str | Path) -> tuple[Method, ...]:
         ValueError: if it holds something else; the message names the file.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         named = isinstance(values, dict) and "type" not in values  # methods of a `Staged` are its own
         listed = values.get("methods", values) if named else values
         found = tuple(_method(value) for value in (listed if isinstance(listed, list) else [listed]))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,11 @@ def test_what_methods_name_is_written_out(tmp_path: Path) -> None:
 def test_other_files_are_refused_by_name(tmp_path: Path, values: object) -> None:
     with pytest.raises(ValueError, match=r"p\.json holds neither a calibration nor methods"):
         load_methods(write(tmp_path / "p.json", values))
+
+
+@pytest.mark.parametrize("read", [load_methods, Calibration.load])
+def test_a_value_that_is_given_twice_is_refused(tmp_path: Path, read: Any) -> None:
+    text = json.dumps(CALIBRATION.to_dict()).replace('"alpha": 0.1', '"alpha": 0.1, "alpha": 0.2')
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ValueError, match=r"p\.json .*: alpha is given twice$"):
+        read(tmp_path / "p.json")

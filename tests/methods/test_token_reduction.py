@@ -12,7 +12,7 @@ from tiny_networks import generate, network_inputs, picture_unet, pipeline, unet
 from tiny_transformers import TRANSFORMERS
 from token_reference import means, pooled
 
-from diffaccel import DeepCache, TextKVCache, TGate, TokenReduction, UnsupportedModelError, accelerate
+from diffaccel import DeepCache, Staged, TextKVCache, TGate, TokenReduction, UnsupportedModelError, accelerate
 from diffaccel.methods import parse
 from diffaccel.reuse.tokens import (
     Pooling,
@@ -375,6 +375,16 @@ def test_with_other_methods(kind: Any) -> None:
         other = generate(pipe)
     assert torch.equal(one, again)
     assert torch.equal(one, other)
+
+
+def test_two_reductions_do_not_share_an_attention() -> None:
+    both = TokenReduction(ratio=0.75, min_tokens=16), TokenReduction("pool", min_tokens=16)  # keys of what grid?
+    for methods in (both, both[::-1]):
+        with pytest.raises(
+            ValueError, match=r"TokenReduction and TokenReduction cannot work together: both claim '.*attn1'"
+        ):
+            accelerate(picture_unet(), *methods)
+    accelerate(picture_unet(), Staged(both, at=2)).detach()
 
 
 def test_a_masked_attention_reads_all_tokens() -> None:
