@@ -44,9 +44,11 @@ def plan(model: torch.nn.Module, methods: Sequence[Method]) -> Plan:
         UnsupportedModelError: if a method does not work on this kind of network.
         ValueError: if a setting does not fit it, or two methods cannot work together.
     """
-    around = [type(method) for method in methods if type(method).wrapper is not Method.wrapper]  # what claims no module
-    twice = len({id(method) for method in methods}) < len(methods) or len({*around}) < len(around)
-    check(not twice, "the same method was given twice to accelerate(): give it once")
+    known = set[object]()
+    for method in methods:  # those around whole calls claim no module that would tell
+        key = id(method) if type(method).wrapper is Method.wrapper else type(method)
+        check(key not in known, f"{_name(method)} is given twice: give it once")
+        known.add(key)
     layout = layout_of(model)
     owned = [(method, part) for method in methods for part in method.bounded_parts(layout)]
     return _planned(methods, owned, [None] * len(owned))
