@@ -280,6 +280,11 @@ class Seat:
     ) -> tuple[str, ...]:
         """Which rows see the negative prompt, found out once for each context."""
         if context not in own.roles:
+            if run.host.guided and not isinstance(inputs.sample, torch.Tensor):
+                raise ValueError(
+                    "guided=True speaks of halves of rows, and this network takes a list of samples: leave guided out, "
+                    "and use a method that does not drop the negative ones"
+                )
             conditioning = self._prompted(inputs).conditioning
             own.roles[context] = run.host.roles(conditioning, inputs.rows, name, running)
         return own.roles[context]

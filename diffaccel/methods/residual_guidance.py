@@ -136,7 +136,8 @@ class _VirtualNegative(Wrapper):
             check(
                 call.step != 0,
                 "ResidualGuidance replaces the negative half of classifier-free guidance, which is off, or the "
-                "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True), or leave it out",
+                "pipeline does not tell: set guidance_scale > 1, say accelerate(..., guided=True) if each call stacks "
+                "[negative; positive] halves, or leave it out",
             )
             return network(call)
         if self.method.negative == "self" and self.ends.computes(call.step, call.total):

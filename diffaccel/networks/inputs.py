@@ -28,11 +28,13 @@ WITHOUT_ROWS = (
     "txt_ids",
     "visual_rope_pos",
 )
+# Inputs whose second dimension are the rows: the first are the layers of a text encoder.
+SECOND_ROWS = ("encoder_hidden_states_llama3",)
 # Inputs that are meant for single blocks of one network: what ControlNets and adapters add there in each step, ...
 PUT_IN_BLOCKS = re.compile(r"residual|controlnet_(single_)?block|block_controlnet")
 # ... and which of its blocks a guidance leaves out.
 LEFT_OUT = ("skip_layers", "spatio_temporal_guidance_blocks")
-CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "cap_feats", "class_labels")
+CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "encoder_hidden_states_t5", "cap_feats", "class_labels")
 
 
 @dataclass(frozen=True)

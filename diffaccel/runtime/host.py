@@ -19,6 +19,16 @@ CONTEXT_ROLES = {"cond": POSITIVE, "uncond": NEGATIVE, "pred_cond": POSITIVE, "p
 BESIDE_GUIDANCE = "pred_cond_"  # calls of guiders that guide by something else besides, as by skipped layers
 # Pipelines that stack two halves, negative first, and keep no embeddings of the negative prompt by name.
 NEGATIVE_FIRST = ("StableVideoDiffusionPipeline", "I2VGenXLPipeline")
+# Pipelines that stack the prompt's rows first, or more than two prompts, and keep nothing by name that would show it.
+OTHER_STACKS = (
+    "AceStepPipeline",
+    "DiTPipeline",
+    "LEditsPPPipelineStableDiffusion",
+    "LEditsPPPipelineStableDiffusionXL",
+    "OmniGenPipeline",
+    "SemanticStableDiffusionPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+)
 
 
 class Host:
@@ -69,11 +79,22 @@ class Host:
                     f"{type(pipe).__name__} stacks more than a negative and a positive prediction ({other}): methods "
                     "that drop the negative one do not work with it"
                 )
+        if is_one_of(pipe, OTHER_STACKS):
+            raise ValueError(
+                f"each call of {type(pipe).__name__} stacks other rows than [negative; positive] halves: methods that "
+                "drop the negative ones do not work with it"
+            )
 
     def _as_told(self, shown: tuple[str, ...], rows: int) -> tuple[str, ...]:
-        """Roles as the caller of `accelerate` said they are, unless the pipeline's own embeddings have shown others."""
-        told = halves(rows) if self.guided else ()
-        if told and shown and shown != told:
+        """Roles as the caller of `accelerate` said they are, unless the pipeline's own facts have shown others."""
+        self._require_pairs()
+        told = halves(rows)
+        if rows > 1 and rows % 2:
+            raise ValueError(
+                f"guided=True says that each call stacks [negative; positive] halves, and this one has {rows} rows: "
+                "leave guided out, or use a method that does not drop the negative ones"
+            )
+        if shown and shown != told:
             raise ValueError(
                 f"guided=True says that each call of {type(self._pipe()).__name__} stacks the negative prompt's rows "
                 f"before the prompt's, and its rows are {', '.join(shown)}: leave guided out, which finds out"
@@ -92,7 +113,7 @@ class Host:
         """
         pairs = [] if running is None else running.embeddings
         if self.guided is not None:
-            return self._as_told(_shown(conditioning, rows, pairs) if self.guided else (), rows)
+            return self._as_told(_shown(conditioning, rows, pairs), rows) if self.guided else ()
         says_guided = self._says_guided(running)
         if says_guided is not None and not says_guided:
             return ()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from diffaccel.networks.inputs import WITHOUT_ROWS, Inputs
+from diffaccel.networks.inputs import SECOND_ROWS, WITHOUT_ROWS, Inputs
 from diffaccel.runtime.trees import tensors_in
 
 
@@ -271,6 +271,8 @@ def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
 
 
 def _named(name: str, value: Any, rows: Sequence[int], count: int, *, folded: bool) -> Any:
+    if name in SECOND_ROWS:
+        return _selected(value.transpose(0, 1), rows, count).transpose(0, 1)
     return value if name in WITHOUT_ROWS else _selected(value, rows, count, folded=folded)
 
 

@@ -9,8 +9,19 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from test_controlnet import IMAGE, build
 from tiny_networks import TEXT, generate, picture_unet, pipeline
+from tiny_transformers import TRANSFORMERS
 
-from diffaccel import DeepCache, EncoderPropagation, FeatureInheritance, PerPrompt, Steps, TGate, Uniform, accelerate
+from diffaccel import (
+    DeepCache,
+    EncoderPropagation,
+    FeatureInheritance,
+    IntervalCache,
+    PerPrompt,
+    Steps,
+    TGate,
+    Uniform,
+    accelerate,
+)
 from diffaccel.methods import parse
 from diffaccel.reuse.schedule import Always, Schedule, Threshold
 
@@ -169,6 +180,15 @@ def test_other_methods_and_ends_of_the_run_go_with_it() -> None:
     with accelerate(pipe, DeepCache(schedule=seen), TGate(gate=4)):
         first = generate(pipe, STEPS)
         assert torch.equal(first, generate(pipe, STEPS))
+
+
+def test_a_network_of_lists_has_no_halves() -> None:
+    tiny = TRANSFORMERS["ZImageTransformer2DModel"]
+    network = tiny.build("ZImageTransformer2DModel")
+    inputs = tiny.inputs(2, torch.Generator().manual_seed(0))
+    chosen = IntervalCache(schedule=PerPrompt(Uniform(2), Uniform(3)))
+    with accelerate(network, chosen, guided=True), pytest.raises(ValueError, match="takes a list of samples"):
+        network(**inputs, **{tiny.timestep: torch.full((2,), 0.5)})
 
 
 @pytest.mark.slow

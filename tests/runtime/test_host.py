@@ -23,6 +23,10 @@ class I2VGenXLPipeline(Pipe):
     """As above."""
 
 
+class DiTPipeline(Pipe):
+    """Named like one whose rows are known to be stacked otherwise."""
+
+
 class Running:
     """A pipeline's call, with its variables."""
 
@@ -88,8 +92,25 @@ def test_what_tells_nothing_is_refused() -> None:
         assert Host(stacked).roles(None, 2, None, None) == N + P
     for other in ("image_guidance_scale", "do_perturbed_attention_guidance"):
         more = Pipe(do_classifier_free_guidance=True, **{other: 1.5})
-        with pytest.raises(ValueError, match=rf"more than a negative and a positive prediction \({other}\)"):
-            Host(more).roles(None, 3, None, None)
+        for guided in (None, True):
+            with pytest.raises(ValueError, match=rf"more than a negative and a positive prediction \({other}\)"):
+                Host(more, guided).roles(None, 3, None, None)
+
+
+@pytest.mark.parametrize("guided", [None, True])
+def test_pipelines_that_are_known_to_stack_other_rows_are_refused(guided: bool | None) -> None:
+    """DiT stacks the label first: to say that the negative rows are would not make it so."""
+    pipe = DiTPipeline()
+    with pytest.raises(ValueError, match="each call of DiTPipeline stacks other rows than"):
+        Host(pipe, guided).roles(None, 2, None, None)
+    pipe.do_classifier_free_guidance = False
+    assert Host(pipe).roles(None, 1, None, None) == ()
+
+
+def test_rows_that_cannot_be_the_halves_that_were_told_are_refused() -> None:
+    with pytest.raises(ValueError, match="and this one has 3 rows: leave guided out"):
+        Host(None, guided=True).roles(None, 3, None, None)
+    assert Host(None, guided=True).roles(None, 1, None, None) == P  # where guidance has ended
 
 
 def test_a_pipeline_that_is_gone_tells_nothing() -> None:

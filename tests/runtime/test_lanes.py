@@ -113,6 +113,9 @@ def test_rows_of_inputs() -> None:
     found = select(Inputs({"x": torch.zeros(2, 1), "residuals": residuals}, ("x", None, None)), [1], 2).values
     assert found["residuals"][0].flatten().tolist() == [2.0, 3.0]
     assert found["residuals"][1].shape == (1, 1)
+    layers = {"x": torch.zeros(2, 1), "encoder_hidden_states_llama3": torch.arange(4.0).reshape(2, 2, 1, 1)}
+    found = select(Inputs(layers, ("x", None, None)), [1], 2).values  # as many layers as rows
+    assert found["encoder_hidden_states_llama3"].flatten().tolist() == [1.0, 3.0]
     numbers = {"x": torch.arange(2.0)}
     assert select(Inputs(numbers, ("x", None, None)), [1], 2).values["x"].tolist() == [1.0]
 
