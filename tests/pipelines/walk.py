@@ -92,6 +92,8 @@ def made_by(pipe: Any, stop: Stop, dtype: torch.dtype) -> torch.Tensor:
     torch.manual_seed(1)
     draw = Draw(dtype)
     inputs = {"num_inference_steps": stop.steps, "generator": torch.Generator().manual_seed(1), **stop.inputs(draw)}
+    if inputs["num_inference_steps"] is None:  # the pipeline takes none
+        del inputs["num_inference_steps"]
     with torch.no_grad():
         found = next(iter(pipe(**inputs).values()))
     if isinstance(found, list):
