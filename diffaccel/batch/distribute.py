@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from time import perf_counter, time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from diffaccel.batch.jobs import Job, dealt
@@ -165,7 +165,6 @@ class Processes:
         self._folder, self._on_record = folder, on_record
         self._summary, self._calls = Summary(), Calls()
         self._seen: set[str] = set()
-        self._began = time()
 
     def __call__(self, part: Share, count: int) -> tuple[Summary, Calls]:
         """Render `part` in `count` processes.
@@ -215,7 +214,7 @@ class Processes:
         records = read_manifest(self._folder.path)
         for job in worker.part.jobs:
             record = records.get(job.id)
-            mine = record is not None and record.time >= self._began - 0.001 and job.id not in self._seen
+            mine = record is not None and record.time >= self._folder.since and job.id not in self._seen
             if record and mine and is_done(job, record, self._folder.path, worker.part.suffix):
                 self._take(record)
         left = tuple(job for job in worker.part.jobs if job.id not in self._seen)

@@ -28,6 +28,7 @@ PATIENCE = 1.0
 SHEET, COMPARE, TARS, PARQUET = "index.html", "compare", "tars", "pictures.parquet"
 MANIFEST, _MANIFESTS = "manifest.jsonl", "manifest*.jsonl"
 _BEGIN = b'{"id": "'
+_LONGEST_LINE = 500_000  # bytes, with prompts of ten thousand characters that JSON escapes
 _TEMPORARY = ".*." + "[0-9a-f]" * 32 + ".tmp"
 
 
@@ -104,13 +105,15 @@ class OutputFolder:
         guarded: keep other runs out; a process that works for a run which holds the folder does not, and adds to that
             run's manifest.
 
+    Attributes:
+        since: records of earlier runs have earlier times, also where a clock went back.
+
     Raises:
         StoreError: the folder cannot be created or written, or another run holds it.
     """
 
     def __init__(self, path: Path, shard: tuple[int, int] | None = None, *, guarded: bool = True) -> None:
-        self.path = path
-        self.shard, self._guarded = shard, guarded
+        self.path, self.shard, self._guarded, self.since = path, shard, guarded, 0.0
         name = f"-{shard[0]}-of-{shard[1]}" if shard else ""
         self._manifest_path = path / f"manifest{name}.jsonl"
         self._lock_path = path / f".lock{name}"
@@ -124,6 +127,7 @@ class OutputFolder:
             if self._guarded:
                 opened.enter_context(_only_run(self._lock_path))
             self._manifest = opened.enter_context(self._manifest_path.open("ab"))
+            self.since = max(map(_last_time, self.path.glob(_MANIFESTS))) + 0.001
             if self._guarded:
                 _end_torn_line(self._manifest_path, self._manifest)
                 if self.shard is None:
@@ -141,7 +145,8 @@ class OutputFolder:
     def append(self, records: Sequence[Record]) -> None:
         """Add records to the manifest, on disk before this returns. Raises `StoreError` where they cannot be."""
         assert self._manifest is not None, "the folder is not open: use it with `with`"
-        lines = [replace(record, time=round(time.time(), 3)).line().encode() + b"\n" for record in records]
+        now = max(round(time.time(), 3), self.since)
+        lines = [replace(record, time=now).line().encode() + b"\n" for record in records]
         with explained(self.path), nullcontext() if self._guarded else FileLock(self._turn):
             if not self._guarded:  # another process may have died in the middle of a line
                 _end_torn_line(self._manifest_path, self._manifest)
@@ -253,12 +258,25 @@ def read_manifest(folder: Path) -> dict[str, Record]:
     return records
 
 
+def _last_time(manifest: Path) -> float:
+    """When the last record of a manifest was written down; 0 where it has none."""
+    with manifest.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        last = next(_records_in(reversed(stream.read().splitlines())), None)
+    return last.time if last else 0.0
+
+
 def _read_records(path: Path) -> Iterator[Record]:
     """The records of one manifest, in their order."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    return _records_in(lines)
+
+
+def _records_in(lines: Iterable[bytes]) -> Iterator[Record]:
+    """The records of lines that are whole."""
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):
             record = Record(**json.loads(line))
@@ -277,8 +295,10 @@ def shows(record: Record, job: Job) -> bool:
 
 def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
     """Whether the job's picture exists, whole, with the settings that the job asks for, be it retouched since."""
+    if record is None or record.status != "done":
+        return False
     name = f"{job.file_stem}.{suffix}"
-    if record is None or (record.status, record.file_name) != ("done", name) or not shows(record, job):
+    if record.file_name != name or not shows(record, job):
         return False
     from diffaccel.batch.guests import is_changed
 

@@ -1,10 +1,11 @@
 """The folder: whole files only, one run at a time, and a manifest that survives being cut short."""
 
+import itertools
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -177,13 +178,16 @@ def test_processes_of_a_run_share_its_manifest_and_mend_a_line_that_one_left_tor
     assert {path.name for path in tmp_path.iterdir()} <= {"manifest-1-of-2.jsonl", ".lock-1-of-2", ".lock"}
 
 
-def test_the_latest_record_counts_in_whatever_manifest(tmp_path: Path) -> None:
-    """A run in shards after one over the whole folder, and the other way round."""
+@pytest.mark.parametrize("step", [0.01, 0.0, -3600.0])
+def test_the_latest_record_counts_in_whatever_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """A run in shards after one over the whole folder, and the other way round, whatever the clocks say."""
+    monkeypatch.setattr(store, "time", SimpleNamespace(time=itertools.count(1e9, step).__next__))
     for shard, status in [(None, "failed"), ((1, 2), "done"), ((1, 4), "failed"), (None, "done"), ((1, 2), "failed")]:
         with OutputFolder(tmp_path, shard) as folder:
             folder.append([Record("a", status)])  # type: ignore[arg-type]
         assert read_manifest(tmp_path)["a"].status == status
-        time.sleep(0.002)
 
 
 def test_shards_that_start_together_do_not_stand_in_each_others_way(tmp_path: Path) -> None:
