@@ -1,6 +1,5 @@
 """Whether settings fit a model, told from its configuration files: networks are built without their weights."""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -73,19 +72,6 @@ def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool =
         )
         networks = {name: model.component(name) for name in parts if (source.index.get(name) or [None])[0]}
         without_misfits(parts, networks, lora.name, partial=partial)
-
-
-@lru_cache
-def call_defaults(pipeline: str) -> dict[str, Any]:
-    """Default values of the arguments of a call of the pipeline of the class with this name; of those that have one."""
-    with quiet_loading():
-        import diffusers
-
-        kind = getattr(diffusers, pipeline, None)
-    if kind is None:
-        return {}
-    given = inspect.signature(kind.__call__).parameters.values()
-    return {each.name: each.default for each in given if each.default is not inspect.Parameter.empty}
 
 
 class _HollowModel:

@@ -6,9 +6,9 @@ A note costs no picture. It is told once, also by a dry run, and stands in the m
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property, lru_cache
 
+from diffaccel.batch.call_defaults import call_defaults
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
@@ -100,8 +100,6 @@ class Notes:
     @cached_property
     def _distilled(self) -> bool:
         """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
-        from diffaccel.batch.fit import call_defaults
-
         true_scale = call_defaults(self._source.index["_class_name"]).get("true_cfg_scale")
         if isinstance(true_scale, int | float) and true_scale <= 1:  # as FLUX, whose guidance_scale is another thing
             return True
@@ -110,8 +108,6 @@ class Notes:
 
     @cached_property
     def _default_scale(self) -> float | None:
-        from diffaccel.batch.fit import call_defaults
-
         scale = call_defaults(self._source.index["_class_name"]).get("guidance_scale")
         return float(scale) if isinstance(scale, int | float) else None
 
@@ -124,4 +120,4 @@ def _of_picture(path: str) -> str:
 
 def noted(jobs: Sequence[Job], notes: Notes) -> list[Job]:
     """The jobs with their notes."""
-    return [replace(job, notes=each) if each else job for job, each in zip(jobs, notes(jobs), strict=True)]
+    return [job.but(notes=each) if each else job for job, each in zip(jobs, notes(jobs), strict=True)]

@@ -1,11 +1,13 @@
 """How much of a prompt a model's text encoders read, told from its tokenizers, without its weights."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from diffaccel.batch.call_defaults import call_defaults
 from diffaccel.models import ModelError, ModelSource
 from diffaccel.models.embedding import in_any_case
 
@@ -35,7 +37,6 @@ class TextLimits:
         """What of each text no encoder reads; empty where all of it is read.
 
         An ASCII character is at most one token of CLIP's, or two with a space of others': most texts need no counting.
-        CLIP's tokens never reach across a space, so that those of a text's words, counted once each, add up.
         """
         if self.reach is None:
             return [""] * len(texts)
@@ -44,11 +45,11 @@ class TextLimits:
         most = self.reach[1] - 2
         characters = most // (1 if self._only_clip else 2)
         long = [index for index, text in enumerate(texts) if len(text) > characters or not text.isascii()]
-        if self._only_clip:
-            count = self._words.__getitem__
-            long = [index for index in long if sum(map(count, texts[index].split())) > most]
         found = [""] * len(texts)
-        if long:
+        if self._only_clip:
+            for index in long:
+                found[index] = self._words.beyond(texts[index], most)
+        elif long:
             for index, encoding in zip(long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True):
                 found[index] = _beyond(texts[index], encoding, self.reach[1])
         return found
@@ -97,8 +98,6 @@ class TextLimits:
     @cached_property
     def _pipelines_limit(self) -> int | None:
         """`max_sequence_length`, as the pipeline's call has it by default."""
-        from diffaccel.batch.fit import call_defaults
-
         limit = call_defaults(str(self._source.index["_class_name"])).get("max_sequence_length")
         return limit if isinstance(limit, int) else None
 
@@ -127,21 +126,32 @@ class TextLimits:
         return tokenizer
 
 
-class _Words(dict[str, int]):
-    """Tokens of words, or more for numbers, few of which come twice; what was counted is remembered, up to a number."""
+class _Words(dict[str, tuple[int, ...]]):
+    """Where the tokens of a word begin; of words that were looked at some are remembered.
+
+    CLIP's tokens never reach across a space, so that those of a text's words, found once each, are the text's.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
         self._tokenizer = tokenizer
 
-    def __missing__(self, word: str) -> int:
-        if word.isdecimal() and word.isascii():
-            return len(word)
+    def __missing__(self, word: str) -> tuple[int, ...]:
         if len(self) > MOST_WORDS:
             self.clear()
-        count = len(self._tokenizer.encode(word, add_special_tokens=False))
-        self[word] = count
-        return count
+        begins = tuple(begin for begin, _ in self._tokenizer.encode(word, add_special_tokens=False).offsets)
+        self[word] = begins
+        return begins
+
+    def beyond(self, text: str, room: int) -> str:
+        """The text that belongs to tokens beyond the first `room`."""
+        words = list(map(self.__getitem__, text.split()))
+        if sum(map(len, words)) > room:
+            for found, begins in zip(re.finditer(r"\S+", text), words, strict=True):
+                if len(begins) > room:
+                    return text[found.start() + begins[room] :].strip()
+                room -= len(begins)
+        return ""
 
 
 def _from_file(file: str) -> Any:

@@ -66,4 +66,7 @@ def what_is_wrong(problem: Mapping[str, Any]) -> str:
 
 def one_line(text: object) -> str:
     """`text` with its control characters shown, not obeyed: a prompt may hold what clears a screen."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)

@@ -1,14 +1,17 @@
 """Whether caching fits is told from configuration files as the loaded model tells it."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
 from diffaccel import models
 from diffaccel.attach.handle import accelerate
+from diffaccel.batch.call_defaults import _imported, _read, call_defaults
 from diffaccel.batch.fit import misfits
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
@@ -76,3 +79,25 @@ def test_a_model_without_a_denoiser_has_nothing_to_reuse(tiny_sd: Path) -> None:
     source = models.resolve(tiny_sd)
     bare = replace(source, index={name: value for name, value in source.index.items() if name != "unet"})
     assert "has no denoiser" in misfits([replace(JOB, cache="deepcache")], bare)["a"]
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def test_defaults_are_read_in_the_source_as_python_has_them(name: str) -> None:
+    assert _read(name) == _imported(name)
+    assert _read(name)["guidance_scale"] > 0
+
+
+@pytest.mark.exhaustive
+def test_defaults_of_every_pipeline_are_read_as_python_has_them() -> None:
+    kinds = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline")}
+    names = [name for name, kind in kinds.items() if issubclass(kind, diffusers.DiffusionPipeline)]
+    read = 0
+    for name in names:
+        with suppress(LookupError, ValueError):
+            assert _read(name) == _imported(name), name
+            read += 1
+    assert read > 0.9 * len(names)
+
+
+def test_defaults_of_what_is_no_pipeline_of_diffusers() -> None:
+    assert call_defaults("NoSuchPipeline") == {}

@@ -20,7 +20,7 @@ from diffaccel.batch.settings import PictureSettings, PromptRow
 from diffaccel.batch.store import read_manifest
 from diffaccel.batch.templates import Templates, drawn
 from diffaccel.batch.text_calls import TextCalls
-from diffaccel.batch.text_limits import TextLimits
+from diffaccel.batch.text_limits import TextLimits, _beyond
 from diffaccel.batch.text_rules import text_problem
 from diffaccel.cli import main
 from diffaccel.models.embedding import vectors_of
@@ -66,7 +66,10 @@ def test_the_bundled_models_reach(model: str, limit: int) -> None:
     assert limits.lost(["a red heart, " * 60])[0].endswith("heart,")
 
 
-def test_lost_words_are_in_dry_run_manifest_and_sheet(tiny_sd: Path, tmp_path: Path) -> None:
+def test_lost_words_are_in_dry_run_manifest_and_sheet(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffaccel.cli.summary.LINES", 1)
     (tmp_path / "p.csv").write_text("prompt,negative_prompt\na cat on a blue sofa,\nb,a very ugly blue sofa\nc,\n")
     dry = generate(tmp_path, tmp_path / "p.csv", "--dry-run", model=tiny_sd)
     assert dry.exit_code == 0
@@ -256,12 +259,12 @@ def test_the_tokens_of_words_add_up_to_those_of_texts(model: str) -> None:
     limits, draw = TextLimits(models.resolve(model)), random.Random(0)
     letters = "abc xyz'é猫 1234 ,.!<|endoftext|> \t\u00a0\u3000\n don't 🙂👩‍🚀 ABC "
     texts = ["".join(draw.choices(letters, k=draw.randrange(5, 80))) for _ in range(500)]
-    texts += [("it's 1234 " * n) + "end" for n in range(60)]
+    texts += [("it's 1234 " * n) + "e\u0301nd <|endoftext|>1a" for n in range(60)]
     found = limits.lost(texts)
     assert limits.reach is not None
     encoded = limits._tokenizer.encode_batch(texts)
-    counts = [len(each.ids) - sum(each.special_tokens_mask) for each in encoded]
-    assert [bool(lost) for lost in found] == [count > limits.reach[1] - 2 for count in counts]
+    whole = [_beyond(text, each, limits.reach[1]) for text, each in zip(texts, encoded, strict=True)]
+    assert found == whole
     assert any(found)
     assert not all(found)
 
