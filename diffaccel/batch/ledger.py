@@ -17,7 +17,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
-        self._settings, self._lines, self._files = array("q"), array("q"), array("H")
+        self._settings, self._lines, self._files = array("q"), array("q"), array("I")
         self._names: dict[str, int] = {}
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ Nothing that changes from run to run (a date, a duration) is stored, so equal se
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,16 @@ def own_values(texts: Mapping[str, Any]) -> dict[str, Any] | None:
 def _job(values: dict[str, Any], path: Path) -> Job:
     values.pop("version", None)
     try:
-        return TypeAdapter(Job).validate_python(asdict(Job(**values)))
+        return _checked().validate_python(asdict(Job(**values)))
     except (TypeError, ValidationError) as error:
         words = explain(error) if isinstance(error, ValidationError) else error
         raise InputError(f"the settings in {path} are not those of this version: {words}") from error
+
+
+@lru_cache
+def _checked() -> TypeAdapter[Job]:
+    """Checks a job's values; it takes longer to build than to read a picture."""
+    return TypeAdapter(Job)
 
 
 def _read_texts(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Where several of a row's pictures are sets (pictures and their masks), they go t
 
 import glob
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -102,7 +103,7 @@ def pictures_of(path: str) -> dict[str, str] | None:
     if not found:
         raise ValueError(f"no pictures in {path}; they end in {', '.join(SUFFIXES)}")
     stems = [unicodedata.normalize("NFC", file.stem) for file in found]  # which some systems write as NFD
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    twice = next((stem for stem, count in Counter(stems).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{path} has two pictures named {twice}: name them apart")
     return dict(zip(stems, map(str, found), strict=True))

@@ -1,6 +1,7 @@
 """Pictures, folders of them, masks and control images as input of a run, on a tiny model."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,15 @@ def test_what_lies_in_a_folder_beside_its_pictures(tmp_path: Path) -> None:
     assert pictures_of(str(folder)) == {stem: str(folder / name) for stem, name in names.items()}
     assert list(pictures_of(str(folder / "*.JPG")) or ()) == ["a"]
     assert list(pictures_of(str(folder / "**" / "*.png")) or ()) == ["d"]
+
+
+@pytest.mark.slow
+def test_a_large_set_is_looked_through_once(tmp_path: Path) -> None:
+    for number in range(20_000):
+        (tmp_path / f"{number}.png").touch()
+    begin = time.process_time()
+    assert len(pictures_of(str(tmp_path)) or ()) == 20_000
+    assert time.process_time() - begin < 3  # seconds; each name beside every other took more than ten
 
 
 def test_masks_go_with_their_pictures_by_name(tmp_path: Path) -> None:

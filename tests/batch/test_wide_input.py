@@ -173,6 +173,13 @@ def test_the_ledger_tells_new_from_repeated_from_other() -> None:
     assert ledger.place("e\u0301") == "p:4"
 
 
+def test_rows_may_come_from_more_files_than_sixteen_bits_count() -> None:
+    ledger = Ledger()
+    for number in range(2**16 + 2):  # captions, one in a file of its own
+        assert ledger.enter(f"p{number}", 1, f"{number}.txt:1") == "new"
+    assert (ledger.place("p0"), ledger.place("p65537")) == ("0.txt:1", "65537.txt:1")
+
+
 def test_rows_that_come_together_are_taken_together() -> None:
     gate = threading.Event()
 
