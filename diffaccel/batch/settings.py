@@ -126,7 +126,7 @@ class PictureSettings(BaseModel):
     @property
     def names_pictures(self) -> bool:
         """Whether it names a picture."""
-        return any(getattr(self, name) for name in PICTURES)
+        return not self.model_fields_set.isdisjoint(PICTURES) and any(getattr(self, name) for name in PICTURES)
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, without those left open."""

@@ -237,7 +237,7 @@ def _tell_notes(request: Request, jobs: "Sequence[tuple[str, Job]]") -> None:
 
 def _tell(said: "Sequence[tuple[str, str]]") -> None:
     """Tell what there is to say of rows, each thing once."""
-    lines = told_once(said)
+    lines = list(told_once(said))
     for line in lines[:SHOWN_ROWS]:
         click.echo(line, err=True)
     if len(lines) > SHOWN_ROWS:

@@ -1,6 +1,6 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
@@ -283,17 +283,16 @@ def require_prompts(bad: "Sequence[BadRow]", jobs: int, request: Request) -> Non
         raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
 
 
-def told_once(said: "Iterable[tuple[str, str]]") -> list[str]:
+def told_once(said: "Iterable[tuple[str, str]]") -> Iterator[str]:
     """Lines for what is said of places, each thing once: of the first place, and of how many others."""
-    places: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    others: dict[str, set[str]] = {}
     for where, text in said:
-        places.setdefault(text, []).append(where)
-    return [one_line(f"{_these(found)}: {text}") for text, found in places.items()]
-
-
-def _these(places: "Sequence[str]") -> str:
-    others = len(set(places)) - 1
-    return f"{places[0]} and {counted(others, 'more row')}" if others else places[0]
+        if first.setdefault(text, where) != where:
+            others.setdefault(text, set()).add(where)
+    for text, where in first.items():
+        more = f" and {counted(len(others[text]), 'more row')}" if text in others else ""
+        yield one_line(f"{where}{more}: {text}")
 
 
 def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,8 @@ from diffaccel.config.words import counted
 
 if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
+
+LINES = 1000  # printed at once, of what may be a line for each of a million rows
 
 
 def print_survey(request: Request, found: Survey) -> int:
@@ -26,8 +29,9 @@ def print_survey(request: Request, found: Survey) -> int:
     if not request.quiet:
         rows = f"{counted(len(found.bad), 'bad row')}, {found.duplicates:,} repeated"
         click.echo(f"{counted(found.pictures, 'picture')}, {found.todo:,} to render; {rows}")
-    for line in told_once(found.bad if request.quiet else [*found.bad, *found.notes]):
-        click.echo(line, err=True)
+    lines = told_once(found.bad if request.quiet else chain(found.bad, found.notes))
+    while block := list(islice(lines, LINES)):
+        click.echo("\n".join(block), err=True)
     return len(found.bad)
 
 

@@ -5,7 +5,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, compress, islice
 from typing import TYPE_CHECKING
 
 from diffaccel.cli.options import Request
@@ -36,15 +36,32 @@ class Survey:
 
 
 @dataclass
+class _Said:
+    """What there is to say, with the places of rows, and the number of the picture that each is about."""
+
+    said: list[tuple[str, str]] = field(default_factory=list)
+    numbers: "array[int]" = field(default_factory=lambda: array("I"))
+
+    def add(self, number: int, where: str, text: str) -> None:
+        """Say something of a picture."""
+        self.said.append((where, text))
+        self.numbers.append(number)
+
+    def of(self, dealt: "Sequence[int]") -> Iterator[tuple[str, str]]:
+        """What is said of the pictures that are dealt out."""
+        return compress(self.said, map(dealt.__getitem__, self.numbers))
+
+
+@dataclass
 class _Tally:
     """Of each picture, in the order of rows: the number of its group, and what it is; and what was said of which."""
 
     groups: "array[int]" = field(default_factory=lambda: array("I"))
     states: bytearray = field(default_factory=bytearray)
     numbers: dict[object, int] = field(default_factory=dict)
-    problems: list[tuple[int, str, str]] = field(default_factory=list)
-    notes: list[tuple[int, str, str]] = field(default_factory=list)
-    kinds: dict[object, "Job"] = field(default_factory=dict)
+    problems: _Said = field(default_factory=_Said)
+    notes: _Said = field(default_factory=_Said)
+    kinds: dict[int, "Job"] = field(default_factory=dict)
 
 
 _DONE, _TODO, _BAD = range(3)
@@ -90,15 +107,18 @@ class _Looking:
         tally, jobs = self.tally, [job for _, job in chunk]
         todo = {job.id: job for job in self._prepared.todo(jobs)}
         problems = self._problems(list(todo.values()))
-        for where, job in chunk:
-            number, group = len(tally.states), job.group
-            tally.groups.append(tally.numbers.setdefault(group, len(tally.numbers)))
-            tally.states.append(_BAD if job.id in problems else _TODO if job.id in todo else _DONE)
-            if job.id in problems:
-                tally.problems.append((number, where, problems[job.id]))
-            if job.id in todo:
-                tally.notes += [(number, where, note) for note in todo[job.id].notes]
-                tally.kinds.setdefault(group, job)
+        for number, (where, job) in enumerate(chunk, len(tally.states)):
+            asked = todo.get(job.id)
+            group = tally.numbers.setdefault((asked or job).group, len(tally.numbers))
+            problem = problems.get(job.id)
+            tally.groups.append(group)
+            tally.states.append(_DONE if asked is None else _TODO if problem is None else _BAD)
+            if asked is not None:
+                tally.kinds.setdefault(group, asked)
+                for note in asked.notes:
+                    tally.notes.add(number, where, note)
+            if problem is not None:
+                tally.problems.add(number, where, problem)
 
     def _problems(self, todo: "Sequence[Job]") -> dict[str, str]:
         """Why pictures cannot be rendered, by their jobs' ids, as far as that shows without a model."""
@@ -120,13 +140,13 @@ def _counted(prepared: Preparation, tally: _Tally) -> Survey:
     dealt = _dealt(tally, prepared.request)
     states = Counter(state for state, here in zip(tally.states, dealt, strict=True) if here)
     bad = [(row.where, row.error) for row in planner.bad[mine]]
-    bad += dict.fromkeys((where, problem) for number, where, problem in tally.problems if dealt[number])
+    bad += dict.fromkeys(tally.problems.of(dealt))
     return Survey(
         pictures=states[_DONE] + states[_TODO],
         todo=states[_TODO],
         duplicates=len(range(planner.duplicates)[mine]),
         bad=sorted(bad, key=_in_order),
-        notes=[(where, note) for number, where, note in tally.notes if dealt[number]],
+        notes=list(tally.notes.of(dealt)),
     )
 
 
