@@ -1,6 +1,8 @@
 """`diffaccel inspect`: the settings inside a picture."""
 
 import json
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.config.words import one_line
 
 SOME_FAILED, NONE_READ = 3, 2
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @click.command(
@@ -20,14 +23,15 @@ SOME_FAILED, NONE_READ = 3, 2
 @click.argument("pictures", nargs=-1, required=True, type=HomePath(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 def inspect(pictures: tuple[Path, ...], layout: str) -> None:
-    """Print the settings in pictures of `diffaccel generate`, AUTOMATIC1111 and ComfyUI.
+    """Print the settings in pictures of `diffaccel generate`, AUTOMATIC1111 and ComfyUI; of a folder, in all of its.
 
     A picture without any is told, and the next one follows; the exit code is then 3, or 2 where none has any.
     """
     from diffaccel.batch.readers import InputError
 
-    failed = 0
-    for path in pictures:
+    read = failed = 0
+    for path in chain.from_iterable(map(_pictures, pictures)):
+        read += 1
         try:
             settings = _settings(path)
         except InputError as error:
@@ -42,7 +46,14 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
             shown = "; ".join(value) if isinstance(value, list) else value
             click.echo(f"  {key.replace('_', ' ')}: {one_line(shown)}")
     if failed:
-        raise click.exceptions.Exit(SOME_FAILED if failed < len(pictures) else NONE_READ)
+        raise click.exceptions.Exit(SOME_FAILED if failed < read else NONE_READ)
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The path, or the pictures of the folder that it is, if it has any."""
+    with suppress(OSError):  # what is no folder, or cannot be read, is told as it is opened
+        return sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES) or [path]
+    return [path]
 
 
 def _settings(path: Path) -> dict[str, Any]:

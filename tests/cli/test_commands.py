@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,10 @@ def test_inspect_prints_the_settings(tmp_path: Path) -> None:
     more = "  scheduler: default\n  cache: none\n  guidance: full\n"
     assert invoke("inspect", tmp_path / "a.png") == f"{tmp_path / 'a.png'}\n{words}{more}"
     assert json.loads(invoke("inspect", tmp_path / "a.png", "--format", "json"))["seed"] == 7
+    (tmp_path / "b.PNG").write_bytes(encode(Image.new("RGB", (8, 8)), replace(job, seed=8)))
+    (tmp_path / "index.html").touch()
+    lines = invoke("inspect", tmp_path, "--format", "json").splitlines()  # more than a command line could name
+    assert [json.loads(line)["seed"] for line in lines] == [7, 8]
 
 
 def test_inspect_shows_control_characters_and_does_not_obey_them(tmp_path: Path) -> None:
