@@ -5,7 +5,7 @@ strangers' text, and jinja2 escapes every one of them.
 """
 
 import base64
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,16 @@ LONG = 40  # characters of a setting above which it is folded
 _QUIET = ("prompt", "seed", "init_image")
 
 
-def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURES, stale: Container[str] = ()) -> Path:
+def write_sheet(
+    folder: Path,
+    records: Iterable[Record],
+    most: int = MAX_PICTURES,
+    is_stale: Callable[[Record], bool] = lambda _: False,
+) -> Path:
     """Write the contact sheet of the first `most` of `records`, whose pictures lie in `folder`, and return its path.
 
     Args:
-        stale: ids of pictures that show other settings than are asked for now.
+        is_stale: whether a picture shows other settings than are asked for now.
 
     Raises `StoreError` where it cannot be written.
     """
@@ -45,7 +50,7 @@ def write_sheet(folder: Path, records: Iterable[Record], most: int = MAX_PICTURE
         title=_title(records),
         common=" · ".join(_label(key, value) for key, value in common.items() if len(str(value)) <= LONG),
         common_folded=[_label(key, value) for key, value in common.items() if len(str(value)) > LONG],
-        cards=[_card(folder, record, common, record.id in stale) for record in shown],
+        cards=[_card(folder, record, common, is_stale(record)) for record in shown],
         MARKS=MARKS,
         column=420 if any(record.compare for record in shown) else 200,
         footer=f"The first {most:,} of {len(records):,} pictures." if len(records) > most else "",

@@ -258,8 +258,7 @@ def _write_sheet(request: Request, work: GenerateWork, most: int | None = None) 
     shown = [record for record in records if record.status == "done" or record.id in asked]
     if len(shown) > most:
         shown.sort(key=lambda record: record.id not in asked)
-    stale = {record.id for record in shown if record.id in jobs and not shows(record, jobs[record.id])}
-    write_sheet(request.output, shown, most, stale)
+    write_sheet(request.output, shown, most, lambda record: record.id in jobs and not shows(record, jobs[record.id]))
 
 
 def _export(request: Request, work: GenerateWork) -> None:
