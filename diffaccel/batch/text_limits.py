@@ -12,7 +12,7 @@ from diffaccel.models import ModelError, ModelSource
 from diffaccel.models.embedding import in_any_case
 
 CLIP_LIMIT = 77
-MOST_WORDS = 50_000
+MOST_WORDS, LONGEST_WORD = 50_000, 40  # that are remembered: in scripts without spaces, a whole text is a word
 _CLIP = "CLIPTokenizer"
 
 
@@ -140,7 +140,8 @@ class _Words(dict[str, tuple[int, ...]]):
         if len(self) > MOST_WORDS:
             self.clear()
         begins = tuple(begin for begin, _ in self._tokenizer.encode(word, add_special_tokens=False).offsets)
-        self[word] = begins
+        if len(word) <= LONGEST_WORD:
+            self[word] = begins
         return begins
 
     def beyond(self, text: str, room: int) -> str:

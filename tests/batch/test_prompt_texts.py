@@ -20,7 +20,7 @@ from diffaccel.batch.settings import PictureSettings, PromptRow
 from diffaccel.batch.store import read_manifest
 from diffaccel.batch.templates import Templates, drawn
 from diffaccel.batch.text_calls import TextCalls
-from diffaccel.batch.text_limits import TextLimits, _beyond
+from diffaccel.batch.text_limits import LONGEST_WORD, TextLimits, _beyond
 from diffaccel.batch.text_rules import text_problem
 from diffaccel.cli import main
 from diffaccel.models.embedding import vectors_of
@@ -259,7 +259,7 @@ def test_the_tokens_of_words_add_up_to_those_of_texts(model: str) -> None:
     limits, draw = TextLimits(models.resolve(model)), random.Random(0)
     letters = "abc xyz'é猫 1234 ,.!<|endoftext|> \t\u00a0\u3000\n don't 🙂👩‍🚀 ABC "
     texts = ["".join(draw.choices(letters, k=draw.randrange(5, 80))) for _ in range(500)]
-    texts += [("it's 1234 " * n) + "e\u0301nd <|endoftext|>1a" for n in range(60)]
+    texts += ["\u732b\u3068" * 100, *(("it's 1234 " * n) + "e\u0301nd <|endoftext|>1a" for n in range(60))]
     found = limits.lost(texts)
     assert limits.reach is not None
     encoded = limits._tokenizer.encode_batch(texts)
@@ -267,6 +267,7 @@ def test_the_tokens_of_words_add_up_to_those_of_texts(model: str) -> None:
     assert found == whole
     assert any(found)
     assert not all(found)
+    assert max(map(len, limits._words)) <= LONGEST_WORD
 
 
 def test_what_looks_meant_in_a_negative_prompt_is_said(tiny_sd: Path) -> None:
