@@ -1,5 +1,6 @@
 """Names in any script, seeds to the last, columns that go along, faults told once, and rows that come slowly."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -196,6 +197,24 @@ def test_rows_that_come_together_are_taken_together() -> None:
     with pytest.raises(ValueError, match="a fault"):
         next(found)
     assert list(arriving(iter(range(5)), linger=1, most=2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_rows_that_follow_steadily_do_not_keep_the_first_waiting() -> None:
+    gate = threading.Event()
+
+    def rows() -> Iterator[int]:
+        for row in itertools.count():
+            yield row
+            if gate.wait(0.01):
+                return
+
+    found = arriving(rows(), linger=10, longest=0.1)
+    first = next(found)
+    gate.set()
+    assert first == list(range(len(first)))
+    assert len(first) < 100
+    rest = [row for rows in found for row in rows]
+    assert rest == list(range(len(first), len(first) + len(rest)))
 
 
 @pytest.mark.slow
