@@ -123,8 +123,9 @@ def _render(request: Request, work: GenerateWork) -> "tuple[Summary, Calls]":
     from diffaccel.batch.store import OutputFolder
 
     with OutputFolder(request.output, request.shard) as folder:
-        _record_bad_rows(folder, work.plan.bad)
-        _tell_notes(request, [(work.plan.places[job.id], job) for job in work.todo])
+        told: set[str] = set()
+        _record_bad_rows(folder, told, work.plan.bad)
+        _tell_notes(request, told, [(work.plan.places[job.id], job) for job in work.todo])
         with _finished(request, folder, lambda: work):
             summary, calls = _run(request, work, folder)
     return _with_bad_rows(summary, work), calls
@@ -138,8 +139,10 @@ def _render_course(request: Request, prepared: Preparation) -> "tuple[GenerateWo
     from diffaccel.models.placement import devices
 
     with OutputFolder(request.output) as folder, _progress(request, None) as bar:
-        share = partial(_share, request, prepared.source)
-        course = RunCourse(prepared, share, partial(_record_bad_rows, folder), lambda jobs: _tell_notes(request, jobs))
+        share, told = partial(_share, request, prepared.source), set[str]()
+        course = RunCourse(
+            prepared, share, partial(_record_bad_rows, folder, told), partial(_tell_notes, request, told)
+        )
         with _finished(request, folder, course.work), EnergyMeter(devices(_placement(request), 1)) as meter:
             summary, calls = render_parts(course.parts(), folder, partial(_show, bar, course.places))
     summary.joules = meter.joules
@@ -220,24 +223,25 @@ def _run(request: Request, work: GenerateWork, folder: "OutputFolder") -> "tuple
     return summary, calls
 
 
-def _record_bad_rows(folder: "OutputFolder", bad: "Sequence[BadRow]") -> None:
+def _record_bad_rows(folder: "OutputFolder", told: set[str], bad: "Sequence[BadRow]") -> None:
     """Record rows that cannot be used, and tell of them."""
     from diffaccel.batch.store import Record
 
     if bad:
         folder.append([Record(row.where, "failed", error=row.error) for row in bad])
-    _tell([(row.where, row.error) for row in bad])
+    _tell([(row.where, row.error) for row in bad], told)
 
 
-def _tell_notes(request: Request, jobs: "Sequence[tuple[str, Job]]") -> None:
+def _tell_notes(request: Request, told: set[str], jobs: "Sequence[tuple[str, Job]]") -> None:
     """Tell what there is to say about jobs, each with the place of its row."""
     if not request.quiet:
-        _tell([(where, note) for where, job in jobs for note in job.notes])
+        _tell([(where, note) for where, job in jobs for note in job.notes], told)
 
 
-def _tell(said: "Sequence[tuple[str, str]]") -> None:
-    """Tell what there is to say of rows, each thing once."""
-    lines = list(told_once(said))
+def _tell(said: "Sequence[tuple[str, str]]", told: set[str]) -> None:
+    """Tell what there is to say of rows, each thing once; `told` has what was told of rows that came before."""
+    lines = list(told_once((where, text) for where, text in said if text not in told))
+    told.update(text for _, text in said)
     for line in lines[:SHOWN_ROWS]:
         click.echo(line, err=True)
     if len(lines) > SHOWN_ROWS:

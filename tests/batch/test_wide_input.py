@@ -145,6 +145,14 @@ def test_one_fault_of_many_rows_is_told_once(tiny_sd: Path, tmp_path: Path, mode
     assert (result.exit_code, result.stderr.count("no such setting")) == (3, 1)
 
 
+def test_what_rows_share_that_come_one_by_one_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    told: set[str] = set()
+    tell = sys.modules["diffaccel.cli.generate"]._tell
+    tell([("-:1", "a fault")], told)
+    tell([("-:2", "a fault"), ("-:3", "another"), ("-:4", "another")], told)
+    assert capsys.readouterr().err == "-:1: a fault\n-:3 and 1 more row: another\n"
+
+
 @pytest.mark.slow
 def test_a_dry_run_counts_as_a_run_does_in_every_shard(tiny_sd: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"p{row}", "steps": 1 + row % 3, "custom_id": str(row % 13)} for row in range(17)]
