@@ -15,10 +15,7 @@ def call_defaults(pipeline: str) -> dict[str, Any]:
     """Default values of the arguments of a call of the pipeline of the class with this name; of those that have one."""
     try:
         return _read(pipeline)
-    except (
-        LookupError,
-        ValueError,
-    ):  # it inherits its call, is none of diffusers', or has other defaults than literals
+    except (LookupError, ValueError):  # it inherits its call, or has other defaults than literals
         return _imported(pipeline)
 
 
