@@ -1,4 +1,4 @@
-"""Train `emoji-video`: a causal MotionAdapter for emoji-sd, and a text encoder that knows motions. Not bundled yet.
+"""Train `emoji-video`: a causal MotionAdapter for emoji-sd, and a text encoder that knows motions.
 
 Every pass denoises all chunks of a clip at once, each given the clean chunks before it (teacher forcing with a
 block-causal mask; Gao et al., arXiv 2411.16375, train one chunk a pass). The image weights are frozen. Run again to
@@ -28,6 +28,7 @@ from video_model import SEEN, VideoModel, encode, strips, words
 import diffaccel.models
 
 CONTEXT_NOISE = 0.15  # at most, on clean frames, still labelled t = 0
+REDRAWN = 500  # the latest timestep up to which shown frames are noised and redrawn
 CONTINUED = 0.8  # share of the steps that train chunks with frames before them only
 PARTITIONS = ((4, 0.7), (2, 0.2), (1, 0.1))  # frames a chunk, share of the steps
 RESTART = 624  # the timestep at STRENGTH, from which chunks go on from the frame before them
@@ -110,6 +111,24 @@ def behind(latents: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
     return (before - latents) * (starts > 0)[:, None, None, None]
 
 
+@torch.no_grad()
+def redrawn(
+    model: VideoModel, context: torch.Tensor, latents: torch.Tensor, alphas: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """The frames as the model sees them through noise, each alone: blurred and altered as frames of its own are.
+
+    Shown in place of the drawn frames, they teach it to go on from what it made.
+    """
+    videos, frames = latents.shape[:2]
+    times = torch.from_numpy(rng.integers(REDRAWN, size=(videos, 1))).expand(videos, frames)
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    noise = torch.randn(latents.shape, generator=generator)
+    a, b = alphas[times].sqrt()[..., None, None, None], (1 - alphas[times]).sqrt()[..., None, None, None]
+    noisy = a * latents + b * noise
+    alone = torch.eye(frames, dtype=torch.bool)
+    return a * noisy - b * model.video(noisy, times, context, torch.arange(frames), alone).float()
+
+
 def video_loss(
     model: VideoModel,
     context: torch.Tensor,
@@ -175,6 +194,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--text-share", type=float, default=0.1, help="of the learning rate, for the text encoder")
     parser.add_argument("--from-noise", action="store_true", help="start later chunks from noise, not the last frame")
+    parser.add_argument("--shards", type=int, default=3, help="of 108 clips each")
+    parser.add_argument("--redrawn", type=float, default=0.0, help="share of the steps that show redrawn frames")
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -192,7 +213,7 @@ def main() -> None:
     bf16 = has_fast_bf16(torch.device("cpu"))
     if bf16:
         model.video.halve_frozen()
-    pool = ClipPool(args.latents, Clips(args.data, seed=args.seed), pipe.vae)
+    pool = ClipPool(args.latents, Clips(args.data, seed=args.seed), pipe.vae, args.shards)
     plain = [Emojis(args.data, seed=9).describe(i)[0] for i in range(2048)]
     alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod
 
@@ -209,7 +230,9 @@ def main() -> None:
                 target = words(frozen, pipe.tokenizer, kept)
             # pictures without motion must stay as they are
             drift = F.mse_loss(context[args.batch :].float(), target.float())
-            error, parts = video_loss(model, context[: args.batch], latents, alphas, rng, restart=restart)
+            told, own = context[: args.batch], rng.random() < args.redrawn
+            clean = redrawn(model, told, latents, alphas, rng) if own else None
+            error, parts = video_loss(model, told, latents, alphas, rng, clean, restart)
         return error + drift, {**parts, "drift": drift.item()}
 
     def every(_: int) -> None:
