@@ -32,14 +32,20 @@ def check_result(option: str, file: Path, example: str, beside: Path | None = No
 
 def _is_of_others(file: Path) -> bool:
     """Whether a file is there that is neither a drawing nor JSON such as these commands write."""
+    from diffaccel.config import StoredConfig
+    from diffaccel.methods import Method
+
     try:
         text = file.read_text(encoding="utf-8").lstrip()
-        values = {"type": "drawing"} if text.startswith("<svg") or not text else json.loads(text)
+        values = None if text.startswith("<svg") or not text else json.loads(text)
     except FileNotFoundError:
         return False
     except (OSError, ValueError):
         return True
-    return not isinstance(values, dict) or values.keys().isdisjoint({"type", "methods"})
+    if values is None:
+        return False
+    kinds = {*StoredConfig.names(), *Method.names()}
+    return not isinstance(values, dict) or (values.get("type") not in kinds and "methods" not in values)
 
 
 @contextmanager

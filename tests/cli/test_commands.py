@@ -129,7 +129,7 @@ def test_files_of_others_and_odd_numbers_are_refused_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     for name, text in (
         ("prompts.txt", "a cat"),
-        ("package.json", '{"name": "x"}'),
+        ("package.json", '{"name": "x", "type": "module"}'),
         ("report.html", "<p>"),
         ("old", ""),
     ):
