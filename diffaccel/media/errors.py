@@ -46,10 +46,13 @@ def pyav() -> Any:
 @contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
     """Turn errors of FFmpeg and of files into a `MediaError` that names the file; `DiskError` for a full disk."""
-    from av.error import FFmpegError
+    from av.error import FFmpegError, InvalidDataError
 
     try:
         yield
     except (FFmpegError, OSError) as error:
         kind = DiskError if error.errno in FULL else MediaError
-        raise kind(f"cannot {action} {path}: {error.strerror or error}") from error
+        why = error.strerror or error
+        if isinstance(error, InvalidDataError):
+            why = f"it is cut off, damaged or of a kind that is not known ({why})"
+        raise kind(f"cannot {action} {path}: {why}") from error

@@ -1,4 +1,4 @@
-"""Who may come in: the right Host, the right Origin, the token of the URL.
+"""Who may come in: the right Host, the right Origin, the token of the URL, and no body without end.
 
 A web page of a stranger can open WebSockets to this machine, and a name that resolves to 127.0.0.1 makes such a page
 same-origin (DNS rebinding). CORS does not cover either, so both headers are checked here, before anything else runs.
@@ -19,6 +19,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 OPEN_PATHS = frozenset({"/", "/view", "/health"})
 """Paths that need no token, besides the page's own files: they tell nothing and change nothing."""
 FILES = "/page/"
+LONGEST = 1 << 20
+"""Bytes of the longest request; frames come over a WebSocket, which has a limit of its own."""
 
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -38,7 +40,7 @@ class Guard:
         token: secret of the URL.
         host: address that the server listens on. One other than loopback is reached by its addresses and host name.
         names: further host names, such as a reverse proxy's.
-        refused: called with the reason of every refusal: "host", "origin" or "token".
+        refused: called with the reason of every refusal: "host", "origin", "token" or "size".
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Guard:
             await receive()
             await send({"type": "websocket.close", "code": 1008})
             return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+        status = 413 if reason == "size" else 403
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": WORDS[reason].encode()})
 
     def _reason(self, scope: Scope) -> str | None:
@@ -79,7 +82,7 @@ class Guard:
             given = _token(scope, headers)
             if not secrets.compare_digest(given.encode(), self._token.encode()):
                 return "token"
-        return None
+        return "size" if _is_long(headers) else None
 
     def _is_ours(self, host: str) -> bool:
         try:
@@ -93,6 +96,7 @@ WORDS = {
     "host": "This address is not the one the program printed. Behind a proxy, start it with --allow-host NAME.",
     "origin": "Another web page asked for this, so it was refused.",
     "token": "The token in the address is wrong or missing: open the address that the program printed.",
+    "size": "The request is longer than a megabyte, or does not say how long it is.",
 }
 
 
@@ -103,6 +107,13 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_long(headers: list[tuple[str, str]]) -> bool:
+    """Whether the request's body may be longer than what is taken."""
+    told = dict(headers)
+    length = told.get("content-length", "0")
+    return "transfer-encoding" in told or not (length.isdecimal() and int(length) <= LONGEST)
 
 
 def _same(origins: list[str], host: str) -> bool:

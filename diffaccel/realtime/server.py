@@ -122,7 +122,9 @@ class LiveApp:
 
     def painting(self, name: str | None) -> Connection:
         """The connection that paints under a name; without one, the only one. Raises `HTTPException` otherwise."""
-        if name is None and len(self.connections) != 1:
+        if name is None and not self.connections:
+            raise HTTPException(404, "nobody paints now: open the page first")
+        if name is None and len(self.connections) > 1:
             raise HTTPException(409, f"{len(self.connections)} people are here: add &session=... from the page")
         found = [each for each in list(self.connections.values()) if name in (None, each.name)]
         if not found:

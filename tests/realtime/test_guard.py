@@ -72,7 +72,7 @@ def comes_in(headers: Any, **request: Any) -> str:
     assert bool(asked) != bool(reasons)
     if reasons and request.get("kind", "http") == "http":
         assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-        assert sent[0]["status"] == 403
+        assert sent[0]["status"] == (413 if reasons == ["size"] else 403)
         assert (b"content-type", b"text/plain") in sent[0]["headers"]
         assert sent[1]["body"] == WORDS[reasons[0]].encode()
     elif reasons:
@@ -151,6 +151,19 @@ def test_a_websocket_names_its_origin_once() -> None:
     assert comes_in({"host": HOST}, **way) == "origin"
     assert comes_in([("host", HOST), ("origin", ORIGIN), ("origin", ORIGIN)], **way) == "origin"
     assert comes_in({"host": HOST, "origin": ORIGIN}, **way) == "in"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"content-length": str(1 << 20)}, "in"),
+        ({"content-length": str((1 << 20) + 1)}, "size"),
+        ({"content-length": "-1"}, "size"),
+        ({"transfer-encoding": "chunked"}, "size"),
+    ],
+)
+def test_long_bodies_are_not_read(body: dict[str, str], expected: str) -> None:
+    assert comes_in({"host": HOST, **body}, path="/controls", query="token=s3cret") == expected
 
 
 def test_the_token_is_asked_for_wherever_something_is_told_or_changed() -> None:
