@@ -117,7 +117,8 @@ class Host:
         says_guided = self._says_guided(running)
         if says_guided is not None and not says_guided:
             return ()
-        self._require_pairs()
+        if says_guided is not None or pairs:
+            self._require_pairs()
         name = name if running is None or running.prepared is None else running.prepared
         if name is not None and self._pipe() is not None and name.startswith(BESIDE_GUIDANCE):
             return ()

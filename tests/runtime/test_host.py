@@ -100,11 +100,12 @@ def test_what_tells_nothing_is_refused() -> None:
 @pytest.mark.parametrize("guided", [None, True])
 def test_pipelines_that_are_known_to_stack_other_rows_are_refused(guided: bool | None) -> None:
     """DiT stacks the label first: to say that the negative rows are would not make it so."""
-    pipe = DiTPipeline()
+    pipe = DiTPipeline(do_classifier_free_guidance=True)
     with pytest.raises(ValueError, match="each call of DiTPipeline stacks other rows than"):
         Host(pipe, guided).roles(None, 2, None, None)
     pipe.do_classifier_free_guidance = False
     assert Host(pipe).roles(None, 1, None, None) == ()
+    assert Host(DiTPipeline()).roles(None, 2, None, None) == ()  # which methods that need roles refuse
 
 
 def test_rows_that_cannot_be_the_halves_that_were_told_are_refused() -> None:
