@@ -206,7 +206,7 @@ def test_frames_that_the_network_fails_on_are_counted(
 
     report = run(failing, source="camera", sink=str(tmp_path / "out.mp4"))
     assert 1 <= report.failed <= 3
-    assert report.shown >= 6
+    assert report.shown >= 3
     assert "the network failed on a frame, which is left out: out of memory" in caplog.text
 
 
