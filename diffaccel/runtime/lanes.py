@@ -262,7 +262,15 @@ def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:
 
     A prompt ``(rows * frames, tokens, features)`` is repeated for each frame of a row, as AnimateDiff's is, and so are
     the residuals of its ControlNets.
+
+    Raises:
+        ValueError: for a network that keeps keys and values of all its rows between calls, as AnyFlow-FAR's does.
     """
+    if inputs.values.get("kv_cache"):
+        raise ValueError(
+            "this network writes keys and values of all its rows into kv_cache, so it cannot be called with some of "
+            "them: leave out methods that drop or split rows, such as TGate, ResidualGuidance and PerPrompt"
+        )
     values = {name: _named(name, v, rows, count, folded="residual" in name) for name, v in inputs.values.items()}
     name, prompt = inputs.names[2], inputs.conditioning
     if name is not None and isinstance(prompt, torch.Tensor) and prompt.dim() > 2 and prompt.shape[0] % count == 0:

@@ -1,5 +1,6 @@
 """What rows stored is found again by their lanes, in whatever order and company they come."""
 
+import pytest
 import torch
 
 from diffaccel.networks.inputs import Inputs
@@ -159,3 +160,9 @@ def test_rows_of_three_groups_come_back_to_their_places() -> None:
     assert scatter(outputs).flatten().tolist() == [0, 1, 2]
     outputs = [(torch.tensor([[1.0]]), [1]), (torch.tensor([[2.0], [0.0]]), [2, 0])]
     assert scatter(outputs).flatten().tolist() == [0, 1, 2]
+
+
+def test_rows_of_a_network_that_keeps_keys_and_values_of_all_are_not_taken_apart() -> None:
+    kept = [{"compressed_cache": torch.zeros(2, 4, 8, 16)}]  # keys and values, rows, ...
+    with pytest.raises(ValueError, match="keys and values of all its rows into kv_cache"):
+        select(Inputs({"x": torch.zeros(4, 2), "kv_cache": kept}, ("x", None, None)), [0, 1], 4)
