@@ -21,7 +21,7 @@ from emoji_data import Emojis, contact_sheet
 from evaluate_models import replace
 from motion_measure import flicker, is_right, shift
 from video_data import GROWTH, HOP, MOVING, SPEED, SWAY, TURN, Clip, Clips
-from video_model import STRENGTH, VideoModel, decode, encode, generate
+from video_model import VideoModel, decode, encode, generate
 
 import diffaccel.models
 from diffaccel.measure import Judge
@@ -170,9 +170,9 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=1, help="take one in so many of the 36 held-out pairs")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=2.0, help="from the text alone")
-    parser.add_argument("--guided-frames", type=int, default=4, help="of the first frames from the text alone")
-    parser.add_argument("--given-guidance", type=float, default=1.0, help="with four frames given")
-    parser.add_argument("--strength", type=float, default=STRENGTH, help="of chunks that go on from a frame")
+    parser.add_argument("--guided-frames", type=int, help="of the first frames from the text alone; all by default")
+    parser.add_argument("--given-guidance", type=float, default=3.0, help="with four frames given")
+    parser.add_argument("--strength", type=float, default=1.0, help="of chunks that go on from a frame")
     parser.add_argument("--chunk", type=int, default=CHUNK, help="frames made together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("given", "long", "text"), help="the other figures stay as they are")
@@ -184,8 +184,11 @@ def main() -> None:
             figures |= part()
     figures |= {"steps": float(args.steps), "guidance_scale": args.guidance}
     figures |= {"given_guidance_scale": args.given_guidance, "strength": args.strength, "chunk": float(args.chunk)}
-    print(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2))
-    replace(args.model / "figures.json", json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2) + "\n")
+    text = json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2)
+    print(text)
+    file = args.model / "figures.json"
+    stored = json.loads(file.read_text()) if args.only and file.exists() else {}
+    replace(file, json.dumps({**stored, **json.loads(text)}, indent=2) + "\n")
     missed = []
     for name, bar in BARS.items():
         if name in figures:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffaccel import CausalContext, FullGuidance, VideoEngine, models
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
-PROMPTS = ("a heart moves right", "a rocket flies up", "a strawberry shrinks")
+PROMPTS = ("a red heart moves right", "a rocket flies up", "a strawberry shrinks")
 FRAMES_PER_SECOND, LABEL, SHOWN = 8, 20, 8
 
 

@@ -31,7 +31,7 @@ CONTEXT_NOISE = 0.15  # at most, on clean frames, still labelled t = 0
 REDRAWN = 500  # the latest timestep up to which shown frames are noised and redrawn
 CONTINUED = 0.8  # share of the steps that train chunks with frames before them only
 PARTITIONS = ((4, 0.7), (2, 0.2), (1, 0.1))  # frames a chunk, share of the steps
-RESTART = 624  # the timestep at STRENGTH, from which chunks go on from the frame before them
+RESTART = 624  # the timestep at a strength of 0.625, from which chunks go on from the frame before them
 
 
 class ScaledAdamW(torch.optim.AdamW):
@@ -137,6 +137,7 @@ def video_loss(
     rng: np.random.Generator,
     clean: torch.Tensor | None = None,
     restart: int | None = RESTART,
+    slowed: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Mean square error of v over the chunks of the clips; mostly over those with frames before them.
 
@@ -148,6 +149,8 @@ def video_loss(
         rng: chunks, timesteps, noise, positions.
         clean: what the frames see of earlier chunks, as `latents`; these themselves by default.
         restart: the timestep from which later chunks go on from the frame before them.
+        slowed: share of the passes with one later chunk in which the frames before it move more slowly than due, down
+            to not at all, so that the pace is the words' and does not die away from chunk to chunk.
 
     Returns:
         The loss, and that of chunks with frames before them.
@@ -165,6 +168,10 @@ def video_loss(
         noise = noise + (alphas[restart] / (1 - alphas[restart])).sqrt() * behind(latents, chunks)
     a, b = alphas[times].sqrt()[..., None, None, None], (1 - alphas[times]).sqrt()[..., None, None, None]
     shown = (latents if clean is None else clean)[:, :past]
+    if int(chunks[-1]) == 1 and rng.random() < slowed:
+        pace = torch.from_numpy(rng.random((videos, 1)))
+        back = ((past - 1 - torch.arange(past)) * pace).round().long()  # frames before the last, (videos, past)
+        shown = shown[torch.arange(videos)[:, None], past - 1 - back]
     level = CONTEXT_NOISE * torch.from_numpy(rng.random((videos, 1, 1, 1, 1)).astype(np.float32))
     shown = (1 - level**2).sqrt() * shown + level * torch.randn(shown.shape, generator=generator)
     out = model.video(
@@ -196,6 +203,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--from-noise", action="store_true", help="start later chunks from noise, not the last frame")
     parser.add_argument("--shards", type=int, default=3, help="of 108 clips each")
     parser.add_argument("--redrawn", type=float, default=0.0, help="share of the steps that show redrawn frames")
+    parser.add_argument(
+        "--slowed", type=float, default=0.0, help="share of the steps that show frames at too slow a pace"
+    )
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -232,7 +242,7 @@ def main() -> None:
             drift = F.mse_loss(context[args.batch :].float(), target.float())
             told, own = context[: args.batch], rng.random() < args.redrawn
             clean = redrawn(model, told, latents, alphas, rng) if own else None
-            error, parts = video_loss(model, told, latents, alphas, rng, clean, restart)
+            error, parts = video_loss(model, told, latents, alphas, rng, clean, restart, args.slowed)
         return error + drift, {**parts, "drift": drift.item()}
 
     def every(_: int) -> None:

@@ -19,7 +19,6 @@ from video_data import Clips
 
 SEEN = 8  # frames of a training pass
 WINDOW = SEEN - CHUNK  # frames before a chunk that it learns to use
-STRENGTH = 0.625  # of chunks that go on from the frame before them, as image-to-image: 5 of 8 steps
 
 
 class VideoModel(nn.Module):
@@ -147,8 +146,8 @@ def strips(model: VideoModel, pipe: StableDiffusionPipeline, clips: Clips, file:
     given = torch.stack([encode(pipe.vae, frames[:4]) for frames in drawn])
     captions = [clip.caption for clip in chosen]
     made = [
-        generate(model, pipe.tokenizer, captions, 16, given, strength=STRENGTH),
-        generate(model, pipe.tokenizer, captions, 8, guidance=2.0, guided_frames=4, strength=STRENGTH),
+        generate(model, pipe.tokenizer, captions, 16, given, guidance=3.0),
+        generate(model, pipe.tokenizer, captions, 8, guidance=2.0),
     ]
     rows = torch.cat([drawn, *(decode(pipe.vae, latents) for latents in made)], 1)  # (clips, 40, 3, 128, 128)
     contact_sheet(F.avg_pool2d(rows[:, ::2].flatten(0, 1), 2), 20).save(file)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffaccel.video.report import ChunkReport
 
 DEFAULT_MODEL = "emoji-video"
+GOING_ON = 3.0  # its guidance scale from a clip, whose pace takes more to change than noise does
 FPS, SECONDS = 8.0, 8.0
 MOST_PICTURES = 8
 """Of a latent frame, in any network."""
@@ -210,7 +211,8 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
     from diffaccel.video.engine import VideoEngine
 
     best = models.defaults(given["model"] or DEFAULT_MODEL)
-    scale = _first(given["guidance_scale"], best.get("guidance_scale"), 1.0)
+    goes_on = pictures is not None and (given["model"] or DEFAULT_MODEL) == DEFAULT_MODEL
+    scale = _first(given["guidance_scale"], GOING_ON if goes_on else best.get("guidance_scale"), 1.0)
     if given["negative_prompt"] and scale <= 1:
         tell(f"--negative-prompt changes nothing at --guidance-scale {scale:g}: raise it above 1.")
     every = given["cache"] or 1

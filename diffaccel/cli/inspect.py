@@ -12,7 +12,7 @@ from diffaccel.cli.help import Grouped, HomePath
 from diffaccel.config.words import one_line
 
 SOME_FAILED, NONE_READ = 3, 2
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
 
 
 @click.command(
@@ -50,9 +50,10 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
 
 
 def _pictures(path: Path) -> list[Path]:
-    """The path, or the pictures of the folder that it is, if it has any."""
+    """The path, or the pictures of the folder that it is, if it has any that are not hidden."""
     with suppress(OSError):  # what is no folder, or cannot be read, is told as it is opened
-        return sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES) or [path]
+        shown = (each for each in path.iterdir() if not each.name.startswith("."))
+        return sorted(each for each in shown if each.suffix.lower() in SUFFIXES) or [path]
     return [path]
 
 

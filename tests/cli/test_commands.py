@@ -86,9 +86,11 @@ def test_inspect_prints_the_settings(tmp_path: Path) -> None:
     assert invoke("inspect", tmp_path / "a.png") == f"{tmp_path / 'a.png'}\n{words}{more}"
     assert json.loads(invoke("inspect", tmp_path / "a.png", "--format", "json"))["seed"] == 7
     (tmp_path / "b.PNG").write_bytes(encode(Image.new("RGB", (8, 8)), replace(job, seed=8)))
-    (tmp_path / "index.html").touch()
+    (tmp_path / "c.jfif").write_bytes(encode(Image.new("RGB", (8, 8)), replace(job, seed=9), "jpg"))
+    for name in ("index.html", "._a.png"):
+        (tmp_path / name).touch()
     lines = invoke("inspect", tmp_path, "--format", "json").splitlines()  # more than a command line could name
-    assert [json.loads(line)["seed"] for line in lines] == [7, 8]
+    assert [json.loads(line)["seed"] for line in lines] == [7, 8, 9]
 
 
 def test_inspect_shows_control_characters_and_does_not_obey_them(tmp_path: Path) -> None:
