@@ -135,7 +135,7 @@ def test_pictures_of_an_earlier_run_do_not_count_for_a_process_that_died(tiny_sd
         for job in asked.jobs:
             folder.write(f"{job.id}.png", b"abc")
             folder.append([Record(job.id, "done", job.fingerprint, f"{job.id}.png", 3)])
-        time.sleep(0.01)
+    with OutputFolder(tmp_path) as folder:
         processes = Processes(folder, lambda record: seen.append(record.id))
         folder.append([Record("j0", "done", JOBS[0].fingerprint, "j0.png", 3)])
         ended = SimpleNamespace(join=lambda: None, exitcode=1)
