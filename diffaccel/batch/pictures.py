@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from diffaccel.batch.settings import parse_colour
 from diffaccel.models import expanded
+from diffaccel.models.source import POINTER, UNFETCHED
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -201,11 +202,11 @@ def recognized(stream: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Im
 def _unknown(path: str) -> str:
     """Why a file is taken for no picture, by how it begins."""
     with expanded(path).open("rb") as stream:
-        begin = stream.read(20)
+        begin = stream.read(len(POINTER))
     if not begin:
         return "it is empty; save or fetch it again"
-    if begin.startswith(b"version https://git"):
-        return "it is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+    if begin.startswith(POINTER):
+        return f"it {UNFETCHED}"
     if begin.startswith((b"II*\0", b"MM\0*")):
         return "a TIFF or raw picture of a kind that is not read; convert it to PNG"
     return "not a PNG, JPEG, WebP, GIF, TIFF or BMP picture; convert it to one"

@@ -210,9 +210,10 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
     from diffaccel.sampling.guidance import FullGuidance, NoGuidance
     from diffaccel.video.engine import VideoEngine
 
-    best = models.defaults(given["model"] or DEFAULT_MODEL)
-    goes_on = pictures is not None and (given["model"] or DEFAULT_MODEL) == DEFAULT_MODEL
-    scale = _first(given["guidance_scale"], GOING_ON if goes_on else best.get("guidance_scale"), 1.0)
+    name = given["model"] or DEFAULT_MODEL
+    best = models.defaults(name)
+    usual = GOING_ON if name == DEFAULT_MODEL and pictures is not None else best.get("guidance_scale")
+    scale = _first(given["guidance_scale"], usual, 1.0)
     if given["negative_prompt"] and scale <= 1:
         tell(f"--negative-prompt changes nothing at --guidance-scale {scale:g}: raise it above 1.")
     every = given["cache"] or 1

@@ -18,7 +18,9 @@ from diffaccel.models.catalogue import BUNDLED, names
 LIBRARIES = ("diffusers", "transformers", "diffaccel")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 16 * 2**20
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
+UNFETCHED = "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"
+"""What Git leaves in place of a large file begins so, and this is said of it."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)(?<!\.gguf)")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
@@ -228,8 +230,8 @@ def refuse_pickle(place: Path, what: str) -> None:
 def _refuse_pointer(file: Path) -> None:
     """Raise `ModelError` for what Git leaves in place of a large file that was not fetched."""
     with file.open("rb") as stream:
-        if stream.read(len(_POINTER)) == _POINTER:
-            raise ModelError(f"{file} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
+        if stream.read(len(POINTER)) == POINTER:
+            raise ModelError(f"{file} {UNFETCHED}")
 
 
 def check_header(file: Path) -> None:

@@ -117,7 +117,8 @@ class Host:
         says_guided = self._says_guided(running)
         if says_guided is not None and not says_guided:
             return ()
-        if says_guided is not None or pairs:
+        tells = says_guided or bool(pairs)
+        if tells:
             self._require_pairs()
         name = name if running is None or running.prepared is None else running.prepared
         if name is not None and self._pipe() is not None and name.startswith(BESIDE_GUIDANCE):
@@ -126,7 +127,7 @@ class Host:
             return (CONTEXT_ROLES[name],) * rows
         if shown := _shown(conditioning, rows, pairs):
             return shown
-        if not says_guided and not pairs:
+        if not tells:
             return ()
         if is_one_of(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)

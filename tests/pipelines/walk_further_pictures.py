@@ -117,7 +117,7 @@ def twice_prompted(d: Draw, **more: Any) -> dict[str, Any]:
     return {**inputs, "height": 16, "width": 16, "output_type": "latent", **more}
 
 
-def kandinsky5(name: str, vae: Any) -> Any:
+def kandinsky5(name: str, vae: Any, **config: Any) -> Any:
     net = network(
         "Kandinsky5Transformer3DModel",
         in_visual_dim=4,
@@ -131,6 +131,7 @@ def kandinsky5(name: str, vae: Any) -> Any:
         num_text_blocks=1,
         num_visual_blocks=3,
         axes_dims=(2, 2, 4),
+        **config,
     )
     return made(name, transformer=net, vae=vae, scheduler=flow())
 

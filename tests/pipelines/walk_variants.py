@@ -7,7 +7,7 @@ import diffusers
 import torch
 from tiny_networks import motion_unet
 from walk_edits import Told
-from walk_further_pictures import kandinsky5_inputs, twice_prompted
+from walk_further_pictures import kandinsky5, kandinsky5_inputs, twice_prompted
 from walk_further_videos import WAN, hunyuan15, ltx2, ltx2_inputs, motif
 from walk_newest import Guard, cosmos, dreamlite, fibo, karras, sized, stable_audio3, z_control
 from walk_parts import TOKENS, Draw, Stop, ddim, flow, kl, made, network, red
@@ -74,22 +74,7 @@ def hunyuan15_inputs(d: Draw) -> dict[str, Any]:
 
 
 def kandinsky5_picture() -> Any:
-    net = network(
-        "Kandinsky5Transformer3DModel",
-        in_visual_dim=4,
-        in_text_dim=16,
-        in_text_dim2=8,
-        time_dim=16,
-        out_visual_dim=4,
-        patch_size=(1, 2, 2),
-        model_dim=16,
-        ff_dim=32,
-        num_text_blocks=1,
-        num_visual_blocks=3,
-        axes_dims=(2, 2, 4),
-        visual_cond=True,
-    )
-    pipe = made("Kandinsky5I2IPipeline", transformer=net, vae=kl(), scheduler=flow())
+    pipe = kandinsky5("Kandinsky5I2IPipeline", kl(), visual_cond=True)
     pipe.resolutions = [(64, 64)]
     return pipe
 
