@@ -11,7 +11,7 @@ import videos
 from PIL import Image
 
 from diffaccel.media.errors import MediaError
-from diffaccel.media.video_reader import DecodedFrame, VideoReader
+from diffaccel.media.video_reader import VideoReader
 from diffaccel.media.video_writer import VideoWriter
 
 ORIENTATION = 274
@@ -125,11 +125,6 @@ def test_sound_in_packets_of_less_than_a_millisecond_keeps_its_times(tmp_path: P
         VideoReader(path) as reader,
         VideoWriter(tmp_path / name, rate=reader.rate, time_base=reader.time_base, audio=reader.audio) as writer,
     ):
-        writer.start(64, 48)
-        for item in reader:
-            if isinstance(item, DecodedFrame):
-                writer.write(item.pixels, item.time)
-            else:
-                writer.copy(item)
+        videos.write_again(reader, writer)
     assert becomes_loud(path) == pytest.approx(0.75, abs=0.003)
     assert becomes_loud(tmp_path / name) == pytest.approx(0.75, abs=0.003)

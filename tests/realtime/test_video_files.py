@@ -380,12 +380,7 @@ def test_a_gap_in_plain_sound_stays_one_though_a_mov_has_none(tmp_path: Path, co
         VideoWriter(tmp_path / "out.mov", rate=reader.rate, time_base=reader.time_base, audio=reader.audio) as writer,
     ):
         assert writer.encoded == 0
-        writer.start(64, 48)
-        for item in reader:
-            if isinstance(item, DecodedFrame):
-                writer.write(item.pixels, item.time)
-            else:
-                writer.copy(item)
+        videos.write_again(reader, writer)
     left = videos.samples(tmp_path / "out.mov")[::2]
     assert left.size == pytest.approx(9600, abs=9)
     assert np.flatnonzero(np.diff(left)) == pytest.approx([1599, 7999], abs=9)

@@ -9,6 +9,9 @@ from typing import Any
 import av
 import numpy as np
 
+from diffaccel.media.video_reader import DecodedFrame, VideoReader
+from diffaccel.media.video_writer import VideoWriter
+
 STEADY = [Fraction(k, 25) for k in range(12)]
 UNEVEN = [Fraction(k, 1000) for k in (0, 40, 90, 100, 300, 301, 500, 700, 720, 1000)]
 
@@ -134,3 +137,13 @@ def rate(path: Path) -> Fraction:
     """The frame rate that players are told."""
     with av.open(str(path)) as container:
         return container.streams.video[0].average_rate
+
+
+def write_again(reader: VideoReader, writer: VideoWriter) -> None:
+    """Write all that a clip of 64 x 48 pixels holds, its sound as it is."""
+    writer.start(64, 48)
+    for item in reader:
+        if isinstance(item, DecodedFrame):
+            writer.write(item.pixels, item.time)
+        else:
+            writer.copy(item)
