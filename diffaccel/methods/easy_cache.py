@@ -119,7 +119,7 @@ class _Skips(Wrapper):
         moves = torch.stack([magnitude(x[place] - row.latest[0]) / magnitude(row.v) for place, row in known])
         for (place, row), move in zip(known, moves.tolist(), strict=True):
             row.latest = x[place : place + 1].clone()  # callers write into what they gave
-            row.expected += row.rate * move
+            row.expected += row.rate * move if move else 0.0  # a rate that was found at rest may be infinite
             enough = self.method.max_consecutive is not None and row.skipped >= self.method.max_consecutive
             skips[place] = row.expected < self.method.threshold and not enough
         expected = tuple(row.expected for _, row in known)

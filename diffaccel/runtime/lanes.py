@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from diffaccel.networks.inputs import SECOND_ROWS, WITHOUT_ROWS, Inputs
-from diffaccel.runtime.trees import tensors_in
+from diffaccel.runtime.trees import map_tensors, same_leaves, tensors_in
 
 
 class Lane(NamedTuple):
@@ -214,8 +214,8 @@ def _joined(one: list[Any], other: list[Any]) -> list[Any] | None:
 def take_rows(tree: Any, wanted: Sequence[int], count: int) -> Any:
     """Some of ``count`` rows of every tensor ``(count * anything, ...)``; a tensor without rows is shared by all."""
 
-    def take(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] % count:
+    def take(leaf: torch.Tensor) -> torch.Tensor:
+        if leaf.dim() == 0 or leaf.shape[0] % count:
             return leaf
         each = leaf.shape[0] // count
         if leaf.stride(0) == 0:  # all rows are one, as those of a placeholder
@@ -224,7 +224,7 @@ def take_rows(tree: Any, wanted: Sequence[int], count: int) -> Any:
             return leaf[wanted[0] * each : (wanted[-1] + 1) * each]
         return torch.cat([leaf[i * each : (i + 1) * each] for i in wanted])
 
-    return take(tree) if isinstance(tree, torch.Tensor) else tree_map(take, tree)
+    return map_tensors(take, tree)
 
 
 def pieces_of(value: Any, sizes: Sequence[int]) -> list[Any]:
@@ -253,8 +253,10 @@ def _zipped(function: Callable[[Sequence[torch.Tensor]], torch.Tensor], trees: S
     if isinstance(trees[0], torch.Tensor):
         return function(trees)
     flat, form = tree_flatten(trees[0])
-    columns = zip(flat, *(tree_leaves(tree) for tree in trees[1:]), strict=True)
-    return tree_unflatten([function(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns], form)
+    columns = list(zip(flat, *(tree_leaves(tree) for tree in trees[1:]), strict=True))
+    zipped = [function(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns]
+    places = zip(*(same_leaves(column) for column in zip(*columns, strict=True)), strict=True)
+    return tree_unflatten([zipped[own[0] if len(set(own)) == 1 else i] for i, own in enumerate(places)], form)
 
 
 def select(inputs: Inputs, rows: Sequence[int], count: int) -> Inputs:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from diffaccel.reuse.branch import Branch
 from diffaccel.runtime.act import Act, PartState, Place
-from diffaccel.runtime.trees import copied, placeholder
+from diffaccel.runtime.trees import copied, placeholder, same_leaves
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class _Output(Place):
 
     def __init__(self, state: PartState, slot: int, *, keep: bool) -> None:
         self.state, self.slot, self.keep = state, slot, keep
+        self.same: list[int] = []
 
     def reuses(self) -> bool:
         """Where the part reuses; what was never stored is computed."""
@@ -56,11 +58,12 @@ class _Output(Place):
     def recall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
         """The stored output, carried to this call."""
         output = self.state.read(self.slot, carried=self.keep)
-        return copied(output) if self.state.writable and self.keep else output
+        return copied(output, self.same) if self.state.writable and self.keep else output
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Store what a later call needs."""
         if self.state.compute:
+            self.same = same_leaves(tree_leaves(output)) if self.state.writable else []
             kept = output if self.keep else placeholder(output)
             self.state.write(self.slot, kept, carried=self.keep)
         return output

@@ -1,10 +1,10 @@
 """Tensors in any structure: what modules are given and return, and what is stored of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -13,10 +13,20 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    """`tree` with `function` applied to its tensors."""
+    """`tree` with `function` applied to its tensors; those that were one stay one."""
     if isinstance(tree, torch.Tensor):  # most are, and walking a tree takes longer than many a function
         return function(tree)
-    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
+    leaves, form = tree_flatten(tree)
+    mapped = [function(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    return tree_unflatten([mapped[place] for place in same_leaves(leaves)], form)
+
+
+def same_leaves(leaves: Sequence[Any]) -> list[int]:
+    """For each leaf the place of the first one that is the same object.
+
+    What leaves a block of a UNet is its last skip feature, too, and what is added to it in place is meant for both.
+    """
+    return [next(i for i, other in enumerate(leaves) if other is leaf) for leaf in leaves]
 
 
 def placeholder(output: Any) -> Any:
@@ -24,9 +34,10 @@ def placeholder(output: Any) -> Any:
     return map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
 
 
-def copied(output: Any) -> Any:
-    """`output` with every tensor cloned."""
-    return map_tensors(torch.clone, output)
+def copied(output: Any, places: Sequence[int] = ()) -> Any:
+    """`output` with every tensor cloned; with the leaves at these places, where given, in the place of its own."""
+    leaves, form = tree_flatten(map_tensors(torch.clone, output))
+    return tree_unflatten([leaves[place] for place in places] or leaves, form)
 
 
 def detached(output: Any) -> Any:

@@ -72,7 +72,8 @@ class Denoiser:
         beside += [] if config.lora is None else [lora_part(model)]
         self._machine = Machine(model, [*self._parts, *beside], wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
-        self._scenes = Scenes(0.0 if cache is None else cache.scene_change)
+        by_latents = bool(wrappers) or any(part.schedule.measures for part in self._parts)
+        self._scenes = Scenes(0.0 if cache is None else cache.scene_change, beside=by_latents)
         self._doubtful: tuple[torch.Tensor, Call] | None = None
 
     def enter(self, slot: Slot, pixels: torch.Tensor | None) -> None:

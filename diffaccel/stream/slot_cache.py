@@ -46,7 +46,8 @@ class SlotCache(Config):
         key: "stage" or "frame", see the module's description.
         scene_change: mean absolute difference of two frames in a row, in [0, 1], above which a scene has changed and
             everything computes until the new scene has passed all stages. Only by stage. Frames on a device are not
-            compared, because that would wait for the device.
+            compared, because that would wait for the device. What decides by how much the latents move, such as
+            ``Threshold``, does not see masks and given control images: where one changes, everything computes, too.
         control: when ControlNets compute, such as ``ControlCache(interval=3)``, beside the method. What they made is
             reused as long as the control image stays the same: while it is still (by stage), or of one frame (by
             frame).
@@ -129,7 +130,7 @@ class SlotCache(Config):
         """
         settings = slot.settings
         prompt = settings.negative if negative else settings.positive
-        told: tuple[Hashable, ...] = (negative, prompt, settings.stages, settings.control_scales)
+        told: tuple[Hashable, ...] = (negative, prompt, settings.stages.table, settings.control_scales)
         if self.key == "frame":
             return Lane((slot.whole or slot, *told), k)
         return Lane(("stream", negative) if by_prompt else "stream", (slot.stage, slot.scene, k, *told))
@@ -153,10 +154,11 @@ class Scenes:
 
     Args:
         threshold: see `SlotCache.scene_change`.
+        beside: whether any change of a mask or a given control image begins another one, too.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
+    def __init__(self, threshold: float, *, beside: bool = False) -> None:
+        self._threshold, self._beside = threshold, beside
         self._last: torch.Tensor | None = None
         self._number = 0
 
@@ -170,5 +172,7 @@ class Scenes:
     def _changed(self, pixels: torch.Tensor, last: torch.Tensor) -> bool:
         if pixels.device.type != "cpu" or pixels.shape != last.shape:
             return pixels.shape != last.shape
+        if self._beside and not torch.equal(pixels[:, 3:], last[:, 3:]):
+            return True
         differences = (pixels - last).abs().flatten(1).mean(1)  # of each frame, whose pixels span 2 units
         return float(differences.max()) / 2 > self._threshold

@@ -13,7 +13,7 @@ from cells import cells
 from stream_pipelines import Build
 from unet_reference import ReferenceDeepCache
 
-from diffaccel import DeepCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor, accelerate
+from diffaccel import DeepCache, EasyCache, FullGuidance, NoGuidance, OneTimeNegative, Taylor, accelerate
 from diffaccel._diffusers import hooks_of
 from diffaccel.methods import TextKVCache, TGate
 from diffaccel.reuse.schedule import Quadratic, Threshold
@@ -203,6 +203,11 @@ def test_an_engine_that_is_forgotten_leaves_no_hooks(engine: Build) -> None:
     del stream
     gc.collect()
     assert hooked(pipe) == []
+
+
+def test_what_rests_is_skipped_whatever_was_found_of_it(engine: Build, movie: torch.Tensor) -> None:
+    stream = engine(guidance=OneTimeNegative(1.6, 0.7), timestep_indices=(10, 40), cache=EasyCache(4.0))
+    assert any(replays(stream, movie[:1].repeat(6, 1, 1, 1)))
 
 
 def test_taylor_and_threshold_work_by_stage(engine: Build, movie: torch.Tensor) -> None:

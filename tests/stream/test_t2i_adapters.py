@@ -16,7 +16,9 @@ from diffusers import (
 from stream_pipelines import Build
 from test_stream_host import together
 
-from diffaccel import DeepCache, FullGuidance, OneTimeNegative, StreamEngine, StreamHost
+from diffaccel import DeepCache, FullGuidance, OneTimeNegative, StreamEngine, StreamHost, Taylor, Threshold
+from diffaccel.methods import EncoderPropagation
+from diffaccel.reuse.schedule import Uniform
 
 STEPS = 4
 
@@ -105,6 +107,31 @@ def test_the_stream_batch_gives_what_the_sequential_mode_gives(pipe: Any, engine
     settings = {"guidance": OneTimeNegative(1.4, 0.5), "frame_buffer": 2, "cache": DeepCache(1)}
     ours, theirs = (painted(engine(pipe, **settings, stream_batch=b), frames, frames.flip(0)) for b in (True, False))
     close(ours, theirs)
+
+
+@pytest.mark.parametrize("forecast", [None, Taylor(1)], ids=str)
+def test_a_still_scene_stays_as_it_is_where_its_encoder_is_replayed(
+    pipe: Any, engine: Build, frames: torch.Tensor, forecast: Any
+) -> None:
+    """What the adapter adds behind a block is added to its last skip feature, too."""
+    still = frames[:1].repeat(4, 1, 1, 1)
+    settings = {"timestep_indices": (20, 40), "control": "edges"}
+    stream = engine(pipe, cache=EncoderPropagation(Uniform(2), forecast), **settings)
+    close(painted(stream, still, [None] * 4), painted(engine(pipe, **settings), still, [None] * 4))
+    assert stream.report().replayed_rows > 0
+
+
+def test_a_cache_that_goes_by_the_latents_follows_a_control_image_over_a_still_picture(
+    pipe: Any, engine: Build, frames: torch.Tensor
+) -> None:
+    still, controls = frames[:1].repeat(5, 1, 1, 1), torch.zeros(5, 3, 32, 32)
+    for i in range(5):
+        controls[i, :, :, 4 * i : 4 * i + 4] = 1
+    cached = engine(pipe, cache=DeepCache(schedule=Threshold(0.5)))
+    close(painted(cached, still, controls), painted(engine(pipe), still, controls))
+    resting = engine(pipe, cache=DeepCache(schedule=Threshold(0.5)))
+    painted(resting, still, controls[:1].expand(5, -1, -1, -1))
+    assert resting.report().replayed_rows > 0
 
 
 def test_streams_of_a_host_follow_their_own_images(pipe: Any, frames: torch.Tensor) -> None:
