@@ -148,7 +148,7 @@ class Slot:
         old, self.settings = self.settings, settings
         if settings.negative is not old.negative:
             self.anchor = None
-        if settings.stages is old.stages or self.estimate is None:
+        if settings.stages is old.stages.table or self.estimate is None:
             return
         (reached, clean, noise), stages = self.estimate, settings.stages
         stage = stages.first_below(reached.timestep)

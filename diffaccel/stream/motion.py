@@ -81,7 +81,7 @@ def entered_at(stages: Stages, strength: float, least: float, timesteps: int) ->
     later = [i for i, level in enumerate(stages.levels) if level.timestep < least * timesteps]
     noise = torch.cat([stages.noise_of(i) for i in (0, *later)])
     first = _level(stages, strength, timesteps)
-    return replace(stages, levels=(first, *(stages.levels[i] for i in later)), noise=noise)
+    return replace(stages, levels=(first, *(stages.levels[i] for i in later)), noise=noise, begun_at=stages)
 
 
 def _level(stages: Stages, strength: float, timesteps: int) -> NoiseLevel:

@@ -35,7 +35,8 @@ class Stages:
 
     ``noise`` is the fixed noise of every stage, ``(N * frames, C, h, w)``, stage-major: row ``i * frames + k``
     belongs to stage i. ``entry_scale`` multiplies the noise that a text-to-image frame starts from. ``beside`` says, by
-    timesteps of two stages in a row, where the scheduler leads to in place of the second one.
+    timesteps of two stages in a row, where the scheduler leads to in place of the second one. ``begun_at`` is the table
+    that these begin in between of, where they do.
     """
 
     sampler: Sampler
@@ -47,9 +48,15 @@ class Stages:
     entry_scale: float = 1.0
     add_noise: bool = True
     beside: Mapping[tuple[float, float], NoiseLevel] = field(default_factory=dict)
+    begun_at: Stages | None = None
 
     def __len__(self) -> int:
         return len(self.levels)
+
+    @property
+    def table(self) -> Stages:
+        """What frames share, wherever each of them begins."""
+        return self if self.begun_at is None else self.begun_at
 
     @property
     def timesteps(self) -> tuple[float, ...]:

@@ -97,7 +97,7 @@ class FramesBefore:
 
 def _told(slot: Slot) -> tuple[Any, ...]:
     settings = slot.settings
-    return slot.shot, settings.positive, settings.negative, settings.stages, settings.control_scales
+    return slot.shot, settings.positive, settings.negative, settings.stages.table, settings.control_scales
 
 
 def kept_with(lanes: Lanes, memory: LaneMemory) -> Lanes:

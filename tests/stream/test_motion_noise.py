@@ -9,7 +9,7 @@ from stream_reference import Step, clean_latents, lcm, noises, text
 from test_every_method_in_streams import close, pipeline
 from test_stream_host import hold
 
-from diffaccel import MotionNoise, SelfNegative, SimilarityFilter
+from diffaccel import DeepCache, MotionNoise, SelfNegative, SimilarityFilter, SlotCache
 
 MOTION = MotionNoise(less=0.15, full=0.5, inertia=0.25)
 
@@ -64,6 +64,12 @@ def test_a_still_scene_is_painted_as_ever_and_still_frames_are_skipped(engine: B
     close(*(torch.stack([out.image for out in s.stream(still)]) for s in (engine(motion=MOTION), engine())))
     filtered = engine(motion=MOTION, similarity=SimilarityFilter(0.98, 10), timestep_indices=(25,))
     assert sum(out.skipped for out in filtered.stream(still)) > 0
+
+
+def test_frames_that_move_reuse_what_those_before_stored(engine: Build) -> None:
+    cached = engine(motion=MOTION, cache=SlotCache(DeepCache(2), scene_change=1.0))
+    assert len(list(cached.stream(clip()))) == 6
+    assert cached.report().replayed_rows > 6
 
 
 def test_it_changes_live_and_frames_in_flight_go_on(engine: Build) -> None:

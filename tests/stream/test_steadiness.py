@@ -17,6 +17,7 @@ from diffaccel import (
     CrossFrame,
     DeepCache,
     FullGuidance,
+    MotionNoise,
     OneTimeNegative,
     SelfNegative,
     SlotCache,
@@ -124,6 +125,12 @@ HAND = [
     (1, True, 1.0, ()), (3, True, 1.0, ()), (2, False, 1.0, ()), (2, True, 1.8, ()), (2, False, 1.8, ()),
     (2, True, 1.0, ("up_blocks",)),
 ]  # fmt: skip
+
+
+def test_frames_that_begin_with_less_noise_see_those_before(sd: Any, engine: Build, frames: torch.Tensor) -> None:
+    alone, seeing = (painted(engine(sd, motion=MotionNoise(0.1), steadiness=how), frames) for how in (None, ALIKE))
+    torch.testing.assert_close(seeing[0], alone[0], rtol=0, atol=1e-4 * alone.abs().max().item())
+    assert (seeing[1:] - alone[1:]).abs().amax((1, 2, 3)).min() > 1e-3 * alone.abs().max()
 
 
 @pytest.mark.slow
