@@ -23,7 +23,7 @@ class ImagePrompt:
         images: a picture, or for several IP-Adapters one each; where an adapter is to see several, a list of them.
         scale: how strongly; one number, or one for each adapter. It multiplies what ``pipe.set_ip_adapter_scale`` set.
         embeds: instead of pictures what ``pipe.prepare_ip_adapter_image_embeds`` made of them with guidance: for each
-            adapter negative and positive ones, ``(2, pictures, ...)``.
+            adapter negative and positive ones, ``(2, pictures, ...)``; of InstructPix2Pix ``(3, pictures, ...)``.
 
     Raises:
         ValueError: for scales that are not from 0 to 10, and for both or neither of pictures and embeddings.
@@ -90,15 +90,22 @@ def embeddings(pipe: Any, prompt: ImagePrompt | None, device: torch.device) -> t
         blank = [torch.zeros(1, 1, *_shape(layer), device=device, dtype=pipe.unet.dtype) for layer in adapters]
         return blank, blank
     if prompt.embeds is not None:
-        pairs = [x.to(device).chunk(2) for x in _fitting(prompt.embeds, adapters)]
-        return [positive for _, positive in pairs], [negative for negative, _ in pairs]
+        return _parted([x.to(device) for x in _fitting(prompt.embeds, adapters)])
     check(
         getattr(pipe, "image_encoder", None) is not None and pipe.feature_extractor is not None,
         "an image prompt needs the pipeline's image_encoder and feature_extractor: load_ip_adapter brings them",
     )
     images = prompt.images_for(len(adapters))
-    pairs = [x.chunk(2) for x in pipe.prepare_ip_adapter_image_embeds(images, None, device, 1, True)]
-    return [positive for _, positive in pairs], [negative for negative, _ in pairs]
+    return _parted(pipe.prepare_ip_adapter_image_embeds(images, None, device, 1, True))
+
+
+def _parted(made: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Positive and negative ones of each adapter, which pipelines have in the order of their guidance.
+
+    That is negative and positive, and on InstructPix2Pix positive, negative and negative.
+    """
+    negative_first = [x if len(x) == 2 else x[:2].flip(0) for x in made]
+    return [x[1:] for x in negative_first], [x[:1] for x in negative_first]
 
 
 def _fitting(embeds: Sequence[torch.Tensor], adapters: Sequence[Any]) -> Sequence[torch.Tensor]:
@@ -107,7 +114,7 @@ def _fitting(embeds: Sequence[torch.Tensor], adapters: Sequence[Any]) -> Sequenc
     for place, (embed, layer) in enumerate(zip(embeds, adapters, strict=True)):
         wanted = _shape(layer)
         check(
-            embed.dim() == 2 + len(wanted) and len(embed) == 2 and embed.shape[-1] == wanted[-1],
+            embed.dim() == 2 + len(wanted) and len(embed) in (2, 3) and embed.shape[-1] == wanted[-1],
             f"embeds[{place}] of the image prompt have the shape {tuple(embed.shape)}, and the IP-Adapter takes (2, "
             f"pictures, ..., {wanted[-1]}): make them with this pipeline's prepare_ip_adapter_image_embeds",
         )

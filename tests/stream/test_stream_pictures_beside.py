@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,21 @@ from diffusers import (
 )
 from PIL import Image
 from stream_pipelines import Build
+from test_image_prompts import adapted, picture
 from test_stream_host import together
 
 from diffaccel import (
     DeepCache,
+    EasyCache,
     FullGuidance,
+    ImagePrompt,
     OneTimeNegative,
     SelfNegative,
     SimilarityFilter,
     SlotCache,
     StreamEngine,
     StreamHost,
+    Threshold,
 )
 
 STEPS = 4
@@ -131,6 +136,20 @@ def test_guidance_by_the_picture_is_the_stock_pipelines(instructed: Any, engine:
     close(ours, stock(instructed, frames[0], None, 2.5, image_guidance_scale=1.8))
     plain = engine(instructed, **{**settings, "image_guidance_scale": 1.0}, guidance=FullGuidance(2.5))
     assert not torch.allclose(ours, painted(plain, frames[:1], [None])[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(("scale", "by_picture"), [(1.0, 1.0), (2.5, 1.8)])
+def test_an_image_prompt_beside_the_picture_that_changes(
+    engine: Build, frames: torch.Tensor, tmp_path: Path, scale: float, by_picture: float
+) -> None:
+    pipe, red = adapted(widened(8, StableDiffusionInstructPix2PixPipeline), tmp_path), picture("red")
+    guidance = {} if scale == 1 else {"guidance": FullGuidance(scale)}
+    settings = {"timestep_indices": range(STEPS), "num_inference_steps": STEPS, "image_guidance_scale": by_picture}
+    expected = stock(pipe, frames[0], None, scale, image_guidance_scale=by_picture, ip_adapter_image=red)
+    embeds = pipe.prepare_ip_adapter_image_embeds(red, None, "cpu", 1, True)
+    for prompt in (ImagePrompt(red), ImagePrompt(embeds=embeds)):
+        (ours,) = painted(engine(pipe, image_prompt=prompt, **settings, **guidance), frames[:1], [None])
+        close(ours, expected)
 
 
 @pytest.mark.slow
@@ -238,6 +257,19 @@ def test_a_mask_that_moves_over_a_still_picture_is_seen(
             stream.push(frames[0], mask=mask)
         stream.flush()
         assert stream.report().frames_skipped == 0
+
+
+@pytest.mark.parametrize(
+    "cache", [EasyCache(0.05), DeepCache(schedule=Threshold(0.15))], ids=lambda c: type(c).__name__
+)
+def test_a_cache_that_goes_by_the_latents_follows_a_mask_over_a_still_picture(
+    inpainting: Any, engine: Build, frames: torch.Tensor, masks: torch.Tensor, cache: Any
+) -> None:
+    still = frames[:1].repeat(5, 1, 1, 1)
+    close(painted(engine(inpainting, cache=cache), still, masks[:5]), painted(engine(inpainting), still, masks[:5]))
+    resting = engine(inpainting, cache=cache)
+    painted(resting, still, masks[:1].expand(5, -1, -1, -1))
+    assert resting.report().replayed_rows > 0
 
 
 def test_new_stages_leave_what_stays(masking: Any, engine: Build, frames: torch.Tensor, masks: torch.Tensor) -> None:
