@@ -64,6 +64,11 @@ class UNet(Network):
         return self._kinds[int(self.model.config.in_channels) - self.channels]
 
     @property
+    def told_scale(self) -> bool:
+        """Latent consistency models are."""
+        return self.model.config.time_cond_proj_dim is not None
+
+    @property
     def _is_xl(self) -> bool:
         return bool(self.model.config.addition_embed_type == "text_time")
 
@@ -111,9 +116,9 @@ class UNet(Network):
         return {**named, SCALES: torch.tensor([scales], device=self.device)}
 
     def _timestep_cond(self, embedded_scale: float | None) -> dict[str, torch.Tensor]:
-        size = self.model.config.time_cond_proj_dim
-        if size is None:
+        if not self.told_scale:
             return {}
+        size = self.model.config.time_cond_proj_dim
         scale = 8.5 if embedded_scale is None else embedded_scale
         embedding = self.pipe.get_guidance_scale_embedding(torch.tensor([scale - 1]), embedding_dim=size)
         return {"timestep_cond": embedding.to(self.device, self.dtype)}
@@ -171,6 +176,11 @@ class Flux(_Falling):
         """Latent channels before packing."""
         return int(self.model.config.in_channels) // 4
 
+    @property
+    def told_scale(self) -> bool:
+        """FLUX.1 dev is."""
+        return bool(self.model.config.guidance_embeds)
+
     def _widths(self) -> dict[str, int]:
         config = self.model.config
         return {"prompt_embeds": config.joint_attention_dim, "pooled_prompt_embeds": config.pooled_projection_dim}
@@ -182,7 +192,7 @@ class Flux(_Falling):
 
     def _conditioning(self, embeds: Mapping[str, torch.Tensor], embedded_scale: float | None) -> Conditioning:
         tensors = {self.names[name]: value for name, value in embeds.items()}
-        if self.model.config.guidance_embeds:
+        if self.told_scale:
             scale = 3.5 if embedded_scale is None else embedded_scale
             tensors["guidance"] = torch.full((1,), scale, device=self.device)
         return Conditioning(tensors)

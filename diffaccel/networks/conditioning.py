@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 
 from diffaccel.config.checks import weights
+from diffaccel.networks.image_prompts import SCALES
+from diffaccel.networks.lora_rows import LORA_SCALES
 
 Interpolation = Literal["linear", "slerp"]
 Keywords = dict[str, torch.Tensor | list[torch.Tensor]]
@@ -80,6 +82,8 @@ def _mix(a: torch.Tensor, b: torch.Tensor, weight: float, how: Interpolation) ->
 def blend(parts: Sequence[tuple[Conditioning, float]], how: Interpolation = "linear") -> Conditioning:
     """Weighted blend of conditionings; weights count relative to their sum, and one at a time for slerp.
 
+    Scales are no directions, and are blended linearly in any case.
+
     Raises:
         ValueError: for weights that are negative or sum to nothing, and for embeddings of different shapes.
     """
@@ -89,7 +93,8 @@ def blend(parts: Sequence[tuple[Conditioning, float]], how: Interpolation = "lin
     for conditioning, weight in parts[1:]:
         seen += weight
         pairs = {k: (result.tensors[k], conditioning.tensors[k]) for k in result.tensors}
-        result = Conditioning({k: _mix(a, b, weight / seen, how) for k, (a, b) in pairs.items()})
+        hows: dict[str, Interpolation] = dict.fromkeys((SCALES, LORA_SCALES), "linear")
+        result = Conditioning({k: _mix(a, b, weight / seen, hows.get(k, how)) for k, (a, b) in pairs.items()})
     return result
 
 

@@ -74,6 +74,11 @@ class Network(ABC):
         return ""
 
     @property
+    def told_scale(self) -> bool:
+        """Whether it is told a guidance scale, as networks are that guidance was distilled into."""
+        return False
+
+    @property
     def channels(self) -> int:
         """Latent channels."""
         return int(self.model.config.in_channels)

@@ -132,8 +132,9 @@ class StreamConfig:
         weighted_seeds(self.seed)
         number("feedback", self.feedback, 0.0, 0.95)
         number("image_guidance_scale", self.image_guidance_scale, 1.0, 100.0)
-        if self.deadline is not None:
-            number("deadline", self.deadline, 1e-4, 3600.0)
+        for name, low, high in (("deadline", 1e-4, 3600.0), ("embedded_guidance_scale", 0.0, 100.0)):
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), low, high)
 
     def _check_types(self) -> None:
         kinds = {
@@ -154,6 +155,8 @@ class StreamConfig:
             self.smoothing.require(self.output_type)
         if not isinstance(self.regions, Sequence) or not all(isinstance(region, Region) for region in self.regions):
             raise TypeError(f"regions must be a sequence of Region objects, not {self.regions!r}")
+        for region in self.regions:
+            weighted(region.prompt)
 
     @property
     def indices(self) -> tuple[int, ...]:

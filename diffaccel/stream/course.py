@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -64,6 +64,11 @@ class SettingsBuilder:
         """Settings of ``config``."""
         stages = self._build_stages(config)
         config.guidance.check(stages.alphas)
+        if config.embedded_guidance_scale is not None and not self.network.told_scale:
+            raise ValueError(
+                f"embedded_guidance_scale={config.embedded_guidance_scale} is for networks that guidance was distilled "
+                "into (LCM, FLUX-dev), and this one is told no scale: use guidance=FullGuidance(...)"
+            )
         self._check_image_guidance(config)
         if config.motion is not None:
             self._check_motion(config.motion, stages)
@@ -71,13 +76,14 @@ class SettingsBuilder:
         functions_for(config.control, nets)
         scales = scales_for(config.controlnet_scale, nets)
         asks = config.guidance.reads_negative_prompt
-        if config.negative_prompt and not asks:
+        if (config.negative_prompt or config.negative_prompt_embeds is not None) and not asks:
             self._tell_unread(config)
         positive = self._encode(config.prompt, config.prompt_embeds, config, negative=False)
         negative = None
         if asks:
             negative = self._encode(config.negative_prompt, config.negative_prompt_embeds, config, negative=True)
         regions = tuple(self._region(region, config) for region in config.regions)
+        self._require_one_length(config, positive, negative, regions)
         self._trim()
         return FrameSettings(
             stages, positive, negative, config.guidance, scales, regions, float(config.image_guidance_scale)
@@ -117,14 +123,25 @@ class SettingsBuilder:
 
     def _tell_unread(self, config: StreamConfig) -> None:
         """Say once that a negative prompt changes nothing."""
-        unread = weighted(config.negative_prompt), type(config.guidance).__name__
+        said = repr(config.negative_prompt) if config.negative_prompt else "of negative_prompt_embeds"
+        unread = f"the negative prompt {said} changes nothing under {config.guidance}"
         if unread != self._unread:
-            logger.warning(
-                "the negative prompt %r changes nothing: %s does not read it; OneTimeNegative and FullGuidance do",
-                config.negative_prompt,
-                unread[1],
-            )
+            logger.warning("%s: OneTimeNegative reads it, and FullGuidance at other scales than 1", unread)
         self._unread = unread
+
+    def _require_one_length(
+        self, config: StreamConfig, positive: Conditioning, negative: Conditioning | None, regions: Sequence[Any]
+    ) -> None:
+        """Raise ValueError where prompts that share calls are of other lengths, as embeddings may be."""
+        others = [] if negative is None else [("the negative prompt", negative)]
+        names = [f"the region {region.prompt!r}" for region in config.regions]
+        others += zip(names, (region.positive for region in regions), strict=True)
+        for name, other in others:
+            if _shapes(other, self.network.ragged) != _shapes(positive, self.network.ragged):
+                raise ValueError(
+                    f"{name} has {_tokens(other)} tokens and the prompt {_tokens(positive)}, and rows of one call have "
+                    "as many: give embeddings of one length, or words for both"
+                )
 
     def _build_stages(self, config: StreamConfig) -> Stages:
         scheduler = self.network.pipe.scheduler
@@ -222,18 +239,23 @@ class Course:
         self._done = self._frames = 0
         self._at: At = "all"
 
-    def require_company(self, end: FrameSettings, frames: int, at: At) -> None:
+    def require_company(self, end: FrameSettings, frames: int, at: At, ragged: Sequence[str]) -> None:
         """Raise ValueError where frames in flight could not share calls with those that follow.
 
-        They do where other settings are for new frames alone, or are headed for over a number of `frames`.
+        They do where other settings are for new frames alone, or are headed for over a number of `frames`, between
+        which prompts are blended. Where a network is told `ragged` ones, only those have to be of one length.
         """
         if at == "all" and frames == 0:
             return
-        now, then = (
-            {name: x.shape for name, x in settings.positive.tensors.items() if name.startswith(EMBEDS)}
-            for settings in (self.settings, end)
-        )
-        if now != then:
+        ragged = () if frames else ragged
+        for before, after in ((self.settings.positive, end.positive), (self.settings.negative, end.negative)):
+            if before is None or after is None or _shapes(before, ragged) == _shapes(after, ragged):
+                continue
+            if _tokens(before) != _tokens(after):
+                raise ValueError(
+                    f"prompts that share calls, or are blended, have as many tokens, and these have {_tokens(before)} "
+                    f"and {_tokens(after)}: change all at once, with at='all' and transition=0"
+                )
             raise ValueError(
                 "image prompts that share calls have as many pictures: repeat one of them, or change all at once"
             )
@@ -286,6 +308,16 @@ class Course:
             end.regions,
             (1 - weight) * start.image_guidance + weight * end.image_guidance,
         )
+
+
+def _shapes(told: Conditioning, ragged: Sequence[str]) -> dict[str, torch.Size]:
+    """The shapes of what a network is told, but of what may be of any length."""
+    return {name: x.shape for name, x in told.tensors.items() if name not in ragged}
+
+
+def _tokens(told: Conditioning) -> int:
+    """How many tokens a prompt has."""
+    return next(x.shape[1] for name, x in told.tensors.items() if x.ndim == 3 and not name.startswith(EMBEDS))
 
 
 def _between(start: Conditioning, end: Conditioning, weight: float, how: Interpolation) -> Conditioning:

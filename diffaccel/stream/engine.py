@@ -264,7 +264,7 @@ class StreamEngine(MovingFrames):
             standing = config if pace is None else pace.rung.of(config)
             target = self._builder.build(standing)
             self._state.check_guidance(target.guidance, at)
-            self._course.require_company(target, transition, at)
+            self._course.require_company(target, transition, at, self._network.ragged)
             with self._runner.room(config.most_rows):
                 denoiser = self._denoiser.configured(standing)
                 if lora_scale:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from diffaccel.config.checks import check
 from diffaccel.networks.conditioning import Conditioning
 from diffaccel.stream.images import Picture, picture_size
 from diffaccel.stream.masks import unit_masks
@@ -34,7 +35,8 @@ class Region:
         """The mask in the size of latents, ``(1, 1, h, w)``.
 
         Raises:
-            TypeError, ValueError: for what is no mask, and one of another size than height and width.
+            TypeError, ValueError: for what is no mask, one of another size than height and width, and one whose white
+                is too small for latents.
         """
         mask = unit_masks(self.mask)
         found = picture_size(mask)
@@ -43,7 +45,14 @@ class Region:
                 f"the mask of the region {self.prompt!r} is {found[1]} x {found[0]} pixels, and the stream's pictures "
                 f"are {width} x {height}: give one mask of that size"
             )
-        return F.interpolate((mask.mean(1, keepdim=True) >= 0.5).float(), latent_size)
+        white = (mask.mean(1, keepdim=True) >= 0.5).float()
+        small = F.interpolate(white, latent_size)
+        check(
+            bool(small.any()) or not bool(white.any()),
+            f"the mask of the region {self.prompt!r} has too little white for latents of {latent_size[1]} x "
+            f"{latent_size[0]}, which show none of it: make it larger",
+        )
+        return small
 
 
 @dataclass(frozen=True, eq=False)

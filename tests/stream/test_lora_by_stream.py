@@ -97,6 +97,13 @@ def test_scales_change_live_for_new_frames_and_slowly(pipe: Any, engine: Build, 
     close(torch.stack(shown[5:]), weak[5:])
 
 
+def test_scales_move_in_a_straight_line_whatever_prompts_do(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    with engine(pipe, blend="slerp", lora={"one": 1.0, "two": 0.0}) as stream:
+        stream.update(lora={"one": 0.0, "two": 1.0}, transition=4)
+        stream.push(frames[0])
+        assert stream._course.settings.positive.tensors["lora_scales"].tolist() == [[0.75, 0.25]]
+
+
 def test_what_cannot_be_followed_is_refused_by_name(pipe: Any, engine: Build) -> None:
     with pytest.raises(ValueError, match=r"no LoRA 'on' .did you mean one.*it has one, two"):
         engine(pipe, lora={"on": 1.0})

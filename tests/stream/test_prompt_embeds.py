@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import stream_pipelines
 import torch
+from diffusers import FluxPipeline
 
+from diffaccel import Region
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance
 from diffaccel.stream.engine import StreamEngine
 
@@ -140,6 +142,45 @@ def test_a_prompt_and_embeddings_replace_each_other() -> None:
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         engine_of(family("sd"), **settings)
+
+
+def test_prompts_of_other_lengths_are_refused_where_rows_share_calls() -> None:
+    pipe = family("sd")
+    embeds = embeds_of(pipe, "a dog", "sd")["prompt_embeds"]
+    long, region = torch.cat([embeds, embeds], 1), Region("a cat", torch.ones(32, 32))
+    for name, settings in (
+        ("the negative prompt", {"guidance": FullGuidance(2.0)}), ("the region 'a cat'", {"regions": [region]})
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} has 77 tokens and the prompt 154"):
+            engine_of(pipe, prompt_embeds=long, **settings)
+    engine = engine_of(pipe, prompt="a red cat")
+    latents = drawn(engine, 1)
+    for how in ({"at": "new"}, {"transition": 3}):
+        with pytest.raises(ValueError, match="have 77 and 154: change all at once"):
+            engine.update(prompt_embeds=long, **how)
+    engine.push(latents=latents[0])
+    engine.update(prompt_embeds=long)
+    assert len(ours(engine, latents)) == 2
+    z_image = engine_of(family("z_image"), prompt="a cat")
+    with pytest.raises(ValueError, match="change all at once"):
+        z_image.update(prompt="a red heart and a blue star", transition=3)
+    z_image.update(prompt="a red heart and a blue star", at="new")
+
+
+def test_a_distilled_network_is_told_its_scale_and_others_are_not() -> None:
+    pipe = stream_pipelines.flux(guidance_embeds=True)
+    pipe.set_progress_bar_config(disable=True)
+    engine = engine_of(pipe, prompt="a red cat", embedded_guidance_scale=6.0)
+    latents = drawn(engine, 1)
+    packed = latents.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    expected = stock(pipe, packed, prompt="a red cat", guidance_scale=6.0)
+    expected = FluxPipeline._unpack_latents(expected, 32, 32, pipe.vae_scale_factor)
+    close(ours(engine, latents)[0], expected[0])
+    with pytest.raises(ValueError, match=r"embedded_guidance_scale must be a number in \[0\.0, 100\.0\]; got nan"):
+        engine.update(embedded_guidance_scale=float("nan"))
+    for name in ("sd", "flux"):
+        with pytest.raises(ValueError, match=r"embedded_guidance_scale=6\.0 is for networks that guidance was"):
+            engine_of(family(name), prompt="a red cat", embedded_guidance_scale=6.0)
 
 
 def test_encoders_without_clip_have_nothing_to_skip() -> None:

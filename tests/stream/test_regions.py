@@ -138,6 +138,12 @@ def test_what_does_not_fit_is_refused_by_name(engine: Build) -> None:
         engine(regions=[Region("a dog", half(True)[:, :16])])
     with pytest.raises(TypeError, match="the mask cannot be used"):
         engine(regions=[Region("a dog", "left")])
+    speck = torch.zeros(32, 32)
+    speck[3, 3] = 1  # between the points that latents show
+    with pytest.raises(ValueError, match="region 'a dog' has too little white for latents of 4 x 4"):
+        engine(regions=[Region("a dog", speck)])
+    with pytest.raises(TypeError, match=r"a prompt is text, .* not None"):
+        engine(regions=[Region(None, half(True))])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="regions must be a sequence of Region objects"):
         engine(regions=[("a dog", half(True))])
     with StreamHost(stream_pipelines.sd(), max_rows=5) as host, pytest.raises(HostFull, match="6 rows"):

@@ -446,9 +446,17 @@ def test_a_negative_prompt_without_effect_is_said_once(engine: Build, caplog: py
     stream = engine(negative_prompt="blurry", guidance=NoGuidance())
     stream.update(seed=3)
     assert [record.getMessage() for record in caplog.records] == [
-        "the negative prompt 'blurry' changes nothing: NoGuidance does not read it; OneTimeNegative and FullGuidance do"
+        "the negative prompt 'blurry' changes nothing under NoGuidance(): "
+        "OneTimeNegative reads it, and FullGuidance at other scales than 1"
     ]
     stream.update(guidance=OneTimeNegative(1.5))
     stream.update(guidance=SelfNegative(1.5))
     assert len(caplog.records) == 2
+    stream.update(guidance=FullGuidance(1.0))
+    stream.update(negative_prompt_embeds=torch.zeros(1, 77, 32))
+    said = [record.getMessage().partition(":")[0] for record in caplog.records[2:]]
+    assert said == [
+        "the negative prompt 'blurry' changes nothing under FullGuidance(scale=1.0)",
+        "the negative prompt of negative_prompt_embeds changes nothing under FullGuidance(scale=1.0)",
+    ]
     stream.close()
