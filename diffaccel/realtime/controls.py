@@ -132,7 +132,7 @@ class Controls(BaseModel):
         default="",
         title="Size",
         description="Width and height. Another one begins a new stream.",
-        json_schema_extra=_draw(choices="sizes", pattern=SIZE.pattern),
+        json_schema_extra=_draw(choices="sizes", pattern=SIZE.pattern, labels={"": "the model's own"}),
     )
     dream: DreamStart = Field(
         default="off",
@@ -145,7 +145,7 @@ class Controls(BaseModel):
         max_length=LONGEST_TEXT,
         title="Model",
         description="What paints. One that nobody used yet is loaded first.",
-        json_schema_extra=_draw(choices="models"),
+        json_schema_extra=_draw(choices="models", labels={"": "the first"}),
     )
     lora: str = Field(
         default="",

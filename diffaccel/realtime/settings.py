@@ -174,9 +174,9 @@ def own_size(pipe: Any, settings: LiveSettings) -> tuple[int, int]:
 
 def sizes(width: int, height: int) -> list[str]:
     """Sizes to offer, as in "640x384": the one given, and other shapes of about its area, larger ones last."""
-    native = math.sqrt(width * height)
+    native, most = math.sqrt(width * height), MOST_PIXELS * width * height
     shapes = [size_like(*ratio, round(native * scale)) for scale in (1, 1.5, 2) for ratio in SHAPES]
-    return list(dict.fromkeys(f"{w}x{h}" for w, h in [(width, height), *shapes]))
+    return list(dict.fromkeys(f"{w}x{h}" for w, h in [(width, height), *shapes] if w * h <= most))
 
 
 def open_engine(

@@ -1,6 +1,7 @@
 """Dream, models and LoRAs on the page, in Chromium: a clip plays and follows the words, on desktops and phones."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,6 +150,31 @@ def test_models_and_loras_are_chosen(clips: LiveServer, open_page: OpenPage, scr
     page.wait_for_function("() => document.getElementById('model').textContent.startsWith('other')")
     press(page, "Undo change")
     until(lambda: asked(clips).lora_scale == 1)
+
+
+class Slow(Clips):
+    """Takes long to load another model."""
+
+    def configure(self, controls: Controls) -> None:
+        if controls.model != self.controls.model:
+            time.sleep(2.5)
+        super().configure(controls)
+
+
+def test_a_model_that_came_while_the_page_rests_is_not_still_being_loaded(open_page: OpenPage) -> None:
+    about = {"model": "stub", "width": 64, "height": 64, **OFFERED}
+    with (
+        Hub(Slow, controls=Controls(model="stub")) as hub,
+        LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
+    ):
+        page = open_page(server.url)
+        pictures(page, 2)
+        press(page, "Pause")
+        page.wait_for_timeout(800)
+        page.select_option("#control-model", "other")
+        page.wait_for_selector("#waiting:not([hidden]):text-is('Loading other …')")
+        page.wait_for_selector("#waiting", state="hidden")
+        assert page.locator("#model").text_content().startswith("other")
 
 
 def test_a_server_that_offers_nothing_shows_nothing_of_it(stub: LiveServer, open_page: OpenPage) -> None:

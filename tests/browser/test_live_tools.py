@@ -38,7 +38,7 @@ def test_a_camera_is_chosen_and_the_mirror_follows_the_way_it_faces(
 ) -> None:
     page = open_page(stub.url, arguments=TWO_CAMERAS, **screen)
     pictures(page)
-    page.evaluate(FACING, ["user", "environment"])
+    page.evaluate(FACING, ["user", "environment", "environment"])
     page.get_by_role("tab", name="Camera").click()
     pictures(page, 2)
     page.wait_for_selector("#cameras:not([hidden])")
@@ -49,8 +49,13 @@ def test_a_camera_is_chosen_and_the_mirror_follows_the_way_it_faces(
     pictures(page, 2)
     label = page.evaluate("() => video.srcObject.getVideoTracks()[0].label")
     assert label == "fake_device_1"
+    page.check("#mirror")
     page.get_by_role("tab", name="Draw").click()
     assert page.locator("#cameras").is_hidden()
+    page.get_by_role("tab", name="Camera").click()
+    page.wait_for_selector("#cameras:not([hidden])")
+    assert page.evaluate("() => video.srcObject.getVideoTracks()[0].label") == label  # and what was said of it
+    assert page.is_checked("#mirror")
 
 
 def still(colour: tuple[int, int, int]) -> bytes:
@@ -85,6 +90,44 @@ def test_a_still_picture_is_painted(stub: LiveServer, open_page: OpenPage, tmp_p
     assert page.locator("#message").is_hidden()
 
 
+def test_the_last_picture_is_there_again_however_it_came(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(stub.url)
+    chosen = tmp_path / "chosen.png"
+    chosen.write_bytes(still((200, 40, 40)))
+
+    def shown() -> str:
+        page.wait_for_timeout(200)
+        return str(page.locator("#media-name").text_content())
+
+    page.set_input_files("#picture-file", chosen)
+    assert shown() == "chosen.png"
+    page.evaluate(GIVE, ["paste", base64.b64encode(still((40, 40, 200))).decode(), "pasted.png"])
+    assert shown() == "pasted.png"
+    for tab in ("Draw", "Picture"):
+        page.get_by_role("tab", name=tab).click()
+    assert shown() == "pasted.png"
+    page.set_input_files("#picture-file", chosen)  # the same as before
+    assert shown() == "chosen.png"
+
+
+DROP_WORDS = """(place) => {
+  const words = new DataTransfer();
+  words.setData("text/plain", "a fox");
+  const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: words });
+  document.getElementById(place).dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
+
+def test_words_can_be_dropped_where_words_belong(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    assert not page.evaluate(DROP_WORDS, "control-prompt")
+    assert page.locator("#message").is_hidden()
+    assert page.evaluate(DROP_WORDS, "output")
+    assert message(page) == "Drop a picture or a video, as a file."
+
+
 def test_a_picture_that_cannot_be_shown_is_said(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(stub.url)
     (tmp_path / "broken.png").write_text("no picture")
@@ -92,7 +135,7 @@ def test_a_picture_that_cannot_be_shown_is_said(stub: LiveServer, open_page: Ope
     assert "cannot show broken.png" in message(page)
     press(page, "Draw instead")
     page.evaluate(GIVE, ["drop", base64.b64encode(b"words").decode(), "words.txt"])
-    assert message(page) == "Drop a picture or a video."
+    assert message(page) == "Drop a picture or a video, as a file."
 
 
 def test_a_pause_holds_the_picture_and_rests_the_network(stub: LiveServer, open_page: OpenPage) -> None:
@@ -128,6 +171,9 @@ def test_a_recording_is_a_video_of_the_output(stub: LiveServer, open_page: OpenP
     assert len(frames) >= 10
     assert frames[-1].mean() < 10  # the stub inverts white paper
     assert page.locator("#record").text_content() == "Record"
+    name = "async (prompt) => (await import('/page/record.js')).fileName(prompt)"
+    for prompt, called in (("एक हरा सेब?", "एक हरा सेब"), ("🍏", "picture")):
+        assert page.evaluate(name, prompt) == called
 
 
 def test_the_picture_fills_the_screen(stub: LiveServer, open_page: OpenPage) -> None:

@@ -91,7 +91,7 @@ def test_an_emptied_prompt_and_a_bad_seed_are_said(stub: LiveServer, open_page: 
     page = open_page(stub.url)
     pictures(page)
     page.fill("#control-prompt", "  ")
-    assert "“a purple heart” is painted until you write something" in page.locator("#wrong-prompt").text_content()
+    assert page.locator("#wrong-prompt").text_content() == "Empty; still used: “a purple heart”"
     assert page.get_attribute("#control-prompt", "aria-invalid") == "true"
     page.fill("#control-prompt", "a fox")
     assert page.locator("#wrong-prompt").is_hidden()
@@ -101,6 +101,25 @@ def test_an_emptied_prompt_and_a_bad_seed_are_said(stub: LiveServer, open_page: 
     page.fill("#control-seed", "7")
     assert page.locator("#wrong-seed").is_hidden()
     until(lambda: page.wait_for_timeout(50) or (asked(stub).prompt, asked(stub).seed) == ("a fox", 7))
+
+
+@pytest.mark.parametrize("screen", SCREENS.values(), ids=SCREENS.keys())
+def test_a_long_prompt_is_neither_cut_off_nor_in_the_way(
+    stub: LiveServer, open_page: OpenPage, screen: dict[str, Any]
+) -> None:
+    page = open_page(stub.url, **screen)
+    pictures(page)
+    longest = "very " * 99 + "long🍏"
+    page.fill("#control-prompt", longest)
+    until(lambda: page.wait_for_timeout(50) or asked(stub).prompt == longest)
+    page.fill("#control-prompt", longest + " and so on")
+    assert page.locator("#wrong-prompt").text_content() == f"10 characters too many; still used: “{longest}”"
+    page.fill("#control-prompt", "")
+    said = box(page, "#wrong-prompt")
+    assert said["height"] < 25
+    assert said["x"] + said["width"] <= screen["viewport"]["width"]
+    page.wait_for_timeout(300)
+    assert asked(stub).prompt == longest
 
 
 class Skipping(StubStream):

@@ -14,6 +14,7 @@ from diffaccel.realtime.controls import READS_NEGATIVE
 from diffaccel.realtime.engine_stream import EngineStream
 from diffaccel.realtime.remarks import cut_off, unread_negative
 from diffaccel.realtime.settings import (
+    MOST_PIXELS,
     MOTION,
     Controls,
     LiveSettings,
@@ -209,6 +210,7 @@ def test_sizes_are_of_every_shape_and_not_too_large() -> None:
     for size in sizes(128, 128):
         width, height = map(int, size.split("x"))
         assert width % 32 == height % 32 == 0
+        assert width * height <= MOST_PIXELS * 128**2  # or it would be refused
         assert Controls(picture_size=size).picture_size == size
     for bad in ("12", "0x64", "64x64x64", "ax64", "99999x64"):
         with pytest.raises(ValidationError):

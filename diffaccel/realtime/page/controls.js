@@ -216,13 +216,15 @@ function labelled(name, field, input, className = "") {
 
 function text(name, field) {
   const input = Object.assign(element("input"), {
-    type: "text", maxLength: field.maxLength ?? 500, placeholder: field.placeholder ?? "", autocomplete: "off", spellcheck: false,
+    type: "text", placeholder: field.placeholder ?? "", autocomplete: "off", spellcheck: false,
   });
   const { box } = labelled(name, field, input);
   box.append(input);
-  const empty = () => input.value.trim().length < (field.minLength ?? 0);
-  const get = () => (empty() ? undefined : input.value);
-  const wrong = (last) => (empty() ? `Empty: “${last}” is painted until you write something.` : "");
+  const { minLength: least = 0, maxLength: most = Infinity } = field;
+  const length = () => [...input.value.trim()].length;
+  const trouble = () => (length() < least ? "Empty" : length() > most ? `${length() - most} characters too many` : "");
+  const get = () => (trouble() ? undefined : input.value);
+  const wrong = (last) => trouble() && `${trouble()}; still used: ${last ? `“${last}”` : "nothing"}`;
   return { box, input, get, wrong, set: (value) => (input.value = value) };
 }
 

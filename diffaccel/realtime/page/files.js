@@ -5,13 +5,15 @@ import { dismiss, say } from "./say.js";
 // `received` takes files, and tells whether one of them can be shown.
 export function takeFiles(received) {
   addEventListener("paste", (event) => {
-    const { files, types } = event.clipboardData;
-    const words = types.includes("text/plain") && event.target.matches?.("input[type=text], input[type=number]"); // some programs give a picture beside them
-    if (!words && received(files)) event.preventDefault();
+    if (!areWords(event, event.clipboardData) && received(event.clipboardData.files)) event.preventDefault();
   });
-  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("dragover", (event) => areWords(event, event.dataTransfer) || event.preventDefault());
   addEventListener("drop", (event) => {
+    if (areWords(event, event.dataTransfer)) return;
     event.preventDefault();
-    if (event.dataTransfer.files.length && !received(event.dataTransfer.files)) say("Drop a picture or a video.", dismiss);
+    if (!received(event.dataTransfer.files)) say("Drop a picture or a video, as a file.", dismiss);
   });
 }
+
+// Whether it is text for a field; some programs give a picture beside it.
+const areWords = ({ target }, { types }) => types.includes("text/plain") && target.matches?.("input[type=text], input[type=number]");

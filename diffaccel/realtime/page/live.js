@@ -43,12 +43,12 @@ const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 const figures = new Figures();
 let source = "draw";
 let link, controls, stats = {}, about = {}, paused = false, size = "", model = ""; // that paints, whatever was asked for
-let sentAt = new Map(), lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0;
+let sentAt = new Map(), lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0, came = false, camera = "";
 
 const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
 const chooseFile = ["Choose a file", () => fileOf[source]?.click()];
-const fileOf = { video: $("file"), picture: $("picture-file") };
+const fileOf = { video: $("file"), picture: $("picture-file") }, kept = {}; // the last file of each, however it came
 
 // Sources
 
@@ -79,7 +79,7 @@ async function choose(name, file, told = false) {
   try {
     if (name === "camera") await openCamera();
     if (name === "screen") await media.screen();
-    if (name in fileOf) await openFile(name, file ?? fileOf[name].files[0]);
+    if (name in fileOf) await openFile(name, (kept[name] = file ?? kept[name]));
   } catch (error) {
     if (!(error instanceof MediaTrouble)) throw error;
     if (source === name) say(error.message, name in fileOf ? chooseFile : retry, drawInstead);
@@ -97,11 +97,13 @@ async function openFile(name, file) {
   await (name === "video" ? media.file(file) : media.picture(file));
 }
 
-// A camera that faces its user is mirrored, as in a looking glass; one that faces away is not.
-async function openCamera(id) {
+// A camera that faces its user is mirrored, as in a looking glass; one that faces away is not, until somebody says so.
+async function openCamera(id = camera) {
   await media.camera(id, output.canvas.width);
+  if (source !== "camera" || !media.stream) return;
   const { facingMode, deviceId } = media.settings;
-  $("mirror").checked = facingMode !== "environment";
+  if (deviceId !== camera) $("mirror").checked = facingMode !== "environment";
+  camera = deviceId ?? "";
   const cameras = await media.cameras();
   $("cameras").hidden = cameras.length < 2 || source !== "camera";
   $("cameras").replaceChildren(...cameras.map((camera, i) => new Option(camera.label || `Camera ${i + 1}`, camera.deviceId)));
@@ -165,10 +167,7 @@ function later(wait) {
 function send() {
   lastSent = performance.now();
   small.drawImage(input.canvas, 0, 0, small.canvas.width, small.canvas.height);
-  if (rtc.connected) {
-    later(fastest()); // the canvas is filmed
-    return;
-  }
+  if (rtc.connected) return later(fastest()); // the canvas is filmed
   sentAt.set(link.sendFrame(small.canvas), lastSent);
   pump();
 }
@@ -190,7 +189,7 @@ async function show({ id, skipped, networkMs, busyMs, jpeg }) {
   figures.came(detail);
   if (at !== undefined) window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail }));
   for (const old of sentAt.keys()) if (old <= id) sentAt.delete(old);
-  $("waiting").hidden = true;
+  came = true;
   if (source === "dream") pump();
 }
 
@@ -200,7 +199,7 @@ function showVideo(video) {
   sizeTo(video.videoWidth, video.videoHeight);
   output.drawImage(video, 0, 0);
   figures.came();
-  $("waiting").hidden = true;
+  came = true;
   window.dispatchEvent(new CustomEvent("diffaccel-picture", { detail: { webrtc: true } }));
 }
 
@@ -220,8 +219,8 @@ function tick() {
   $("live-badge").textContent = paused ? "paused" : dreams ? "dream" : still ? "still" : "live";
   $("live-badge").title = still && !paused ? "The input hardly changes, so the last picture is shown again" : "";
   output.canvas.classList.toggle("old", !fresh && !paused);
-  const comes = controls?.values.model;
-  if (!fresh && model && comes !== model) Object.assign($("waiting"), { hidden: false, textContent: `Loading ${comes} …` });
+  const comes = controls?.values.model, loads = !fresh && model && comes !== model;
+  Object.assign($("waiting"), { hidden: came && !loads, textContent: loads ? `Loading ${comes} …` : "Waiting for the first picture" });
   $("model").hidden = !about.model;
   $("model").textContent = `${model || about.model} · ${output.canvas.width} × ${output.canvas.height}`;
   if (stats.received !== undefined) count(stats);
@@ -307,7 +306,7 @@ function pause() {
 function wire() {
   drawing.buildTools($("colours"), $("brushes"), $("fill"), $("undo"), $("clear"));
   for (const tab of $("sources").children) tab.onclick = () => choose(tab.dataset.source);
-  for (const [name, file] of Object.entries(fileOf)) file.onchange = () => file.files[0] && choose(name, file.files[0]);
+  for (const [name, file] of Object.entries(fileOf)) file.onchange = () => { const [chosen] = file.files; file.value = ""; if (chosen) choose(name, chosen); };
   const clicks = { choose: chooseFile[1], another: () => controls.widgets.seed.box.querySelector("button").click(), pause, obs: () => share.copy(), record: () => recorder.toggle(), full: () => share.wholeScreen(output.canvas.parentElement),
     alone: () => open(share.address("/view"), "_blank", "noopener"),
     save: () => output.canvas.toBlob((blob) => save(blob, `${fileName(controls?.values.prompt)}.png`)) };

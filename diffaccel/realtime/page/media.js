@@ -22,11 +22,13 @@ export class Media {
     this.turn = 0; // counts what was chosen: what arrives late, after something else was chosen, is not used
   }
 
-  // A camera by its id; "" for the one that the browser prefers; of so many pixels across, if it can.
+  // A camera by its id, if it is still there; "" for the one that the browser prefers; of so many pixels across, if it can.
   async camera(id = "", across = 0) {
-    const which = id ? { deviceId: { exact: id } } : {};
-    await this.show(() => navigator.mediaDevices.getUserMedia({ video: { width: { ideal: Math.max(640, across) }, ...which }, audio: false }),
-      CAMERA, "The camera was unplugged or switched off. Plug it in and try again, or draw instead.");
+    await this.show(async () => {
+      const there = id && (await this.cameras()).some(({ deviceId }) => deviceId === id);
+      const which = there ? { deviceId: { exact: id } } : {};
+      return navigator.mediaDevices.getUserMedia({ video: { width: { ideal: Math.max(640, across) }, ...which }, audio: false });
+    }, CAMERA, "The camera was unplugged or switched off. Plug it in and try again, or draw instead.");
   }
 
   // The cameras of this machine, which have names once one was allowed.

@@ -9,7 +9,7 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
 }
 
-export const fileName = (prompt = "") => prompt.replace(/[^\p{L}\p{N} _-]+/gu, " ").trim().slice(0, 60) || "picture";
+export const fileName = (prompt = "") => prompt.replace(/[^\p{L}\p{M}\p{N} _-]+/gu, " ").trim().slice(0, 60) || "picture";
 
 export class Recorder {
   constructor(canvas, button, named) {
