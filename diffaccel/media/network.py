@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -60,6 +61,11 @@ def check_address(name: str, *, sink: bool) -> None:
         raise MediaError(f"{name} is no address: it has to look like {parts.scheme}://host:port/name")
 
 
+def waits(address: str) -> bool:
+    """Whether an address connects to no one but waits for a caller, however long that takes."""
+    return re.search(r"[?&](listen=1|mode=listener)(&|$)", address) is not None
+
+
 def without_options(address: str) -> tuple[str, dict[str, str]]:
     """An address, and the options of FFmpeg that its query asks for."""
     parts = urlsplit(address)
@@ -89,9 +95,10 @@ class NetworkVideo(FrameSource):
         check_address(address, sink=False)
         bare, options = without_options(address)
         options |= {"analyzeduration": "1000000"}  # a second, to find out what comes
-        listens = "listen" in address or "listener" in address
+        if waits(address):
+            logger.warning("%s waits for a sender", address)
         try:
-            self._container = pyav().open(bare, options=options, timeout=None if listens else TIMEOUT)
+            self._container = pyav().open(bare, options=options, timeout=None if waits(address) else TIMEOUT)
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot open {address}: {_words(error)}") from error
         if not self._container.streams.video:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from diffaccel.media import sources
 from diffaccel.media.errors import MediaError
+from diffaccel.media.network import waits
 from diffaccel.media.repaint import OpenEngine, VideoReport, repaint, to_pixels
 from diffaccel.media.sources import FrameSource
 from diffaccel.media.video_reader import VideoReader
@@ -70,7 +71,7 @@ def run(
     A file into a file keeps every frame (see `repaint`). Everything else is live: where the network is slower than the
     source, frames are dropped and counted, so that what is shown is never old. Ctrl-C and SIGTERM end a live run in
     good order, and a second one at once; a recording is completed. A source or a sink that does not answer for ten
-    seconds ends it, too.
+    seconds ends it, too; a source that waits for its sender waits for as long as it takes.
 
     Args:
         open_engine: builds the engine; called once source and sink are open. It is closed at the end.
@@ -97,7 +98,7 @@ def run(
         return repaint(open_engine, Path(source), Path(sink), overwrite=overwrite)
     with (
         Watchdog(stuck) as watchdog,
-        answered(source, lambda: sources.open_source(source)) as frames,
+        answered(source, lambda: sources.open_source(source), None if waits(source) else PATIENCE) as frames,
         _opened(sink, watchdog, overwrite=overwrite, token=token) as shown,
         _built(open_engine, frames, on_source) as engine,
         StreamWorker(engine) as worker,

@@ -27,8 +27,8 @@ def interrupt(words: str) -> None:
     _thread.interrupt_main()
 
 
-def answered(what: str, work: Callable[[], T], patience: float = PATIENCE) -> T:
-    """What ``work`` returns, on a thread of its own, which is left alone where it takes too long.
+def answered(what: str, work: Callable[[], T], patience: float | None) -> T:
+    """What ``work`` returns, on a thread of its own, which is left alone where it takes too long (None: nothing is).
 
     Raises:
         MediaError: where there is no answer in time.

@@ -137,12 +137,24 @@ def test_a_source_that_does_not_answer_ends_the_run(
 ) -> None:
     monkeypatch.setattr(local, "GRACE", 0.1)
     monkeypatch.setattr(local, "PATIENCE", 0.3)
-    monkeypatch.setattr(local.answered, "__defaults__", (0.3,))
     monkeypatch.setattr(sources, "open_source", lambda _: threading.Event().wait(5) if where == "opening" else Silent())
     begin = time.monotonic()
     with pytest.raises(MediaError, match=r"camera does not answer after|no frame came for"):
         run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
     assert time.monotonic() - begin < 4
+
+
+def test_a_source_that_waits_for_its_sender_waits(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(_: str) -> FrameSource:
+        time.sleep(0.4)
+        raise MediaError("the sender came, and went")
+
+    monkeypatch.setattr(local, "PATIENCE", 0.1)
+    monkeypatch.setattr(sources, "open_source", opened)
+    with pytest.raises(MediaError, match="came, and went"):
+        run(open_engine, source="tcp://127.0.0.1:9?listen=1", sink="mjpeg:0")
+    with pytest.raises(MediaError, match="does not answer"):
+        run(open_engine, source="tcp://127.0.0.1:9", sink="mjpeg:0")
 
 
 @pytest.mark.slow

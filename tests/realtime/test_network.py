@@ -20,7 +20,7 @@ import videos
 
 from diffaccel.media import network
 from diffaccel.media.errors import MediaError
-from diffaccel.media.network import NetworkVideo, NetworkWriter, without_options
+from diffaccel.media.network import NetworkVideo, NetworkWriter, waits, without_options
 from diffaccel.media.sources import open_source
 from diffaccel.realtime.local import run
 from diffaccel.realtime.sinks import check_sink, open_sink
@@ -205,6 +205,8 @@ def test_options_are_taken_out_of_addresses() -> None:
     assert without_options("tcp://a:1?listen=1") == ("tcp://a:1?listen=1", {})
     assert without_options("rtsp://a/b") == ("rtsp://a/b", {"rtsp_transport": "tcp"})
     assert without_options("rtsp://a/b?listen=1")[1]["rtsp_flags"] == "listen"
+    assert all(map(waits, ("rtmp://a/b?k=2&listen=1", "tcp://a:1?listen=1", "srt://a:1?mode=listener&latency=9")))
+    assert not any(map(waits, ("rtmp://a/listeners", "rtmp://a/b?listen=0", "srt://a:1?mode=caller", "clip.mp4")))
 
 
 def test_a_virtual_camera_gets_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
