@@ -67,16 +67,29 @@ CALIBRATED_ALPHAS = (0.15, 0.3)
 @with_subject
 @click.option(
     "--methods", "specs", multiple=True, metavar="SPEC",
-    help="METHOD or METHOD+METHOD.  [default: the usual ones for its network]",
+    help="A method of docs/methods.md, or several joined by +; repeat.  [default: the usual ones for its network]",
 )  # fmt: skip
 @click.option(
-    "--profile", "profiles", multiple=True, type=HomePath(exists=True, dir_okay=False), help="A tuned profile, too."
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=HomePath(exists=True, dir_okay=False),
+    help="A tuned profile to measure, too; repeat.",
 )
-@click.option("--fewer-steps", multiple=True, type=click.IntRange(1), help="Plain runs to compare.  [1/2, 1/3, 1/5]")
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Other installed packages, too.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed rounds.")
+@click.option(
+    "--fewer-steps",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Steps of a plain run to compare; repeat.  [1/2, 1/3, 1/5]",
+)
+@click.option(
+    "--peers/--no-peers", default=True, show_default=True, help="Compare other packages that are installed, too."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each is timed.")
 @click.option("--trace", is_flag=True, help="Write a profiler's trace of one picture with the first method.")
-@click.option("-o", "--output", type=HomePath(path_type=Path), default="bench", show_default=True, help="Folder.")
+@click.option(
+    "-o", "--output", type=HomePath(path_type=Path), default="bench", show_default=True, help="Folder to write."
+)
 def bench(
     subject: Subject,
     specs: tuple[str, ...],

@@ -43,11 +43,11 @@ OPTIONS = (
     ),
     click.option("--fps", type=Number(1, 240), help="Pictures a second.  [default: 8]"),
     click.option("--chunk", type=click.IntRange(1), help="Frames made together.  [default: 4]"),
-    click.option("--window", type=click.IntRange(1), help="Frames before them that they see.  [default: 4]"),
+    click.option("--window", type=click.IntRange(1), help="Frames before the chunk that it sees.  [default: 4]"),
     click.option(
         "--refresh",
         type=click.Choice(["never", "prompt", "chunk"]),
-        help="When those are made anew.  [default: never]",
+        help="When frames before the chunk are computed anew: under a new prompt, or always.  [default: never]",
     ),
 )
 NAMES = ("seconds", "clip", "then", "fps", "chunk", "window", "refresh")

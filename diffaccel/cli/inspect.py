@@ -19,6 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
     cls=Grouped,
     groups={"How to print": ("--format", "--help")},
     examples={"How to print": "diffaccel inspect out/*.png --format json"},
+    short_help="Print the settings inside pictures.",
 )
 @click.argument("pictures", nargs=-1, required=True, type=HomePath(path_type=Path))
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How to print.")
@@ -33,6 +34,8 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
     for path in chain.from_iterable(map(_pictures, pictures)):
         read += 1
         try:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder without pictures of these kinds: {', '.join(SUFFIXES)}")
             settings = _settings(path)
         except InputError as error:
             click.echo(one_line(error), err=True)

@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.help import Grouped, HomePath, Number, declared, refuse
-from diffaccel.cli.model_options import DEFAULT_MODEL, MODEL_NAMES, READING_NAMES, ModelChoice, model_options
+from diffaccel.cli.model_options import (
+    DEFAULT_MODEL,
+    ENGINE_OPTIONS,
+    MODEL_NAMES,
+    READING_NAMES,
+    ModelChoice,
+    model_options,
+)
 from diffaccel.cli.signals import give_up, interruptible
 from diffaccel.cli.streaming import (
     CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
     FIT,
     FIT_OPTION,
+    GUIDANCE_OPTION,
     SMOOTHING_OPTION,
     controls,
     fitted,
     live_settings,
     parse_size,
+    require_extras,
     tell_unread,
 )
 
@@ -41,15 +50,12 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--prompt", help=f"What the picture should become.  [default: {START['prompt']}]"),
     click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
     click.option("--strength", type=float, help=f"How much is painted anew, to 1.  [default: {START['strength']}]"),
-    click.option("--steps", type=int, help="More are finer, slower and later.  [default: 2]"),
-    click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
+    click.option("--steps", type=int, help="Steps of each picture: more are finer, slower and later.  [default: 2]"),
+    GUIDANCE_OPTION,
     click.option("--guidance-scale", type=float, help=f"How hard, from 1.  [default: {START['guidance_scale']}]"),
-    click.option("--seed", type=int, help="Another number, another picture.  [default: 0]"),
+    click.option("--seed", type=int, help="Seed of the noise: another number, another picture.  [default: 0]"),
     click.option(
-        "--cache",
-        type=int,
-        metavar="N",
-        help="Compute deep layers in every n-th frame, and where much moves.  [default: 4]",
+        "--cache", type=int, metavar="N", help="Compute deep layers every n-th frame, and on motion.  [default: 4]"
     ),
     *model_options(),
     click.option("--offer", multiple=True, metavar="MODEL", help="A model that the page can change to; repeat."),
@@ -63,24 +69,24 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--size",
         callback=parse_size,
-        help="Pixels, as in 512 or 640x384, or fit: the shape of the --source.  [default: the model's]",
+        help="Width and height, as in 512 or 640x384; fit: the shape of the --source.  [default: the model's]",
     ),
     FIT_OPTION,
     SMOOTHING_OPTION,
     click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for everyone."),
-    click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: any free one."),
+    click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0: any free."),
     click.option("--allow-host", multiple=True, metavar="NAME", help="Host name of a reverse proxy in front of it."),
-    click.option("--token", help="Secret of the address.  [default: a new random one]"),
+    click.option("--token", help="Secret in the page's address.  [default: a new random one]"),
     click.option(
-        "--ssl-certfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="For https, with the key."
+        "--ssl-certfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="Certificate, for https."
     ),
-    click.option("--ssl-keyfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="Its key."),
+    click.option("--ssl-keyfile", type=HomePath(exists=True, dir_okay=False, path_type=Path), help="Key, for https."),
     click.option(
-        "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="People at a time."
+        "--max-sessions", type=click.IntRange(1, 1000), default=4, show_default=True, help="Most people at a time."
     ),
     click.option(
-        "--max-rows", type=click.IntRange(1, 4096), help="Steps of all people's frames together.  [default: 32 or more]"
+        "--max-rows", type=click.IntRange(1, 4096), help="Most steps of all people's frames.  [default: 32 or more]"
     ),
     click.option(
         "--processes",
@@ -89,16 +95,11 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         show_default=True,
         help="Processes that paint, each with a model on a device of its own; or replicas on the Ray cluster.",
     ),
-    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: over a Ray cluster."),
-    click.option("--address", help="Of the Ray cluster.  [default: one on this machine]"),
+    *ENGINE_OPTIONS,
     click.option(
         "--osc", type=click.IntRange(0, 65535), metavar="PORT", help="Let Open Sound Control move the controls, too."
     ),
-    click.option(
-        "--fps",
-        type=Number(0.1, 240),
-        help="Hold this rate: paint more cheaply where frames would come late.",
-    ),
+    click.option("--fps", type=Number(0.1, 240), help="Hold this rate: paint more cheaply where frames come late."),
     click.option("--webrtc", is_flag=True, help="Video over WebRTC, for links that lose packets (extra: webrtc)."),
     click.option("--no-browser", is_flag=True, help="Do not open the page."),
     click.option("--source", metavar="SOURCE", help="camera, screen, a video file, rtmp://...: run without a browser."),
@@ -175,15 +176,12 @@ def _check(given: dict[str, Any]) -> None:
         _check_ray(given)
     elif given["address"]:
         raise click.UsageError("--address is that of a Ray cluster: add --engine ray")
-    if given["webrtc"]:
-        from diffaccel.realtime.rtc import library
-
-        library()
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise click.UsageError("--ssl-certfile and --ssl-keyfile go together")
     if given["size"] == FIT and not given["source"]:
         raise click.UsageError("--size fit needs --source; on the page, choose a size")
     controls(given, START)
+    require_extras(given)
     if given["source"]:
         check_source(given["source"])
         check_sink(given["sink"] or "window", overwrite=given["overwrite"])

@@ -19,6 +19,15 @@ MODEL_NAMES = (
     *("--dtype", "--device"),
 )
 """The options as they are typed, for the help's groups."""
+ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where they run: on this machine, or on a Ray cluster.",
+    ),
+    click.option("--address", help="Address of the Ray cluster.  [default: one on this machine]"),
+)
 READING_NAMES = ("--long-prompts", "--prompt-weights")
 """Those of them that say how prompts are read."""
 
@@ -43,7 +52,9 @@ def model_options(default: str = DEFAULT_MODEL) -> tuple[Callable[..., Any], ...
     The command receives ``lora`` as `diffaccel.models.parse_loras` reads it, ``embeddings`` as `parse_embeddings` does.
     """
     return (
-        click.option("--model", help=f"Bundled name, folder, .safetensors file or Hub id.  [default: {default}]"),
+        click.option(
+            "--model", help=f"Model: bundled name, folder, .safetensors file or Hub id.  [default: {default}]"
+        ),
         click.option(
             "--config", metavar="FOLDER", help="How the networks in a .safetensors file are built; also sd-2.1, ..."
         ),
@@ -53,7 +64,7 @@ def model_options(default: str = DEFAULT_MODEL) -> tuple[Callable[..., Any], ...
             multiple=True,
             callback=_joined,
             metavar="NAME[=WEIGHT]",
-            help="Bundled name, .safetensors file or folder; several with a weight each; or none.  [weight: 1]",
+            help="LoRA: bundled name, .safetensors file or folder; repeat for several; or none.  [weight: 1]",
         ),
         click.option("--lora-partial", is_flag=True, help="Use a LoRA of which only some parts fit the model."),
         click.option(
@@ -70,8 +81,14 @@ def model_options(default: str = DEFAULT_MODEL) -> tuple[Callable[..., Any], ...
         click.option(
             "--prompt-weights", is_flag=True, default=None, help="Read (word:1.3), [word] and BREAK as weights."
         ),
-        click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="[default: by device]"),
-        click.option("--device", help="cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16", "bfloat16"]),
+            help="Kind of numbers to compute with.  [default: by device]",
+        ),
+        click.option(
+            "--device", help="Where to run: cpu, cuda, cuda:1, mps, ...  [default: the accelerator, if there is one]"
+        ),
     )
 
 

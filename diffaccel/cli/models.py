@@ -34,7 +34,13 @@ WIDEST = 120  # characters
     groups={"How to print": ("--format", "--help")},
     examples={"How to print": "diffaccel models --format json"},
 )
-@click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="json: with all figures.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How to print; json has all figures.",
+)
 def models(layout: str) -> None:
     """List the bundled models with their figures."""
     from diffaccel import models as library

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from diffaccel.cli.help import HomePath, declared
-from diffaccel.cli.model_options import model_options
+from diffaccel.cli.model_options import ENGINE_OPTIONS, model_options
 
 RESIZES = ("crop", "pad", "stretch")
 SETTINGS = (
@@ -59,17 +59,30 @@ _OPTIONS = (
     _path("-o", "--output", default="out", show_default=True, help="Folder to write to."),
     *model_options(),
     click.option("--steps", type=int, help="Sampling steps.  [emoji-sd: 20]"),
-    click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [emoji-sd: 2]"),
+    click.option("--guidance-scale", type=float, help="How closely the prompt is followed.  [emoji-sd: 2]"),
     click.option("--negative-prompt", help="What the pictures should not show."),
     click.option(
-        "--seed", type=int, help="Of each prompt's first picture; -1 draws one.  [default: derived from the prompt]"
+        "--seed",
+        type=int,
+        help="Seed of each prompt's first picture; -1 draws one.  [default: derived from the prompt]",
     ),
-    click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
+    click.option("--size", help="Width and height in pixels, as in 128 or 128x96.  [default: the model's]"),
     click.option(
-        "--scheduler", help="As 'dpm++ 2m karras', 'euler a', unipc, or default, the model's.  [emoji-sd: dpm++]"
+        "--scheduler",
+        help="Sampler: 'dpm++ 2m karras', 'euler a', unipc, ...; default is the model's.  [emoji-sd: dpm++]",
     ),
-    click.option("--cache", metavar="SPEC", help="METHOD, METHOD+METHOD or none.  [UNets: DeepCache, forecast]"),
-    click.option("--guidance", metavar="SPEC", help="full, or one-time or self: residual guidance.  [default: full]"),
+    click.option(
+        "--cache",
+        metavar="SPEC",
+        help="What to reuse between steps: a method of docs/methods.md, several joined by +, or none.  "
+        "[UNets: DeepCache, forecast]",
+    ),
+    click.option(
+        "--guidance",
+        metavar="SPEC",
+        help="When the negative prompt is computed: in every step (full), in the first (one-time) or never (self).  "
+        "[default: full]",
+    ),
     _path("--profile", metavar="FILE", help="Take the caching from a JSON file: calibrated, tuned, or methods."),
     click.option("--init-image", metavar="PICTURE", help="Start from this picture, or each of a folder or pattern."),
     click.option("--strength", type=float, help="How far to move away from it, in (0, 1]."),
@@ -77,10 +90,14 @@ _OPTIONS = (
     click.option("--controlnet", metavar="NET", help="ControlNet: bundled name, folder, .safetensors file or Hub id."),
     click.option("--control-image", metavar="PICTURE", help="What the ControlNet follows: edges, depth, ..."),
     click.option("--control-scale", type=float, help="Strength of the ControlNet.  [default: 1]"),
-    click.option("--resize", type=click.Choice(RESIZES), help="How pictures get their size.  [default: crop]"),
-    click.option("--background", metavar="COLOUR", help="Behind transparent pictures.  [default: white]"),
+    click.option(
+        "--resize",
+        type=click.Choice(RESIZES),
+        help="How pictures get their size: cut off, with bars, or distorted.  [default: crop]",
+    ),
+    click.option("--background", metavar="COLOUR", help="Colour behind transparent pictures.  [default: white]"),
     _flag("--dynamic-prompts", help="Draw {a|b} and __wildcards__, by the picture's seed."),
-    _path("--wildcards", metavar="FOLDER", help="Of __name__'s file name.txt.  [default: wildcards]"),
+    _path("--wildcards", metavar="FOLDER", help="Folder with name.txt, the lines for __name__.  [default: wildcards]"),
     _flag("--keep-columns", help="Take other columns along to manifest and Parquet."),
     _number("--num-images", least=1, default=1, help="Pictures per prompt; the seed counts up."),
     _number("--batch-size", least=1, default=4, help="Pictures per network call."),
@@ -92,7 +109,12 @@ _OPTIONS = (
     ),
     _flag("--compile", "compiled", help="Compile the denoiser; pays off after some hundred pictures."),
     click.option(
-        "--image-format", "suffix", type=click.Choice(["png", "jpg", "webp"]), default="png", show_default=True
+        "--image-format",
+        "suffix",
+        type=click.Choice(["png", "jpg", "webp"]),
+        default="png",
+        show_default=True,
+        help="Kind of the picture files.",
     ),
     _path("--from", "source_picture", metavar="PICTURE", help="Render the settings inside this picture again."),
     click.option(
@@ -103,16 +125,22 @@ _OPTIONS = (
     ),
     _flag("--retry-failed", help="Render only what failed in an earlier run."),
     click.option("--shard", callback=_parse_shard, metavar="I/N", help="Render part I of N, next to other machines."),
-    _number("--processes", least=1, default=1, help="Processes here, or actors of the Ray cluster."),
-    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: over a Ray cluster."),
-    click.option("--address", help="Of the Ray cluster.  [default: one on this machine]"),
+    _number(
+        "--processes",
+        least=1,
+        default=1,
+        help="Processes that render, or actors of the Ray cluster.",
+    ),
+    *ENGINE_OPTIONS,
     _number("--tar", "tar_size", least=1, help="Pack the pictures into webdataset shards of this many, too."),
     _flag("--parquet", help="Write them into one Parquet file, too."),
     _number("--limit", least=1, help="Render at most this many pictures."),
     _flag("--allow-flagged", help="Keep pictures that the model's safety checker blackened, marked."),
     _flag("--fail-fast", help="Stop at the first picture that fails."),
     _flag("--dry-run", help="Check the input, say what would be done, and stop."),
-    click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", help="Of the summary."),
+    click.option(
+        "--format", "layout", type=click.Choice(["text", "json"]), default="text", help="How the summary is printed."
+    ),
     _flag("-q", "--quiet", help="Print errors only."),
 )
 

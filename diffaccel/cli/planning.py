@@ -263,7 +263,9 @@ def _profile(request: Request) -> dict[str, Any]:
 
     try:
         return {"cache": write_cache(load_methods(request.profile))}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.UsageError(f"--profile: cannot read {request.profile}: {error.strerror}") from error
+    except ValueError as error:
         raise click.UsageError(f"--profile: {error}") from error
 
 

@@ -36,18 +36,22 @@ DEFAULT_NET = "emoji-control"
 )
 @with_subject
 @click.option(
-    "--controlnet", metavar="NET", help="Bundled name, folder, .safetensors file or Hub id.  [default: emoji-control]"
+    "--controlnet",
+    metavar="NET",
+    help="ControlNet: bundled name, folder, .safetensors file or Hub id.  [default: emoji-control]",
 )
 @click.option(
     "--control-image",
     "images",
     multiple=True,
     type=HomePath(exists=True, dir_okay=False, path_type=Path),
-    help="White lines on black; one for each prompt, or one for all.",
+    help="Picture of white lines on black; one for each prompt, or one for all.",
 )
 @click.option("--control-scale", "scale", type=float, default=1.0, show_default=True, help="Strength of the control.")
-@click.option("-o", "--output", type=HomePath(path_type=Path), default="relevance.json", show_default=True)
-@click.option("--plot", type=HomePath(path_type=Path), help="Draw it, too, as this SVG file.")
+@click.option(
+    "-o", "--output", type=HomePath(path_type=Path), default="relevance.json", show_default=True, help="File to write."
+)
+@click.option("--plot", type=HomePath(path_type=Path), help="Draw the result to this SVG file, too.")
 def relevance(
     subject: Subject, controlnet: str | None, images: tuple[Path, ...], scale: float, output: Path, plot: Path | None
 ) -> None:

@@ -24,9 +24,11 @@ CONTROLNET_OPTIONS: tuple[Callable[..., Any], ...] = (
         help="A ControlNet: bundled name, folder, .safetensors file or Hub id; repeat.",
     ),
     click.option(
-        "--control", type=click.Choice(["edges", "canny", "identity"]), help="What it sees.  [default: edges]"
+        "--control",
+        type=click.Choice(["edges", "canny", "identity"]),
+        help="What the ControlNet sees of a frame: soft edges, sharp ones, or all of it.  [default: edges]",
     ),
-    click.option("--controlnet-scale", type=float, help="How closely it is followed, to 2.  [default: 1]"),
+    click.option("--controlnet-scale", type=float, help="How closely the ControlNet is followed, to 2.  [default: 1]"),
 )
 
 
@@ -39,7 +41,12 @@ FIT_OPTION = click.option(
     help="How an input of another shape gets in: cut off, with black bars, or distorted.  [default: crop]",
 )
 
-
+GUIDANCE_OPTION = click.option(
+    "--guidance",
+    type=click.Choice(["self", "one-time", "full", "none"]),
+    help="What pictures are pushed away from: the input (self), or the negative prompt, once a frame (one-time) or in "
+    "every step (full).  [default: self]",
+)
 SMOOTHING_OPTION = click.option(
     "--smoothing",
     type=float,
@@ -72,6 +79,27 @@ def parse_size(_context: click.Context, _option: click.Parameter, text: str | No
     if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
         raise click.BadParameter(f"{text!r}: a side has {LEAST_SIDE} to {MOST_SIDE} pixels")
     return sides
+
+
+def require_extras(given: Mapping[str, Any]) -> None:
+    """Import what options need that is not always installed, before a model loads.
+
+    Raises:
+        MediaError: it is not there; the message names the extra that brings it.
+    """
+    from diffaccel.media.errors import need
+
+    source = (given.get("source") or "").partition(":")[0]
+    for asked, purpose, module, extra in (
+        (given.get("webrtc"), "--webrtc", "aiortc", "webrtc"),
+        (given.get("osc") is not None, "--osc", "pythonosc", "osc"),
+        (source == "screen", "--source screen", "mss", "screen"),
+        (source == "camera", "--source camera", "cv2", "camera"),
+        (given.get("control") == "canny", "--control canny", "cv2", "camera"),
+        (given.get("smoothing"), "--smoothing", "cv2", "camera"),
+    ):
+        if asked:
+            need(module, extra=extra, purpose=purpose)
 
 
 def live_settings(given: Mapping[str, Any], start: Mapping[str, Any]) -> "LiveSettings":

@@ -32,12 +32,15 @@ _CALL_NAMES = {
 
 _OPTIONS = (
     click.option(
-        "--prompts", multiple=True, metavar="PROMPT", help="Texts, or files of them.  [bundled models: some captions]"
+        "--prompts",
+        multiple=True,
+        metavar="PROMPT",
+        help="A text, or a file of them; repeat.  [bundled models: some captions]",
     ),
-    click.option("--guidance-scale", type=float, help="Classifier-free guidance.  [default: the model's]"),
-    click.option("--scheduler", help="ddim, dpm++, euler, ... or default, the model's."),
-    click.option("--size", help="Pixels, as in 128 or 128x96.  [default: the model's]"),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise."),
+    click.option("--guidance-scale", type=float, help="How closely the prompt is followed.  [default: the model's]"),
+    click.option("--scheduler", help="Sampler: ddim, dpm++, euler, ...; default is the model's."),
+    click.option("--size", help="Width and height in pixels, as in 128 or 128x96.  [default: the model's]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise."),
     click.option("-q", "--quiet", is_flag=True, help="Do not say what is being done."),
 )
 

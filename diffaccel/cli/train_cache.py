@@ -41,7 +41,7 @@ DEFAULT_PROMPTS = 48
 @partial(with_subject, default="emoji-dit")
 @click.option(
     "--objective", type=click.Choice(["harmonica", "l2c"]), default="harmonica", show_default=True,
-    help="HarmoniCa or Learning-to-Cache.",
+    help="Which published training to follow: HarmoniCa or Learning-to-Cache.",
 )  # fmt: skip
 @click.option("--beta", type=Number(0), help="Price of computing.  [default: as published, 7e-8 or 5e-6]")
 @click.option(
@@ -50,12 +50,14 @@ DEFAULT_PROMPTS = 48
 )  # fmt: skip
 @click.option("--runs", type=click.IntRange(1), default=250, show_default=True, help="Sampling runs to train on.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures of a run.")
-@click.option("--learning-rate", type=Number(0), default=0.05, show_default=True, help="Of AdamW.")
+@click.option("--learning-rate", type=Number(0), default=0.05, show_default=True, help="Learning rate of AdamW.")
 @click.option(
     "--refresh", type=click.IntRange(1), default=25, show_default=True,
     help="Runs between two estimates of each call's influence, and between two states that are written.",
 )  # fmt: skip
-@click.option("-o", "--output", type=HomePath(path_type=Path), default="routers.json", show_default=True)
+@click.option(
+    "-o", "--output", type=HomePath(path_type=Path), default="routers.json", show_default=True, help="File to write."
+)
 @click.option("--picture", type=HomePath(path_type=Path), help="Draw the routers to this SVG file, too.")
 def train_cache(subject: Subject, output: Path, picture: Path | None, runs: int, **options: Any) -> None:
     """Train routers for a transformer, a sampler, a number of steps and a guidance scale, and write them as JSON.

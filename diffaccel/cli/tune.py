@@ -47,10 +47,14 @@ class _Tunable(click.IntRange):
 )
 @partial(with_subject, steps=_Tunable(3))
 @click.option("--min-psnr", type=float, help="Least PSNR to the plain pipeline's pictures, dB; the cheapest is sought.")
-@click.option("--min-ssim", type=float, help="Least SSIM to them.")
+@click.option("--min-ssim", type=float, help="Least SSIM to those pictures; the cheapest is sought.")
 @click.option("--max-time", type=float, help="Most seconds of one picture on this machine; the best is sought.")
-@click.option("--max-macs", type=float, help="Most multiply-accumulates, as a fraction of the plain network's.")
-@click.option("-o", "--output", type=HomePath(path_type=Path), default="profile.json", show_default=True)
+@click.option(
+    "--max-macs", type=float, help="Most multiply-accumulates, as a share of the plain network's; the best is sought."
+)
+@click.option(
+    "-o", "--output", type=HomePath(path_type=Path), default="profile.json", show_default=True, help="File to write."
+)
 @click.option(
     "--runs", type=click.IntRange(10), default=40, show_default=True, help="Real runs of the search, at most."
 )

@@ -14,14 +14,17 @@ from diffaccel.cli.streaming import (
     CONTROLNET_OPTIONS,
     FIT,
     FIT_OPTION,
+    GUIDANCE_OPTION,
     SMOOTHING_OPTION,
     fitted,
     live_settings,
     memory_explained,
     parse_size,
+    require_extras,
     tell_unread,
 )
 from diffaccel.config.words import counted
+from diffaccel.media.errors import pyav
 
 if TYPE_CHECKING:
     from diffaccel.media.repaint import VideoReport
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 _OPTIONS: tuple[Callable[..., Any], ...] = (
     click.argument("source", metavar="[INPUT", required=False, type=HomePath(path_type=Path)),
     click.argument("target", metavar="OUTPUT]", required=False, type=HomePath(path_type=Path)),
-    click.option("-o", "--output", type=HomePath(path_type=Path), help="OUTPUT, where there is no INPUT."),
+    click.option("-o", "--output", type=HomePath(path_type=Path), help="The file to write, where there is no INPUT."),
     click.option("--prompt", required=True, help="What the video should become, or be."),
     *film.OPTIONS,
     click.option("--negative-prompt", help="What should not be seen; one-time and full guidance read it."),
@@ -41,12 +44,18 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         type=Number(),
         help="How much of each frame is painted anew, in [0.05, 1].  [default: 0.5; without INPUT, 1]",
     ),
-    click.option("--steps", type=click.IntRange(1), help="More are finer and slower.  [default: 2; without INPUT, 8]"),
-    click.option("--guidance", type=click.Choice(["self", "one-time", "full", "none"]), help="[default: self]"),
     click.option(
-        "--guidance-scale", type=Number(1), help="How hard, from 1.  [default: 1.2; without INPUT, the model's]"
+        "--steps",
+        type=click.IntRange(1),
+        help="Steps of each frame: more are finer and slower.  [default: 2; without INPUT, 8]",
     ),
-    click.option("--seed", type=int, help="Another number, another video.  [default: 0]"),
+    GUIDANCE_OPTION,
+    click.option(
+        "--guidance-scale",
+        type=Number(1),
+        help="How hard guidance pushes, from 1.  [default: 1.2; without INPUT, the model's]",
+    ),
+    click.option("--seed", type=int, help="Seed of the noise: another number, another video.  [default: 0]"),
     click.option(
         "--batch-size", type=click.IntRange(1), default=4, help="Frames that share a network call.  [default: 4]"
     ),
@@ -125,6 +134,8 @@ def video(
     if target and output:
         raise click.UsageError(f"{target} and --output {output}: give one of them")
     target = check_way(context, source, target or output)
+    pyav()
+    require_extras(given)
     if source is None:
         film.film(target, given, overwrite=overwrite, quiet=quiet, bar=_Progress(quiet))
         return

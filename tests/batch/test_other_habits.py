@@ -70,7 +70,7 @@ def test_a_picture_whose_tool_does_not_name_the_model(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_to_inspect_is_told_as_such_and_the_rest_is_read(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path), str(tmp_path / "none.png")])
-    assert f"{tmp_path} is a folder: name its pictures, as in {tmp_path}/*.png" in result.output
+    assert f"{tmp_path} is a folder without pictures of these kinds: .png, .jpg" in result.output
     assert f"no such picture: {tmp_path / 'none.png'}" in result.output
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 
 import click
 import pytest
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from diffaccel.cli import main
 from diffaccel.cli.help import Grouped
 from diffaccel.cli.live import START
+from diffaccel.cli.model_options import ModelChoice
 from diffaccel.realtime.controls import Controls
 
 
@@ -60,3 +62,39 @@ def test_errors_name_options_as_they_are_typed() -> None:
     result = CliRunner().invoke(main, ["tune", "--min-psnr", "30", "--max-macs", "0.5"])
     assert result.exit_code == 2
     assert "exactly one of --min-psnr, --min-ssim, --max-macs, --max-time; got --min-psnr, --max-macs" in result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_option_says_what_it_is(name: str) -> None:
+    told = {each.name: each.help or "" for each in main.commands[name].params if isinstance(each, click.Option)}
+    assert [option for option, words in told.items() if re.match(r"(\[|Of |Its |$)", words)] == []
+
+
+def test_no_command_is_cut_off_in_the_list() -> None:
+    assert "..." not in CliRunner().invoke(main, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "words"),
+    [
+        ("live --osc 9000", "pythonosc", "--osc needs pythonosc: pip install 'diffaccel[osc]'"),
+        ("live --webrtc", "aiortc", "--webrtc needs aiortc: pip install 'diffaccel[webrtc]'"),
+        ("live --smoothing 0.5", "cv2", "--smoothing needs cv2: pip install 'diffaccel[camera]'"),
+        ("live --controlnet emoji-control --control canny", "cv2", "--control canny needs cv2"),
+        ("live --source screen --sink mjpeg", "mss", "--source screen needs mss"),
+        ("video in.mp4 out.mp4 --prompt x --smoothing 0.5", "cv2", "--smoothing needs cv2"),
+        ("video -o out.mp4 --prompt x", "av", "a video file needs av: pip install 'diffaccel[video]'"),
+    ],
+)
+def test_what_is_not_installed_is_told_before_a_model_loads(
+    command: str, module: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(ModelChoice, "find", lambda *_, **__: pytest.fail("a model is looked for"))
+    result = CliRunner().invoke(main, command.split(), catch_exceptions=False)
+    assert (result.exit_code, words in result.stderr, result.stdout) == (2, True, "")
+
+
+def test_a_profile_that_is_not_there_is_told_in_words() -> None:
+    result = CliRunner().invoke(main, ["generate", "a cat", "--profile", "no.json"])
+    assert (result.exit_code, "--profile: cannot read no.json: No such file" in result.stderr) == (2, True)
