@@ -34,7 +34,7 @@ class RunInputs:
         self, pipe: Any, given: Sequence[PictureInputs] | None, batch_size: int, seed: int, settings: Mapping[str, Any]
     ) -> None:
         self.given = _labels(pipe, seed) if given is None else tuple(given)
-        check(bool(self.given), "train_routers needs at least one prompt; got none")
+        check(bool(self.given), "training routers needs at least one prompt; got none")
         self.batch_size, self.seed = batch_size, seed
         self.settings = {**Workload(("",), settings=settings).arguments(pipe), "output_type": "latent"}
 

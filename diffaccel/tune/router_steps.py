@@ -54,7 +54,7 @@ class _TrainRouters(Method):
 
     def parts(self, layout: Layout) -> list[Part]:
         """One part that mixes the outputs of all units."""
-        layout.require("train_routers", "units")
+        layout.require("training routers", "units")
         self.units = tuple(unit.branch.replayed[0] for unit in layout.units)
         return [Part(Mix(self.units, self.gates), Always())]
 
@@ -65,7 +65,7 @@ class _TrainRouters(Method):
     def begin(self, total: int | None) -> None:
         """Take note of a run that starts."""
         if total is None:
-            raise ValueError("train_routers needs a pipeline that tells how many network calls a run has")
+            raise ValueError("training routers needs a pipeline that tells how many network calls a run has")
         if self.trainee is None:
             self.trainee = self._found(total, len(self.units))
         known = len(self.trainee.logits)

@@ -335,4 +335,4 @@ def test_a_network_without_units_is_refused_in_a_sentence(tiny_sd: Path) -> None
     arguments = ["train-cache", "--model", str(tiny_sd), "--prompts", "a cat", "--size", "32", "--steps", "3", "-q"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: train_routers needs transformer blocks")
+    assert result.stderr.startswith("Error: training routers needs transformer blocks")
