@@ -40,7 +40,8 @@ FLOORS = (
 
 # The top level of the repository, but for files whose names begin with a point.
 TOP = {
-    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "README.md", "constraints.txt", "pyproject.toml"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "NOTICE", "README.md", "constraints.txt"),
+    "pyproject.toml",
     *("benchmarks", "diffaccel", "docs", "pipelines", "samples", "scripts", "tests"),
 }
 
@@ -49,6 +50,12 @@ TOP = {
 def test_nothing_lies_about_at_the_top() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT.parent, capture_output=True, text=True, check=True).stdout
     assert {name.partition("/")[0] for name in listed.splitlines() if name[0] != "."} == TOP
+
+
+def test_a_source_distribution_has_all_of_it() -> None:
+    packages_and_what_setuptools_takes = {"diffaccel", "pipelines", "LICENSE", "NOTICE", "README.md", "pyproject.toml"}
+    named = set((ROOT.parent / "MANIFEST.in").read_text().split())
+    assert TOP - packages_and_what_setuptools_takes - {"MANIFEST.in"} <= named
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from diffaccel.cli.planning import DEFAULT_CACHE
 from diffaccel.methods import parse
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +102,22 @@ def test_token_reduction_on_emoji_sd() -> None:
     for text, *told in rows:
         row = found[replace(parse(text), min_tokens=256)]
         assert told == [f"{1 / (1 - row['MACs saved']):.2f}", f"{row['PSNR']:.1f}", f"{row['SSIM']:.3f}"], text
+
+
+FIRST = {
+    "| `deepcache:interval=3,forecast=taylor(1)`, the default of `generate`": "deepcache:interval=3,forecast=taylor(1)",
+    "| a profile that `diffaccel tune` found": "profile emoji-sd-dpm++-3",
+    "| a cheaper one": "profile emoji-sd-dpm++-5",
+    "| *6 steps instead of 20*": "6 steps",
+    "| *the package DeepCache, every third call*": "DeepCache 1:3",
+}
+
+
+def test_the_first_table_is_that_of_the_report() -> None:
+    text, report = (ROOT / "README.md").read_text(), measured("emoji-sd/report")
+    rows = {row["name"]: row for row in report["rows"]}
+    for label, name in FIRST.items():
+        assert f"{label} | {rows[name]['speedup']:.2f} | {rows[name]['quality']['psnr']:.1f} |" in text
+    assert f"| *another seed* | | {report['different_seed_floor']['psnr']:.1f} |" in text
+    assert report["settings"]["num_inference_steps"] == 20
+    assert parse(DEFAULT_CACHE) == parse("deepcache:interval=3,forecast=taylor(1)")
