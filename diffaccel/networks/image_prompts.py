@@ -20,7 +20,8 @@ class ImagePrompt:
     """What a picture says beside the words. Compared by identity.
 
     Args:
-        images: a picture, or for several IP-Adapters one each; where an adapter is to see several, a list of them.
+        images: a picture in any form that a frame may have, or for several IP-Adapters one each; where an adapter is to
+            see several, a list of them.
         scale: how strongly; one number, or one for each adapter. It multiplies what ``pipe.set_ip_adapter_scale`` set.
         embeds: instead of pictures what ``pipe.prepare_ip_adapter_image_embeds`` made of them with guidance: for each
             adapter negative and positive ones, ``(2, pictures, ...)``; of InstructPix2Pix ``(3, pictures, ...)``.
@@ -114,10 +115,14 @@ def _fitting(embeds: Sequence[torch.Tensor], adapters: Sequence[Any]) -> Sequenc
     for place, (embed, layer) in enumerate(zip(embeds, adapters, strict=True)):
         wanted = _shape(layer)
         check(
+            isinstance(embed, torch.Tensor), f"embeds of the image prompt must be tensors, not {type(embed).__name__}"
+        )
+        check(
             embed.dim() == 2 + len(wanted) and len(embed) in (2, 3) and embed.shape[-1] == wanted[-1],
             f"embeds[{place}] of the image prompt have the shape {tuple(embed.shape)}, and the IP-Adapter takes (2, "
             f"pictures, ..., {wanted[-1]}): make them with this pipeline's prepare_ip_adapter_image_embeds",
         )
+        check(bool(embed.isfinite().all()), f"embeds[{place}] of the image prompt hold NaN or infinite values")
     return embeds
 
 

@@ -19,6 +19,7 @@ from diffaccel.sampling.samplers import sampler_for
 from diffaccel.stream.batch import FrameSettings
 from diffaccel.stream.config import Prompt, StreamConfig, weighted
 from diffaccel.stream.control import functions_for, scales_for
+from diffaccel.stream.images import as_images
 from diffaccel.stream.motion import MotionNoise
 from diffaccel.stream.regions import Region, RegionPrompt
 from diffaccel.stream.seeds import SeededNoise, weighted_seeds
@@ -209,7 +210,7 @@ class SettingsBuilder:
         """What an image prompt adds."""
         key = prompt, negative
         if key not in self._images:
-            self._images[key] = self.network.encode_images(prompt, negative=negative)
+            self._images[key] = self.network.encode_images(_with_images(prompt), negative=negative)
         return self._images[key]
 
     def _trim(self, most: int = 32) -> None:
@@ -217,6 +218,16 @@ class SettingsBuilder:
         for known in kept:
             while len(known) > most:
                 known.pop(next(iter(known)))
+
+
+def _with_images(prompt: ImagePrompt | None) -> ImagePrompt | None:
+    """An image prompt whose pictures are such as all image encoders read alike. Raises for what is no picture."""
+    if prompt is None or prompt.images is None:
+        return prompt
+    try:
+        return replace(prompt, images=as_images(prompt.images))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the image prompt cannot be used: {error}") from error
 
 
 def check_way(at: At, transition: int) -> None:

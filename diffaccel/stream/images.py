@@ -61,6 +61,16 @@ def to_unit_frames(image: Picture, height: int, width: int, fit: Fit, behind: st
     return pixels if pixels.shape[-2:] == (height, width) else fit_to(pixels, height, width, fit)
 
 
+def as_images(pictures: Any) -> Any:
+    """Pictures, in lists as they are, as PIL images in their own size: RGB of 8 bits. Raises as `to_unit_frames`."""
+    if isinstance(pictures, list | tuple):
+        return [as_images(picture) for picture in pictures]
+    frames = _unit_range(_channels_first(pictures))
+    if len(frames) != 1:
+        raise ValueError(f"give one picture, or a list of pictures, not {len(frames)} frames")
+    return finish(frames * 2 - 1, "pil")[0]
+
+
 def _channels_first(image: Picture, behind: str = "white") -> torch.Tensor:
     if isinstance(image, Image.Image):
         if image.mode not in PIL_MODES:

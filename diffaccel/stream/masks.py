@@ -40,9 +40,12 @@ def unit_masks(mask: Picture) -> torch.Tensor:
     """Masks in their own size, ``(frames, 3, H, W)`` in [0, 1]. Raises TypeError or ValueError for what is no mask."""
     try:
         coloured = _coloured(mask)
-        return to_unit_frames(coloured, *picture_size(coloured), "stretch")
+        found = to_unit_frames(coloured, *picture_size(coloured), "stretch")
+        if found.device.type == "cpu" and 0 < float(found.max()) < 2 / 255:
+            raise ValueError("it has 1 of 255 where it is lightest, so that nothing is white: give it as booleans")
     except (TypeError, ValueError) as error:
         raise type(error)(f"the mask cannot be used: {error}") from error
+    return found
 
 
 def _coloured(mask: Any) -> Any:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stream_pipelines
 import torch
@@ -119,6 +120,34 @@ def test_sdxl(tmp_path: Path) -> None:
     compared(adapted(stream_pipelines.sdxl(), tmp_path), picture("red"), 0.6, 2.5, ImagePrompt(picture("red"), 0.6))
 
 
+def test_forms_of_a_picture(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
+    """Whatever is a frame is an image prompt, too."""
+    given = torch.randint(0, 256, (3, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    image = Image.fromarray(given.movedim(0, -1).numpy())
+    forms = [
+        image,
+        image.convert("RGBA"),
+        given,
+        given / 255,
+        given[None] / 255,
+        np.asarray(image),
+        np.asarray(image) / 255,
+    ]
+    shown = [painted(engine(pipe, image_prompt=ImagePrompt(form)), frames[:1]) for form in forms]
+    assert all(torch.equal(one, shown[0]) for one in shown)
+    clear = Image.new("RGBA", (20, 16), (255, 0, 0, 0))
+    white = painted(engine(pipe, image_prompt=ImagePrompt(picture("white"))), frames[:1])
+    assert torch.equal(painted(engine(pipe, image_prompt=ImagePrompt(clear)), frames[:1]), white)
+    for wrong, error, words in (
+        ("red.png", TypeError, "the image prompt cannot be used: .*not str"),
+        (Image.new("I;16", (20, 16)), ValueError, "not a picture of 8 bits"),
+        (torch.full((3, 16, 20), torch.nan), ValueError, "found nan"),
+        (torch.zeros(2, 3, 16, 20), ValueError, "give one picture, or a list of pictures, not 2 frames"),
+    ):
+        with pytest.raises(error, match=words):
+            engine(pipe, image_prompt=ImagePrompt(wrong))
+
+
 def test_embeddings_stand_for_pictures(pipe: Any, engine: Build, frames: torch.Tensor) -> None:
     embeds = pipe.prepare_ip_adapter_image_embeds(picture("red"), None, "cpu", 1, True)
     theirs = painted(engine(pipe, image_prompt=ImagePrompt(picture("red"))), frames)
@@ -181,6 +210,10 @@ def test_wrong_image_prompts_are_refused_by_name(pipe: Any, two: Any, engine: Bu
         engine(two, image_prompt=ImagePrompt([red, red], (1, 1, 1)))
     with pytest.raises(ValueError, match=r"shape \(2, 1, 7\), and the IP-Adapter takes \(2, pictures, \.\.\., 24\)"):
         engine(pipe, image_prompt=ImagePrompt(embeds=[torch.zeros(2, 1, 7)]))
+    with pytest.raises(ValueError, match="must be tensors, not list"):
+        engine(pipe, image_prompt=ImagePrompt(embeds=[[1.0]]))
+    with pytest.raises(ValueError, match=r"embeds\[0\] of the image prompt hold NaN"):
+        engine(pipe, image_prompt=ImagePrompt(embeds=[torch.full((2, 1, 24), torch.nan)]))
     with pytest.raises(ValueError, match="either images or embeds"):
         ImagePrompt()
     with pytest.raises(TypeError, match="image_prompt must be an ImagePrompt"):

@@ -306,6 +306,8 @@ def test_wrong_input_is_refused_and_the_stream_goes_on(
         stream.push(frames[0], mask=masks[0] * 255)
     with pytest.raises(TypeError, match="the mask cannot be used"):
         stream.push(frames[0], mask="white")
+    with pytest.raises(ValueError, match=r"1 of 255 where it is lightest, .* give it as booleans"):
+        stream.push(frames[0], mask=masks[0].byte())
     with pytest.raises(ValueError, match="1 frames need as many masks, not 2"):
         stream.push(frames[0], mask=masks[:2])
     assert len(stream.push(frames[0], mask=masks[0])) == 1
