@@ -18,7 +18,7 @@ import torch
 from diffaccel._diffusers import text_model_of
 from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Conditioning, Keywords
-from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
+from diffaccel.networks.image_prompts import EMBEDS, shown_in
 from diffaccel.networks.network import ADDED, BESIDE, INTRABLOCK, Network, dynamic_shift
 
 
@@ -105,16 +105,6 @@ class UNet(Network):
                 return self.pipe.encode_prompt(text, self.device, 1, False, **skip)[0]  # type: ignore[no-any-return]
         return self.pipe._encode_prompt(text, self.device, 1, False)  # type: ignore[no-any-return]  # InstructPix2Pix
 
-    def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:
-        """Embeddings for each IP-Adapter of the UNet, and scales; zeros without a prompt."""
-        adapters = adapters_of(self.model)
-        if not adapters:
-            return super().encode_images(prompt, negative=negative)
-        found = embeddings(self.pipe, prompt, self.device)[negative]
-        scales = [0.0] * len(adapters) if prompt is None else prompt.scales_for(len(adapters))
-        named = {f"{EMBEDS}.{place}": embeds.to(self.dtype) for place, embeds in enumerate(found)}
-        return {**named, SCALES: torch.tensor([scales], device=self.device)}
-
     def _timestep_cond(self, embedded_scale: float | None) -> dict[str, torch.Tensor]:
         if not self.told_scale:
             return {}
@@ -126,8 +116,7 @@ class UNet(Network):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
         """Call the UNet, with what ControlNets add to it."""
         added: dict[str, Any] = {k: inputs[k] for k in ADDED if k in inputs}
-        images = [value for name, value in inputs.items() if name.startswith(EMBEDS)]
-        if images:
+        if images := shown_in(inputs):
             added[EMBEDS] = images
         beside = inputs.get(BESIDE)
         result: torch.Tensor = self.model(
@@ -203,11 +192,12 @@ class Flux(_Falling):
         packed = (
             latents.reshape(rows, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(rows, h * w // 4, c * 4)
         )
-        text = inputs["encoder_hidden_states"]
+        text, images = inputs["encoder_hidden_states"], shown_in(inputs)
         out = self.model(
             hidden_states=packed,
             timestep=timesteps / 1000,
-            **inputs,
+            **{name: value for name, value in inputs.items() if not name.startswith(EMBEDS)},
+            joint_attention_kwargs={"ip_adapter_image_embeds": images} if images else None,
             txt_ids=torch.zeros(text[0].shape[0], 3, device=latents.device, dtype=latents.dtype),
             img_ids=_position_ids(h // 2, w // 2, latents),
             return_dict=False,

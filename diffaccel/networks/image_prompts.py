@@ -1,18 +1,20 @@
-"""Image prompts: pictures that IP-Adapters (arXiv 2308.06721) show to a UNet beside the words of a prompt."""
+"""Image prompts: pictures that IP-Adapters (arXiv 2308.06721) show to a network beside the words of a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from diffaccel.config.checks import check, number
 
 EMBEDS, SCALES = "image_embeds", "image_scales"
 """Names of what a prompt's conditioning holds for them: one tensor of embeddings an adapter, and the scales of all."""
 MOST_SCALE = 10.0
+BLACK = Image.new("RGB", (8, 8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,8 @@ class ImagePrompt:
             see several, a list of them.
         scale: how strongly; one number, or one for each adapter. It multiplies what ``pipe.set_ip_adapter_scale`` set.
         embeds: instead of pictures what ``pipe.prepare_ip_adapter_image_embeds`` made of them with guidance: for each
-            adapter negative and positive ones, ``(2, pictures, ...)``; of InstructPix2Pix ``(3, pictures, ...)``.
+            adapter negative and positive ones, ``(2, pictures, ...)``; of InstructPix2Pix ``(3, pictures, ...)``; of
+            FLUX those of black pictures and of these, joined.
 
     Raises:
         ValueError: for scales that are not from 0 to 10, and for both or neither of pictures and embeddings.
@@ -61,24 +64,31 @@ class ImagePrompt:
         return [float(scale) for scale in scales]
 
 
-def adapters_of(unet: Any) -> tuple[Any, ...]:
-    """The image projections of the IP-Adapters that were loaded into a UNet."""
-    if getattr(unet.config, "encoder_hid_dim_type", None) != "ip_image_proj":  # loading sets it as an attribute
+def adapters_of(model: Any) -> tuple[Any, ...]:
+    """The image projections of the IP-Adapters that were loaded into a UNet, or FLUX's transformer."""
+    if getattr(model.config, "encoder_hid_dim_type", None) != "ip_image_proj":  # loading sets it as an attribute
         return ()
-    return tuple(unet.encoder_hid_proj.image_projection_layers)
+    return tuple(model.encoder_hid_proj.image_projection_layers)
 
 
-def scaled_modules(unet: Any) -> tuple[tuple[str, int], ...]:
+def shown_in(inputs: Mapping[str, Any]) -> list[Any]:
+    """The embeddings for each adapter among the inputs of a call, ``(rows, pictures, ...)``."""
+    return [value for name, value in inputs.items() if name.startswith(EMBEDS)]
+
+
+def scaled_modules(model: Any) -> tuple[tuple[str, int], ...]:
     """Modules whose outputs a scale multiplies, the values that image prompts have in attentions, and whose scale."""
     return tuple(
         (f"{name}.processor.to_v_ip.{index}", index)
-        for name, module in unet.named_modules()
+        for name, module in model.named_modules()
         for index, _ in enumerate(getattr(getattr(module, "processor", None), "to_v_ip", ()))
     )
 
 
 @torch.no_grad()
-def embeddings(pipe: Any, prompt: ImagePrompt | None, device: torch.device) -> tuple[list[torch.Tensor], ...]:
+def embeddings(
+    pipe: Any, model: Any, prompt: ImagePrompt | None, device: torch.device
+) -> tuple[list[torch.Tensor], ...]:
     """Of an image prompt, for each adapter: the positive ones and the negative ones, ``(1, pictures, ...)``.
 
     Without a prompt both are zeros.
@@ -86,9 +96,9 @@ def embeddings(pipe: Any, prompt: ImagePrompt | None, device: torch.device) -> t
     Raises:
         ValueError: for what is no picture, another number of pictures, and a pipeline without an image encoder.
     """
-    adapters = adapters_of(pipe.unet)
+    adapters = adapters_of(model)
     if prompt is None:
-        blank = [torch.zeros(1, 1, *_shape(layer), device=device, dtype=pipe.unet.dtype) for layer in adapters]
+        blank = [torch.zeros(1, 1, *_shape(layer), device=device, dtype=model.dtype) for layer in adapters]
         return blank, blank
     if prompt.embeds is not None:
         return _parted([x.to(device) for x in _fitting(prompt.embeds, adapters)])
@@ -96,8 +106,17 @@ def embeddings(pipe: Any, prompt: ImagePrompt | None, device: torch.device) -> t
         getattr(pipe, "image_encoder", None) is not None and pipe.feature_extractor is not None,
         "an image prompt needs the pipeline's image_encoder and feature_extractor: load_ip_adapter brings them",
     )
-    images = prompt.images_for(len(adapters))
-    return _parted(pipe.prepare_ip_adapter_image_embeds(images, None, device, 1, True))
+    return _parted(_made(pipe, prompt.images_for(len(adapters)), device))
+
+
+def _made(pipe: Any, images: list[Any], device: torch.device) -> list[torch.Tensor]:
+    """What the pipeline makes of pictures with guidance; FLUX's makes one kind at a time, negative ones of black."""
+    make = pipe.prepare_ip_adapter_image_embeds
+    if hasattr(pipe, "unet"):
+        made: list[torch.Tensor] = make(images, None, device, 1, True)
+        return made
+    black = [[BLACK] * len(each) if isinstance(each, list) else BLACK for each in images]
+    return [torch.cat(pair) for pair in zip(*(make(kind, None, device, 1) for kind in (black, images)), strict=True)]
 
 
 def _parted(made: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

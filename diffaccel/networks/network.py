@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from diffaccel.config.checks import check
 from diffaccel.models.controlnet import require_fit
 from diffaccel.models.tokenizing import ONE_AT_A_TIME
 from diffaccel.networks import is_companion, layout_of
 from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Conditioning, Keywords
-from diffaccel.networks.image_prompts import ImagePrompt
+from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
 
 
 class Network(ABC):
@@ -149,11 +150,20 @@ class Network(ABC):
         """What the network is told, by its own names."""
         return Conditioning({self.names[name]: value for name, value in embeds.items()})
 
-    def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """What an image prompt adds to a conditioning. Raises ValueError where the network has no IP-Adapter."""
-        if prompt is not None:
-            raise ValueError(NO_ADAPTER)
-        return {}
+    def encode_images(self, prompt: ImagePrompt | None, *, negative: bool) -> dict[str, torch.Tensor]:
+        """Embeddings for each IP-Adapter of the network, and scales; zeros without a prompt.
+
+        Raises:
+            ValueError: for an image prompt where there is no IP-Adapter, or that does not fit.
+        """
+        adapters = adapters_of(self.model)
+        if not adapters:
+            check(prompt is None, NO_ADAPTER)
+            return {}
+        found = embeddings(self.pipe, self.model, prompt, self.device)[negative]
+        scales = [0.0] * len(adapters) if prompt is None else prompt.scales_for(len(adapters))
+        named = {f"{EMBEDS}.{place}": embeds.to(self.dtype) for place, embeds in enumerate(found)}
+        return {**named, SCALES: torch.tensor([scales], device=self.device)}
 
     @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:
@@ -173,7 +183,7 @@ def dynamic_shift(config: Any, image_tokens: int) -> dict[str, float]:
     return {"mu": low + (high - low) * (image_tokens - base) / (top - base)}
 
 
-NO_ADAPTER = "an image prompt needs an IP-Adapter in the pipeline's UNet: call pipe.load_ip_adapter(...) first"
+NO_ADAPTER = "an image prompt needs an IP-Adapter of SD, SDXL or FLUX: call pipe.load_ip_adapter(...) first"
 ADDED = ("text_embeds", "time_ids")
 INTRABLOCK = "down_intrablock_additional_residuals"
 """Name of what T2I-Adapters add to the blocks on the way down."""

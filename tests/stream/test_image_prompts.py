@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 import stream_pipelines
 import torch
+from diffusers import FluxPipeline
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from safetensors.torch import save_file
 from stream_pipelines import Build
-from test_stream_host import hold
+from test_stream_host import SETTINGS, hold
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from diffaccel import DeepCache, FullGuidance, ImagePrompt, StreamEngine
+from diffaccel import DeepCache, FullGuidance, ImagePrompt, IntervalCache, StreamEngine
+from diffaccel.reuse.schedule import Uniform
 
 EMBEDDED, STEPS = 24, 4
 
 
-def adapted(pipe: Any, folder: Path, adapters: int = 1) -> Any:
-    """A pipeline with IP-Adapters of random weights and an image encoder."""
+def seeing(pipe: Any) -> None:
+    """Give a pipeline an image encoder."""
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, projection_dim=EMBEDDED, num_hidden_layers=2, num_attention_heads=2,
         image_size=16, patch_size=8,
@@ -28,6 +30,11 @@ def adapted(pipe: Any, folder: Path, adapters: int = 1) -> Any:
     encoder = stream_pipelines._seeded(lambda: CLIPVisionModelWithProjection(vision))
     size = {"height": 16, "width": 16}
     pipe.register_modules(image_encoder=encoder, feature_extractor=CLIPImageProcessor(size=size, crop_size=size))
+
+
+def adapted(pipe: Any, folder: Path, adapters: int = 1) -> Any:
+    """A pipeline with IP-Adapters of random weights and an image encoder."""
+    seeing(pipe)
     width = pipe.unet.config.cross_attention_dim
     attentions = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
     sizes = [pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features for name in attentions]
@@ -146,6 +153,59 @@ def test_forms_of_a_picture(pipe: Any, engine: Build, frames: torch.Tensor) -> N
     ):
         with pytest.raises(error, match=words):
             engine(pipe, image_prompt=ImagePrompt(wrong))
+
+
+def adapted_flux(adapters: int) -> Any:
+    pipe = stream_pipelines.flux()
+    seeing(pipe)
+    config, chance = pipe.transformer.config, torch.Generator().manual_seed(2)
+    text, inner = config.joint_attention_dim, config.num_attention_heads * config.attention_head_dim
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=chance)
+
+    states = []
+    for _ in range(adapters):
+        projection = {"proj.weight": drawn(4 * text, EMBEDDED), "proj.bias": drawn(4 * text)}
+        norm = {"norm.weight": drawn(text), "norm.bias": drawn(text)}
+        attention = {f"0.to_{kind}_ip.{part}": drawn(*shape) for kind in "kv"
+                     for part, shape in (("weight", (inner, text)), ("bias", (inner,)))}  # fmt: skip
+        states.append({"image_proj": projection | norm, "ip_adapter": attention})
+    pipe.transformer._load_ip_adapter_weights(states)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_flux(guidance: float) -> None:
+    pipe, both = adapted_flux(2), [[picture("red"), picture("green")], picture("blue")]
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    packed = FluxPipeline._pack_latents(noise, 1, 4, 8, 8)
+    settings = {"num_inference_steps": STEPS, "height": 32, "width": 32, "output_type": "latent"}
+    pipe.set_ip_adapter_scale([0.3, 1.2])
+    stock = pipe(
+        "a cat", negative_prompt="a dog", true_cfg_scale=guidance, latents=packed, ip_adapter_image=both, **settings
+    ).images
+    pipe.set_ip_adapter_scale(1.0)
+    more: dict[str, Any] = {} if guidance == 1 else {"guidance": FullGuidance(guidance), "negative_prompt": "a dog"}
+    settings |= {"prompt": "a cat", "timestep_indices": range(STEPS)}
+    with StreamEngine(pipe, image_prompt=ImagePrompt(both, (0.3, 1.2)), **settings, **more) as engine:
+        (output,) = engine.push(latents=noise[0]) + engine.flush()
+    close(output.image, FluxPipeline._unpack_latents(stock, 32, 32, pipe.vae_scale_factor)[0])
+
+
+def test_streams_on_flux_read_their_own_image_prompts(frames: torch.Tensor) -> None:
+    pipe, films = adapted_flux(1), [frames[k : k + 3] for k in range(3)]
+    settings: list[dict[str, Any]] = [
+        {"image_prompt": ImagePrompt(picture("red"), 0.7), "guidance": FullGuidance(1.5)},
+        {"image_prompt": ImagePrompt(picture("green")), "cache": IntervalCache(schedule=Uniform(2))},
+        {"prompt": "a star"},
+    ]
+    assert hold(pipe, settings, films).report().streams_per_call["network"] > 1.3
+    without, plain = (painted(StreamEngine(p, **SETTINGS), films[0]) for p in (pipe, stream_pipelines.flux()))
+    close(without, plain)
+    shown = painted(StreamEngine(pipe, **SETTINGS | {"image_prompt": ImagePrompt(picture("red"))}), films[0])
+    assert not torch.allclose(shown, plain, atol=1e-3 * plain.abs().max().item())
 
 
 def test_embeddings_stand_for_pictures(pipe: Any, engine: Build, frames: torch.Tensor) -> None:

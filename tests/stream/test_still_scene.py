@@ -141,7 +141,7 @@ def test_an_autoencoder_of_other_channels_is_refused_at_once(engine: Build) -> N
 
 
 def test_ip_adapter_layers_of_transformers_are_refused_at_once(engine: Build) -> None:
-    pipe = stream_pipelines.flux()
+    pipe = stream_pipelines.sd3()
     pipe.transformer.image_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"IP-Adapter layers.*pipe\.unload_ip_adapter\(\)"):
         engine(pipe)
