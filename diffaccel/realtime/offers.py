@@ -132,12 +132,17 @@ class Offers:
         return Controls(**{name: getattr(controls, name) for name in Controls.model_fields})
 
     def remark(self, controls: Controls) -> str:
-        """What is not done of the controls, and what they cost in memory, in sentences."""
+        """What is not done of the controls, or otherwise, and what they cost in memory, in sentences."""
         painter = self._painters[controls.model or self.first]
         words = [unread(painter.pipe, controls)]
+        size = self._for(painter, controls).picture_size
+        if size != controls.picture_size:
+            words.append(
+                f"{controls.model} paints in its own size, {size.replace('x', ' x ')}, until you choose another."
+            )
         if controls.lora and controls.dream == OFF:
-            size = models.copied_bytes(painter.pipe) / 2**20
-            words.append(f"{controls.lora} has a copy of the network to itself while you use it, {size:.0f} MiB.")
+            copied = models.copied_bytes(painter.pipe) / 2**20
+            words.append(f"{controls.lora} has a copy of the network to itself while you use it, {copied:.0f} MiB.")
         return " ".join(filter(None, words))
 
 

@@ -97,6 +97,18 @@ def test_a_clip_begins_with_words_or_with_the_drawing(
     assert red > 150 > max(green, blue)  # the stroke
 
 
+@pytest.mark.parametrize("width", [320, 375, 660, 1024, 1100, 1360])
+def test_no_source_is_in_the_way_of_another(clips: LiveServer, open_page: OpenPage, width: int) -> None:
+    page = open_page(clips.url, viewport={"width": width, "height": 800})
+    pictures(page)
+    for name in ("Picture", "Camera"):
+        tab(page, name)
+        room = page.evaluate("() => [...sources.children].map((each) => each.clientWidth - each.scrollWidth)")
+        assert min(room) >= 0
+        inside = page.evaluate("() => sources.scrollWidth <= sources.clientWidth")
+        assert inside
+
+
 def test_what_changes_elsewhere_is_shown_and_a_refusal_is_said(clips: LiveServer, open_page: OpenPage) -> None:
     page = open_page(clips.url)
     pictures(page, 2)

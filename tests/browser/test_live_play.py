@@ -53,6 +53,7 @@ def test_what_is_refused_is_not_shown_and_no_step_back(open_page: OpenPage) -> N
         becomes(page, lambda: page.is_checked("#control-similarity"))
         press(page, "Undo change")
         becomes(page, lambda: asked(server) == Controls())
+        assert page.locator("#message").is_hidden()  # it is about what nobody asks for any more
 
 
 def test_a_field_shows_what_came_while_somebody_was_in_it(stub: LiveServer, open_page: OpenPage) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from diffaccel.methods import DeepCache, IntervalCache
 from diffaccel.realtime.controls import READS_NEGATIVE
 from diffaccel.realtime.engine_stream import EngineStream
+from diffaccel.realtime.offers import Offers, Painter
 from diffaccel.realtime.remarks import cut_off, unread_negative
 from diffaccel.realtime.settings import (
     MOST_PIXELS,
@@ -24,6 +25,7 @@ from diffaccel.realtime.settings import (
 )
 from diffaccel.reuse.schedule import Threshold
 from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegative, SelfNegative
+from diffaccel.stream.host import StreamHost
 
 SMALL = LiveSettings(width=64, height=32)
 
@@ -112,6 +114,19 @@ def test_size_is_the_models_unless_asked(pipe: Any) -> None:
     assert own[0] == own[1] > 0
     assert picture_size(pipe, LiveSettings(width=96)) == (96, 96)
     assert picture_size(pipe, SMALL) == (64, 32)
+
+
+def test_a_size_that_another_model_does_not_paint_in_is_said(pipe: Any) -> None:
+    host = StreamHost(pipe)
+    offers = Offers(SMALL, pipe, host)
+    offers._painters["other"] = Painter(pipe, host, LiveSettings())
+    for model, size, said in (
+        ("other", "64x32", "other paints in its own size, 32 x 32, until you choose another."),
+        ("other", "96x64", ""),
+        (offers.first, "64x32", ""),
+    ):
+        assert offers.remark(Controls(model=model, picture_size=size)) == said
+    host.close()
 
 
 @pytest.mark.parametrize("change", [{"strength": float("inf")}, {"steps": 0}, {"blend": 1.1}, {"guidance": "dog"}])

@@ -14,7 +14,7 @@ import { presets } from "./presets.js";
 import { Rest } from "./rest.js";
 import { Rtc } from "./rtc.js";
 import { Recorder, fileName, save } from "./record.js";
-import { dismiss, hush, say, state } from "./say.js";
+import { dismiss, hush, say, state, unsay } from "./say.js";
 import { Share, ownName } from "./share.js";
 
 const RATE = 30; // frames a second, where the server holds no other
@@ -43,7 +43,7 @@ const rtc = new Rtc(small.canvas, share.address("/rtc"), showVideo, withoutRtc);
 const figures = new Figures();
 let source = "draw";
 let link, controls, stats = {}, about = {}, paused = false, size = "", model = ""; // that paints, whatever was asked for
-let sentAt = new Map(), lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0, came = false, camera = "";
+let sentAt = new Map(), lastSent = 0, painted = 0, freeAt = 0, newest = 0, timer = 0, came = false, camera = "", refusal;
 
 const retry = ["Try again", () => choose(source)];
 const drawInstead = ["Draw instead", () => choose("draw")];
@@ -268,6 +268,7 @@ function problem({ detail }) {
     say(detail.message, ["Go on", () => (paused ? pause() : again())]);
   } else {
     dream.waiting = undefined;
+    if (detail.kind === "controls") refusal = detail.message;
     say(detail.message, dismiss);
   }
 }
@@ -327,7 +328,7 @@ async function start() {
     say(answer ? await answer.text() : "The program does not answer. Is it still running?", ["Try again", () => location.reload()]);
     return;
   }
-  controls = new Controls(await answer.json(), $("prompt-bar"), $("controls"), (values) => link.sendControls(values));
+  controls = new Controls(await answer.json(), $("prompt-bar"), $("controls"), (values) => { unsay(refusal); link.sendControls(values); });
   wireControls();
   link = new Link(token, session);
   const events = { hello: greet, problem, lost, room, picture: ({ detail }) => show(detail),

@@ -16,6 +16,9 @@ export function say(words, ...actions) {
 export const hush = () => (box.hidden = true);
 export const dismiss = ["Dismiss", hush];
 
+// Takes back what was said, unless something else was said since.
+export const unsay = (words) => box.querySelector("p").textContent === words && hush();
+
 addEventListener("keydown", ({ key }) => key === "Escape" && box.querySelector("button:last-child")?.onclick === hush && hush());
 
 // How the connection is, beside a light.
