@@ -55,8 +55,14 @@ def fits(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> bool:
         if not isinstance(unwrapped(network), kinds):
             return False
     network = components.get("unet")
+    if "motion_adapter" in hints and "motion_adapter" not in given and _makes_pictures(network):
+        return False  # diffusers would make motion modules with random weights
     xl = network is not None and network.config.get("addition_embed_type") == "text_time"
     return network is None or not hasattr(network.config, "addition_embed_type") or xl == ("XL" in stock.__name__)
+
+
+def _makes_pictures(unet: Any) -> bool:
+    return isinstance(unwrapped(unet), diffusers.UNet2DConditionModel)
 
 
 def told_apart(stock: type[DiffusionPipeline], components: Mapping[str, Any]) -> type[DiffusionPipeline]:

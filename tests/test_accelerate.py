@@ -173,6 +173,13 @@ def test_a_method_around_whole_calls_is_given_once(unet: Any) -> None:
     [
         ("unet", (), ValueError, "at least one method"),
         ("unet", ("deepcache",), TypeError, r"'deepcache' is not a method: .*methods.parse.*methods are .*deepcache"),
+        ("unet", (DeepCache,), TypeError, r"DeepCache'> is not a method yet: give an object, as DeepCache\(\);"),
+        (
+            "unet",
+            ([DeepCache()],),
+            TypeError,
+            r"is not a method: give several one by one, as accelerate\(pipe, one, other",
+        ),
         ("vae", (DeepCache(),), UnsupportedModelError, r"AutoencoderTiny is not a supported denoiser.*UNet2DCond"),
         ("none", (DeepCache(),), TypeError, "takes a diffusers pipeline or a denoiser; got int"),
     ],

@@ -88,6 +88,11 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in headings(file), target
 
 
+def test_every_page_of_docs_is_in_their_list() -> None:
+    listed = set(re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / "README.md").read_text())) | {"README.md"}
+    assert {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} <= listed
+
+
 @EVERY
 def test_files_that_are_named_exist(page: Path) -> None:
     for span in spans(page):

@@ -88,9 +88,17 @@ def _by_name(methods: Sequence[Method | MethodsFor], models: Named) -> dict[str,
         raise ValueError("accelerate needs at least one method, such as DeepCache(interval=3)")
     for method in {id(m): m for found in chosen.values() for m in found}.values():
         if not isinstance(method, Method):
-            hint = f": text is read by diffaccel.methods.parse_all({method!r})" if isinstance(method, str) else ""
-            raise TypeError(f"{method!r} is not a method{hint}; methods are {', '.join(Method.names())}")
+            raise TypeError(f"{method!r} is not a method{_meant(method)}; methods are {', '.join(Method.names())}")
     return chosen
+
+
+def _meant(given: object) -> str:
+    """What to write in place of something that is nearly a method."""
+    if isinstance(given, str):
+        return f": text is read by diffaccel.methods.parse_all({given!r})"
+    if isinstance(given, type):
+        return f" yet: give an object, as {given.__name__}()"
+    return ": give several one by one, as accelerate(pipe, one, other)" if isinstance(given, list | tuple) else ""
 
 
 class Handle:

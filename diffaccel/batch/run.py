@@ -139,7 +139,7 @@ class BatchRun:
         self._folder.write(name, buffer.getvalue())
         return {
             "file_name": name,
-            "psnr": round(comparison.psnr, 2),
+            "psnr": comparison.psnr,
             "plain_seconds": round(comparison.plain_seconds, 4),
         }
 

@@ -1,7 +1,6 @@
 """The figures on a comparison are right, and equal pictures show no difference."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -15,7 +14,7 @@ NOISY = Image.fromarray(np.asarray(PICTURE) // 2 + 30)
 def test_psnr_equals_torchmetrics() -> None:
     one, other = (torch.from_numpy(np.array(image)).double() for image in (PICTURE, NOISY))
     expected = float(peak_signal_noise_ratio(one, other, data_range=255.0))
-    assert Comparison(PICTURE, NOISY, 1.0, 1.0).psnr == pytest.approx(expected)
+    assert Comparison(PICTURE, NOISY, 1.0, 1.0).psnr == round(expected, 2)
     assert Comparison(PICTURE, PICTURE, 1.0, 1.0).psnr == 100
 
 

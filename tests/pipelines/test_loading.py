@@ -175,6 +175,12 @@ def test_bundled_by_name() -> None:
     assert pipe.unet.config.sample_size == 16
 
 
+@pytest.mark.parametrize("name", ["FastVideoPipeline", "CausalVideoPipeline"])
+def test_a_model_of_pictures_makes_no_video_without_a_motion_adapter(name: str, tiny_sd: Path) -> None:
+    with pytest.raises(TypeError, match=f"{name} cannot be built of .*unet: UNet2DConditionModel"):
+        getattr(diffaccel.pipelines, name).from_pretrained(tiny_sd)
+
+
 def test_components_that_fit_nothing(tiny_sd: Path) -> None:
     parts = StableDiffusionPipeline.from_pretrained(tiny_sd).components
     with pytest.raises(TypeError, match=r"cannot be built of .*vae: AutoencoderTiny.*StableDiffusionXLPipeline"):
