@@ -71,6 +71,7 @@ class LatteNetwork(Network):
     """LatteTransformer3DModel; a learned variance is dropped."""
 
     patch = 2
+    ragged = ("encoder_hidden_states",)
 
     def _widths(self) -> dict[str, int]:
         return {"prompt_embeds": self.model.config.caption_channels}
