@@ -210,6 +210,8 @@ class Seat:
             in_full = "more calls with one prompt than steps tell apart"
         elif own.contexts.too_many:
             in_full = own.in_full = f"more than {KNOWN} prompts in one step"
+        elif inputs.fills_cache:
+            in_full = "calls for keys and values that the network keeps itself"
         if in_full:
             self.session.tally.full[in_full] += 1
             memory = Memory(self.session.parts)

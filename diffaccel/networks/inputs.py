@@ -30,8 +30,9 @@ WITHOUT_ROWS = (
 )
 # Inputs whose second dimension are the rows: the first are the layers of a text encoder.
 SECOND_ROWS = ("encoder_hidden_states_llama3",)
-# Inputs that are meant for single blocks of one network: what ControlNets and adapters add there in each step, ...
-PUT_IN_BLOCKS = re.compile(r"residual|controlnet_(single_)?block|block_controlnet")
+# Inputs that are meant for single blocks of one network: what ControlNets and adapters add there in each step, and the
+# keys and values that it keeps of other calls, ...
+PUT_IN_BLOCKS = re.compile(r"residual|controlnet_(single_)?block|block_controlnet|kv_caches?$")
 # ... and which of its blocks a guidance leaves out.
 LEFT_OUT = ("skip_layers", "spatio_temporal_guidance_blocks")
 CONDITIONINGS = ("controlnet_cond", "encoder_hidden_states", "encoder_hidden_states_t5", "cap_feats", "class_labels")
@@ -83,7 +84,7 @@ class Inputs:
         return tree_leaves([value for name, value in self.values.items() if self.is_constant(name)])
 
     def is_constant(self, name: str) -> bool:
-        """Whether an input usually stays the same: all but sample, timestep and residuals of a ControlNet do."""
+        """Whether an input usually stays the same: all but sample, timestep and what is put in blocks do."""
         return name not in self.names[:2] and not PUT_IN_BLOCKS.search(name)
 
     @property
@@ -91,6 +92,11 @@ class Inputs:
         """Names of the inputs that are meant for single blocks of the network that they are given to."""
         given = (name for name, value in self.values.items() if value is not None)
         return [name for name in given if PUT_IN_BLOCKS.search(name) or name in LEFT_OUT]
+
+    @property
+    def fills_cache(self) -> bool:
+        """Whether the network is called for the keys and values that it keeps itself, and not for its output."""
+        return bool((self.values.get("kv_cache_flag") or {}).get("is_cache_step"))
 
     def replace(self, **values: Any) -> "Inputs":
         """These inputs with some values changed."""

@@ -64,13 +64,23 @@ def _depths(down: list[UNetBlock], middle: tuple[str, ...], up: list[UNetBlock])
     branches = []
     for number, block in enumerate(up):
         for layer in range(len(block.layers)):
-            modules = below(down, number, layer)
+            modules = below(down, number, _read(down[number], block, layer))
             modules += middle
             modules += [deeper.name for deeper in reversed(up[number + 1 :])]
             modules += [name for names in block.layers[: len(block.layers) - 1 - layer] for name in names]
             if modules:
                 branches.append(Branch(replayed=(modules[-1],), skipped=tuple(modules[:-1])))
     return tuple(branches)
+
+
+def _read(down: UNetBlock, up: UNetBlock, layer: int) -> int:
+    """How many layers of a down block the last layers of its up block read, from (layer) to the output end.
+
+    Each reads one, the last the network's entry; or all of them are one short of it, and the first reads the last one.
+    """
+    if len(up.layers) > len(down.layers):
+        return layer
+    return len(down.layers) if layer == len(up.layers) - 1 else 0
 
 
 def below(down: list[UNetBlock], number: int, layer: int) -> list[str]:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from cells import cells
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers import StableDiffusionImg2ImgPipeline as Img2Img
-from tiny_networks import LIGHT, generate, pipeline, sd_unet, sdxl_unet, unet_inputs
+from tiny_networks import LIGHT, TEXT, generate, pipeline, sd_unet, sdxl_unet, unet_inputs
 from unet_reference import ReferenceDeepCache
 
 from diffaccel.attach.handle import accelerate
@@ -83,6 +83,36 @@ def test_branches_are_counted_from_the_layers_of_each_block(layers: int) -> None
         with torch.no_grad():
             expected = reference(sample, t, inputs["encoder_hidden_states"])
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+
+
+def test_blocks_whose_first_layer_reads_the_only_skip_connection() -> None:
+    """As those of Stable Diffusion's latent upscaler, whose up blocks have no layer for the network's entry."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("KDownBlock2D", "KDownBlock2D", "KCrossAttnDownBlock2D"),
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D", "KUpBlock2D"),
+        mid_block_type=None,
+        norm_num_groups=None,
+        cross_attention_dim=TEXT,
+        act_fn="gelu",
+        time_embedding_type="fourier",
+        resnet_time_scale_shift="scale_shift",
+    ).eval()
+    for branch, found in enumerate(layout_of(unet).depths):
+        kept: list[torch.Tensor] = []
+
+        def replay(module: Any, args: Any, output: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(output)
+            return kept[0]
+
+        hook = unet.get_submodule(found.replayed[0]).register_forward_hook(replay)
+        expected = calls(unet, timesteps=TIMESTEPS[:2])
+        hook.remove()
+        with accelerate(unet, DeepCache(interval=2, branch=branch)):
+            ours = calls(unet, timesteps=TIMESTEPS[:2])
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True)), found.replayed
 
 
 def test_one_tensor_is_stored(unet: Any) -> None:

@@ -9,7 +9,7 @@ import stream_pipelines
 import torch
 from cells import cells
 
-from diffaccel import CausalContext, DeepCache, EasyCache, FullGuidance, VideoEngine, accelerate
+from diffaccel import CausalContext, DeepCache, EasyCache, FullGuidance, IntervalCache, VideoEngine, accelerate
 from diffaccel.pipelines import CausalVideoPipeline
 
 CHUNK, CHUNKS, STEPS, SIDE = 2, 4, 3, 64
@@ -106,3 +106,20 @@ def test_an_accelerated_network_is_no_engines(pipe: Any) -> None:
         for use in (engine.next, lambda: engine_of(pipe)):
             with pytest.raises(RuntimeError, match="accelerated already: detach that handle first"):
                 use()
+
+
+@pytest.mark.slow
+def test_calls_that_fill_its_cache_compute_when_accelerated(pipe: Any) -> None:
+    call = {
+        "height": SIDE,
+        "width": SIDE,
+        "num_frames": 13,
+        "num_inference_steps": 1,
+        "chunk_partition": [CHUNK, CHUNK],
+    }
+    noise = torch.randn(1, 4, 2 * CHUNK, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = pipe("a cat", latents=noise, output_type="latent", **call).frames
+    for method in (IntervalCache(2), EasyCache()):
+        with accelerate(pipe, method) as handle:  # of one step in each chunk there is nothing to reuse
+            assert torch.equal(pipe("a cat", latents=noise, output_type="latent", **call).frames, plain)
+            assert handle.report().full == {"calls for keys and values that the network keeps itself": 1}
