@@ -123,6 +123,22 @@ def test_what_cannot_be_compiled_together_is_refused(pipe: Any, counter: Compile
         accelerate(pipe, TextKVCache())
 
 
+def test_compiling_comes_before_accelerating(pipe: Any, counter: CompileCounter) -> None:
+    with accelerate(pipe, TextKVCache()) as handle:
+        expected = generate(pipe)
+        pipe.unet.compile_repeated_blocks(backend=counter)
+        for use in (lambda: generate(pipe), handle.report):
+            with pytest.raises(
+                RuntimeError, match=r"blocks\.\d.* was compiled after accelerate\(\), with our hooks in it"
+            ):
+                use()
+    for module in pipe.unet.modules():
+        module._compiled_call_impl = None
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend=counter)
+    with accelerate(pipe, TextKVCache()):
+        assert torch.equal(generate(pipe), expected)
+
+
 def outputs(model: Any, calls: Any) -> list[torch.Tensor]:
     with torch.no_grad():
         return [model(**call).sample for call in calls]

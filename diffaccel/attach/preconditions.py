@@ -11,7 +11,7 @@ from diffaccel._diffusers import STOCK_CACHES, hook_on, hooks_of
 from diffaccel.attach.seat import Seat
 from diffaccel.methods import Method
 from diffaccel.networks import COMPANIONS, UnsupportedModelError
-from diffaccel.networks.compiled import is_compiled
+from diffaccel.networks.compiled import IN_PLACE, compiled_around, is_compiled
 from diffaccel.runtime.attachment import HOOK
 from diffaccel.runtime.host import Host
 
@@ -35,6 +35,7 @@ def require_attached(seats: Sequence[Seat], pipe: Any) -> None:
     for seat in seats:
         kind = type(seat.model).__name__
         _require_no_stock_cache(seat.model)
+        _require_compiled_before(seat.model)
         _require_decided_together(seat)
         if (name := seat.lost()) is not None:
             raise RuntimeError(
@@ -91,6 +92,18 @@ def _require_no_stock_cache(model: torch.nn.Module) -> None:
             f"a cache of diffusers, whose hooks have names like {name!r}, works on this {type(model).__name__}: take "
             "them out of its HookRegistry, or load the network anew"
         )
+
+
+def _require_compiled_before(model: torch.nn.Module) -> None:
+    """Refuse code that was compiled with hooks of ours in it, whose every decision would be a graph of its own."""
+    for name, module in model.named_modules():
+        if HOOK in hooks_of(module):
+            own = name if vars(module).get(IN_PLACE) is not None else None
+            if (inside := compiled_around(model, name) or own) is not None:
+                raise RuntimeError(
+                    f"{inside or type(model).__name__} was compiled after accelerate(), with our hooks in it: detach() "
+                    "the handle, compile, and then accelerate() the pipeline again"
+                )
 
 
 def _require_decided_together(seat: Seat) -> None:

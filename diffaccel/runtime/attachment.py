@@ -235,8 +235,8 @@ def _require_outside(model: torch.nn.Module, names: Sequence[str]) -> None:
         if (inside := compiled_around(model, name)) is not None:
             raise RuntimeError(
                 f"{inside!r} was compiled as a block, and {name!r} within it is to be replayed: compile the network's "
-                "forward instead, before accelerate(): model.forward = torch.compile(model.forward, fullgraph=True), "
-                "or use a method that replays whole blocks or layers, such as DeepCache or DeltaCache"
+                "forward instead, before accelerate(): model.forward = torch.compile(model.forward), or use a "
+                "method that replays whole blocks or layers, such as DeepCache or DeltaCache"
             )
 
 
