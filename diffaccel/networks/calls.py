@@ -42,6 +42,10 @@ class UNet(Network):
 
     def _check(self) -> None:
         config = self.model.config
+        if self.pipe.config.get("requires_aesthetics_score"):
+            raise ValueError(
+                "this is a refiner, which is told a score and finishes what another model began: stream that model"
+            )
         if config.in_channels - self.channels not in self._kinds:
             raise ValueError(
                 f"this UNet takes {config.in_channels} input channels for {self.channels} of latents, such as depth: "

@@ -38,7 +38,7 @@ def scales_of(model: torch.nn.Module, adapters: tuple[str, ...], wanted: Mapping
     """
     if wanted is None:
         return [1.0] * len(adapters)
-    if not isinstance(wanted, Mapping):
+    if not isinstance(wanted, Mapping) or not all(isinstance(name, str) for name in wanted):
         raise TypeError(f"lora must map names of adapters to scales, not {wanted!r}")
     for name, scale in wanted.items():
         number(f"the scale of LoRA {name!r}", scale, 0.0, MOST)

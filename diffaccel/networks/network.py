@@ -46,6 +46,7 @@ class Network(ABC):
         self.pipe, self.height, self.width = pipe, height, width
         self.controlnets = controlnets_of(pipe)
         self.adapters = () if self.controlnets else t2i_adapters_of(pipe)
+        self._image_adapters = adapters_of(self.model)
         self._check()
 
     @property
@@ -155,8 +156,10 @@ class Network(ABC):
 
         Raises:
             ValueError: for an image prompt where there is no IP-Adapter, or that does not fit.
+            RuntimeError: as `require_same_adapters`.
         """
-        adapters = adapters_of(self.model)
+        self.require_same_adapters()
+        adapters = self._image_adapters
         if not adapters:
             check(prompt is None, NO_ADAPTER)
             return {}
@@ -164,6 +167,13 @@ class Network(ABC):
         scales = [0.0] * len(adapters) if prompt is None else prompt.scales_for(len(adapters))
         named = {f"{EMBEDS}.{place}": embeds.to(self.dtype) for place, embeds in enumerate(found)}
         return {**named, SCALES: torch.tensor([scales], device=self.device)}
+
+    def require_same_adapters(self) -> None:
+        """Raise RuntimeError where IP-Adapters came or went, which change what a call is told."""
+        if adapters_of(self.model) != self._image_adapters:
+            raise RuntimeError(
+                "IP-Adapters were loaded or unloaded since this stream was opened: open another one, or undo that"
+            )
 
     @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> torch.Tensor:

@@ -132,9 +132,10 @@ class Instructed(Condition):
     needs = ("picture",)
 
     def enter(self, arrival: Arrival) -> FrameInput | None:
-        """Its latents as the autoencoder makes them, without their scale."""
+        """Its latents as the autoencoder makes them, without their scale; CosXL Edit is shown them with it."""
         assert arrival.source is not None
-        return Beside(self.codec.unscaled(arrival.source))
+        scaled = getattr(self.network.pipe, "is_cosxl_edit", False)
+        return Beside(arrival.source if scaled else self.codec.unscaled(arrival.source))
 
 
 @dataclass(frozen=True, eq=False)

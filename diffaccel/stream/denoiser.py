@@ -84,6 +84,7 @@ class Denoiser:
 
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
+        self.network.require_same_adapters()
         self.calls.begin()
         call, before = self._call(tick), self.work.rows
         self._forget_what_is_spoilt()

@@ -6,7 +6,7 @@ As in MultiDiffusion (arXiv 2302.08113, Eq. 5), whose mean of predictions each m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Region:
     """
 
     prompt: str | Mapping[str, float] | Sequence[tuple[str, float]]
-    mask: Picture
+    mask: Picture = field(repr=False)
 
     def small_mask(self, height: int, width: int, latent_size: tuple[int, int]) -> torch.Tensor:
         """The mask in the size of latents, ``(1, 1, h, w)``.

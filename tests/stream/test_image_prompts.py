@@ -260,6 +260,22 @@ def test_live_changes_of_picture_and_scale(pipe: Any, engine: Build, frames: tor
     close(slow[-1], painted(engine(), frames)[-3], 1e-3)
 
 
+def test_adapters_that_come_and_go_are_noticed(engine: Build, frames: torch.Tensor, tmp_path: Path) -> None:
+    pipe = stream_pipelines.sd()
+    before = engine(pipe)
+    before.push(frames[0])
+    adapted(pipe, tmp_path)
+    for act in (lambda: before.push(frames[1]), lambda: before.update(image_prompt=ImagePrompt(picture("red"), 0.3))):
+        with pytest.raises(RuntimeError, match="loaded or unloaded since this stream was opened: open another"):
+            act()
+    with engine(pipe, image_prompt=ImagePrompt(picture("red"))) as after:
+        after.push(frames[0])
+        pipe.unload_ip_adapter()
+        with pytest.raises(RuntimeError, match="loaded or unloaded"):
+            after.push(frames[1])
+    close(painted(before, frames)[-3:], painted(engine(), frames)[-3:])
+
+
 def test_wrong_image_prompts_are_refused_by_name(pipe: Any, two: Any, engine: Build, frames: torch.Tensor) -> None:
     red = picture("red")
     with pytest.raises(ValueError, match=r"needs an IP-Adapter .*call pipe\.load_ip_adapter"):

@@ -111,8 +111,9 @@ def test_what_cannot_be_followed_is_refused_by_name(pipe: Any, engine: Build) ->
         engine(lora={"one": 1.0})
     with pytest.raises(ValueError, match="scale of LoRA 'one'"):
         engine(pipe, lora={"one": -1.0})
-    with pytest.raises(TypeError, match="lora must map names"):
-        engine(pipe, lora="one")
+    for wrong in ("one", {1: 0.5}):
+        with pytest.raises(TypeError, match="lora must map names"):
+            engine(pipe, lora=wrong)
     pipe.unet.set_adapters(["two"], [1.0])
     try:
         with pytest.raises(ValueError, match=r"'one' is not at work: pipe\.set_adapters"):

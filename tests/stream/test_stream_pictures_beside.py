@@ -1,5 +1,6 @@
 """Masks that move, and pictures to be changed by a prompt: as the stock pipelines paint them, and one by one."""
 
+import inspect
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,9 @@ from cells import cells
 from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
 )
 from PIL import Image
 from stream_pipelines import Build
@@ -41,10 +44,12 @@ def widened(channels: int, kind: Any, base: Any = None) -> Any:
     """A pipeline whose UNet takes so many channels."""
     base = base or stream_pipelines.sd()
     if base.unet.config.in_channels != channels:
-        config = {**base.unet.config, "in_channels": channels}
+        own = {name: value for name, value in base.unet.config.items() if name != "_use_default_values"}
+        config = {**own, "in_channels": channels}
         base.register_modules(unet=stream_pipelines._seeded(lambda: type(base.unet).from_config(config)))
     options = {} if "XL" in kind.__name__ else {"requires_safety_checker": False}
-    pipe = kind(**base.components, **options)
+    parts = {name: part for name, part in base.components.items() if name in inspect.signature(kind).parameters}
+    pipe = kind(**parts, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -128,6 +133,18 @@ def test_a_picture_that_a_prompt_changes_as_the_stock_pipeline_does(
     stream = engine(instructed, timestep_indices=range(STEPS), num_inference_steps=STEPS, **guidance)
     (ours,) = painted(stream, frames[:1], [None])
     close(ours, stock(instructed, frames[0], None, scale, image_guidance_scale=1.0))
+
+
+@pytest.mark.parametrize("cosxl", [False, True])
+def test_sdxl_changes_a_picture_as_the_stock_pipeline_does(engine: Build, frames: torch.Tensor, cosxl: bool) -> None:
+    base = stream_pipelines.sdxl()
+    base.register_modules(vae=stream_pipelines.tiny_vae())
+    base.vae.register_to_config(scaling_factor=3.0)
+    pipe = widened(8, StableDiffusionXLInstructPix2PixPipeline, base)
+    pipe.is_cosxl_edit = cosxl
+    settings = {"timestep_indices": range(STEPS), "num_inference_steps": STEPS, "image_guidance_scale": 1.8}
+    (ours,) = painted(engine(pipe, guidance=FullGuidance(2.5), **settings), frames[:1], [None])
+    close(ours, stock(pipe, frames[0], None, 2.5, image_guidance_scale=1.8, height=32, width=32))
 
 
 def test_guidance_by_the_picture_is_the_stock_pipelines(instructed: Any, engine: Build, frames: torch.Tensor) -> None:
@@ -292,6 +309,12 @@ def test_forms_of_a_mask(masking: Any, engine: Build, frames: torch.Tensor, mask
     settings = {"timestep_indices": (30,)}
     expected = painted(engine(masking, **settings), frames[:1], masks[:1])
     assert torch.equal(painted(engine(masking, **settings), frames[:1], [form(masks[0])]), expected)
+
+
+def test_a_refiner_is_refused(engine: Build) -> None:
+    pipe = StableDiffusionXLImg2ImgPipeline(**stream_pipelines.sdxl().components, requires_aesthetics_score=True)
+    with pytest.raises(ValueError, match=r"this is a refiner, .*: stream that model"):
+        engine(pipe)
 
 
 def test_wrong_input_is_refused_and_the_stream_goes_on(
