@@ -46,6 +46,8 @@ class UNet(Network):
             raise ValueError(
                 "this is a refiner, which is told a score and finishes what another model began: stream that model"
             )
+        if config.class_embed_type is not None or config.num_class_embeds is not None:
+            raise ValueError("this UNet is told a class or a picture in its place (unCLIP), which streams have none of")
         if config.in_channels - self.channels not in self._kinds:
             raise ValueError(
                 f"this UNet takes {config.in_channels} input channels for {self.channels} of latents, such as depth: "
@@ -164,6 +166,12 @@ class Flux(_Falling):
 
     patch = 2
 
+    def _check(self) -> None:
+        if "Kontext" in type(self.pipe).__name__:
+            raise ValueError(
+                "FLUX Kontext reads a picture beside what it paints, and streams begin with it: use FLUX schnell or dev"
+            )
+
     @property
     def channels(self) -> int:
         """Latent channels before packing."""
@@ -241,6 +249,10 @@ class _Masked(Network):
 
 class Sana(_Masked):
     """SanaTransformer2DModel: flow matching on the latents of a deep-compression autoencoder."""
+
+    def _check(self) -> None:
+        if self.model.config.get("guidance_embeds"):
+            raise ValueError("SANA-Sprint steps along another course than the samplers of streams: use SANA")
 
     def _arguments(self) -> dict[str, Any]:
         instruction = inspect.signature(self.pipe.__call__).parameters.get("complex_human_instruction")

@@ -199,7 +199,13 @@ def open_engine(
     arguments |= {"frame_buffer": frame_buffer, "shared_noise": True}
     arguments |= {"width": width, "height": height, "fit": settings.fit}
     deadline = None if settings.fps is None else IN_ENGINE / settings.fps
-    return StreamEngine(pipe, host=host, deadline=deadline, **arguments)
+    engine = StreamEngine(pipe, host=host, deadline=deadline, **arguments)
+    if lacking := [need for need in engine.needs if need != "picture"]:
+        engine.close()
+        raise ValueError(
+            f"{type(pipe).__name__} needs a {lacking[0]} with every frame, which nobody gives here: use another model"
+        )
+    return engine
 
 
 def open_alone(pipe: Any, settings: LiveSettings, *, frame_buffer: int = 1) -> StreamEngine:

@@ -82,6 +82,11 @@ class Intake:
                 "call pipe.unload_ip_adapter() first"
             )
 
+    def needs(self, config: StreamConfig) -> tuple[str, ...]:
+        """What each frame has to bring: "picture", "mask", "control image"."""
+        given = ("control image",) if self._nets and config.control is None else ()
+        return (*(need for condition in self._conditions for need in condition.needs), *given)
+
     def accept(
         self,
         image: Picture | None,
@@ -199,9 +204,9 @@ class Intake:
     def blank(self, config: StreamConfig) -> Frame:
         """A black frame, to warm up with."""
         black = torch.zeros(1, 3, config.height, config.width)
-        given = self._nets and config.control is None
-        mask = black[:, :1] + 1 if any("mask" in condition.needs for condition in self._conditions) else None
-        return Frame(0, 0.0, black, None, (black,) * self._nets if given else None, mask)
+        needs = self.needs(config)
+        mask = black[:, :1] + 1 if "mask" in needs else None
+        return Frame(0, 0.0, black, None, (black,) * self._nets if "control image" in needs else None, mask)
 
 
 def _asks_for_image_prompts(pipe: Any) -> bool:

@@ -33,6 +33,11 @@ class MovingFrames:
     _pace: Pace | None = None
     _runner: WorkRunner
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What each frame has to bring: "picture", "mask", "control image"."""
+        return self._intake.needs(self.config)
+
     def making_room(self) -> AbstractContextManager[None]:
         """Within, this stream's room in its host is free for one that takes its place, unless the body raises."""
         return self._runner.aside()

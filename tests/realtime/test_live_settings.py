@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionInpaintPipeline
 from pydantic import ValidationError
 
 from diffaccel.methods import DeepCache, IntervalCache
@@ -19,6 +20,7 @@ from diffaccel.realtime.settings import (
     MOTION,
     Controls,
     LiveSettings,
+    open_engine,
     picture_size,
     sizes,
     stream_arguments,
@@ -28,6 +30,14 @@ from diffaccel.sampling.guidance import FullGuidance, NoGuidance, OneTimeNegativ
 from diffaccel.stream.host import StreamHost
 
 SMALL = LiveSettings(width=64, height=32)
+
+
+def test_a_model_that_paints_under_masks_is_refused_at_once(pipe: Any) -> None:
+    own = {name: value for name, value in pipe.unet.config.items() if name != "_use_default_values"}
+    parts = {**pipe.components, "unet": type(pipe.unet).from_config({**own, "in_channels": 9})}
+    inpainting = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(ValueError, match="StableDiffusionInpaintPipeline needs a mask with every frame"):
+        open_engine(inpainting, SMALL)
 
 
 def pixels(seed: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import stream_pipelines
 import torch
 from cells import cells
 from diffusers import (
+    FluxKontextPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -309,6 +310,24 @@ def test_forms_of_a_mask(masking: Any, engine: Build, frames: torch.Tensor, mask
     settings = {"timestep_indices": (30,)}
     expected = painted(engine(masking, **settings), frames[:1], masks[:1])
     assert torch.equal(painted(engine(masking, **settings), frames[:1], [form(masks[0])]), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "words"),
+    [
+        ("sd", {"num_class_embeds": 2}, r"is told a class or a picture in its place \(unCLIP\)"),
+        ("sana", {"guidance_embeds": True}, "SANA-Sprint steps along another course .*: use SANA"),
+        ("flux", None, "FLUX Kontext reads a picture beside what it paints"),
+    ],
+)
+def test_networks_that_are_told_more_are_refused(engine: Build, kind: str, config: Any, words: str) -> None:
+    pipe = getattr(stream_pipelines, kind)()
+    if config is None:
+        pipe = FluxKontextPipeline(**pipe.components)
+    else:
+        (getattr(pipe, "unet", None) or pipe.transformer).register_to_config(**config)
+    with pytest.raises(ValueError, match=words):
+        engine(pipe)
 
 
 def test_a_refiner_is_refused(engine: Build) -> None:
