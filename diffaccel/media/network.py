@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import numpy as np
 
 from diffaccel.config.words import counted
-from diffaccel.media.errors import MediaError, pyav
+from diffaccel.media.errors import MediaError, need, pyav
 from diffaccel.media.pixels import upright
 from diffaccel.media.sources import FrameSource
 from diffaccel.media.video_reader import DecodedFrame
@@ -47,7 +47,7 @@ def is_address(name: str) -> bool:
 
 
 def check_address(name: str, *, sink: bool) -> None:
-    """Raise `MediaError` for a scheme that cannot be used, and an address without a host."""
+    """Raise `MediaError` for a scheme that cannot be used, an address without a host, and where PyAV is missing."""
     schemes = sorted(FORMATS) if sink else sorted(READABLE)
     try:
         parts = urlsplit(name)
@@ -59,6 +59,7 @@ def check_address(name: str, *, sink: bool) -> None:
         raise MediaError(f"cannot {verb} {parts.scheme}:// addresses: use {', '.join(schemes)}")
     if not complete:
         raise MediaError(f"{name} is no address: it has to look like {parts.scheme}://host:port/name")
+    need("av", extra="video", purpose=f"{parts.scheme}://")
 
 
 def waits(address: str) -> bool:
@@ -89,10 +90,10 @@ class NetworkVideo(FrameSource):
     """
 
     def __init__(self, address: str) -> None:
+        check_address(address, sink=False)
         from av.error import FFmpegError
 
         self.address = address
-        check_address(address, sink=False)
         bare, options = without_options(address)
         options |= {"analyzeduration": "1000000"}  # a second, to find out what comes
         if waits(address):
@@ -151,7 +152,6 @@ class NetworkWriter:
 
     def __init__(self, address: str) -> None:
         check_address(address, sink=True)
-        pyav()
         self.address, self.left_out = address, 0
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from diffaccel.config.words import did_you_mean
-from diffaccel.media.errors import MediaError, need
+from diffaccel.media.errors import MediaError, need, pyav
 from diffaccel.media.network import NetworkWriter, check_address, is_address
 from diffaccel.media.sources import opencv
 from diffaccel.media.video_writer import VideoWriter, check_target
@@ -244,6 +244,7 @@ def check_sink(sink: str, *, overwrite: bool = False) -> None:
     elif kind == "virtual-camera":
         need("pyvirtualcam", extra="virtual-camera", purpose="a virtual camera")
     elif is_file(sink) and Path(sink).suffix:
+        pyav()
         check_target(Path(sink), overwrite=overwrite)
     elif kind != "mjpeg" or not (port.isdecimal() or not port):
         hint = did_you_mean(sink, NAMES)
