@@ -4,11 +4,10 @@ attentions and feed-forward networks compute."""
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from diffaccel._diffusers import running_call
 from diffaccel.config import stored
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import require_sampler
+from diffaccel.methods.profile import require_guidance, require_sampler
 from diffaccel.methods.routers import Routers
 from diffaccel.networks.layout import Layout, Unit, joined
 from diffaccel.reuse.schedule import Steps
@@ -21,6 +20,7 @@ from diffaccel.runtime.run import Run
 from diffaccel.runtime.wrapper import Inner, Wrapper
 
 REMEDY = "train routers for this one: diffaccel train-cache, or diffaccel.train_routers"
+TRAINED = "the routers were trained with"
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,12 @@ class _AsTrained(Wrapper):
         routers = self.routers
         _Routed((0,), routers.total).validate(total)
         expected = routers.sampler, routers.sampler_fingerprint
-        require_sampler(run.host.scheduler, expected, "the routers were trained with", REMEDY)
-        running = running_call()
-        found = () if running is None else running.guidance_scales
-        check(
-            found in ((), routers.guidance),
-            f"the routers were trained with {_written(routers.guidance)}, and this run has {_written(found)}: {REMEDY}",
-        )
+        require_sampler(run.host.scheduler, expected, TRAINED, REMEDY)
+        require_guidance(routers.guidance, TRAINED, REMEDY)
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:  # noqa: ARG002
         """One network call."""
         return network(call)
-
-
-def _written(guidance: tuple[tuple[str, float], ...]) -> str:
-    return ", ".join(f"{name}={value:g}" for name, value in guidance) or "no guidance that the pipeline tells"
 
 
 def _require_made_for(routers: Routers, layout: Layout) -> dict[str, Unit]:

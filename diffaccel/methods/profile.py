@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Self
 
 from torch.profiler import record_function
 
+from diffaccel._diffusers import running_call
 from diffaccel.config import stored
 from diffaccel.config.checks import check, whole
 from diffaccel.methods.base import Method, Unread
 from diffaccel.methods.companions import hidden_in
-from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNIT, UNITS, Recipe, Reuse
+from diffaccel.methods.recipe import BLOCKS, BRANCH, OUTPUT, UNIT, UNITS, GuidanceScales, Recipe, Reuse
 from diffaccel.networks.layout import Layout, UnsupportedModelError, fingerprint_of, joined
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import NO_ENDS, Ends
@@ -26,13 +27,15 @@ from diffaccel.runtime.residual_act import AddResidual
 from diffaccel.runtime.run import Run
 from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction, require_one
 
+TUNED = "the profile was tuned with"
+
 
 @dataclass(frozen=True)
 class Profile(Method):
     """Follow a tuned recipe: which calls compute, from which branch or in which blocks, with which forecast.
 
-    Made for one class and configuration of network, one sampler and one number of calls; anything else is refused. A
-    bare network does not tell its sampler, which is then not checked.
+    Made for one class and configuration of network, one sampler, one number of calls and one guidance; anything else is
+    refused. A bare network tells neither sampler nor guidance, which are then not checked.
 
     Args:
         recipe: the path of a profile that `diffaccel tune` wrote, or a `Recipe`.
@@ -71,7 +74,7 @@ class Profile(Method):
         return found
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
-        """Checks the sampler, and stands in for the network where its output is reused."""
+        """Checks the sampler and the guidance, and stands in for the network where its output is reused."""
         return Outputs(self.loaded, self.ends)
 
 
@@ -132,10 +135,12 @@ class Outputs(Wrapper):
         self.blend = Blend(self.weights) if blend is None else blend
 
     def start_run(self, run: Run, total: int | None) -> None:
-        """Refuse another sampler, and another number of calls."""
+        """Refuse another number of calls, another sampler, and another guidance."""
         _Planned(frozenset(), self.recipe.total).validate(total)
         expected = self.recipe.sampler, self.recipe.sampler_fingerprint
-        require_sampler(run.host.scheduler, expected, "the profile was tuned with", "tune again with this one")
+        require_sampler(run.host.scheduler, expected, TUNED, "tune again with this one")
+        if self.recipe.guidance is not None:
+            require_guidance(self.recipe.guidance, TUNED, "tune again with this one")
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call, or none."""
@@ -173,6 +178,28 @@ def require_sampler(scheduler: Any, expected: tuple[str, str], made: str, remedy
         f"{made} {expected[0]} in configuration {expected[1]}, and the pipeline's scheduler is {found[0]} in "
         f"configuration {found[1]}: set that scheduler, or {remedy}",
     )
+
+
+def guidance_of_call() -> GuidanceScales:
+    """The scales of guidance of the pipeline's call that is under way, where it tells them."""
+    running = running_call()
+    return () if running is None else running.guidance_scales
+
+
+def require_guidance(expected: GuidanceScales, made: str, remedy: str) -> None:
+    """Refuse another guidance than `expected`, of the pipeline's call that is under way, where it tells one.
+
+    Args:
+        expected: as `guidance_of_call` gave it.
+        made: what was made for that guidance, as the start of the message.
+        remedy: what to do.
+    """
+    found = guidance_of_call()
+    check(found in ((), expected), f"{made} {_written(expected)}, and this run has {_written(found)}: {remedy}")
+
+
+def _written(guidance: GuidanceScales) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in guidance) or "no guidance that the pipeline tells"
 
 
 def planned(recipe: Recipe, layout: Layout, forecast: Callable[[str], Forecast]) -> list[Part]:

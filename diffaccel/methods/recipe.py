@@ -7,6 +7,7 @@ from typing import ClassVar
 from diffaccel.config import Config, StoredConfig
 from diffaccel.config.checks import check, listed, whole
 
+GuidanceScales = tuple[tuple[str, float], ...]
 OUTPUT, BRANCH, BLOCKS, UNITS, UNIT = "output", "branch", "blocks", "units", "unit"
 COUNTS = {OUTPUT: 0, BRANCH: 1, BLOCKS: 2, UNITS: 2, UNIT: 1}  # of the numbers that follow each
 
@@ -92,7 +93,7 @@ class Evidence(Config):
 
 @dataclass(frozen=True)
 class Recipe(StoredConfig):
-    """When what is reused, for one network, one sampler and one number of calls.
+    """When what is reused, for one network, one sampler, one number of calls and one guidance.
 
     Args:
         model: class name of the network.
@@ -102,6 +103,7 @@ class Recipe(StoredConfig):
         total: network calls of a run.
         reuses: what is reused at each call; a call that is not named computes everything.
         evidence: what it was measured to give.
+        guidance: scales of guidance by the names of the pipeline's arguments; None where they are not known.
     """
 
     _origin: ClassVar[str] = "a profile written by diffaccel tune"
@@ -113,6 +115,7 @@ class Recipe(StoredConfig):
     total: int
     reuses: tuple[Reuse, ...]
     evidence: Evidence | None = None
+    guidance: GuidanceScales | None = None
 
     def __post_init__(self) -> None:
         whole("total", self.total, 1)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from diffaccel.config import Config, StoredConfig, kind
 from diffaccel.config.checks import check, number, one_of, whole
+from diffaccel.methods.recipe import GuidanceScales
 from diffaccel.reuse.forecast import Forecast
 
 OBJECTIVES = ("harmonica", "l2c")
@@ -69,7 +70,7 @@ class Routers(StoredConfig):
     fingerprint: str
     sampler: str
     sampler_fingerprint: str
-    guidance: tuple[tuple[str, float], ...]
+    guidance: GuidanceScales
     units: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...]
     threshold: float = 0.1

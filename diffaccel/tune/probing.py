@@ -120,10 +120,10 @@ def calibrate(pipe: Any, workload: Workload, progress: Callable[[str], None] = l
     plain = workload.pictures(pipe)
     progress("recording features")
     again: list[torch.Tensor] = []
-    grams = record(pipe, lambda: again.append(workload.pictures(pipe)), space.parts)
+    grams, guidance = record(pipe, lambda: again.append(workload.pictures(pipe)), space.parts)
     if not torch.equal(again[0], plain):
         raise ValueError("the pipeline's pictures differ from run to run at equal seeds, so they cannot be compared")
-    space = replace(space, grams=grams)
+    space = replace(space, grams=grams, guidance=guidance)
     bench = Bench(pipe, workload, plain)
     few = bench.first(PROBED)
     total = len(grams[OUTPUT])

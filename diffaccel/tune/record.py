@@ -8,8 +8,8 @@ import torch
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods.base import Method
-from diffaccel.methods.profile import act_of
-from diffaccel.methods.recipe import OUTPUT, UNITS
+from diffaccel.methods.profile import act_of, guidance_of_call
+from diffaccel.methods.recipe import OUTPUT, UNITS, GuidanceScales
 from diffaccel.networks import Layout
 from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
@@ -17,6 +17,7 @@ from diffaccel.runtime.act import Part
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
+from diffaccel.runtime.run import Run
 from diffaccel.runtime.trees import tensors_in
 from diffaccel.runtime.wrapper import Inner, Wrapper, prediction
 from diffaccel.tune.blend import Gram
@@ -24,12 +25,12 @@ from diffaccel.tune.blend import Gram
 COORDINATES = 1 << 16  # of each part, evenly spaced in each of its features: enough for an angle between two
 
 
-def record(pipe: Any, run: Callable[[], Any], names: Sequence[str]) -> dict[str, Gram]:
-    """The Gram matrix of each part named in `names`, and of the output, over all runs that `run` makes."""
+def record(pipe: Any, run: Callable[[], Any], names: Sequence[str]) -> tuple[dict[str, Gram], GuidanceScales]:
+    """The Gram matrix of each part in `names` and of the output, over all runs that `run` makes; their guidance."""
     method = _Record(names)
     with accelerate(pipe, method):
         run()
-    return {name: inner.gram() for name, inner in method.products.items()}
+    return {name: inner.gram() for name, inner in method.products.items()}, method.guidance
 
 
 class _Products(Forecast):
@@ -63,9 +64,10 @@ class _Products(Forecast):
 
 
 class _Record(Method):
-    """Computes everything, and records every part."""
+    """Computes everything, and records every part, and the guidance."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        self.guidance: GuidanceScales = ()
         self.recorded = tuple(names)
         self.products = {OUTPUT: _Products()}
 
@@ -79,7 +81,7 @@ class _Record(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Records the output."""
-        return _RecordOutput(self.products[OUTPUT])
+        return _RecordOutput(self)
 
 
 class _RecordOutput(Wrapper):
@@ -87,8 +89,12 @@ class _RecordOutput(Wrapper):
 
     order = 9
 
-    def __init__(self, products: _Products) -> None:
-        self.products = products
+    def __init__(self, method: _Record) -> None:
+        self.method, self.products = method, method.products[OUTPUT]
+
+    def start_run(self, run: Run, total: int | None) -> None:  # noqa: ARG002
+        """Take note of the guidance."""
+        self.method.guidance = guidance_of_call()
 
     def around(self, call: Call, memory: Memory, network: Inner) -> Any:
         """One network call."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from diffaccel._diffusers import running_call
 from diffaccel.config.checks import check
 from diffaccel.methods.base import Method
+from diffaccel.methods.profile import guidance_of_call
+from diffaccel.methods.recipe import GuidanceScales
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
@@ -49,7 +50,7 @@ class _TrainRouters(Method):
         self.trainee: Trainee | None = None
         self.looks = False
         self.units: tuple[str, ...] = ()
-        self.guidance: tuple[tuple[str, float], ...] = ()
+        self.guidance: GuidanceScales = ()
         self.losses: list[float] = []
 
     def parts(self, layout: Layout) -> list[Part]:
@@ -70,8 +71,7 @@ class _TrainRouters(Method):
             self.trainee = self._found(total, len(self.units))
         known = len(self.trainee.logits)
         check(known == total, f"all runs must make the same number of network calls; these made {known} and {total}")
-        running = running_call()
-        self.guidance = () if running is None else running.guidance_scales
+        self.guidance = guidance_of_call()
 
 
 class _Student(Wrapper):

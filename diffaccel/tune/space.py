@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from diffaccel.methods.profile import act_of
-from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS, Recipe, Reuse
+from diffaccel.methods.recipe import BLOCKS, OUTPUT, UNITS, GuidanceScales, Recipe, Reuse
 from diffaccel.networks import Layout, UnsupportedModelError
 from diffaccel.reuse.schedule import Steps, Uniform
 from diffaccel.reuse.spacing import quadratic_steps
@@ -46,12 +46,14 @@ class Space:
             the attentions and feed-forward networks within each group.
         saved: fraction of a call's multiply-accumulates that reusing a part saves; that of the output is 1.
         grams: how the features of each part resemble each other over the calls of a run.
+        guidance: scales of guidance of these runs, by name.
     """
 
     layout: Layout
     parts: tuple[str, ...]
     saved: Mapping[str, float] = field(default_factory=dict)
     grams: Mapping[str, Gram] = field(default_factory=dict)
+    guidance: GuidanceScales = ()
     _known: dict[Choice, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -91,7 +93,8 @@ class Space:
             for call, reused in enumerate(self.sources(plan))
             for name, sources in reused.items()
         ]
-        return Recipe(self.layout.model, self.layout.fingerprint, *sampler, len(plan), tuple(reuses))
+        network = self.layout.model, self.layout.fingerprint
+        return Recipe(*network, *sampler, len(plan), tuple(reuses), guidance=self.guidance)
 
     def weights(self, name: str, call: int, sources: Sequence[int], expanded: bool) -> tuple[float, ...]:
         """The weights of a part's features of some calls, the latest first: of a Taylor expansion, or least squares."""

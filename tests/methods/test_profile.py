@@ -229,7 +229,7 @@ def test_a_profile_file_is_a_method(unet: Any, tmp_path: Path) -> None:
     assert torch.equal(generate(pipe), plain)
 
 
-def test_another_network_sampler_or_length_is_refused(unet: Any, tmp_path: Path) -> None:
+def test_another_network_sampler_length_or_guidance_is_refused(unet: Any, tmp_path: Path) -> None:
     tuned = recipe(unet, Reuse(1, "branch 0"))
     with pytest.raises(ValueError, match="run diffaccel tune on it"):
         accelerate(sd_unet(block_out_channels=(8, 8, 16, 16)), Profile(tuned))
@@ -244,6 +244,14 @@ def test_another_network_sampler_or_length_is_refused(unet: Any, tmp_path: Path)
         pytest.raises(ValueError, match=r"tuned with DDIMScheduler .* EulerDiscreteScheduler"),
     ):
         generate(euler)
+    guided = replace(tuned, total=4, guidance=(("guidance_scale", 3.0),))
+    with (
+        accelerate(pipe := pipeline(unet, SCHEDULER), Profile(guided)),
+        pytest.raises(
+            ValueError, match=r"tuned with guidance_scale=3, and this run has guidance_scale=7\.5: tune again"
+        ),
+    ):
+        generate(pipe, steps=4)
     (tmp_path / "bad.json").write_text('{"type": "deepcache"}')
     with pytest.raises(ValueError, match=r"bad\.json is not a profile"):
         accelerate(unet, Profile(str(tmp_path / "bad.json")))

@@ -347,6 +347,7 @@ def test_the_command_writes_a_profile_that_runs(tiny_sd: Path, tmp_path: Path, t
     assert json.loads(profile.read_text())["type"] == "recipe"
     recipe = Recipe.load(profile)
     assert (recipe.sampler, recipe.total) == (sampler_of(tiny_pipe.scheduler)[0], STEPS)
+    assert recipe.guidance == (("guidance_scale", 7.5),)
     with accelerate(tiny_pipe, Profile(str(profile))) as handle:
         tiny_pipe("ab", num_inference_steps=STEPS, output_type="latent")
         assert handle.report().macs_saved >= 0.4
