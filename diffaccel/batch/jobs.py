@@ -15,7 +15,7 @@ from diffaccel.batch.names import file_stem, first_words
 from diffaccel.batch.picture_sets import spread
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.rows import BadRow, Columns, PlacedRow
-from diffaccel.batch.settings import DRAWN_SEED, PICTURES, SEEDS, PictureSettings, PromptRow
+from diffaccel.batch.settings import DRAWN_SEED, PICTURES, SEEDS, PictureSettings, PromptRow, without_files
 from diffaccel.batch.templates import drawn
 from diffaccel.models import defaults, located, parse_loras, rebased
 
@@ -244,7 +244,9 @@ class Planner:
         loras = parse_loras(given.get("lora"))
         own = {name: value for lora in loras for name, value in defaults(lora.name).items()}
         settings = {**self._defaults, **own, **given}
-        if "cache" not in given and settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
+        if "cache" in given:
+            settings["cache"] = without_files(settings["cache"])
+        elif settings.get("steps", MIN_STEPS_TO_CACHE) < MIN_STEPS_TO_CACHE:
             settings["cache"] = "none"
         settings["lora"] = (
             rebased(settings["lora"], {each.name: located(each.name) for each in loras}) if loras else None

@@ -164,6 +164,18 @@ def write_cache(methods: Iterable[Any]) -> str:
     return " + ".join(method.written_out().to_text() for method in methods) or "none"
 
 
+def without_files(spec: str) -> str:
+    """The same caching with no need of the files that it names, or of the folder that they are named from.
+
+    Raises `ValueError` where one cannot be read.
+    """
+    methods = parse_cache(spec)
+    try:
+        return spec if methods == tuple(method.written_out() for method in methods) else write_cache(methods)
+    except OSError as error:
+        raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 @lru_cache
 def parse_guidance(spec: str) -> tuple[Any, ...]:
     """The method behind `"one-time"` or `"self"`, also as `"one-time:delta=0.8"`; none for `"full"`.

@@ -1,8 +1,8 @@
 """A small network takes the easy calls: T-Stitch (arXiv 2402.14167), and A-SDM's switching of UNets (2406.00210)."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from diffaccel.config.checks import check, listed, number, whole
 from diffaccel.methods.base import Method
 from diffaccel.models.counterpart import Counterpart, counterpart
+from diffaccel.models.source import located
 from diffaccel.networks.layout import Layout
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.host import Host
@@ -54,6 +55,10 @@ class NetworkSwitch(Method):
             for call in calls:
                 whole("calls", call, 0)
             check(calls == tuple(sorted({*calls})) != (), f"calls must list calls in ascending order; got {calls}")
+
+    def written_out(self) -> Self:
+        """The same with a name that leads to the small network from any folder."""
+        return replace(self, small=located(self.small)) if isinstance(self.small, str) else self
 
     def parts(self, layout: Layout) -> list[Part]:  # noqa: ARG002
         """None: no feature is stored."""

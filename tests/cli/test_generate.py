@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -202,6 +203,26 @@ def test_guidance_and_profile_are_written_into_the_picture(generate, tmp_path: P
     again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     assert pictures(tmp_path / "again") == pictures(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_files_that_caching_names_are_written_into_the_picture(
+    generate, tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (there := tmp_path / "there").mkdir()
+    recipe(tiny_sd).save(there / "p.json")
+    monkeypatch.chdir(there)
+    (there / "p.csv").write_text("prompt,cache\nq,profile:recipe='p.json'\n")
+    assert generate("p", there / "p.csv", "--cache", "profile:recipe='p.json'").exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(there)
+    for path in (tmp_path / "out").glob("*.png"):
+        again = CliRunner().invoke(main, ["generate", "--from", str(path), "-o", str(tmp_path / "again")])
+        assert again.exit_code == 0, again.output
+    assert pictures(tmp_path / "again") == pictures(tmp_path / "out")
+    assert len(pictures(tmp_path / "out")) == 2
+    missing = generate("p", "--cache", "profile:recipe='p.json'")
+    assert (missing.exit_code, "--cache: cannot read p.json: No such file" in missing.stderr) == (2, True)
 
 
 @pytest.mark.slow
@@ -418,7 +439,7 @@ def test_quiet_prints_nothing(generate) -> None:
         (["p", "--guidance", "magic"], "--guidance: unknown guidance 'magic'; one of full, one-time, self"),
         (["p", "--vae", "nowhere"], "no autoencoder at 'nowhere'"),
         (["p", "--device-map", "balanced"], "device map 'balanced' needs an accelerator"),
-        (["p", "--profile", "nowhere.json"], "--profile: [Errno 2] No such file or directory: 'nowhere.json'"),
+        (["p", "--profile", "nowhere.json"], "--profile: cannot read nowhere.json: No such file or directory"),
         (["p", "--profile", "nowhere.json", "--cache", "none"], "--profile and --cache both"),
         (["p", "--num-images", 0], "'--num-images'"),
         (["p", "--batch-size", 0], "'--batch-size'"),

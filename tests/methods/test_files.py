@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from diffaccel.batch.settings import parse_cache, write_cache
+from diffaccel.batch.settings import parse_cache, without_files, write_cache
 from diffaccel.methods import (
     CalibratedCache,
     ControlCache,
     DeepCache,
     KindSteps,
     Loss,
+    NetworkSwitch,
     Profile,
     Relevance,
     Staged,
@@ -67,6 +68,22 @@ def test_what_methods_name_is_written_out(tmp_path: Path) -> None:
     relevance.save(tmp_path / "r.json")
     named = (CalibratedCache(str(tmp_path / "c.json")), ControlCache(relevance=str(tmp_path / "r.json")))
     assert parse_cache(write_cache(named)) == (CalibratedCache(CALIBRATION), ControlCache(relevance=relevance))
+
+
+def test_text_of_methods_needs_neither_its_files_nor_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    CALIBRATION.save(tmp_path / "c.json")
+    monkeypatch.chdir(tmp_path)
+    written = without_files("calibratedcache:calibration='c.json' + networkswitch:small='small'")
+    assert parse_cache(written) == (CalibratedCache(CALIBRATION), NetworkSwitch(str(tmp_path / "small")))
+    assert without_files(written) == written
+    assert (
+        without_files("deepcache:3 + networkswitch:small='emoji-sd'") == "deepcache:3 + networkswitch:small='emoji-sd'"
+    )
+    with pytest.raises(ValueError, match=r"cannot read nowhere\.json: No such file or directory"):
+        without_files("profile:recipe='nowhere.json'")
 
 
 @pytest.mark.parametrize(
