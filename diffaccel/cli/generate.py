@@ -13,7 +13,8 @@ from diffaccel.cli.arriving import RunCourse, arrives, own_input
 from diffaccel.cli.help import Grouped
 from diffaccel.cli.model_options import MODEL_NAMES
 from diffaccel.cli.options import Request, with_options
-from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked, told_once
+from diffaccel.cli.planning import GenerateWork, Preparation, plan_work, prepare, ranked
+from diffaccel.cli.said import told_once
 from diffaccel.cli.signals import interruptible
 from diffaccel.cli.summary import print_summary, print_survey
 from diffaccel.cli.survey import survey
@@ -86,13 +87,15 @@ def generate(request: Request) -> None:
         check_output(
             request.output, [SHEET, *([TARS] if request.tar_size else []), *([PARQUET] if request.parquet else [])]
         )
-        if request.dry_run:
-            prepared = prepare(request, sys.stdin)
-            failed = print_survey(prepared.request, survey(prepared))
-        else:
-            failed = _generate(request)
+        failed = _look(request) if request.dry_run else _generate(request)
     if failed:
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _look(request: Request) -> int:
+    """Say what a run would do; how many rows are bad."""
+    found = survey(prepare(request, sys.stdin))  # whose ledger is no longer needed then
+    return print_survey(request, found)
 
 
 def _generate(request: Request) -> int:
@@ -240,7 +243,7 @@ def _tell_notes(request: Request, told: set[str], jobs: "Sequence[tuple[str, Job
 
 def _tell(said: "Sequence[tuple[str, str]]", told: set[str]) -> None:
     """Tell what there is to say of rows, each thing once; `told` has what was told of rows that came before."""
-    lines = list(told_once((where, text) for where, text in said if text not in told))
+    lines = list(told_once([(where, text) for where, text in said if text not in told]))
     told.update(text for _, text in said)
     for line in lines[:SHOWN_ROWS]:
         click.echo(line, err=True)

@@ -1,6 +1,6 @@
 """What `diffaccel generate` is asked to do, read and checked before the model is loaded."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
@@ -12,7 +12,8 @@ from diffaccel.cli.help import of_option
 from diffaccel.cli.model_options import NONE, ModelChoice
 from diffaccel.cli.options import Request
 from diffaccel.cli.row_input import rows_of
-from diffaccel.config.words import counted, one_line, what_is_wrong
+from diffaccel.cli.said import told_once
+from diffaccel.config.words import what_is_wrong
 
 if TYPE_CHECKING:
     from diffaccel.batch.fit import Finder
@@ -109,7 +110,7 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
     from diffaccel.batch.notes import Notes
     from diffaccel.batch.templates import Templates
 
-    options = checked_settings(request.settings | _profile(request))
+    options = _without_files(checked_settings(request.settings | _profile(request)))
     rows, request = rows_of(request, options, stdin)
     by_row = {"lora": options.lora, "long_prompts": None, "prompt_weights": None}
     source = ModelChoice.of({**vars(request), **by_row}).find()
@@ -201,7 +202,7 @@ def require_fit(request: Request, options: "PictureSettings", todo: "Sequence[Jo
     asked = [job for job in todo if job.cache == options.cache != "none"]
     unfit = misfits(asked, source)
     if asked and len(unfit) == len(asked):
-        name = f"--profile {request.profile}" if request.profile else f"--cache {options.cache}"
+        name = f"--profile {request.profile}" if request.profile else f"--cache {request.settings['cache']}"
         raise click.UsageError(f"{name}: {unfit[asked[0].id]}")
 
 
@@ -269,6 +270,18 @@ def _profile(request: Request) -> dict[str, Any]:
         raise click.UsageError(f"--profile: {error}") from error
 
 
+def _without_files(options: "PictureSettings") -> "PictureSettings":
+    """The settings with the files that `--cache` names written out, as those of `--profile` are."""
+    from diffaccel.batch.settings import without_files
+
+    if options.cache is None:
+        return options
+    try:
+        return options.model_copy(update={"cache": without_files(options.cache)})
+    except ValueError as error:
+        raise click.UsageError(f"--cache: {error}") from error
+
+
 def require_prompts(bad: "Sequence[BadRow]", jobs: int, request: Request) -> None:
     """Refuse a command line without a usable prompt; a bad row of a file only costs itself.
 
@@ -283,18 +296,6 @@ def require_prompts(bad: "Sequence[BadRow]", jobs: int, request: Request) -> Non
     if not jobs:
         asked = ", ".join(request.prompts)
         raise InputError(f"no prompts in {asked}" if asked else "no prompts; try: diffaccel generate 'a red heart'")
-
-
-def told_once(said: "Iterable[tuple[str, str]]") -> Iterator[str]:
-    """Lines for what is said of places, each thing once: of the first place, and of how many others."""
-    first: dict[str, str] = {}
-    others: dict[str, set[str]] = {}
-    for where, text in said:
-        if first.setdefault(text, where) != where:
-            others.setdefault(text, set()).add(where)
-    for text, where in first.items():
-        more = f" and {counted(len(others[text]), 'more row')}" if text in others else ""
-        yield one_line(f"{where}{more}: {text}")
 
 
 def checked_settings(given: Mapping[str, Any]) -> "PictureSettings":

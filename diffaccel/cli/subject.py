@@ -12,7 +12,8 @@ import click
 
 from diffaccel.cli.help import declared, of_option
 from diffaccel.cli.model_options import DEFAULT_MODEL, READING_NAMES, ModelChoice, model_options
-from diffaccel.cli.planning import checked_settings, told_once
+from diffaccel.cli.planning import checked_settings
+from diffaccel.cli.said import told_once
 
 if TYPE_CHECKING:
     from diffaccel.batch.readers import PlacedRow
@@ -116,7 +117,7 @@ class Subject:
         fixed |= {name: getattr(self.choice, name) for name in ("long_prompts", "prompt_weights")}
         jobs = [Job(id=each.where, prompt=each.row.prompt, **fixed) for each in rows]
         notes = zip(jobs, Notes(self.source, remedies=REMEDIES, embeddings=self.choice.embeddings)(jobs), strict=True)
-        for line in told_once((job.id, note) for job, said in notes for note in said):
+        for line in told_once([(job.id, note) for job, said in notes for note in said]):
             self.say(line)
 
     def settings(self) -> dict[str, Any]:

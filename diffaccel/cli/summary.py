@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diffaccel.cli.options import Request
-from diffaccel.cli.planning import GenerateWork, told_once
+from diffaccel.cli.planning import GenerateWork
+from diffaccel.cli.said import told_once
 from diffaccel.cli.survey import Survey
 from diffaccel.config.words import counted
 
@@ -29,7 +30,7 @@ def print_survey(request: Request, found: Survey) -> int:
     if not request.quiet:
         rows = f"{counted(len(found.bad), 'bad row')}, {found.duplicates:,} repeated"
         click.echo(f"{counted(found.pictures, 'picture')}, {found.todo:,} to render; {rows}")
-    lines = told_once(found.bad if request.quiet else chain(found.bad, found.notes))
+    lines = chain(told_once(found.bad), () if request.quiet else told_once(found.notes))
     while block := list(islice(lines, LINES)):
         click.echo("\n".join(block), err=True)
     return len(found.bad)

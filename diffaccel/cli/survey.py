@@ -5,11 +5,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, compress, islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from diffaccel.cli.options import Request
 from diffaccel.cli.planning import Preparation, misfit_finder, misfits, require_fit, require_prompts
+from diffaccel.cli.said import Said
 
 if TYPE_CHECKING:
     from diffaccel.batch.fit import Finder
@@ -32,24 +33,7 @@ class Survey:
     todo: int
     duplicates: int
     bad: list[tuple[str, str]]
-    notes: list[tuple[str, str]]
-
-
-@dataclass
-class _Said:
-    """What there is to say, with the places of rows, and the number of the picture that each is about."""
-
-    said: list[tuple[str, str]] = field(default_factory=list)
-    numbers: "array[int]" = field(default_factory=lambda: array("I"))
-
-    def add(self, number: int, where: str, text: str) -> None:
-        """Say something of a picture."""
-        self.said.append((where, text))
-        self.numbers.append(number)
-
-    def of(self, dealt: "Sequence[int]") -> Iterator[tuple[str, str]]:
-        """What is said of the pictures that are dealt out."""
-        return compress(self.said, map(dealt.__getitem__, self.numbers))
+    notes: Said
 
 
 @dataclass
@@ -59,8 +43,8 @@ class _Tally:
     groups: "array[int]" = field(default_factory=lambda: array("I"))
     states: bytearray = field(default_factory=bytearray)
     numbers: dict[object, int] = field(default_factory=dict)
-    problems: _Said = field(default_factory=_Said)
-    notes: _Said = field(default_factory=_Said)
+    problems: Said = field(default_factory=Said)
+    notes: Said = field(default_factory=Said)
     kinds: dict[int, "Job"] = field(default_factory=dict)
 
 
@@ -140,13 +124,14 @@ def _counted(prepared: Preparation, tally: _Tally) -> Survey:
     dealt = _dealt(tally, prepared.request)
     states = Counter(state for state, here in zip(tally.states, dealt, strict=True) if here)
     bad = [(row.where, row.error) for row in planner.bad[mine]]
-    bad += dict.fromkeys(tally.problems.of(dealt))
+    tally.problems.dealt = tally.notes.dealt = dealt
+    bad += dict.fromkeys(tally.problems)
     return Survey(
         pictures=states[_DONE] + states[_TODO],
         todo=states[_TODO],
         duplicates=len(range(planner.duplicates)[mine]),
         bad=sorted(bad, key=_in_order),
-        notes=list(tally.notes.of(dealt)),
+        notes=tally.notes,
     )
 
 

@@ -19,6 +19,7 @@ from diffaccel.batch.ledger import Ledger
 from diffaccel.batch.names import MAX_STEM, as_id, check_id, file_stem
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
+from diffaccel.cli.said import Said, told_once
 
 
 def generate(folder: Path, *arguments: object, model: Path, stdin: str | None = None) -> Result:
@@ -151,6 +152,18 @@ def test_what_rows_share_that_come_one_by_one_is_told_once(capsys: pytest.Captur
     tell([("-:1", "a fault")], told)
     tell([("-:2", "a fault"), ("-:3", "another"), ("-:4", "another")], told)
     assert capsys.readouterr().err == "-:1: a fault\n-:3 and 1 more row: another\n"
+
+
+def test_what_there_is_to_say_lies_in_a_file_and_is_told_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffaccel.cli.said.BLOCK", 2)
+    said, pairs = Said(), [(f"f:{row // 2}", f"fault {row % 3}") for row in range(7)]
+    for number, (where, text) in enumerate(pairs):
+        said.add(number, where, text)
+    assert list(said) == list(said) == pairs
+    assert list(told_once(said)) == list(told_once(pairs))
+    assert next(told_once(said)) == "f:0 and 2 more rows: fault 0"
+    said.dealt = [0, 1, 0, 0, 0, 0, 1]
+    assert list(said) == [pairs[1], pairs[6]]
 
 
 @pytest.mark.slow
