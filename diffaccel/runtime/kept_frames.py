@@ -81,7 +81,7 @@ class KeyValueWindow:
         places = whole // len(rings)
         both = []
         for kind in range(2):
-            gathered = key.new_zeros(whole, heads, past + frames, tokens, size)
+            gathered = _zeros((whole, heads, past + frames, tokens, size), key.dtype, key.device)
             for row, (ring, seen) in enumerate(zip(rings, visible, strict=True)):
                 if ring is not None and seen.frames:
                     into = gathered[row * places : (row + 1) * places, :, past - len(seen.frames) : past]
@@ -160,4 +160,10 @@ def _room(like: torch.Tensor, capacity: int, context: CausalContext) -> torch.Te
     """An empty ring for keys or values ``(places, heads, frames, tokens, head_dim)``."""
     places, heads, _, tokens, size = like.shape
     device = torch.device("cpu") if context.offload else like.device
-    return torch.zeros(places, heads, capacity, tokens, size, dtype=like.dtype, device=device)
+    return _zeros((places, heads, capacity, tokens, size), like.dtype, device)
+
+
+@torch.inference_mode(False)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor that later calls may write into, whether they are made in inference mode or not."""
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -82,6 +82,7 @@ class Denoiser:
             slot.scene = self._scenes.of(pixels)
         self._before.enter(slot, pixels)
 
+    @torch.no_grad()
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
         self.network.require_same_adapters()

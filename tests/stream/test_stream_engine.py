@@ -445,3 +445,25 @@ def test_a_stream_that_is_left_early_leaves_nothing_to_the_next(engine: Any, fra
         break
     assert stream.frames_in_flight == 0
     assert [output.frame_id for output in stream.stream(frames[:2])] == [3, 4]
+
+
+def test_no_tick_keeps_a_graph_and_inference_mode_may_come_and_go(
+    engine: Build, frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    forward = UNet2DConditionModel.forward
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        modes.append(torch.is_grad_enabled())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", noted)
+    stream, plain = engine(), engine()
+    assert all(parameter.requires_grad for parameter in stream.pipe.unet.parameters())
+    found = []
+    for index, frame in enumerate(frames[:6]):
+        with torch.inference_mode(index % 2 == 0):
+            found += stream.push(frame)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(found, plain.stream(frames[:6]), strict=False))
+    assert not any(modes)
+    assert modes

@@ -333,3 +333,16 @@ def test_pictures_come_out_as_asked() -> None:
     chunk = engine.next()
     assert [frame.size for frame in chunk.frames] == [(64, 64)] * CHUNK
     assert set(chunk.seconds) == {"context", "denoise", "decode"}
+
+
+def test_calls_in_and_out_of_inference_mode_go_on_from_each_other() -> None:
+    def chunks(modes: list[bool]) -> list[torch.Tensor]:
+        engine, found = engine_of("latte", context=CausalContext(window=4)), []
+        for mode in modes:
+            with torch.inference_mode(mode):
+                found.append(engine.next().latents.clone())
+        return found
+
+    plain = chunks([False] * 3)
+    for modes in ([True, False, True], [False, True, False]):
+        assert all(torch.equal(a, b) for a, b in zip(chunks(modes), plain, strict=True))
