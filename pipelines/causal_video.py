@@ -31,6 +31,7 @@ from diffaccel.video.report import OnStep
 logger = logging.getLogger(__name__)
 OUTPUTS = {
     "AnimateDiffPipeline": AnimateDiffPipelineOutput,
+    "AnimateDiffSDXLPipeline": AnimateDiffPipelineOutput,
     "AnyFlowFARPipeline": AnyFlowPipelineOutput,
     "LattePipeline": LattePipelineOutput,
     "WanPipeline": WanPipelineOutput,

@@ -52,6 +52,8 @@ OPTIONS = (
 )
 NAMES = ("seconds", "clip", "then", "fps", "chunk", "window", "refresh")
 """Options that only make sense here, as click knows them."""
+TYPED = {"CausalContext(refresh='chunk', window=...)": "--refresh chunk", "leave cache out": "leave --cache out"}
+"""Remedies in Python, and as they are typed."""
 PAINTING = (
     *("guidance", "batch_size", "similarity", "controlnet", "control", "controlnet_scale", "compiled", "no_audio"),
     *("side_by_side", "smoothing"),
@@ -159,10 +161,17 @@ def _opened(given: dict[str, Any], fps: Fraction) -> "VideoEngine":
     try:
         engine = _open(pipe, pictures, window, chunk, given)
     except (TypeError, ValueError, MemoryError) as error:
-        raise MediaError(str(error)) from error
+        raise MediaError(_as_typed(str(error))) from error
     if pictures is not None:
         _tell_shape(pictures[-1].shape, engine, given["fit"])
     return engine
+
+
+def _as_typed(text: str) -> str:
+    """A remedy in which options are named as they are typed."""
+    for name, typed in TYPED.items():
+        text = text.replace(name, typed)
+    return text
 
 
 def _tell_clip(clip: Path, fps: Fraction, *, chosen: bool) -> None:

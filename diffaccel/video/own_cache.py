@@ -18,6 +18,7 @@ from diffaccel.networks.network import Network
 from diffaccel.networks.video_calls import AnyFlow, FarCache
 from diffaccel.runtime.lanes import stored_nbytes
 from diffaccel.runtime.shared_hooks import require_plain
+from diffaccel.sampling.samplers import FlowMatching
 from diffaccel.stream.batch import Slot, Tick
 from diffaccel.stream.denoiser import LATENTS, NetworkWork
 from diffaccel.stream.work import Work, WorkRunner
@@ -155,6 +156,8 @@ def denoiser_for(
 
 
 def _interval(slot: Slot) -> dict[str, float]:
-    """The timestep of a slot's stage, and the one that its step leads to."""
-    timesteps = (*slot.settings.stages.timesteps, 0.0)
-    return {"timestep": timesteps[slot.stage], "following": timesteps[slot.stage + 1]}
+    """The timestep of a slot's stage, and the one that its step leads to: a stochastic one to the clean frames."""
+    stages = slot.settings.stages
+    timesteps = (*stages.timesteps, 0.0)
+    afresh = isinstance(stages.sampler, FlowMatching) and stages.sampler.stochastic
+    return {"timestep": timesteps[slot.stage], "following": 0.0 if afresh else timesteps[slot.stage + 1]}

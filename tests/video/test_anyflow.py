@@ -1,5 +1,6 @@
 """AnyFlow's FAR transformer makes the frames of its stock pipeline, through its own cache."""
 
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from cells import cells
 
 from diffaccel import CausalContext, DeepCache, EasyCache, FullGuidance, IntervalCache, VideoEngine, accelerate
+from diffaccel.cli import film
+from diffaccel.media.errors import MediaError
+from diffaccel.networks.video_calls import AnyFlow
 from diffaccel.pipelines import CausalVideoPipeline
+from diffaccel.sampling.samplers import FlowMatching
 
 CHUNK, CHUNKS, STEPS, SIDE = 2, 4, 3, 64
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as the stock one
@@ -98,6 +103,29 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_it_cannot_have_is_refused(pipe: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         engine_of(pipe, **settings)
+
+
+def test_a_step_that_noises_afresh_leads_to_the_clean_frames(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def from_cache(self: Any, latents: torch.Tensor, timestep: float, following: float, **_: Any) -> torch.Tensor:
+        told.append((timestep, following))
+        return torch.zeros_like(latents)
+
+    monkeypatch.setattr(AnyFlow, "from_cache", from_cache)
+    for stochastic in (False, True):
+        engine_of(pipe, sampler=FlowMatching(stochastic=stochastic)).next()
+    starts = [timestep for timestep, _ in told[:STEPS]]
+    assert told == [*zip(starts, [*starts[1:], 0.0], strict=True), *((start, 0.0) for start in starts)]
+
+
+def test_the_command_names_its_own_options(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film, "_load", lambda _: pipe)
+    given = dict.fromkeys([*film.NAMES, *("guidance_scale", "negative_prompt", "model", "steps", "strength", "seed")])
+    given |= {"prompt": "a cat", "size": (SIDE, SIDE), "fit": None, "cache": None}
+    for wrong, words in (({}, "give --refresh chunk$"), ({"refresh": "chunk", "cache": 2}, "leave --cache out$")):
+        with pytest.raises(MediaError, match=words):
+            film._opened(given | wrong, Fraction(8))
 
 
 def test_an_accelerated_network_is_no_engines(pipe: Any) -> None:

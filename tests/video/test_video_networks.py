@@ -15,6 +15,7 @@ from diffaccel import FullGuidance, VideoEngine
 from diffaccel.networks.causal import causal_layout_of
 from diffaccel.networks.layout import UnsupportedModelError
 from diffaccel.networks.video_calls import video_network_for
+from diffaccel.pipelines import CausalVideoPipeline
 from diffaccel.video.codec import WanCodec
 
 
@@ -38,6 +39,22 @@ def test_animatediff_on_sdxl_is_told_what_its_pipeline_tells() -> None:
         assert torch.equal(told["text_embeds"], pooled)
         assert told["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
         assert engine.next().latents.isfinite().all()
+
+
+def test_a_frame_of_animatediff_on_sdxl_is_the_stock_pipelines() -> None:
+    stock = animatediff_xl()
+    stock.scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    stock.set_progress_bar_config(disable=True)
+    pipe = CausalVideoPipeline.from_pipe(stock)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe, diffusers.AnimateDiffSDXLPipeline)
+    call = {"num_frames": 1, "num_inference_steps": 2, "guidance_scale": 2.0, "height": 32, "width": 32}
+    call |= {"prompt": "a cat", "negative_prompt": "blurry", "output_type": "latent"}
+    with pipe.stream("a cat", height=32, width=32, chunk=1) as engine:
+        noise = engine._video.noise(0, 1).transpose(0, 1)[None]
+    found, expected = pipe(**call, chunk_size=1).frames, stock(**call, latents=noise).frames
+    assert type(pipe(**call)) is type(stock(**call))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def controlled(pipe: Any) -> None:
