@@ -20,6 +20,7 @@ from diffaccel.reuse.forecast import Forecast
 from diffaccel.reuse.schedule import Always
 from diffaccel.runtime.act import Part
 from diffaccel.runtime.replay_act import Replay
+from diffaccel.sampling.seeds import generator_of
 
 METHODS = CALIBRATED, MAG, TEA = ("calibratedcache", "magcache", "teacache")
 
@@ -84,7 +85,7 @@ def _run(pipe: Any, measure: Any, prompts: Sequence[str | Mapping[str, Any]], se
     with accelerate(pipe, measure):
         for index, prompt in enumerate(prompts):
             arguments = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-            generator = torch.Generator().manual_seed((seed + index) % 2**64)
+            generator = generator_of(seed + index)
             measure.start_run()
             pipe(**{"generator": generator, **settings, **arguments})
             totals.add(measure.calls())

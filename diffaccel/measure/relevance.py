@@ -23,6 +23,7 @@ from diffaccel.networks import UnsupportedModelError, is_companion, layout_of
 from diffaccel.networks.block_io import Streams
 from diffaccel.networks.layout import fingerprint_of
 from diffaccel.reuse.branch import Branch
+from diffaccel.sampling.seeds import generator_of
 from diffaccel.stream.control import MOST_SCALE, edges
 
 Say = Callable[[str], None]
@@ -135,7 +136,7 @@ class _Runs:
         """One run's, rounded to the 256 values of a picture."""
         image = self._lines[index : index + 1]
         given = {self._name: [image] * self._nets if self._nets else image}
-        generator = torch.Generator().manual_seed((self._seed + index) % 2**64)
+        generator = generator_of(self._seed + index)
         made = self._pipe(
             prompt=self._prompts[index], generator=generator, output_type="pt", **given, **self._arguments
         ).images

@@ -11,6 +11,7 @@ import torch
 
 from diffaccel.config.checks import check, whole
 from diffaccel.measure.quality import as_tensor
+from diffaccel.sampling.seeds import generator_of
 
 WANTED = "what is measured are pictures of prompts, so give a pipeline that makes these"
 
@@ -47,8 +48,8 @@ class Workload:
 
     @staticmethod
     def seed_of(seed: int, index: int) -> int:
-        """Seed of the noise of picture `index` of one of the seeds, of as many bits as torch takes."""
-        return (seed * 100_003 + index) % 2**64
+        """Seed of the noise of picture `index` of one of the seeds."""
+        return seed * 100_003 + index
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
         """Arguments of every call of a pipeline, the prompts and the noise aside."""
@@ -72,7 +73,7 @@ class Workload:
         for seed in self.seeds:
             for start in range(0, len(self.prompts), self.batch_size):
                 prompts = list(self.prompts[start : start + self.batch_size])
-                noise = [torch.Generator().manual_seed(self.seed_of(seed, start + i)) for i, _ in enumerate(prompts)]
+                noise = [generator_of(self.seed_of(seed, start + i)) for i, _ in enumerate(prompts)]
                 made = pipe(prompt=prompts, generator=noise, **settings)
                 check(hasattr(made, "images"), f"{kind} makes no pictures: {WANTED}")
                 parts.append(as_tensor(made.images))

@@ -22,6 +22,7 @@ from diffaccel.measure.workload import Workload
 from diffaccel.methods.profile import unit_names
 from diffaccel.methods.recipe import UNITS, Recipe
 from diffaccel.networks import Layout, layout_of
+from diffaccel.sampling.seeds import generator_of
 from diffaccel.tune.graph_memory import graph_memory
 from diffaccel.tune.probing import denoiser_of
 from diffaccel.tune.unroll import Batch, Unrolled, latents_of, survey
@@ -101,7 +102,7 @@ def refine(
     progress(f"refining {start.shape[1]} weights: {need.text(pictures, again=again)}")
     pool = _Pictures(pipe, workload, random.Random(seed))
     with Unrolled(pipe, wide, again=again) as unrolled:
-        found = _Learner(unrolled, pool, how, torch.Generator().manual_seed(seed), progress).learned(start)
+        found = _Learner(unrolled, pool, how, generator_of(seed), progress).learned(start)
     if torch.equal(found, start):
         return replace(recipe, evidence=None)
     values = iter(found[0].tolist())

@@ -7,10 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from diffaccel.config.checks import check
 from diffaccel.measure.workload import Workload
+from diffaccel.sampling.seeds import generator_of
 from diffaccel.tune.probing import denoiser_of
 
 CLASSES = 1000  # labels that are drawn where there are no prompts, at most
@@ -42,7 +41,7 @@ class RunInputs:
         """Arguments of a run, which depend on nothing but its number."""
         places = range(run * self.batch_size, (run + 1) * self.batch_size)
         given = [self._at(place) for place in places]
-        noise = [torch.Generator().manual_seed((self.seed * 1_000_003 + place) % 2**64) for place in places]
+        noise = [generator_of(self.seed * 1_000_003 + place) for place in places]
         texts = [each for each in given if isinstance(each, str)]
         own: dict[str, Any] = {"prompt": texts} if texts else {}
         for each in given:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from diffaccel.methods.routers import RouterTraining
+from diffaccel.sampling.seeds import generator_of
 
 LIMIT = 5.0  # of a logit's size, after each update: a router that closed can open again
 
@@ -25,7 +26,7 @@ class Trainee:
     """
 
     def __init__(self, total: int, units: int, training: RouterTraining) -> None:
-        generator = torch.Generator().manual_seed(training.seed)
+        generator = generator_of(training.seed)
         self.training = training
         self.logits = [torch.nn.Parameter(torch.randn(units, generator=generator)) for _ in range(total)]
         self.optimizer = torch.optim.AdamW(self.logits, lr=training.learning_rate, weight_decay=0.0)

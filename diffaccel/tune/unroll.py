@@ -29,6 +29,7 @@ from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.tally import Tally
 from diffaccel.runtime.trees import tensors_in
 from diffaccel.runtime.wrapper import Inner, Wrapper, map_output, prediction
+from diffaccel.sampling.seeds import generator_of
 from diffaccel.tune.space import ORDER
 
 
@@ -264,7 +265,7 @@ def latents_of(pipe: Any, batch: Batch, *, graph: bool = False) -> torch.Tensor:
     Raises:
         ValueError: if the sampler passes no gradient on.
     """
-    noise = [torch.Generator().manual_seed(seed) for seed in batch.noises]
+    noise = [generator_of(seed) for seed in batch.noises]
     arguments = {**batch.arguments, "output_type": "latent"}
     call = inspect.unwrap(type(pipe).__call__)  # without torch.no_grad()
     with torch.set_grad_enabled(graph):
