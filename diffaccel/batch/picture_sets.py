@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diffaccel.batch.names import as_id
-from diffaccel.batch.pictures import SUFFIXES, UNREAD_SUFFIXES, check_picture
+from diffaccel.batch.pictures import SUFFIXES, UNREAD_SUFFIXES, check_picture, files_of
 from diffaccel.batch.rows import BadRow, InputError, PlacedRow
 from diffaccel.batch.settings import PICTURES, PictureSettings
 from diffaccel.models import expanded, is_there
@@ -110,14 +110,13 @@ def pictures_of(path: str) -> dict[str, str] | None:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """Pictures of a folder that are not hidden, as what macOS leaves beside each (`._photo.jpg`) is.
+    """Pictures of a folder, and those that cannot be read, unless they lie there in another format, too.
 
-    With them are those that cannot be read, which fail one by one, unless they lie there in another format, too.
+    So these fail one by one.
     """
-    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and file.is_file()]
-    read = [file for file in files if file.suffix.lower() in SUFFIXES]
+    read = files_of(folder, SUFFIXES)
     stems = {file.stem for file in read}
-    unread = [file for file in files if file.suffix.lower() in UNREAD_SUFFIXES and file.stem not in stems]
+    unread = [file for file in files_of(folder, UNREAD_SUFFIXES) if file.stem not in stems]
     return sorted(read + unread) if read else []
 
 

@@ -6,8 +6,9 @@ transparent laid on a background. Of an animation, the first picture counts.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -39,6 +40,12 @@ class RenderError(RuntimeError):
 
 class PictureError(ValueError):
     """A picture that cannot be read; the message says which one and why."""
+
+
+def files_of(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files of a folder whose names end so and are not hidden, as what macOS leaves beside each (`._photo.jpg`) is."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith("."))
+    return sorted(filter(Path.is_file, files))
 
 
 def open_picture(path: str, size: Size, *, resize: str = "crop", background: str = "white") -> Image.Image:

@@ -54,9 +54,10 @@ def inspect(pictures: tuple[Path, ...], layout: str) -> None:
 
 def _pictures(path: Path) -> list[Path]:
     """The path, or the pictures of the folder that it is, if it has any that are not hidden."""
+    from diffaccel.batch.pictures import files_of
+
     with suppress(OSError):  # what is no folder, or cannot be read, is told as it is opened
-        shown = (each for each in path.iterdir() if not each.name.startswith("."))
-        return sorted(each for each in shown if each.suffix.lower() in SUFFIXES) or [path]
+        return files_of(path, SUFFIXES) or [path]
     return [path]
 
 
