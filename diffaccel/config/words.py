@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+A_CACHE = "DeepCache for a UNet or IntervalCache for a transformer"
+"""Methods that only reuse features, for messages about others."""
 LIKENESS = 0.77
 """Of a slip to the name that was meant: "emoji-ds" is one of emoji-sd, "emoji-xl" another model."""
 

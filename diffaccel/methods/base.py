@@ -11,6 +11,7 @@ import torch
 
 from diffaccel.config import Config
 from diffaccel.config.checks import check, flag, whole
+from diffaccel.config.words import A_CACHE
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
 from diffaccel.reuse.ends import Ends
@@ -133,7 +134,7 @@ class Method(Config, ABC):
         if type(self).wrapper is not Method.wrapper:
             return (
                 "changes what the network is called with and cannot work in a stream: use a method that only reuses "
-                "features, such as DeepCache"
+                f"features, such as {A_CACHE}"
             )
         return None
 

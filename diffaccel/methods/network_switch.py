@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diffaccel.config.checks import check, listed, number, whole
+from diffaccel.config.words import A_CACHE
 from diffaccel.methods.base import Method
 from diffaccel.models.counterpart import Counterpart, counterpart
 from diffaccel.models.source import located
@@ -69,7 +70,7 @@ class NetworkSwitch(Method):
         """Why not: one call of a stream has frames of all stages."""
         return (
             "gives whole calls to another network, and a call of a stream has frames at all stages: stream on the "
-            "small pipeline, or use a method that only reuses features, such as DeepCache"
+            f"small pipeline, or use a method that only reuses features, such as {A_CACHE}"
         )
 
     def substitute(self, model: torch.nn.Module, host: Host) -> Substitute:

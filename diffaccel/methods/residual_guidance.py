@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.config.checks import check, number, one_of, whole
+from diffaccel.config.words import A_CACHE
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout
 from diffaccel.runtime.act import Part
@@ -255,7 +256,7 @@ def _narrowed(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     if len(differs) > 1 or not set(differs).issubset(channels):
         raise ValueError(
             f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a "
-            "method that does not need it, such as TGate or DeepCache"
+            f"method that does not need it, such as {A_CACHE}"
         )
     for dim in differs:
         value = value.narrow(dim, 0, min(value.shape[dim], other.shape[dim]))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from diffaccel.config.checks import check, listed
+from diffaccel.config.words import A_CACHE
 from diffaccel.methods.base import Method, Stage
 from diffaccel.networks.layout import Layout
 from diffaccel.runtime.act import Part
@@ -55,7 +56,7 @@ class Staged(Method):
         """Why not: one call of a stream has frames of all stages."""
         return (
             "takes turns by the calls of a run, and a call of a stream has frames at all stages: use one method, such "
-            "as DeepCache"
+            f"as {A_CACHE}"
         )
 
     def stages(self) -> tuple[Stage, ...]:

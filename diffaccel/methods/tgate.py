@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffaccel.config.checks import check, whole
+from diffaccel.config.words import A_CACHE
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout
 from diffaccel.reuse.branch import Branch
@@ -107,7 +108,7 @@ class _Gate(Wrapper):
         check(
             call.inputs.gives_prompt(self.path),
             "TGate keeps what attention to a prompt gave, and this network is given none (encoder_hidden_states is "
-            "None), as AudioLDM's is: use DeepCache, or another method that does not need one",
+            f"None), as AudioLDM's is: use a method that does not need one, such as {A_CACHE}",
         )
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate
@@ -126,7 +127,7 @@ class _Gate(Wrapper):
             check(
                 step == call.step,
                 "TGate answers a call with the negative prompt by that with the positive one, and this pipeline makes "
-                "the negative one first: use a method that does not drop guidance, such as DeepCache",
+                f"the negative one first: use a method that does not drop guidance, such as {A_CACHE}",
             )
             return output
         output = network(replace(call, partners=memory.notes.get((self, "negative", call.view), ())))

@@ -148,7 +148,8 @@ class Part:
 
 SEVERAL_TIMES = (
     "a module whose output is kept runs several times in one network call, as with forward chunking or FreeNoise, so "
-    "that one output would stand for all: switch that off, or use a method that keeps whole blocks, such as DeepCache"
+    "that one output would stand for all: switch that off, or use a method that keeps whole blocks, such as "
+    "DeepCache or DeltaCache"
 )
 
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from diffaccel._diffusers import RunningCall, running_call
+from diffaccel.config.words import A_CACHE
 from diffaccel.runtime.contexts import Contexts
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
@@ -154,7 +155,7 @@ class Run:
         if isinstance(given, torch.Tensor) and given.dim() > 1 and bool((given != given.flatten()[0]).any()):
             raise ValueError(
                 "parts of a sample are at timesteps of their own, so that its noise level is not one number: use a "
-                "method that does not need it, such as TGate or DeepCache"
+                f"method that does not need it, such as {A_CACHE}"
             )
         place = place_of(given)
         if table is None or (place is not None and place[0] == table.untyped_storage().data_ptr()):
@@ -166,7 +167,7 @@ class Run:
         if not any(abs(opening * scale - start) <= 0.01 * abs(start) for scale in (1, 1000)):
             raise ValueError(
                 f"the network is told {opening} where the scheduler's timestep is {start}, so that its noise level is "
-                "not known: use a method that does not need it, such as TGate or DeepCache"
+                f"not known: use a method that does not need it, such as {A_CACHE}"
             )
         return table[begin + self.step]
 
