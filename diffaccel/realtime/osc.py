@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 """OSC knows no passwords: whoever reaches it moves the controls."""
 DIGITS = 7
 """That OSC's numbers hold, in 32 bits: 0.9 arrives as 0.89999998, which is below a least value of 0.9."""
+MOST_TOLD, LAST = 1000, "; of other addresses nothing more is told"
 AskForChange = Callable[[str | None, Mapping[str, Any]], int]
 
 
@@ -30,7 +31,7 @@ class OscServer:
 
     ``/diffaccel/NAME VALUE`` changes a control of everyone who paints, ``/diffaccel/SESSION/NAME VALUE`` of one
     session. Messages act in the order in which they come; those of a bundle act at once, whatever time it names. What
-    cannot be followed is told in the log, once for each address.
+    cannot be followed is told in the log, once for each of the first thousand addresses.
 
     Args:
         change: changes controls of a session (None: of all), and tells how many sessions there were. Raises
@@ -77,9 +78,10 @@ class OscServer:
             self._tell(address, words(error))
 
     def _tell(self, address: str, what: str) -> None:
-        if address not in self._told:
-            self._told.add(address)
-            logger.warning("OSC %s: %s", address, what)
+        if address in self._told or len(self._told) == MOST_TOLD:
+            return
+        self._told.add(address)
+        logger.warning("OSC %s: %s%s", address, what, LAST if len(self._told) == MOST_TOLD else "")
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -9,6 +9,7 @@ import pytest
 from live_client import Client, serving, until
 
 from diffaccel.media.errors import MediaError
+from diffaccel.realtime import osc
 from diffaccel.realtime.osc import OscServer
 
 pytest.importorskip("pythonosc", reason="Open Sound Control needs python-osc")
@@ -93,3 +94,14 @@ def test_a_taken_port_is_said() -> None:
         other.bind(("127.0.0.1", 0))
         with pytest.raises(MediaError, match=r"cannot listen for OSC on 127.0.0.1 port .*: Address already in use"):
             OscServer(lambda *_: 0, port=other.getsockname()[1])
+
+
+def test_what_cannot_be_followed_is_told_of_so_many_addresses_and_no_more(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(osc, "MOST_TOLD", 2)
+    server = OscServer(lambda *_: 0, port=0)
+    for index in range(5):
+        server._hear(f"/other/{index}")
+    server._server.server_close()
+    assert [record.getMessage().count("nothing more is told") for record in caplog.records] == [0, 1]
