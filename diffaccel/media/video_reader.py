@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MOST_LIKELY = 240
 """Pictures a second of the fastest usual cameras; a file that tells more is asked for the times of its pictures."""
+LASTED = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)\0*")
 TIMES_MAY_LEAP = 0x0200
 """AVFMT_TS_DISCONT: a format, such as MPEG transport streams, whose times may leap where files were joined."""
 
@@ -160,9 +162,16 @@ class VideoReader:
     def _count(self) -> int | None:
         if self._stream.frames:
             return int(self._stream.frames)
-        if self._container.duration:
-            return round(Fraction(self._container.duration, pyav().time_base) * self.rate)
-        return None
+        lasted = self._lasted()
+        return round(lasted * self.rate) if lasted else None
+
+    def _lasted(self) -> Fraction | None:
+        """Seconds of the pictures, as Matroska notes them; else those of the file, whose sound may be longer."""
+        noted = LASTED.fullmatch(self._stream.metadata.get("DURATION", ""))
+        if noted:
+            hours, minutes, seconds = map(Fraction, noted.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        return Fraction(self._container.duration, pyav().time_base) if self._container.duration else None
 
     def __iter__(self) -> Iterator[DecodedFrame | Packet[AudioStream]]:
         """Decoded frames, and packets of sound as they lie in the file, with times from the file's beginning."""

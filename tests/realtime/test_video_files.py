@@ -407,3 +407,13 @@ def test_joined_streams_go_on_from_the_last_frame(tmp_path: Path, audio: str | N
         for number in (1, 2):  # sound keeps its distance to the picture, but for a packet's length at the joint
             at = times[number * len(own) + 2] - frames[12 * number]
             assert abs(at - (times[2] - frames[0])) < Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_sound_that_is_longer_makes_no_more_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    sound = videos.add_sound
+    monkeypatch.setattr(videos, "add_sound", lambda *args: sound(*args[:2], 5 * args[2], args[3]))
+    with VideoReader(videos.make(tmp_path / f"a.{suffix}")) as reader:
+        assert reader.count == len(list(reader.frames())) == len(videos.STEADY)
