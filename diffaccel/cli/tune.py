@@ -13,6 +13,7 @@ from diffaccel.cli.subject import RUN_OPTIONS, Subject, with_subject
 
 if TYPE_CHECKING:
     from diffaccel.tune import Budget
+    from diffaccel.tune.tuner import Tuned
 
 DEFAULT_PROMPTS = 24
 
@@ -83,9 +84,8 @@ def tune(
     its own; bundled models bring 24. Use the profile with accelerate(pipe,
     Profile("profile.json")) or diffaccel generate --profile profile.json. Exit code 1: the budget cannot be met.
     """
-    from diffaccel.tune import LIMITS, Budget, BudgetError, Refinement, to_text
+    from diffaccel.tune import LIMITS, Budget, BudgetError, Refinement
     from diffaccel.tune import tune as search
-    from diffaccel.tune.baselines import best
 
     check_result("--output", output, "profile.json")
     budget = _budget(Budget, min_psnr=min_psnr, min_ssim=min_ssim, max_macs=max_macs, max_time=max_time)
@@ -99,6 +99,27 @@ def tune(
         tuned = search(subject.load(prompts), prompts, budget, **options, progress=say, **settings)
     except BudgetError as error:
         raise click.ClickException(_as_typed(str(error), budget.name)) from error
+    _print(tuned)
+    if not tuned.met and not best_effort:
+        asked = _as_typed(str(budget), budget.name)
+        missed = (
+            f"nothing that saves work was found to hold {asked}" if budget.wants_quality else f"{asked} cannot be met"
+        )
+        click.echo(f"{missed}: the above is the closest found; --best-effort writes it", err=True)
+        raise click.exceptions.Exit(1)
+    with folder_of(output):
+        tuned.save(output)
+    fewer = f", for --steps {tuned.winner.steps}" if tuned.winner and tuned.winner.steps else ""
+    evidence = tuned.recipe.evidence
+    assert evidence is not None
+    click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s{fewer}")
+
+
+def _print(tuned: "Tuned") -> None:
+    """Print what was found, and what it was held against."""
+    from diffaccel.tune import to_text
+    from diffaccel.tune.baselines import best
+
     evidence = tuned.recipe.evidence
     assert evidence is not None
     click.echo(to_text(tuned.recipe))
@@ -115,17 +136,6 @@ def tune(
             f"a fixed setting does better, and is the result: {tuned.winner.name}, {tuned.winner.score.macs:.1%}, "
             f"{tuned.winner.score.psnr:.1f} dB"
         )
-    if not tuned.met and not best_effort:
-        asked = _as_typed(str(budget), budget.name)
-        missed = (
-            f"nothing that saves work was found to hold {asked}" if budget.wants_quality else f"{asked} cannot be met"
-        )
-        click.echo(f"{missed}: the above is the closest found; --best-effort writes it", err=True)
-        raise click.exceptions.Exit(1)
-    with folder_of(output):
-        tuned.save(output)
-    fewer = f", for --steps {tuned.winner.steps}" if tuned.winner and tuned.winner.steps else ""
-    click.echo(f"{output}: {evidence.runs} real runs, {evidence.seconds:.0f} s{fewer}")
 
 
 def _budget(kind: "type[Budget]", **limits: float | None) -> "Budget":
