@@ -24,8 +24,13 @@ def print_survey(request: Request, found: Survey) -> int:
     if request.layout == "json":
         counts = {"jobs": found.pictures, "todo": found.todo, "bad": len(found.bad), "duplicates": found.duplicates}
         bad = [{"where": where, "error": error} for where, error in found.bad]
-        notes = [{"where": where, "note": note} for where, note in found.notes]
-        click.echo(json.dumps({**counts, "bad_rows": bad, "notes": notes}))
+        click.echo(f'{json.dumps({**counts, "bad_rows": bad})[:-1]}, "notes": [', nl=False)
+        notes = (json.dumps({"where": where, "note": note}) for where, note in found.notes)
+        lead = ""
+        while block := list(islice(notes, LINES)):
+            click.echo(lead + ", ".join(block), nl=False)
+            lead = ", "
+        click.echo("]}")
         return len(found.bad)
     if not request.quiet:
         rows = f"{counted(len(found.bad), 'bad row')}, {found.duplicates:,} repeated"

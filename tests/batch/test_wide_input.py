@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -20,6 +21,8 @@ from diffaccel.batch.names import MAX_STEM, as_id, check_id, file_stem
 from diffaccel.batch.store import read_manifest
 from diffaccel.cli import main
 from diffaccel.cli.said import Said, told_once
+from diffaccel.cli.summary import print_survey
+from diffaccel.cli.survey import Survey
 
 
 def generate(folder: Path, *arguments: object, model: Path, stdin: str | None = None) -> Result:
@@ -164,6 +167,21 @@ def test_what_there_is_to_say_lies_in_a_file_and_is_told_as_it_was(monkeypatch: 
     assert next(told_once(said)) == "f:0 and 2 more rows: fault 0"
     said.dealt = [0, 1, 0, 0, 0, 0, 1]
     assert list(said) == [pairs[1], pairs[6]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_what_a_dry_run_says_in_json_is_one_object(
+    count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffaccel.cli.summary.LINES", 2)
+    said = Said()
+    for number in range(count):
+        said.add(number, f"f:{number}", "a note")
+    survey = Survey(pictures=7, todo=5, duplicates=1, bad=[("f:9", "a fault")], notes=said)
+    assert print_survey(SimpleNamespace(layout="json"), survey) == 1  # type: ignore[arg-type]
+    found = json.loads(capsys.readouterr().out)
+    assert found["notes"] == [{"where": f"f:{number}", "note": "a note"} for number in range(count)]
+    assert (found["jobs"], found["bad"], found["bad_rows"]) == (7, 1, [{"where": "f:9", "error": "a fault"}])
 
 
 @pytest.mark.slow
