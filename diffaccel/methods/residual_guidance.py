@@ -70,7 +70,7 @@ class ResidualGuidance(Method):
 
     def wrapper(self, layout: Layout, host: Host) -> Wrapper:  # noqa: ARG002
         """Drops the negative rows and answers for them."""
-        return _VirtualNegative(self)
+        return _VirtualNegative(self, channels_last=layout.channels_last)
 
 
 @dataclass
@@ -97,8 +97,8 @@ class _VirtualNegative(Wrapper):
 
     reads_roles: ClassVar[bool] = True
 
-    def __init__(self, method: ResidualGuidance) -> None:
-        self.method, self.ends = method, method.ends
+    def __init__(self, method: ResidualGuidance, *, channels_last: bool) -> None:
+        self.method, self.ends, self.channels_last = method, method.ends, channels_last
         self.told = False
 
     def start_run(self, run: Run, total: int | None) -> None:
@@ -221,7 +221,7 @@ class _VirtualNegative(Wrapper):
 
     def _clean(self, predicted: torch.Tensor, call: Call, held: _Held) -> torch.Tensor:
         x, alpha, sigma = self._noisy(predicted, call, held)
-        return held.levels.clean(_narrowed(predicted, x), x, alpha, sigma)
+        return held.levels.clean(self._narrowed(predicted, x), x, alpha, sigma)
 
     def _virtual(self, predicted: torch.Tensor, call: Call, held: _Held, positive: torch.Tensor | None) -> torch.Tensor:
         """The virtual negative prediction, in the shape of `predicted`."""
@@ -235,29 +235,30 @@ class _VirtualNegative(Wrapper):
             noise = delta * noise
             start = (x - sigma * noise) / alpha
         negative = predicted.clone()  # channels beyond the prediction, a learned variance, stay the positive ones
-        _narrowed(negative, x).copy_(held.levels.predict(noise, start, alpha, sigma))
+        self._narrowed(negative, x).copy_(held.levels.predict(noise, start, alpha, sigma))
         return negative
 
     def _noisy(
         self, predicted: torch.Tensor, call: Call, held: _Held
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The noisy sample without channels of other inputs, alpha and sigma."""
-        x = _narrowed(call.inputs.sample, predicted)
+        x = self._narrowed(call.inputs.sample, predicted)
         return x, *held.levels.at(call.run.timestep_of(call.inputs.timestep), x)
 
+    def _narrowed(self, value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """A view of `value` without the channels at the end that another tensor lacks.
 
-def _narrowed(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A view of `value` without the channels at the end that another tensor lacks.
-
-    They are the last dimension of tokens, ``(rows, tokens, C)``; of pictures and videos one before height and width.
-    """
-    differs = [dim for dim, (one, two) in enumerate(zip(value.shape, other.shape, strict=True)) if one != two]
-    channels = range(2, 3) if value.dim() == 3 else range(1, value.dim() - 2)
-    if len(differs) > 1 or not set(differs).issubset(channels):
-        raise ValueError(
-            f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a "
-            f"method that does not need it, such as {A_CACHE}"
-        )
-    for dim in differs:
-        value = value.narrow(dim, 0, min(value.shape[dim], other.shape[dim]))
-    return value
+        They are the last dimension of tokens, ``(rows, tokens, C)``; of pictures and videos one before height and
+        width, unless the network has them last.
+        """
+        differs = [dim for dim, (one, two) in enumerate(zip(value.shape, other.shape, strict=True)) if one != two]
+        last = value.dim() == 3 or self.channels_last
+        channels = range(value.dim() - 1, value.dim()) if last else range(1, value.dim() - 2)
+        if len(differs) > 1 or not set(differs).issubset(channels):
+            raise ValueError(
+                f"a network that makes {tuple(other.shape)} of {tuple(value.shape)} does not predict its noise: use a "
+                f"method that does not need it, such as {A_CACHE}"
+            )
+        for dim in differs:
+            value = value.narrow(dim, 0, min(value.shape[dim], other.shape[dim]))
+        return value

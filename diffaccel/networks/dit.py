@@ -57,6 +57,7 @@ PICTURE_TOKENS = (
     "SD3Transformer2DModel",
 )
 ROTARY = ("FluxTransformer2DModel",)  # and whose queries and keys are turned by position
+CHANNELS_LAST = ("Kandinsky5Transformer3DModel",)
 LISTS = re.compile(r"(joint_|single_|visual_)?transformer_blocks|(double|single)(_stream)?_blocks|blocks|layers")
 TIMESTEPS = ("timestep", "timesteps", "t")
 # What the prompt goes through before the blocks.
@@ -90,6 +91,7 @@ def layout(model: torch.nn.Module) -> Layout:
         blocks=names if known else (),
         rows_apart=is_one_of(model, ROWS_APART),
         long_skips=is_one_of(model, LONG_SKIPS),
+        channels_last=is_one_of(model, CHANNELS_LAST),
         units=units,
         fingerprint=fingerprint_of(model),
     )

@@ -126,6 +126,7 @@ class Layout:
         blocks: transformer blocks that hand their hidden states on to the next, in the order in which they run.
         rows_apart: whether rows of the input stay apart in the blocks, so that some can run without the others.
         long_skips: whether outputs of blocks are also read by later blocks than the next.
+        channels_last: whether channels are the last dimension of a sample of pictures, too, not of tokens alone.
         units: attentions and feed-forward networks of a stack of transformer blocks.
         fingerprint: tells networks of other classes or configurations apart.
         writes: whether the network, given these inputs, writes into the outputs of its modules in place.
@@ -148,6 +149,7 @@ class Layout:
     blocks: tuple[str, ...] = ()
     rows_apart: bool = True
     long_skips: bool = False
+    channels_last: bool = False
     units: tuple[Unit, ...] = ()
     fingerprint: str = ""
     writes: Callable[[Inputs], bool] = _never

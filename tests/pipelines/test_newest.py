@@ -28,7 +28,7 @@ REFUSED = {
     "IFImg2ImgSuperResolutionPipeline": (),
     "IFInpaintingSuperResolutionPipeline": (),
     "Ideogram4Pipeline": (),
-    "Kandinsky5I2IPipeline": ("ResidualGuidance",),
+    "Kandinsky5I2IPipeline": (),
     "Kandinsky6TI2VAPipeline": ("ResidualGuidance",),
     "LTX2ConditionPipeline": ("ResidualGuidance", "TGate"),
     "LTX2HDRPipeline": (),
