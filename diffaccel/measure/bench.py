@@ -22,6 +22,7 @@ from diffaccel.measure.workload import Workload, other_seeds
 from diffaccel.networks import UnsupportedModelError, supports
 
 log = logging.getLogger(__name__)
+SHOWN = 4  # pictures of each candidate that are kept: there may be thousands
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Benchmark:
     Attributes:
         rows: the figures.
         failures: why each candidate that could not run did not.
-        pictures: for each candidate its pictures, (n, 3, height, width) in [0, 1].
+        pictures: for each candidate its first pictures, at most `SHOWN`, (n, 3, height, width) in [0, 1].
         truth: the prompt of each picture.
         floor: likeness of the plain pipeline's pictures to its own at other seeds, which share the prompts alone.
         calls: for each candidate of ours what its network calls computed and measured, as SVG.
@@ -81,6 +82,8 @@ class _Trial:
 
     candidate: Candidate
     pictures: torch.Tensor
+    quality: Quality
+    accuracy: Accuracy | None
     macs: int
     peak_bytes: int | None
     cache_bytes: int | None
@@ -117,14 +120,16 @@ def bench(
     check(bool(candidates) and candidates[0].kind == "plain", "the first candidate must be the plain pipeline")
     check(len(set(names)) == len(names), f"every candidate needs a name of its own; got {names}")
     plain, *others = candidates
+    judged = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
     progress(f"measuring {plain.name}")
-    trials, failures = {plain.name: _try(pipe, workload, plain)}, {}
+    trial, reference = _try(pipe, workload, plain, judged)
+    trials, failures = {plain.name: trial}, {}
     progress("painting with other seeds")
-    floor = compare(other_seeds(workload).pictures(pipe), trials[plain.name].pictures)
+    floor = compare(other_seeds(workload).pictures(pipe), reference)
     for candidate in others:
         progress(f"measuring {candidate.name}")
         try:
-            trials[candidate.name] = _try(pipe, workload, candidate)
+            trials[candidate.name], _ = _try(pipe, workload, candidate, judged, reference)
         except Exception as error:  # a peer may fail in any way; what failed is shown, never hidden
             written = candidate.kind == "diffaccel" and isinstance(error, UnsupportedModelError | ValueError)
             failures[candidate.name] = str(error) if written else f"{type(error).__name__}: {error}"
@@ -135,15 +140,16 @@ def bench(
         rounds,
         around={name: partial(trial.candidate.attach, pipe) for name, trial in trials.items()},
     )
-    referee = Judge(list(dict.fromkeys([*captions(), *workload.prompts]))) if judge else None
-    rows = tuple(_row(trial, trials[plain.name], timings, workload, referee) for trial in trials.values())
+    rows = tuple(_row(trial, trials[plain.name], timings) for trial in trials.values())
     pictures = {name: trial.pictures for name, trial in trials.items()}
     calls = {name: trial.calls for name, trial in trials.items() if trial.calls}
     return Benchmark(rows, failures, pictures, workload.truth, floor, calls)
 
 
-def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
-    """Everything about a candidate but its times."""
+def _try(
+    pipe: Any, workload: Workload, candidate: Candidate, judge: Judge | None, reference: torch.Tensor | None = None
+) -> tuple[_Trial, torch.Tensor]:
+    """Everything about a candidate but its times, and all of its pictures; without `reference` they are their own."""
     one = partial(workload.first().pictures, pipe, **candidate.changes)
     with ExitStack() as stack:
         handle = stack.enter_context(candidate.attach(pipe))
@@ -154,7 +160,10 @@ def _try(pipe: Any, workload: Workload, candidate: Candidate) -> _Trial:
         own = isinstance(handle, Handle)
         cache = _cache_bytes(pipe, handle, one) if own else None
         calls = handle.report().plot().svg if own else ""
-        return _Trial(candidate, pictures, count_macs(one), peak, cache, energy, calls)
+        quality = compare(pictures, pictures if reference is None else reference)
+        accuracy = None if judge is None else judge.accuracy(pictures, workload.truth)
+        shown = pictures[:SHOWN].clone()
+        return _Trial(candidate, shown, quality, accuracy, count_macs(one), peak, cache, energy, calls), pictures
 
 
 def _cache_bytes(pipe: Any, handle: Handle, run: Callable[[], Any]) -> int:
@@ -166,7 +175,7 @@ def _cache_bytes(pipe: Any, handle: Handle, run: Callable[[], Any]) -> int:
     return max(memory.peak for memory in watched)
 
 
-def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Workload, judge: Judge | None) -> BenchRow:
+def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing]) -> BenchRow:
     """All figures of a candidate."""
     candidate = trial.candidate
     timing = timings[candidate.name]
@@ -177,8 +186,8 @@ def _row(trial: _Trial, plain: _Trial, timings: dict[str, Timing], workload: Wor
         timing.speedup(timings[plain.candidate.name]),
         trial.macs,
         plain.macs / trial.macs,
-        compare(trial.pictures, plain.pictures),
-        None if judge is None else judge.accuracy(trial.pictures, workload.truth),
+        trial.quality,
+        trial.accuracy,
         trial.peak_bytes,
         trial.cache_bytes,
         trial.joules,

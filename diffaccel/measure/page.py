@@ -15,13 +15,12 @@ from PIL import Image
 from diffaccel.config.files import write_atomically
 from diffaccel.config.pages import filled
 from diffaccel.config.words import counted
-from diffaccel.measure.bench import Benchmark, BenchRow
+from diffaccel.measure.bench import SHOWN, Benchmark, BenchRow
 from diffaccel.measure.chart import SHAPES, Point, front, pareto
 from diffaccel.measure.machine import MachineInfo
 from diffaccel.measure.quality import CEILING
 
 AMPLIFICATION = 4  # of differences, so that an eye can see them
-SHOWN = 4  # pictures of each candidate
 MANY = 50  # pictures from which on a share of them is told in percent
 PIXELS = 256  # most per side
 COLUMNS = (
@@ -104,7 +103,7 @@ def page(benchmark: Benchmark, setting: Setting) -> str:
         shapes=SHAPES,
         leading=leading,
         panels=[_panel(benchmark, row) for row in benchmark.rows[1:]],
-        originals=[_address(picture) for picture in benchmark.pictures[benchmark.rows[0].name][:SHOWN]],
+        originals=[_address(picture) for picture in benchmark.pictures[benchmark.rows[0].name]],
         truth=benchmark.truth[:SHOWN],
         amplification=AMPLIFICATION,
         verdict=_verdict(benchmark.rows),
@@ -146,8 +145,7 @@ def _verdict(rows: Sequence[BenchRow]) -> str:
 
 def _panel(benchmark: Benchmark, row: BenchRow) -> dict[str, Any]:
     """A candidate's pictures and their differences to the plain pipeline's."""
-    plain = benchmark.pictures[benchmark.rows[0].name][:SHOWN]
-    own = benchmark.pictures[row.name][:SHOWN]
+    plain, own = benchmark.pictures[benchmark.rows[0].name], benchmark.pictures[row.name]
     differences = 1 - ((own - plain).abs() * AMPLIFICATION).clamp(0, 1)
     return {
         "name": row.name,

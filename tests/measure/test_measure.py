@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -166,3 +167,11 @@ def test_where_memory_is_not_told_nothing_is_run(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory_module, "_CLEAR", memory_module.Path("/nowhere/clear_refs"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert peak_memory(lambda: pytest.fail("was run")) is None
+
+
+def test_thousands_of_pictures_are_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(5, 3, 32, 32, generator=generator) for _ in range(2))
+    whole = compare(one, other)
+    monkeypatch.setattr("diffaccel.measure.quality.TOGETHER", 2)
+    assert asdict(compare(one, other)) == pytest.approx(asdict(whole))
