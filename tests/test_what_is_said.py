@@ -350,6 +350,15 @@ def test_every_family_of_a_custom_pipeline_is_told(page: str, name: str) -> None
         assert FAMILIES.get(family, "Stable Diffusion") in row, stock.__name__
 
 
+def test_every_method_is_in_the_documents() -> None:
+    page, matrix = ((ROOT / "docs" / name).read_text() for name in ("methods.md", "support-matrix.md"))
+    (head,) = (line for line in matrix.splitlines() if line.startswith("| network |"))
+    columns = {name.strip().lower() for name in head.split("|")} | {"residualguidance", "controlcache"}  # as it says
+    for name in Method.names():
+        assert f"| [`{name}`](#{name}) |" in page, f"docs/methods.md does not list {name}"
+        assert name in columns, f"run python tests/support_matrix.py for {name}"
+
+
 def test_every_setting_of_a_row_is_told() -> None:
     _, _, after = (ROOT / "docs" / "batch.md").read_text().partition("A row may have ")
     assert set(re.findall(r"`(\w+)`", after.partition(";")[0])) == {*PromptRow.model_fields, "size"}
