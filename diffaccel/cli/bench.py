@@ -57,7 +57,7 @@ CALIBRATED_ALPHAS = (0.15, 0.3)
         "What to write": ("--output", "--trace", "--quiet", "--help"),
     },
     examples={
-        "The model": "diffaccel bench --model sd15.safetensors --lora style=0.7",
+        "The model": "diffaccel bench --model sd15.safetensors --lora style=0.7 --prompts prompts.txt",
         "What to measure on": "diffaccel bench --model path/to/model --prompts prompts.txt --steps 20",
         "What to compare": "diffaccel bench --methods deepcache:interval=3 --fewer-steps 10 --no-peers",
         "What to write": "diffaccel bench -o report --trace",

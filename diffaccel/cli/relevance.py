@@ -27,8 +27,9 @@ DEFAULT_NET = "emoji-control"
         "The result": ("--output", "--plot", "--quiet", "--help"),
     },
     examples={
-        "The model": "diffaccel relevance --model sd15.safetensors --lora style=0.7",
-        "What to measure": "diffaccel relevance --model path/to/model --prompts 'a red heart' --steps 20",
+        "The model": "diffaccel relevance --model sd15.safetensors --controlnet path/to/net --prompts 'a cat' "
+        "--control-image cat-edges.png",
+        "What to measure": "diffaccel relevance --prompts 'a red heart' --control-image heart.png --steps 20",
         "Control": "diffaccel relevance --controlnet path/to/net --prompts 'a cat' --control-image cat-edges.png",
         "The result": "diffaccel relevance --prompts 'a red heart' --control-image heart.png --plot relevance.svg",
     },

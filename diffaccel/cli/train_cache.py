@@ -30,7 +30,7 @@ DEFAULT_PROMPTS = 48
         "Output": ("--output", "--picture", "--quiet", "--help"),
     },
     examples={
-        "The model": "diffaccel train-cache --model sd3.safetensors --lora style=0.7",
+        "The model": "diffaccel train-cache --model sd3.safetensors --lora style=0.7 --prompts prompts.txt",
         "What to train for": "diffaccel train-cache --model emoji-dit --prompts prompts.txt --steps 20",
         "The objective": "diffaccel train-cache --model emoji-dit --objective l2c --beta 1e-3",
         "The training": "diffaccel train-cache --model emoji-dit --runs 500 --batch-size 4",

@@ -39,7 +39,7 @@ class _Tunable(click.IntRange):
         "The search": ("--runs", "--refine", "--small", "--output", "--quiet", "--help"),
     },
     examples={
-        "The model": "diffaccel tune --model sd15.safetensors --lora style=0.7 --min-psnr 30",
+        "The model": "diffaccel tune --model sd15.safetensors --lora style=0.7 --prompts prompts.txt --min-psnr 30",
         "What to tune": "diffaccel tune --model path/to/model --prompts prompts.txt --steps 20 --min-psnr 30",
         "The budget, one of": "diffaccel tune --max-macs 0.4",
         "The search": "diffaccel tune --max-macs 0.4 --runs 80 --refine -o profile.json",

@@ -103,9 +103,9 @@ def _configuration(file: Path, config: str | None) -> Path:
 
 def _find(name: str) -> Path:
     if name in BUNDLED and BUNDLED[name].kind != "pipeline":
-        raise ModelError(
-            f"{name} is {with_article(BUNDLED[name].kind)}, not a pipeline; pipelines: {', '.join(names('pipeline'))}"
-        )
+        video = BUNDLED[name].kind == "video"
+        kind = "a model of videos, for diffaccel video" if video else with_article(BUNDLED[name].kind)
+        raise ModelError(f"{name} is {kind}, not a pipeline; pipelines: {', '.join(names('pipeline'))}")
     if name in names("pipeline"):
         return BUNDLED[name].folder
     local = expanded(name)

@@ -31,6 +31,9 @@ def test_every_option_is_in_a_group_with_an_example(name: str) -> None:
     for example in command.examples.values():
         program, own, *rest = shlex.split(example)
         assert (program, own) == ("diffaccel", name)
+        own_prompts = "--model" not in rest or "emoji-dit" in rest or "--prompts" not in named
+        assert own_prompts or "--prompts" in rest, example
+        assert name != "relevance" or "--control-image" in rest, example
         command.make_parser(click.Context(command)).parse_args(rest)
 
 

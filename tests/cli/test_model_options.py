@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_told_while_parsing(command: str, options: tuple[
         ({"vae": "nowhere"}, "no autoencoder at 'nowhere'"),
         ({"embeddings": "nowhere=x"}, "no embedding at 'nowhere'"),
         ({"config": "sd-2.1"}, "--config is for models in a single file"),
-        ({"model": "emoji-video"}, "emoji-video is a video, not a pipeline"),
+        ({"model": "emoji-video"}, "emoji-video is a model of videos, for diffaccel video, not a pipeline"),
     ],
 )
 def test_what_is_missing_is_found_out_before_anything_is_loaded(
