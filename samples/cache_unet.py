@@ -16,7 +16,7 @@ from diffaccel import DeepCache, Taylor, TextKVCache, models
 @click.option("--model", default="emoji-sd", show_default=True, help="Bundled model, local folder or Hub id.")
 @click.option("--interval", default=3, show_default=True, help="Compute deep features in every n-th call only.")
 @click.option("--branch", default=0, show_default=True, help="What still runs in the others: 0 is the least.")
-@click.option("--taylor", default=0, show_default=True, help="Order of the forecast of the stored feature; 0 holds it.")
+@click.option("--taylor", default=1, show_default=True, help="Order of the forecast of the stored feature; 0 holds it.")
 @click.option("--steps", default=30, show_default=True, help="Sampling steps.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("cache_unet.png"), show_default=True)
 def main(prompt: str, model: str, interval: int, branch: int, taylor: int, steps: int, output: Path) -> None:

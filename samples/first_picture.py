@@ -9,7 +9,7 @@ import time
 import torch
 from PIL import Image
 
-from diffaccel import DeepCache, accelerate, models
+from diffaccel import DeepCache, Taylor, accelerate, models
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red heart"
 pipe = models.load("emoji-sd")
@@ -25,7 +25,7 @@ def draw() -> Image.Image:
 
 
 plain = draw()
-with accelerate(pipe, DeepCache(interval=3, branch=0)) as handle:
+with accelerate(pipe, DeepCache(interval=3, forecast=Taylor(1))) as handle:
     cached = draw()
 print(handle.report())
 
