@@ -94,7 +94,7 @@ class StreamState:
         self._noise = SeededNoise(config.seed)
         self._result: torch.Tensor | None = None  # the last finished latents, (1, C, h, w)
         self._filter = None if config.similarity is None else SimilarityState(config.similarity)
-        self._own_noise: torch.Tensor | None = None  # of the last frame
+        self._own: tuple[torch.Tensor | None, torch.Tensor | None] = None, None  # noise and mask of the last frame
         self.next_id = 0
         self._slots = count()
         self._withheld: list[tuple[Slot, list[Any]]] = []
@@ -140,14 +140,15 @@ class StreamState:
     def skips(self, frame: Frame) -> bool:
         """Whether the similarity filter skips this frame.
 
-        Never before there is a picture to show instead, nor behind a frame without one or with other noise of its own.
+        Never before there is a picture to show instead, nor behind a frame without one, or with another mask or other
+        noise of its own.
         """
         if self._filter is None:
             return False
-        seen = frame.seen
-        if seen is None or not _are_same(frame.noise, self._own_noise):
+        seen, (noise, mask) = frame.seen, self._own
+        if seen is None or not (_are_same(frame.noise, noise) and _are_same(frame.mask, mask)):
             self._filter.forget()
-        self._own_noise = frame.noise
+        self._own = frame.noise, frame.mask
         if seen is None:
             return False
         if self._last_image is None:
