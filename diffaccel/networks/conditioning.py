@@ -48,7 +48,9 @@ def as_embeds(name: str, given: GivenEmbeds) -> PromptEmbeds | None:
     for part, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{part} of {name} are not finite: encode the prompt in float32 or bfloat16")
-    return PromptEmbeds(dict(tensors))
+    return PromptEmbeds(
+        {part: tensor.detach().clone() for part, tensor in tensors.items()}
+    )  # callers write into theirs
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:

@@ -101,7 +101,7 @@ def embeddings(
         blank = [torch.zeros(1, 1, *_shape(layer), device=device, dtype=model.dtype) for layer in adapters]
         return blank, blank
     if prompt.embeds is not None:
-        return _parted([x.to(device) for x in _fitting(prompt.embeds, adapters)])
+        return _parted([x.to(device, copy=True) for x in _fitting(prompt.embeds, adapters)])
     check(
         getattr(pipe, "image_encoder", None) is not None and pipe.feature_extractor is not None,
         "an image prompt needs the pipeline's image_encoder and feature_extractor: load_ip_adapter brings them",

@@ -95,7 +95,7 @@ class Intake:
         config: StreamConfig,
         mask: Picture | None = None,
     ) -> list[Input]:
-        """What was pushed, as frames.
+        """What was pushed, as frames, which share no storage with it: callers write into what they gave.
 
         Raises:
             TypeError, ValueError: for an unusable picture, noise, control image or mask, naming what is wrong.
@@ -108,8 +108,8 @@ class Intake:
         require_needs(self._conditions, {"picture": image, "mask": mask})
         size = config.height, config.width, config.fit
         pixels = None if image is None else to_frames(image, *size)
-        noise = None if latents is None else _checked(latents, self._shape)
-        images = () if control is None else given_images(control, self._nets, *size)
+        noise = None if latents is None else _checked(latents, self._shape).clone()
+        images = () if control is None else tuple(x.clone() for x in given_images(control, self._nets, *size))
         masks = None if mask is None else given_masks(mask, image, *size)
         counts = [len(x) for x in (pixels, noise, *images[:1]) if x is not None] or [1]
         if masks is not None and len(masks) != counts[0]:

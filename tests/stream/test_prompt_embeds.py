@@ -144,6 +144,18 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], error: type[Exce
         engine_of(family("sd"), **settings)
 
 
+def test_embeddings_stay_what_they_were_when_they_were_given() -> None:
+    pipe = family("sd")
+    embeds = embeds_of(pipe, "a dog", "sd")["prompt_embeds"]
+    engine, other = engine_of(pipe, prompt_embeds=embeds), embeds * 2
+    latents = drawn(engine, 1)
+    before = ours(engine, latents)[0]
+    embeds.mul_(2)
+    close(ours(engine, latents)[0], before)
+    engine.update(prompt_embeds=embeds)
+    close(ours(engine, latents)[0], ours(engine_of(pipe, prompt_embeds=other), latents)[0])
+
+
 def test_prompts_of_other_lengths_are_refused_where_rows_share_calls() -> None:
     pipe = family("sd")
     embeds = embeds_of(pipe, "a dog", "sd")["prompt_embeds"]

@@ -72,6 +72,20 @@ def two() -> Any:
     return controlled((1, 2))
 
 
+def test_frames_that_wait_keep_what_was_pushed(pipe: Any, engine: Build, controls: torch.Tensor) -> None:
+    """Cameras and renderers write every picture into the same buffer."""
+    noises = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(4))
+    picture, noise, shown = torch.empty(3, 32, 32), torch.empty(4, 4, 4), {}
+    for reused in (False, True):
+        stream = engine(pipe, frame_buffer=2, timestep_indices=(30,), similarity=SimilarityFilter(0.9))
+        outputs = []
+        for control, own in zip(controls, noises, strict=False):
+            picture.copy_(control), noise.copy_(own)
+            outputs += stream.push(latents=noise if reused else own, control=picture if reused else control)
+        shown[reused] = torch.stack([output.image for output in outputs])
+    assert torch.equal(shown[True], shown[False])
+
+
 @pytest.fixture(scope="module")
 def controls() -> torch.Tensor:
     """A bar that moves: six control images ``(6, 3, 32, 32)``."""
