@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from diffaccel.config.checks import weights
-from diffaccel.networks.image_prompts import SCALES
+from diffaccel.networks.image_prompts import EMBEDS, SCALES
 from diffaccel.networks.lora_rows import LORA_SCALES
 
 Interpolation = Literal["linear", "slerp"]
@@ -21,6 +21,20 @@ class Conditioning:
     """What a network is told about one prompt: named tensors, each with a leading dimension of 1."""
 
     tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return next(x.shape[1] for name, x in self.tensors.items() if x.ndim == 3 and not name.startswith(EMBEDS))
+
+    @property
+    def pictures(self) -> int:
+        """How many its image prompt has, for all adapters."""
+        return sum(x.shape[1] for name, x in self.tensors.items() if name.startswith(EMBEDS))
+
+    def shapes(self, ragged: Sequence[str]) -> dict[str, torch.Size]:
+        """Of all tensors but ragged ones."""
+        return {name: x.shape for name, x in self.tensors.items() if name not in ragged}
 
 
 @dataclass(frozen=True, eq=False)

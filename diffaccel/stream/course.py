@@ -11,7 +11,7 @@ import torch
 
 from diffaccel.config.checks import number
 from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
-from diffaccel.networks.image_prompts import EMBEDS, ImagePrompt
+from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.networks.lora_rows import LORA_SCALES, MOST, adapters_loaded, scales_of
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
@@ -138,9 +138,9 @@ class SettingsBuilder:
         names = [f"the region {region.prompt!r}" for region in config.regions]
         others += zip(names, (region.positive for region in regions), strict=True)
         for name, other in others:
-            if _shapes(other, self.network.ragged) != _shapes(positive, self.network.ragged):
+            if other.shapes(self.network.ragged) != positive.shapes(self.network.ragged):
                 raise ValueError(
-                    f"{name} has {_tokens(other)} tokens and the prompt {_tokens(positive)}, and rows of one call have "
+                    f"{name} has {other.tokens} tokens and the prompt {positive.tokens}, and rows of one call have "
                     "as many: give embeddings of one length, or words for both"
                 )
 
@@ -260,12 +260,12 @@ class Course:
             return
         ragged = () if frames else ragged
         for before, after in ((self.settings.positive, end.positive), (self.settings.negative, end.negative)):
-            if before is None or after is None or _shapes(before, ragged) == _shapes(after, ragged):
+            if before is None or after is None or before.shapes(ragged) == after.shapes(ragged):
                 continue
-            if _tokens(before) != _tokens(after):
+            if before.tokens != after.tokens:
                 raise ValueError(
-                    f"prompts that share calls, or are blended, have as many tokens, and these have {_tokens(before)} "
-                    f"and {_tokens(after)}: change all at once, with at='all' and transition=0"
+                    f"prompts that share calls, or are blended, have as many tokens, and these have {before.tokens} "
+                    f"and {after.tokens}: change all at once, with at='all' and transition=0"
                 )
             raise ValueError(
                 "image prompts that share calls have as many pictures: repeat one of them, or change all at once"
@@ -319,16 +319,6 @@ class Course:
             end.regions,
             (1 - weight) * start.image_guidance + weight * end.image_guidance,
         )
-
-
-def _shapes(told: Conditioning, ragged: Sequence[str]) -> dict[str, torch.Size]:
-    """The shapes of what a network is told, but of what may be of any length."""
-    return {name: x.shape for name, x in told.tensors.items() if name not in ragged}
-
-
-def _tokens(told: Conditioning) -> int:
-    """How many tokens a prompt has."""
-    return next(x.shape[1] for name, x in told.tensors.items() if x.ndim == 3 and not name.startswith(EMBEDS))
 
 
 def _between(start: Conditioning, end: Conditioning, weight: float, how: Interpolation) -> Conditioning:

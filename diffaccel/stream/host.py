@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import torch
-
 from diffaccel.config.checks import number, whole
 from diffaccel.config.words import counted
 from diffaccel.stream.engine import StreamEngine
@@ -32,8 +30,8 @@ class HostReport:
         rows, max_rows: the most rows that their ticks have together, and how many are allowed.
         calls: calls by kind: "network", "controlnet", "encode", "decode".
         rows_per_call, streams_per_call: means, by kind.
-        apart: streams by what keeps them from sharing calls: picture size, and tokens where those differ; empty where
-            nothing does.
+        apart: streams by what keeps them from sharing calls: picture size, and where those differ tokens, and pictures
+            of image prompts; empty where nothing does.
     """
 
     streams: int
@@ -200,10 +198,12 @@ class StreamHost:
 
 def _apart(engines: Sequence[StreamEngine]) -> dict[str, int]:
     """How many streams have each shape, in words; none where all have the same."""
-    tensors = [engine._course.settings.positive.tensors.values() for engine in engines]
-    tokens = [next((x.shape[1] for x in some if isinstance(x, torch.Tensor) and x.ndim == 3), 0) for some in tensors]
+    told = [engine._course.settings.positive for engine in engines]
     sizes = [f"{engine.config.width} x {engine.config.height}" for engine in engines]
-    if len(set(tokens)) > 1:
-        sizes = [f"{size}, {count} tokens" for size, count in zip(sizes, tokens, strict=True)]
+    ragged = any(engine._network.ragged for engine in engines)  # whose prompts may be of any length in one call
+    tokens, pictures = [each.tokens for each in told], [each.pictures for each in told]
+    for name, each in (("tokens", [] if ragged else tokens), ("pictures", pictures)):
+        if len(set(each)) > 1:
+            sizes = [f"{size}, {count} {name}" for size, count in zip(sizes, each, strict=True)]
     found = Counter(sizes)
     return dict(found) if len(found) > 1 else {}

@@ -15,7 +15,7 @@ from stream_pipelines import Build
 from test_stream_host import SETTINGS, hold
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from diffaccel import DeepCache, FullGuidance, ImagePrompt, IntervalCache, StreamEngine
+from diffaccel import DeepCache, FullGuidance, ImagePrompt, IntervalCache, StreamEngine, StreamHost
 from diffaccel.reuse.schedule import Uniform
 
 EMBEDDED, STEPS = 24, 4
@@ -258,6 +258,18 @@ def test_live_changes_of_picture_and_scale(pipe: Any, engine: Build, frames: tor
         slow = [o.image for f in frames for o in stream.push(f)]
     assert all(image.isfinite().all() for image in slow)
     close(slow[-1], painted(engine(), frames)[-3], 1e-3)
+
+
+def test_a_host_says_whose_image_prompts_keep_them_apart(pipe: Any) -> None:
+    red = picture("red")
+    with StreamHost(pipe) as host:
+        opened = [host.open(**SETTINGS, image_prompt=prompt) for prompt in (None, ImagePrompt(red))]
+        assert host.report().apart == {}
+        opened.append(host.open(**SETTINGS, image_prompt=ImagePrompt([red, red])))
+        assert host.report().apart == {"32 x 32, 1 pictures": 2, "32 x 32, 2 pictures": 1}
+    with StreamHost(stream_pipelines.z_image()) as host:  # whose prompts may be of any length
+        opened = [host.open(**SETTINGS | {"prompt": text}) for text in ("a cat", "a red heart and a blue star")]
+        assert host.report().apart == {}
 
 
 def test_adapters_that_come_and_go_are_noticed(engine: Build, frames: torch.Tensor, tmp_path: Path) -> None:
