@@ -173,7 +173,9 @@ def without_files(spec: str) -> str:
     try:
         return spec if methods == tuple(method.written_out() for method in methods) else write_cache(methods)
     except OSError as error:
-        raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise ValueError(f"cache: cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"cache: {error}") from error
 
 
 @lru_cache

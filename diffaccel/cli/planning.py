@@ -279,7 +279,7 @@ def _without_files(options: "PictureSettings") -> "PictureSettings":
     try:
         return options.model_copy(update={"cache": without_files(options.cache)})
     except ValueError as error:
-        raise click.UsageError(f"--cache: {error}") from error
+        raise of_option(str(error)) from error
 
 
 def require_prompts(bad: "Sequence[BadRow]", jobs: int, request: Request) -> None:

@@ -221,6 +221,9 @@ def test_files_that_caching_names_are_written_into_the_picture(
         assert again.exit_code == 0, again.output
     assert pictures(tmp_path / "again") == pictures(tmp_path / "out")
     assert len(pictures(tmp_path / "out")) == 2
+    (tmp_path / "p.csv").write_text("prompt,cache\nq,profile:recipe='p.json'\nr,none\n")
+    row = generate(tmp_path / "p.csv", "--dry-run")
+    assert (row.exit_code, "p.csv:2: cache: cannot read p.json: No such file" in row.stderr) == (3, True)
     missing = generate("p", "--cache", "profile:recipe='p.json'")
     assert (missing.exit_code, "--cache: cannot read p.json: No such file" in missing.stderr) == (2, True)
 

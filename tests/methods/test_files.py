@@ -82,7 +82,7 @@ def test_text_of_methods_needs_neither_its_files_nor_its_folder(
     assert (
         without_files("deepcache:3 + networkswitch:small='emoji-sd'") == "deepcache:3 + networkswitch:small='emoji-sd'"
     )
-    with pytest.raises(ValueError, match=r"cannot read nowhere\.json: No such file or directory"):
+    with pytest.raises(ValueError, match=r"^cache: cannot read nowhere\.json: No such file or directory"):
         without_files("profile:recipe='nowhere.json'")
 
 
