@@ -192,10 +192,13 @@ def require_guidance(expected: GuidanceScales, made: str, remedy: str) -> None:
     Args:
         expected: as `guidance_of_call` gave it.
         made: what was made for that guidance, as the start of the message.
-        remedy: what to do.
+        remedy: what to do, besides setting that guidance.
     """
     found = guidance_of_call()
-    check(found in ((), expected), f"{made} {_written(expected)}, and this run has {_written(found)}: {remedy}")
+    check(
+        found in ((), expected),
+        f"{made} {_written(expected)}, and this run has {_written(found)}: set that guidance, or {remedy}",
+    )
 
 
 def _written(guidance: GuidanceScales) -> str:

@@ -248,7 +248,8 @@ def test_another_network_sampler_length_or_guidance_is_refused(unet: Any, tmp_pa
     with (
         accelerate(pipe := pipeline(unet, SCHEDULER), Profile(guided)),
         pytest.raises(
-            ValueError, match=r"tuned with guidance_scale=3, and this run has guidance_scale=7\.5: tune again"
+            ValueError,
+            match=r"tuned with guidance_scale=3, and this run has guidance_scale=7\.5: set that guidance, or tune",
         ),
     ):
         generate(pipe, steps=4)
