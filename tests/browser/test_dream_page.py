@@ -165,21 +165,27 @@ def test_models_and_loras_are_chosen(clips: LiveServer, open_page: OpenPage, scr
 
 
 class Slow(Clips):
-    """Takes long to load another model."""
+    """Takes long to load another model, and that of clips."""
 
     def configure(self, controls: Controls) -> None:
-        if controls.model != self.controls.model:
+        if (controls.model, controls.dream) != (self.controls.model, self.controls.dream):
             time.sleep(2.5)
         super().configure(controls)
 
 
-def test_a_model_that_came_while_the_page_rests_is_not_still_being_loaded(open_page: OpenPage) -> None:
+def test_what_is_loaded_is_said_for_as_long_as_that_takes(open_page: OpenPage) -> None:
     about = {"model": "stub", "width": 64, "height": 64, **OFFERED}
     with (
         Hub(Slow, controls=Controls(model="stub")) as hub,
         LiveServer(hub, ServerOptions(port=0, token="secret"), about) as server,
     ):
         page = open_page(server.url)
+        pictures(page, 2)
+        tab(page, "Dream")
+        page.wait_for_selector("#waiting:not([hidden]):text-is('Preparing the clip …')")
+        pictures(page, 2)
+        page.wait_for_selector("#waiting", state="hidden")
+        tab(page, "Draw")
         pictures(page, 2)
         press(page, "Pause")
         page.wait_for_timeout(800)

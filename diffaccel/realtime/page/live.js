@@ -212,15 +212,15 @@ function withoutRtc(why) {
 function tick() {
   stayAwake(Boolean(media.stream) && !paused);
   const dreams = source === "dream";
-  figures.look(dreams ? SLOWEST : 3000 / (about.fps || RATE));
+  figures.look(dreams && !dream.waiting ? SLOWEST : 3000 / (about.fps || RATE));
   figures.print({ latency: !dreams && !rtc.connected, network: !rtc.connected });
   const { fresh } = figures, still = figures.still && !dreams;
   $("live-badge").hidden = !fresh && !paused;
   $("live-badge").textContent = paused ? "paused" : dreams ? "dream" : still ? "still" : "live";
   $("live-badge").title = still && !paused ? "The input hardly changes, so the last picture is shown again" : "";
   output.canvas.classList.toggle("old", !fresh && !paused);
-  const comes = controls?.values.model, loads = !fresh && model && comes !== model;
-  Object.assign($("waiting"), { hidden: came && !loads, textContent: loads ? `Loading ${comes} …` : "Waiting for the first picture" });
+  const comes = controls?.values.model, loads = model && comes !== model ? `Loading ${comes} …` : dreams && dream.waiting ? "Preparing the clip …" : "";
+  Object.assign($("waiting"), { hidden: came && (fresh || !loads), textContent: loads || "Waiting for the first picture" });
   $("model").hidden = !about.model;
   $("model").textContent = `${model || about.model} · ${output.canvas.width} × ${output.canvas.height}`;
   if (stats.received !== undefined) count(stats);
