@@ -68,6 +68,8 @@ class StreamWorker:
     ) -> int:
         """Hand over one frame without waiting, as `StreamEngine.push` takes it, and get its number.
 
+        The frame is read once the engine takes it: hand over what nobody writes into.
+
         Raises:
             StreamClosed: after `close`.
         """
