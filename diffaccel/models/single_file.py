@@ -202,6 +202,10 @@ def load_single_file(source: ModelSource, dtype: Any, components: Mapping[str, A
 
     assert source.file is not None
     kind = getattr(diffusers, source.index["_class_name"])
+    if not hasattr(kind, "from_single_file"):
+        raise ModelError(
+            f"{source.name} is one file, and diffusers reads no {kind.__name__} from one: give its folder as --model"
+        )
     parts = {**_beside(source, dtype), **components}
     optional = dict.fromkeys(_OPTIONAL)
     absent = {name: None for name, value in source.index.items() if value == [None, None]}

@@ -293,6 +293,18 @@ def test_a_network_in_diffusers_names_is_the_one_that_draws(tmp_path: Path) -> N
         models.resolve(file, tmp_path / "whole")
 
 
+def test_a_file_of_a_pipeline_that_diffusers_reads_from_folders_alone(tmp_path: Path) -> None:
+    pipe = sd()
+    config = configurations_of(pipe, tmp_path / "config")
+    index = config / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "WanPipeline"))
+    source = models.resolve(original_checkpoints.write(pipe, tmp_path / "x.safetensors"), config)
+    with pytest.raises(
+        ModelError, match="is one file, and diffusers reads no WanPipeline from one: give its folder as"
+    ):
+        models.load(source)
+
+
 def test_files_that_are_no_models(tiny_sd: Path, tmp_path: Path) -> None:
     for name, words in (
         ("x.ckpt", "is pickled, which can run code"),
