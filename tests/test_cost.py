@@ -159,9 +159,28 @@ class Packed(torch.nn.Linear):
         self.weight = torch.nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
 
 
+class Numbers(torch.Tensor):
+    """A weight in a form of its own, of which torch knows the shape alone, as some libraries' quantized ones are."""
+
+    @staticmethod
+    def __new__(cls, *shape: int) -> Any:
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(*args[0].shape)
+        raise NotImplementedError(f"{func} of {cls.__name__}")
+
+
 def test_quantized_layers_count_as_plain_ones() -> None:
     clone = skeleton(torch.nn.Sequential(Packed()))
     assert count_macs(lambda: clone(torch.empty(3, 8, device="meta"))) == 3 * 8 * 6
+    linear, conv = torch.nn.Linear(8, 6), torch.nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2)
+    for layer, shape, expected in ((linear, (3, 8), 3 * 8 * 6), (conv, (3, 8, 10, 10), 3 * 25 * 6 * 4 * 9)):
+        layer.weight = torch.nn.Parameter(Numbers(*layer.weight.shape), requires_grad=False)
+        clone = skeleton(torch.nn.Sequential(layer))
+        assert count_macs(lambda clone=clone, shape=shape: clone(torch.empty(shape, device="meta"))) == expected
 
 
 def test_attention_of_any_backend_is_counted_as_torchs() -> None:

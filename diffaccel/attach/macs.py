@@ -97,7 +97,7 @@ def skeleton(model: torch.nn.Module) -> torch.nn.Module:
     """A network of the same modules, whose weights take no memory, without hooks and in evaluation mode.
 
     Adapters such as LoRA, fused projections and exchanged attention processors are as they are in `model`, and so are
-    control blocks on it. Weights are in single precision, quantized linear layers are plain ones, and attention is
+    control blocks on it. Weights are in single precision, quantized layers are plain ones, and attention is
     torch's own whichever backend was set, as others need an accelerator: they do the same multiplications.
     """
     clone = _copied(model, {}).eval()
@@ -110,8 +110,7 @@ def _copied(module: torch.nn.Module, known: dict[int, torch.nn.Module]) -> torch
     """The skeleton of one module; `known` has those of modules that were met before."""
     if id(module) in known:
         return known[id(module)]
-    if isinstance(module, torch.nn.Linear) and _is_quantized(module):
-        plain = torch.nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    if (plain := _plain(module)) is not None:
         return known.setdefault(id(module), plain)
     clone = known[id(module)] = type(module).__new__(type(module))
     values = {name: value for name, value in vars(module).items() if name not in PUT_ON}
@@ -139,7 +138,21 @@ def _moved(value: Any) -> Any:
     return value
 
 
-def _is_quantized(module: torch.nn.Linear) -> bool:
-    """Whether a linear layer keeps its weights in another form than (out, in) real numbers."""
-    weight = module.weight
-    return not weight.is_floating_point() or weight.shape != (module.out_features, module.in_features)
+def _plain(module: torch.nn.Module) -> torch.nn.Module | None:
+    """The plain layer in the place of one whose weight is no tensor of real numbers in its usual shape."""
+    more: dict[str, Any] = {"bias": getattr(module, "bias", None) is not None, "device": "meta"}
+    if isinstance(module, torch.nn.Linear):
+        ins, outs = module.in_features, module.out_features
+        return torch.nn.Linear(ins, outs, **more) if _is_quantized(module.weight, (outs, ins)) else None
+    if isinstance(module, torch.nn.Conv2d):
+        ins, outs, kernel = module.in_channels, module.out_channels, cast(tuple[int, int], module.kernel_size)
+        more |= {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+        quantized = _is_quantized(module.weight, (outs, ins // module.groups, *kernel))
+        return torch.nn.Conv2d(ins, outs, kernel, **more) if quantized else None
+    return None
+
+
+def _is_quantized(weight: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a layer keeps its weight in another form than real numbers of a shape."""
+    known = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    return not known or not weight.is_floating_point() or weight.shape != shape
