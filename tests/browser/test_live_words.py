@@ -216,6 +216,7 @@ def test_a_restarted_program_with_another_secret_is_said(open_page: OpenPage) ->
     with server.hub, server:
         page = open_page(server.url)
         pictures(page)
+        view = open_page(server.url.replace("/?", "/view?"))
         port = server.port
     again = LiveServer(
         Hub(StubStream), ServerOptions(port=port, token="other"), {"model": "s", "width": 8, "height": 8}
@@ -223,6 +224,23 @@ def test_a_restarted_program_with_another_secret_is_said(open_page: OpenPage) ->
     with again.hub, again:
         page.wait_for_function("() => document.querySelector('#message p').textContent.includes('started again')")
         assert page.locator("#state").text_content() == "Refused"
+        view.wait_for_function("() => document.title.startsWith('Refused')")
+
+
+def test_the_picture_alone_comes_back_after_the_program(open_page: OpenPage) -> None:
+    server = serving()
+    with server.hub, server:
+        page = open_page(server.url)
+        pictures(page)
+        view = open_page(page.evaluate("() => location.href").replace("/?", "/view?"))
+        view.wait_for_function("() => picture.naturalWidth > 0")
+        port = server.port
+    view.wait_for_timeout(3000)
+    about = {"model": "s", "width": 64, "height": 64}
+    again = LiveServer(Hub(StubStream), ServerOptions(port=port, token="secret"), about)
+    with again.hub, again:
+        before = view.evaluate("() => picture.src")
+        view.wait_for_function("(before) => picture.naturalWidth > 0 && picture.src !== before", arg=before)
 
 
 def test_the_picture_alone_comes_back_after_the_page(stub: LiveServer, open_page: OpenPage) -> None:
