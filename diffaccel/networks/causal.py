@@ -17,6 +17,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffaccel.networks import layout_of
 from diffaccel.networks.compiled import compiled_around
 from diffaccel.networks.layout import UnsupportedModelError
+from diffaccel.networks.tokens import joins_pictures
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values, each ``(rows * places, heads, frames, tokens, head_dim)``."""
@@ -172,7 +173,7 @@ class CausalLayout:
     Attributes:
         model: class name of the network, for messages.
         attention: names of the attentions that join frames.
-        heads: their arithmetic.
+        heads: the arithmetic of each.
         positions: names of the modules where frames learn their positions.
         entry: how they do.
         length: how many positions there are.
@@ -183,7 +184,7 @@ class CausalLayout:
 
     model: str
     attention: tuple[str, ...]
-    heads: FrameAttention
+    heads: tuple[FrameAttention, ...]
     positions: tuple[str, ...]
     entry: Entry
     length: int
@@ -197,10 +198,15 @@ class CausalLayout:
 
 
 def _motion(model: Any) -> CausalLayout:
-    """UNetMotionModel: two attentions over frames in every block of a motion module, each with a table before it."""
-    names = [name for name, _ in model.named_modules() if "motion_modules" in name]
-    tables = tuple(name for name in names if name.endswith("pos_embed"))
-    attention = tuple(name for name in names if name.rpartition(".")[2] in ("attn1", "attn2"))
+    """UNetMotionModel: two attentions over frames in every block of a motion module, each with a table before it.
+
+    Where its configuration says `joint_self_attention`, pixels of a picture attend to those of other frames as well.
+    """
+    names = [name for name, _ in model.named_modules()]
+    motion = [name for name in names if "motion_modules" in name]
+    tables = tuple(name for name in motion if name.endswith("pos_embed"))
+    attention = tuple(name for name in motion if name.rpartition(".")[2] in ("attn1", "attn2"))
+    pictures = tuple(n for n in names if joins_pictures(model) and n.endswith("attn1") and n not in attention)
     if not tables:
         raise UnsupportedModelError("this UNetMotionModel has no motion modules with positions")
     if any(type(module).__name__ == "FreeNoiseTransformerBlock" for module in model.modules()):
@@ -217,8 +223,8 @@ def _motion(model: Any) -> CausalLayout:
 
     return CausalLayout(
         type(model).__name__,
-        attention,
-        TemporalAttention(),
+        attention + pictures,
+        (TemporalAttention(),) * len(attention) + (PictureAttention(),) * len(pictures),
         tables,
         "output",
         length,
@@ -235,7 +241,7 @@ def _latte(model: Any) -> CausalLayout:
     return CausalLayout(
         type(model).__name__,
         attention,
-        TemporalAttention(),
+        (TemporalAttention(),) * len(blocks),
         tuple(blocks[:1]),
         "input",
         len(table),
@@ -255,7 +261,8 @@ def _wan(model: Any) -> CausalLayout:
     attention = tuple(f"blocks.{i}.attn1" for i in range(len(model.blocks)))
     length = int(model.rope.max_seq_len)
     tokens = _patches(model.config.patch_size[1])
-    return CausalLayout(type(model).__name__, attention, RotaryAttention(), ("rope",), "rotary", length, tokens)
+    heads = (RotaryAttention(),) * len(attention)
+    return CausalLayout(type(model).__name__, attention, heads, ("rope",), "rotary", length, tokens)
 
 
 def _patches(side: int) -> Callable[[str, int, int], int]:
@@ -307,7 +314,7 @@ def picture_layout_of(model: Any, blocks: Sequence[str] = ()) -> CausalLayout:
         if not any(_within(name, block) for name in found):
             raise ValueError(f"no self-attention of {kind} lies in {block!r}: choose from {', '.join(known)}")
     chosen = tuple(name for name in found if not blocks or any(_within(name, block) for block in blocks))
-    layout = CausalLayout(kind, chosen, PictureAttention(), (), "none", 0, lambda *_: 0)
+    layout = CausalLayout(kind, chosen, (PictureAttention(),) * len(chosen), (), "none", 0, lambda *_: 0)
     return _stock(layout, model)
 
 
@@ -321,14 +328,14 @@ def _stock(layout: CausalLayout, model: Any) -> CausalLayout:
     Raises:
         UnsupportedModelError: for other processors, and where what they are part of was compiled.
     """
-    for name in layout.attention:
+    for name, heads in zip(layout.attention, layout.heads, strict=True):
         if (inside := compiled_around(model, name)) is not None:
             raise UnsupportedModelError(
                 f"{inside!r} was compiled, and would be again whenever {name!r} within it sees other frames: leave it "
                 "uncompiled"
             )
         processor = type(model.get_submodule(name).processor).__name__
-        if processor not in layout.heads.processors:
+        if processor not in heads.processors:
             raise UnsupportedModelError(
                 f"{name} has a {processor}, which keeping keys and values would pass by: set it back with "
                 "set_default_attn_processor() or set_attn_processor(...)"

@@ -20,6 +20,11 @@ def within_pictures(attentions: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in attentions if not BETWEEN_FRAMES.search(name))
 
 
+def joins_pictures(model: torch.nn.Module) -> bool:
+    """Whether a network was trained to let pixels of a frame attend to those of others, as its configuration says."""
+    return bool(getattr(getattr(model, "config", None), "joint_self_attention", False))
+
+
 def picture_size(inputs: Inputs) -> tuple[int, int] | None:
     """Height and width of the sample; None where it is no picture."""
     sample, ids = inputs.sample, inputs.values.get("img_ids")

@@ -13,7 +13,7 @@ from diffaccel.config.words import with_article
 from diffaccel.networks.attention import attentions, key_values
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.layout import Layout, Level, UnsupportedModelError, fingerprint_of
-from diffaccel.networks.tokens import within_pictures
+from diffaccel.networks.tokens import joins_pictures, within_pictures
 from diffaccel.reuse.branch import Branch
 
 CLASSES = (
@@ -50,7 +50,7 @@ def layout(model: torch.nn.Module) -> Layout:
         levels=_levels(model, down, middle, up),
         encoder=Branch((*entry, *(block.name for block in down), *middle)),
         self_attention=own,
-        picture_attention=within_pictures(own),
+        picture_attention=() if joins_pictures(model) else within_pictures(own),
         cross_attention=cross,
         conditioning_only=key_values(model, cross),
         conditioning_path=("encoder_hid_proj",) if getattr(model, "encoder_hid_proj", None) is not None else (),

@@ -235,7 +235,7 @@ class _Attention(Place):
         **__: Any,
     ) -> torch.Tensor:
         """As the module's forward; it is given no other states, and any mask is of the call's own frames."""
-        state, heads = self.state, self.state.act.layout.heads
+        state, heads = self.state, self.state.act.layout.heads[self.slot]
         if encoder_hidden_states is not None:
             raise ValueError("an attention between frames was given other states than theirs")
         _check_mask(attention_mask)

@@ -44,6 +44,13 @@ def motion() -> Any:
     )  # fmt: skip
 
 
+def joint() -> Any:
+    """One whose pixels attend to those of other frames as well."""
+    model = motion()
+    model.register_to_config(joint_self_attention=True)
+    return model
+
+
 def latte() -> Any:
     return seeded(
         lambda: LatteTransformer3DModel(
@@ -101,6 +108,7 @@ def video_pipe(family: Family, scheduler: Any) -> Any:
 
 FAMILIES = {
     "motion": Family(motion, "unet", True),
+    "joint": Family(joint, "unet", True),
     "latte": Family(latte, "transformer", True),
     "wan": Family(wan, "transformer", False),
     "wan 2.2": Family(wan, "transformer", False, expand=True),
@@ -154,6 +162,20 @@ class TemporalReference:
             own, keys = list(sight.own), [*sight.seen, *sight.own]
             mixed = softmax_attention(*(x.permute(0, 2, 3, 1, 4) for x in (q[:, own], k[:, keys], v[:, keys])))
             out[:, own] = mixed.permute(0, 3, 1, 2, 4)
+        return attn.to_out[0](out.flatten(-2).reshape(hidden_states.shape))
+
+
+class JointReference(TemporalReference):
+    """Attention of every pixel to those of the frames that its own sees."""
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        whole = hidden_states.reshape(self.videos, self.frames, -1, hidden_states.shape[-1])
+        q, k, v = (layer(whole).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        out = torch.zeros_like(q)
+        for sight in self.plan:
+            own, keys = list(sight.own), [*sight.seen, *sight.own]
+            met = (x.flatten(1, 2).transpose(1, 2) for x in (q[:, own], k[:, keys], v[:, keys]))
+            out[:, own] = softmax_attention(*met).transpose(1, 2).unflatten(1, (len(own), -1))
         return attn.to_out[0](out.flatten(-2).reshape(hidden_states.shape))
 
 
@@ -238,6 +260,8 @@ def _by_frames(
             module.register_forward_hook(lambda module, args, _: add(module.pe[0], args[0]))
         if name.rpartition(".")[2] in ("attn1", "attn2") and ("motion" in name or "temporal" in name):
             module.set_processor(processor)
+        elif name.endswith("attn1") and getattr(model.config, "joint_self_attention", False):
+            module.set_processor(JointReference(plan, videos))
     if isinstance(model, LatteTransformer3DModel):
         model.temporal_transformer_blocks[0].register_forward_pre_hook(
             lambda _, args: (add(model.temp_pos_embed[0], args[0]), *args[1:])

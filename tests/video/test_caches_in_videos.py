@@ -20,6 +20,7 @@ from diffaccel import (
     SeaFilter,
     Steps,
     TeaCache,
+    TokenReduction,
     Uniform,
     UnsupportedModelError,
 )
@@ -112,6 +113,11 @@ def test_a_measure_is_told_the_noise_level_and_a_gate_the_length_of_a_run() -> N
 def test_what_is_for_controlnets_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="ControlCache needs a ControlNet, and videos"):
         engine_of("motion", cache=ControlCache(2))
+
+
+def test_tokens_that_other_frames_see_are_not_reduced() -> None:
+    with pytest.raises(UnsupportedModelError, match="none is known in UNetMotionModel"):
+        engine_of("joint", cache=TokenReduction("pool", min_tokens=4))
 
 
 def test_steps_that_only_some_chunks_make_are_refused() -> None:

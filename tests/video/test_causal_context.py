@@ -95,6 +95,8 @@ CASES = [
     ("motion", (4, 4, 4, 4, 4), CausalContext(window=6)),
     ("motion", (1, 3, 3), CausalContext(window=None, positions="absolute")),
     ("motion", (4, 4, 4), CausalContext(window=4, sink=1, positions="absolute")),
+    ("joint", (4, 4, 2), CausalContext(window=4)),
+    ("joint", (3, 3, 3), CausalContext(window=4, sink=1, positions="absolute")),
     ("latte", (3, 3, 3, 3, 3, 3), CausalContext(window=5)),
     ("latte", (4, 4, 2), CausalContext(window=None, positions="absolute")),
     ("wan", (3, 3, 3), CausalContext(window=None)),
@@ -106,7 +108,7 @@ CASES = [
 ]
 
 
-QUICK = (CASES[0], CASES[3], *CASES[4:7], *CASES[8:])  # every family, every way to number, windows, sinks and none
+QUICK = (CASES[0], *CASES[3:5], *CASES[6:9], *CASES[10:])  # every family, every way to number, windows, sinks and none
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_a_network_that_was_let_go_is_the_stock_one(name: str) -> None:
     family = FAMILIES[name]
     model = family.build()
     frames = 16 if name == "latte" else 3
-    told = words_of(1).repeat(frames if name == "motion" else 1, 1, 1)
+    told = words_of(1).repeat(frames if family.component == "unet" else 1, 1, 1)
     arguments: dict[str, Any] = {"timestep": torch.tensor([NOISY]), "encoder_hidden_states": told}
     arguments |= {"fps": [1]} if name == "skyreels" else {}
     with torch.no_grad():

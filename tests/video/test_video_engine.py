@@ -86,7 +86,7 @@ class Loop:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["motion", "latte", "wan"])
+@pytest.mark.parametrize("name", ["motion", "joint", "latte", "wan"])
 def test_a_video_is_that_of_a_plain_loop(name: str) -> None:
     context = CausalContext(window=4)
     engine = engine_of(name, context=context, guidance=FullGuidance(2.0))
@@ -135,7 +135,7 @@ def test_a_context_that_is_computed_anew_before_every_chunk_forgets_older_frames
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["motion", "latte", "wan"])
+@pytest.mark.parametrize("name", ["motion", "joint", "latte", "wan"])
 def test_a_stream_batch_is_a_whole_video_denoised_at_once_under_a_causal_mask(name: str) -> None:
     context = CausalContext(window=4)
     engine = engine_of(name, context=context, stream_batch=True, guidance=FullGuidance(2.0))
