@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from diffaccel.video.report import ChunkReport
 
 DEFAULT_MODEL = "emoji-video"
-GOING_ON = 3.0  # its guidance scale from a clip, whose pace takes more to change than noise does
 FPS, SECONDS = 8.0, 8.0
 MOST_PICTURES = 8
 """Of a latent frame, in any network."""
@@ -33,7 +32,9 @@ TIME_BASE = Fraction(1, 90_000)
 """Unit of the times in the file, in seconds; it divides all usual frame rates."""
 OPTIONS = (
     click.option("--seconds", type=Number(0, min_open=True), help="Length of what is made.  [default: 8]"),
-    click.option("--continue", "clip", type=HomePath(path_type=Path), help="A video file to go on from."),
+    click.option(
+        "--continue", "clip", type=HomePath(path_type=Path), help="A video file, or a picture, to go on from."
+    ),
     click.option(
         "--then",
         type=(Number(0), str),
@@ -179,10 +180,10 @@ def _tell_clip(clip: Path, fps: Fraction, *, chosen: bool) -> None:
     from diffaccel.media.video_reader import VideoReader
 
     with VideoReader(clip) as reader:
-        sound, rate = bool(reader.audio), reader.rate
+        sound, rate, still = bool(reader.audio), reader.rate, reader.still
     if sound:
         tell(f"the sound of {clip} is left out.")
-    if not chosen and abs(math.log(rate / fps)) > SAME_SHAPE:
+    if not (chosen or still) and abs(math.log(rate / fps)) > SAME_SHAPE:
         tell(f"{clip} has {float(rate):.4g} pictures a second, and the video {float(fps):g}; --fps gives another rate.")
 
 
@@ -221,8 +222,7 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
 
     name = given["model"] or DEFAULT_MODEL
     best = models.defaults(name)
-    usual = GOING_ON if name == DEFAULT_MODEL and pictures is not None else best.get("guidance_scale")
-    scale = _first(given["guidance_scale"], usual, 1.0)
+    scale = _first(given["guidance_scale"], best.get("guidance_scale"), 1.0)
     if given["negative_prompt"] and scale <= 1:
         tell(f"--negative-prompt changes nothing at --guidance-scale {scale:g}: raise it above 1.")
     every = given["cache"] or 1

@@ -112,6 +112,11 @@ class VideoReader:
         # AVI stores no times of pictures: they come out in the order of packets, whose numbers are theirs.
         self._numbers: deque[int] | None = deque() if self._container.format.name == "avi" else None
 
+    @property
+    def still(self) -> bool:
+        """Whether it is a single picture, whose rate means nothing."""
+        return self.count == 1 or self._container.format.name.endswith("_pipe")
+
     def _opened(self) -> Any:
         """A container of the file, of which others may be open."""
         return pyav().open(os.path.abspath(self.path), metadata_errors="replace")  # noqa: PTH100 (keeps links)

@@ -10,6 +10,7 @@ import pytest
 import stock_cases
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from diffaccel.cli import main
 from diffaccel.cli.film import _pictures
@@ -134,12 +135,15 @@ def test_what_stops_a_video_is_one_sentence(
 
 def test_what_comes_too_late_and_what_is_cut_off_is_said(tmp_path: Path) -> None:
     clip(tmp_path / "in.mp4", 25, 3)
-    common = ("--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.2, "--then", 3, "a dog", *SHORT)
+    common = ["--prompt", "a cat", "--continue", tmp_path / "in.mp4", "--seconds", 0.2, "--then", 3, "a dog", *SHORT]
     said = run(*common, "--size", "32x64", "-o", tmp_path / "out.mp4").output
     assert "'a dog' is never reached" in said
     assert "the clip is 64x64, and the video 32x64: it is cropped" in said
     assert "in.mp4 has 25 pictures a second, and the video 8; --fps gives another rate." in said
     assert "pictures a second, and" not in run(*common, "--fps", 8, "-o", tmp_path / "chosen.mp4").output
+    Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
+    common[common.index(tmp_path / "in.mp4")] = tmp_path / "in.png"
+    assert "pictures a second, and" not in run(*common, "-o", tmp_path / "still.mp4").output  # it has no rate
 
 
 def test_pictures_are_taken_when_they_are_shown(tmp_path: Path) -> None:
