@@ -31,7 +31,7 @@ def main(output: Path, model: str, chunks: int, prompts: tuple[str, ...], every:
         VideoEngine(
             models.load(model),
             prompt=prompts[0],
-            guidance=FullGuidance(2.0),
+            guidance=FullGuidance(3.0),
             context=CausalContext(window=4, refresh="prompt"),
             seed=1,
         ) as engine,

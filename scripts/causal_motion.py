@@ -1,8 +1,10 @@
 """A UNetMotionModel whose frames see only what came before: emoji-sd with a causal MotionAdapter, and its reference.
 
 Frames are rows of the batch (the network is called with one frame a row), so every frame has its own timestep and its
-own words, and normalisation is per frame. Only the temporal self-attention joins frames. Its positions come from a
-table of period `CYCLE`, kept in the adapter's weights: frame i stands at i mod CYCLE.
+own words, and normalisation is per frame. Only self-attention joins frames: that over time at every place, whose
+positions come from a table of period `CYCLE`, kept in the adapter's weights (frame i stands at i mod CYCLE); and, where
+the image network has a LoRA, that over the picture, whose pixels then see those of the other frames, so that what moves
+finds itself where it was.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention
+from peft import LoraConfig
 from torch import nn
 
 CYCLE = 16
+# the layers of the image network that a LoRA changes
+LORA = r"(?!.*motion_modules).*(attn[12]\.to_(q|k|v|out\.0)|attentions\.\d+\.proj_(in|out))"
 CHUNK = 4
 ADAPTER: dict[str, Any] = {
     "block_out_channels": (64, 128, 128),
@@ -96,12 +102,38 @@ class TemporalAttention:
         return attn.to_out[0](joined.reshape(hidden_states.shape))
 
 
+@dataclass
+class JointAttention:
+    """Attention processor of the image network's self-attention: every pixel attends to those of all frames it sees."""
+
+    layout: Layout
+    past: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """(videos frames, pixels, channels) in and out."""
+        videos, frames = self.layout.videos, len(self.layout.positions)
+        pixels = hidden_states.shape[1]
+        q, k, v = (
+            # -> (videos, heads, frames pixels, head_dim)
+            projected.reshape(videos, frames * pixels, attn.heads, -1).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+        )
+        if self.past is not None:
+            k, v = torch.cat([self.past[0], k], 2), torch.cat([self.past[1], v], 2)
+        if self.layout.keep is not None:
+            kept = self.layout.keep * pixels
+            self.past = (k[:, :, -kept:], v[:, :, -kept:])
+        mask = self.layout.mask.repeat_interleave(pixels, 0).repeat_interleave(pixels, 1)
+        joined = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(hidden_states.shape)
+        return attn.to_out[0](joined)
+
+
 class CausalVideo(nn.Module):
     """The denoiser of videos with its layout; the image weights are frozen."""
 
-    def __init__(self, unet: UNetMotionModel) -> None:
+    def __init__(self, unet: UNetMotionModel, joint: bool = False) -> None:
         super().__init__()
-        self.unet, self.layout = unet, Layout()
+        self.unet, self.layout, self.joint = unet, Layout(), joint
         for name, module in unet.named_modules():
             if "motion_modules" not in name:
                 continue
@@ -109,14 +141,22 @@ class CausalVideo(nn.Module):
                 module.register_forward_hook(Positions(self.layout))
             elif isinstance(module, Attention):
                 module.set_processor(TemporalAttention(self.layout))
+        for name, module in unet.named_modules() if joint else ():
+            if "motion_modules" not in name and name.endswith("attn1"):
+                module.set_processor(JointAttention(self.layout))
 
     @classmethod
-    def build(cls, image: UNet2DConditionModel, adapter: MotionAdapter) -> CausalVideo:
-        """From the image network and an adapter; only the adapter's weights are trained."""
+    def build(cls, image: UNet2DConditionModel, adapter: MotionAdapter, rank: int = 0) -> CausalVideo:
+        """From the image network and an adapter, whose weights are trained.
+
+        With a rank, a LoRA of it on the image network is trained, too, whose self-attention then joins frames.
+        """
         unet = UNetMotionModel.from_unet2d(image, adapter)
+        if rank:
+            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA))
         for name, weight in unet.named_parameters():
-            weight.requires_grad_("motion_modules" in name)
-        return cls(unet)
+            weight.requires_grad_("motion_modules" in name or "lora_" in name)
+        return cls(unet, rank > 0)
 
     def forward(
         self,
@@ -152,7 +192,7 @@ class CausalVideo(nn.Module):
     def forget(self) -> None:
         """Drop the kept frames: another video begins."""
         for module in self.unet.modules():
-            if isinstance(module, Attention) and isinstance(module.processor, TemporalAttention):
+            if isinstance(module, Attention) and isinstance(module.processor, TemporalAttention | JointAttention):
                 module.processor.past = None
 
 

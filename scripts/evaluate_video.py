@@ -104,7 +104,7 @@ class Evaluation:
         drawn = [clip.frames()[:SHORT] for clip in self.clips]
         start = torch.stack([encode(self.pipe.vae, frames[:GIVEN]) for frames in drawn])
         started = time.process_time()
-        made = self.make(self.clips, SHORT, start, guidance=self.args.given_guidance)
+        made = self.make(self.clips, SHORT, start, guidance=self.args.guidance)
         seconds = (time.process_time() - started) / (len(made) * (SHORT - GIVEN))
         due = [shift(clip.poses[GIVEN:SHORT], clip.motion) for clip in self.clips]
         right = motions(made[:, GIVEN:SHORT], self.clips, due)
@@ -135,7 +135,7 @@ class Evaluation:
         """Four frames given, sixty made, for one pair in four: what is lost on the way."""
         clips = self.clips[::4]
         start = torch.stack([encode(self.pipe.vae, clip.frames()[:GIVEN]) for clip in clips])
-        made = self.make(clips, LONG, start, guidance=self.args.given_guidance)
+        made = self.make(clips, LONG, start, guidance=self.args.guidance)
         first, last = (top1(self.judge, made[:, a:b], clips) for a, b in ((4, 8), (56, 64)))
         drawn = top1(self.judge, torch.stack([clip.frames()[56:64] for clip in clips]), clips)
         film(made, self.args.sheets / "video-long.png", 4)
@@ -169,9 +169,8 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, default=Path("runs/sheets"), help="where film strips go")
     parser.add_argument("--share", type=int, default=1, help="take one in so many of the 36 held-out pairs")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=2.0, help="from the text alone")
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--guided-frames", type=int, help="of the first frames from the text alone; all by default")
-    parser.add_argument("--given-guidance", type=float, default=3.0, help="with four frames given")
     parser.add_argument("--strength", type=float, default=1.0, help="of chunks that go on from a frame")
     parser.add_argument("--chunk", type=int, default=CHUNK, help="frames made together")
     parser.add_argument("--seed", type=int, default=0)
@@ -183,7 +182,7 @@ def main() -> None:
         if args.only in (None, name):
             figures |= part()
     figures |= {"steps": float(args.steps), "guidance_scale": args.guidance}
-    figures |= {"given_guidance_scale": args.given_guidance, "strength": args.strength, "chunk": float(args.chunk)}
+    figures |= {"strength": args.strength, "chunk": float(args.chunk)}
     text = json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=2)
     print(text)
     file = args.model / "figures.json"

@@ -1,4 +1,4 @@
-"""The pictures of docs/causal-video.md: strips and a clip of videos that emoji-video makes from words alone.
+"""The pictures of docs/causal-video.md: videos in which emoji-video goes on from what emoji-sd drew.
 
 python scripts/make_film_strip.py
 """
@@ -10,19 +10,29 @@ import click
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from diffaccel import CausalContext, FullGuidance, VideoEngine, models
+from diffaccel import FullGuidance, VideoEngine, models
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
-PROMPTS = ("a red heart moves right", "a rocket flies up", "a strawberry shrinks")
-FRAMES_PER_SECOND, LABEL, SHOWN = 8, 20, 8
+SIDE = 128
+SHOTS = (  # what is drawn, what it does, its side and where it begins, in pixels
+    ("a panda", "grows", 80, (24, 24)),
+    ("a balloon", "flies up", 88, (20, 36)),
+    ("a happy face", "bounces", 88, (20, 38)),
+)
+FRAMES_PER_SECOND, LABEL, SHOWN, STILL = 8, 20, 8, 4
 
 
-def clip(prompt: str, seed: int, chunks: int) -> list[Image.Image]:
-    """Pictures of a video."""
-    pipe = models.load("emoji-video", device="cpu")
-    context = CausalContext(window=4)
-    with VideoEngine(pipe, prompt=prompt, seed=seed, guidance=FullGuidance(2.0), context=context) as engine:
-        return [frame for chunk in islice(engine, chunks) for frame in chunk.frames]
+def clip(drawing: str, motion: str, side: int, place: tuple[int, int], seed: int, chunks: int) -> list[Image.Image]:
+    """A picture of emoji-sd, and what it does next."""
+    painter = models.load("emoji-sd", device="cpu")
+    painter.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = painter(drawing, num_inference_steps=20, guidance_scale=2.0, generator=generator).images[0]
+    first = Image.new("RGB", (SIDE, SIDE), "white")
+    first.paste(drawn.resize((side, side), Image.Resampling.LANCZOS), place)
+    pipe, given = models.load("emoji-video", device="cpu"), [first] * STILL
+    with VideoEngine(pipe, prompt=f"{drawing} {motion}", seed=seed, guidance=FullGuidance(3.0), given=given) as engine:
+        return [*given, *(frame for chunk in islice(engine, chunks) for frame in chunk.frames)]
 
 
 def strips(clips: dict[str, list[Image.Image]]) -> Image.Image:
@@ -39,13 +49,13 @@ def strips(clips: dict[str, list[Image.Image]]) -> Image.Image:
 
 
 @click.command()
-@click.option("--seed", default=0, show_default=True)
-@click.option("--chunks", default=5, show_default=True, help="Half seconds.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--chunks", default=6, show_default=True, help="Half seconds.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=PICTURES, show_default=True)
 def main(seed: int, chunks: int, output: Path) -> None:
     """Paint them."""
     torch.set_num_threads(1)
-    clips = {prompt: clip(prompt, seed, chunks) for prompt in PROMPTS}
+    clips = {f"{drawing} {motion}": clip(drawing, motion, *where, seed, chunks) for drawing, motion, *where in SHOTS}
     strips(clips).save(output / "video-strips.png")
     joined = [Image.new("RGB", (len(clips) * 128, 128)) for _ in next(iter(clips.values()))]
     for place, frames in enumerate(clips.values()):

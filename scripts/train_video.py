@@ -29,7 +29,6 @@ import diffaccel.models
 
 CONTEXT_NOISE = 0.15  # at most, on clean frames, still labelled t = 0
 REDRAWN = 500  # the latest timestep up to which shown frames are noised and redrawn
-CONTINUED = 0.8  # share of the steps that train chunks with frames before them only
 PARTITIONS = ((4, 0.7), (2, 0.2), (1, 0.1))  # frames a chunk, share of the steps
 RESTART = 624  # the timestep at a strength of 0.625, from which chunks go on from the frame before them
 
@@ -138,6 +137,7 @@ def video_loss(
     clean: torch.Tensor | None = None,
     restart: int | None = RESTART,
     slowed: float = 0.0,
+    continued: float = 0.8,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Mean square error of v over the chunks of the clips; mostly over those with frames before them.
 
@@ -151,6 +151,7 @@ def video_loss(
         restart: the timestep from which later chunks go on from the frame before them.
         slowed: share of the passes with one later chunk in which the frames before it move more slowly than due, down
             to not at all, so that the pace is the words' and does not die away from chunk to chunk.
+        continued: share of the passes that denoise later chunks only.
 
     Returns:
         The loss, and that of chunks with frames before them.
@@ -158,8 +159,8 @@ def video_loss(
     videos, chunks = len(latents), partition(rng)
     rows, mask = teacher_forcing(chunks)
     past = len(rows) - SEEN
-    continued = rng.random() < CONTINUED
-    used = (torch.arange(len(rows)) < past) | (chunks[rows] > 0) if continued else torch.ones(len(rows)).bool()
+    later = rng.random() < continued
+    used = (torch.arange(len(rows)) < past) | (chunks[rows] > 0) if later else torch.ones(len(rows)).bool()
     times = draw_timesteps(chunks, videos, rng, restart)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     noise = torch.randn(latents.shape, generator=generator)
@@ -206,6 +207,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--slowed", type=float, default=0.0, help="share of the steps that show frames at too slow a pace"
     )
+    parser.add_argument(
+        "--continued", type=float, default=0.8, help="share of the steps that train chunks with frames before them only"
+    )
+    parser.add_argument("--rank", type=int, default=0, help="of a LoRA on the image network; none by default")
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -218,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = diffaccel.models.load(args.image_model)
     frozen = pipe.text_encoder.requires_grad_(False)
-    model = VideoModel.load(pipe, args.init)
+    model = VideoModel.load(pipe, args.init, args.rank)
     model.text.requires_grad_(True)
     bf16 = has_fast_bf16(torch.device("cpu"))
     if bf16:
@@ -242,7 +247,7 @@ def main() -> None:
             drift = F.mse_loss(context[args.batch :].float(), target.float())
             told, own = context[: args.batch], rng.random() < args.redrawn
             clean = redrawn(model, told, latents, alphas, rng) if own else None
-            error, parts = video_loss(model, told, latents, alphas, rng, clean, restart, args.slowed)
+            error, parts = video_loss(model, told, latents, alphas, rng, clean, restart, args.slowed, args.continued)
         return error + drift, {**parts, "drift": drift.item()}
 
     def every(_: int) -> None:

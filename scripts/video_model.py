@@ -8,15 +8,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from causal_motion import CHUNK, CausalVideo, new_adapter
-from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, MotionAdapter, StableDiffusionPipeline
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderTiny,
+    DPMSolverMultistepScheduler,
+    MotionAdapter,
+    StableDiffusionPipeline,
+)
 from diffusion import SCHEDULE
 from emoji_data import contact_sheet
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from train_clip import tokenize
 from training import has_fast_bf16
 from transformers import CLIPTextModel, CLIPTokenizer
 from video_data import Clips
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 SEEN = 8  # frames of a training pass
 WINDOW = SEEN - CHUNK  # frames before a chunk that it learns to use
 
@@ -29,18 +38,27 @@ class VideoModel(nn.Module):
         self.video, self.text = video, text
 
     @classmethod
-    def load(cls, pipe: StableDiffusionPipeline, folder: Path | None = None) -> VideoModel:
-        """On the parts of emoji-sd; new, or with the adapter and text encoder of `folder`."""
+    def load(cls, pipe: StableDiffusionPipeline, folder: Path | None = None, rank: int = 0) -> VideoModel:
+        """On the parts of emoji-sd; new, or with the adapter, text encoder and LoRA of `folder`."""
         adapter = MotionAdapter.from_pretrained(folder) if folder else new_adapter()
         text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder") if folder else pipe.text_encoder
-        return cls(CausalVideo.build(pipe.unet, adapter), copy.deepcopy(text).requires_grad_(folder is None))
+        file = folder / LORA_FILE if folder else None
+        weights = load_file(file) if file and file.exists() else {}
+        rank = max((w.shape[0] for name, w in weights.items() if ".lora_A." in name), default=rank)
+        video = CausalVideo.build(pipe.unet, adapter, rank)
+        if weights:
+            set_peft_model_state_dict(video.unet, {name.removeprefix("unet."): w for name, w in weights.items()})
+        return cls(video, copy.deepcopy(text).requires_grad_(folder is None))
 
     def save(self, folder: Path) -> None:
-        """The adapter in `folder`, the text encoder in a folder of its own there."""
+        """The adapter and the LoRA in `folder`, the text encoder in a folder of its own there."""
         adapter = new_adapter()
         weights = {n: w for n, w in self.video.unet.state_dict().items() if "motion_modules" in n}
         adapter.load_state_dict(weights)
         adapter.save_pretrained(folder)
+        if self.video.joint:
+            lora = get_peft_model_state_dict(self.video.unet)
+            AnimateDiffPipeline.save_lora_weights(folder, lora, weight_name=LORA_FILE)
         self.text.save_pretrained(folder / "text_encoder")
 
 

@@ -74,7 +74,7 @@ _ROWS = (
         "emoji-video",
         "video",
         "AnimateDiff architecture on emoji-sd, text to videos without end, chunk by chunk, 8 pictures a second",
-        _defaults(steps=8, guidance_scale=2.0, width=128, height=128),
+        _defaults(steps=8, guidance_scale=3.0, width=128, height=128),
     ),
     Bundled("emoji-vae-small", "autoencoder", "For emoji-sd in streams: its latents at an eleventh of the cost"),
     Bundled("emoji-control", "controlnet", "For emoji-sd: its pictures follow edges and scribbles, white on black"),

@@ -114,10 +114,16 @@ def load_video(name: str, **options: Any) -> "DiffusionPipeline":
         from transformers import CLIPTextModel
 
         weights = {"torch_dtype": still.unet.dtype, "use_safetensors": True, "local_files_only": True}
+        own = adapter is None
         adapter = adapter or MotionAdapter.from_pretrained(folder, **weights)
         text_encoder = text_encoder or CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **weights)
         kept = {part: getattr(still, part) for part in ("vae", "tokenizer", "unet", "scheduler")}
         pipe = AnimateDiffPipeline(**kept, motion_adapter=adapter, text_encoder=text_encoder)
+        if own:  # its LoRA lets pixels of a picture attend to those of other frames
+            pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+            pipe.fuse_lora(components=["unet"])
+            pipe.unload_lora_weights()
+            pipe.unet.register_to_config(joint_self_attention=True)
         if options.get("device_map") == "offload":
             still.remove_all_hooks()
             pipe.enable_model_cpu_offload(device=choose_device(options.get("device")))

@@ -26,8 +26,9 @@ def card(name: str) -> str:
 
 
 def shapes(name: str, part: str = "") -> dict[str, list[int]]:
-    """The shapes of a file's tensors, by name."""
-    (file,) = (models.path(name) / part).glob("*.safetensors")
+    """The shapes of the tensors of a file, or of that in a folder, by name; of a network before a LoRA beside it."""
+    place = models.path(name) / part
+    file = place if place.is_file() else min(place.glob("*.safetensors"), key=lambda found: "lora" in found.name)
     with safe_open(file, "pt") as tensors:
         return {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118 not a dict
 
@@ -103,6 +104,9 @@ def statements() -> Iterator[tuple[str, str]]:
     yield "emoji-video", f"{len(places)} places; {heads[0]} heads at 16 x 16, {heads[1]} below"
     yield "emoji-video", f"below | {millions('emoji-video')} |"
     yield "emoji-video", f"emoji-sd's, tuned | {millions('emoji-video', 'text_encoder')} |"
+    lora = "pytorch_lora_weights.safetensors"
+    ranks = {shape[0] for key, shape in shapes("emoji-video", lora).items() if ".lora_A." in key}
+    yield "emoji-video", f"| rank {ranks.pop()} | {millions('emoji-video', lora)} |"
     yield "emoji-video", f"Frame i stands at row i mod {rows} of"
 
 

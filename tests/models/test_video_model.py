@@ -5,10 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter
+from diffusers import AnimateDiffPipeline, MotionAdapter, UNetMotionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from diffaccel import models
 from diffaccel.models import loader
+
+CHANGED = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture
@@ -20,6 +24,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         motion_layers_per_block=still.unet.config.layers_per_block, motion_num_attention_heads=2,
     )  # fmt: skip
     adapter.half().save_pretrained(tmp_path)
+    unet = UNetMotionModel.from_unet2d(still.unet, adapter)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=[CHANGED]))
+    weights = get_peft_model_state_dict(unet)
+    AnimateDiffPipeline.save_lora_weights(tmp_path, weights, weight_name="pytorch_lora_weights.safetensors")
     torch.nn.init.ones_(list(still.text_encoder.parameters())[-1])
     still.text_encoder.half().save_pretrained(tmp_path / "text_encoder")
     monkeypatch.setattr(loader, "names", lambda kind=None: ("emoji-video",) if kind == "video" else models.names(kind))
@@ -36,6 +44,12 @@ def test_a_video_model_is_an_animatediff_pipeline(folder: Path, caplog: pytest.L
     adapter = MotionAdapter.from_pretrained(folder)
     name = "down_blocks.0.motion_modules.0.proj_in.weight"
     assert torch.equal(dict(pipe.unet.named_parameters())[name], dict(adapter.named_parameters())[name].float())
+    lora = load_file(folder / "pytorch_lora_weights.safetensors")
+    change = lora[f"unet.{CHANGED}.lora_B.weight"] @ lora[f"unet.{CHANGED}.lora_A.weight"]
+    before = models.load("emoji-sd").unet.get_submodule(CHANGED).weight
+    torch.testing.assert_close(pipe.unet.get_submodule(CHANGED).weight, before + change)
+    assert pipe.unet.config.joint_self_attention
+    assert not models.load("emoji-video", motion_adapter=adapter).unet.config.get("joint_self_attention")
     assert not caplog.records
     assert models.load("emoji-video", dtype="bfloat16").unet.dtype == torch.bfloat16
 
