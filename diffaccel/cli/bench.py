@@ -159,11 +159,11 @@ def _tuned(paths: tuple[str, ...]) -> "dict[str, tuple[Method, ...]]":
 
 def _named(spec: str) -> "Candidate":
     """What one `--methods` asks for."""
-    from diffaccel.batch.settings import parse_cache
+    from diffaccel.batch.settings import parse_cache, without_files
     from diffaccel.measure.candidates import ours
 
     try:
-        return ours(parse_cache(spec), spec)
+        return ours(parse_cache(without_files(spec)), spec)
     except (OSError, ValueError) as error:
         raise click.UsageError(f"--methods: {error}") from error
 

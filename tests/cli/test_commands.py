@@ -213,6 +213,7 @@ def test_methods_and_profiles_that_are_none_are_told_before_anything_is_loaded(
     (tmp_path / "empty.json").touch()
     for option, value, words in (
         ("--methods", "nothing", "--methods: unknown method 'nothing'"),
+        ("--methods", "profile:recipe='gone.json'", "--methods: cache: cannot read gone.json: No such file"),
         ("--profile", tmp_path / "empty.json", "--profile: "),
     ):
         result = CliRunner().invoke(main, ["bench", "-o", str(tmp_path / "x"), "--prompts", "p", option, str(value)])
