@@ -29,7 +29,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from diffaccel import CausalContext, DeepCache, FullGuidance, IntervalCache, VideoEngine, models
+from diffaccel import CausalContext, DeepCache, FullGuidance, VideoEngine, models
 from diffaccel.attach.macs import count_macs
 from diffaccel.measure import compare, interleaved
 from diffaccel.measure.timing import Timing
@@ -208,7 +208,6 @@ def cache(rounds: int, chunks: int) -> dict[str, Any]:
         "DeepCache(2), branch 0": DeepCache(interval=2, branch=0),
         "DeepCache(2), branch 3": DeepCache(interval=2, branch=3),
         "DeepCache(3), branch 3": DeepCache(interval=3, branch=3),
-        "IntervalCache(2)": IntervalCache(interval=2),
     }
     videos = {name: VideoEngine(pipe, cache=method, **play_settings()) for name, method in methods.items()}
     frames: dict[str, list[Any]] = {}
