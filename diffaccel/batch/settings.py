@@ -171,7 +171,8 @@ def without_files(spec: str) -> str:
     """
     methods = parse_cache(spec)
     try:
-        return spec if methods == tuple(method.written_out() for method in methods) else write_cache(methods)
+        written = tuple(method.written_out() for method in methods)
+        return spec if methods == written else write_cache(written)
     except OSError as error:
         raise ValueError(f"cache: cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:

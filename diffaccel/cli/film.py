@@ -220,8 +220,7 @@ def _open(pipe: Any, pictures: Any, window: int, chunk: int, given: dict[str, An
     from diffaccel.sampling.guidance import FullGuidance, NoGuidance
     from diffaccel.video.engine import VideoEngine
 
-    name = given["model"] or DEFAULT_MODEL
-    best = models.defaults(name)
+    best = models.defaults(given["model"] or DEFAULT_MODEL)
     scale = _first(given["guidance_scale"], best.get("guidance_scale"), 1.0)
     if given["negative_prompt"] and scale <= 1:
         tell(f"--negative-prompt changes nothing at --guidance-scale {scale:g}: raise it above 1.")

@@ -206,7 +206,8 @@ def _motion(model: Any) -> CausalLayout:
     motion = [name for name in names if "motion_modules" in name]
     tables = tuple(name for name in motion if name.endswith("pos_embed"))
     attention = tuple(name for name in motion if name.rpartition(".")[2] in ("attn1", "attn2"))
-    pictures = tuple(n for n in names if joins_pictures(model) and n.endswith("attn1") and n not in attention)
+    joint = [name for name in names if name.endswith("attn1")] if joins_pictures(model) else []
+    pictures = tuple(name for name in joint if name not in attention)
     if not tables:
         raise UnsupportedModelError("this UNetMotionModel has no motion modules with positions")
     if any(type(module).__name__ == "FreeNoiseTransformerBlock" for module in model.modules()):

@@ -160,23 +160,21 @@ class TemporalReference:
         out = torch.zeros_like(q)
         for sight in self.plan:
             own, keys = list(sight.own), [*sight.seen, *sight.own]
-            mixed = softmax_attention(*(x.permute(0, 2, 3, 1, 4) for x in (q[:, own], k[:, keys], v[:, keys])))
-            out[:, own] = mixed.permute(0, 3, 1, 2, 4)
+            out[:, own] = self.mixed(q[:, own], k[:, keys], v[:, keys])
         return attn.to_out[0](out.flatten(-2).reshape(hidden_states.shape))
+
+    def mixed(self, *heads: torch.Tensor) -> torch.Tensor:
+        """What queries get of keys and values, each (videos, frames, places, heads, d)."""
+        return softmax_attention(*(x.permute(0, 2, 3, 1, 4) for x in heads)).permute(0, 3, 1, 2, 4)
 
 
 class JointReference(TemporalReference):
     """Attention of every pixel to those of the frames that its own sees."""
 
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        whole = hidden_states.reshape(self.videos, self.frames, -1, hidden_states.shape[-1])
-        q, k, v = (layer(whole).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-        out = torch.zeros_like(q)
-        for sight in self.plan:
-            own, keys = list(sight.own), [*sight.seen, *sight.own]
-            met = (x.flatten(1, 2).transpose(1, 2) for x in (q[:, own], k[:, keys], v[:, keys]))
-            out[:, own] = softmax_attention(*met).transpose(1, 2).unflatten(1, (len(own), -1))
-        return attn.to_out[0](out.flatten(-2).reshape(hidden_states.shape))
+    def mixed(self, *heads: torch.Tensor) -> torch.Tensor:
+        """Of all places of all frames."""
+        met = softmax_attention(*(x.flatten(1, 2).transpose(1, 2) for x in heads))
+        return met.transpose(1, 2).unflatten(1, (heads[0].shape[1], -1))
 
 
 def turned(x: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
