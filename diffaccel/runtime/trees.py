@@ -36,8 +36,11 @@ def placeholder(output: Any) -> Any:
 
 def copied(output: Any, places: Sequence[int] = ()) -> Any:
     """`output` with every tensor cloned; with the leaves at these places, where given, in the place of its own."""
-    leaves, form = tree_flatten(map_tensors(torch.clone, output))
-    return tree_unflatten([leaves[place] for place in places] or leaves, form)
+    clones = map_tensors(torch.clone, output)
+    if len(places) < 2:  # there is nothing to put in another's place
+        return clones
+    leaves, form = tree_flatten(clones)
+    return tree_unflatten([leaves[place] for place in places], form)
 
 
 def detached(output: Any) -> Any:
