@@ -12,7 +12,7 @@ from typing import Any
 
 from diffaccel.batch.ledger import Ledger
 from diffaccel.batch.names import file_stem, first_words
-from diffaccel.batch.picture_sets import spread
+from diffaccel.batch.picture_sets import PictureSets
 from diffaccel.batch.pictures import PictureError, picture_size
 from diffaccel.batch.rows import BadRow, Columns, PlacedRow
 from diffaccel.batch.settings import DRAWN_SEED, PICTURES, SEEDS, PictureSettings, PromptRow, without_files
@@ -190,7 +190,7 @@ class Planner:
         self._options, self._given, self._common = options, options.given(), asdict(source)
         self._num_images, self._multiple = num_images, multiple
         self._defaults = {"cache": cache, **defaults(source.model)}
-        self._draw_text, self._output = draw_text, output
+        self._draw_text, self._sets = draw_text, PictureSets(options, output)
         self._draw_seed = draw_seed or (lambda name: int(_digest(name)[:8], 16))
         self._ledger = Ledger()
         self._from_pictures = not self._given.keys().isdisjoint(PICTURES)
@@ -199,7 +199,7 @@ class Planner:
     def __call__(self, placed: PlacedRow | BadRow) -> list[tuple[str, Job]]:
         """The row's pictures that were not asked for before, each with the place of its row."""
         found: list[tuple[str, Job]] = []
-        for each in spread(placed, self._options, self._output):
+        for each in self._sets.spread(placed):
             if isinstance(each, BadRow):
                 self.bad.append(each)
                 continue

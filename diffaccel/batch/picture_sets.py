@@ -7,7 +7,7 @@ import glob
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from diffaccel.batch.names import as_id
@@ -17,36 +17,41 @@ from diffaccel.batch.settings import PICTURES, PictureSettings
 from diffaccel.models import expanded, is_there
 
 
-def spread(
-    placed: PlacedRow | BadRow, options: PictureSettings, output: Path | None = None
-) -> Iterable[PlacedRow | BadRow]:
-    """The row once for each picture of the sets that it, or else `options`, names; as it is where there is no set.
+class PictureSets:
+    """Finds the pictures of the sets that rows, or else `options`, name; each set once.
 
     Args:
         output: the folder that the run writes to, whose pictures are in no set: it would be another one for each run.
     """
-    if isinstance(placed, BadRow) or not (placed.row.names_pictures or options.names_pictures):
-        return (placed,)
-    return _each(placed, options, output)
 
+    def __init__(self, options: PictureSettings, output: Path | None = None) -> None:
+        self._options = options
+        self._set_of = lru_cache(maxsize=1024)(partial(_set_of, output=output))
 
-def _each(placed: PlacedRow, options: PictureSettings, output: Path | None) -> Iterator[PlacedRow | BadRow]:
-    named = {name: path for name in PICTURES if (path := getattr(placed.row, name) or getattr(options, name))}
-    try:
-        sets = {name: found for name, path in named.items() if (found := _set_of(path, output)) is not None}
-    except ValueError as error:
-        yield BadRow(placed.where, str(error))
-        return
-    if not sets:
-        yield placed
-        return
-    leading = next(iter(sets))
-    for stem in sets[leading]:
-        lacking = [name for name, found in sets.items() if stem not in found]
-        if lacking:
-            yield BadRow(f"{placed.where}, {stem}", f"{lacking[0]}: {named[lacking[0]]} has no picture named {stem}")
-        else:
-            yield _one(placed, {name: found[stem] for name, found in sets.items()}, stem)
+    def spread(self, placed: PlacedRow | BadRow) -> Iterable[PlacedRow | BadRow]:
+        """The row once for each picture of its sets; as it is where there is no set."""
+        if isinstance(placed, BadRow) or not (placed.row.names_pictures or self._options.names_pictures):
+            return (placed,)
+        return self._each(placed)
+
+    def _each(self, placed: PlacedRow) -> Iterator[PlacedRow | BadRow]:
+        named = {name: path for name in PICTURES if (path := getattr(placed.row, name) or getattr(self._options, name))}
+        try:
+            sets = {name: found for name, path in named.items() if (found := self._set_of(path)) is not None}
+        except ValueError as error:
+            yield BadRow(placed.where, str(error))
+            return
+        if not sets:
+            yield placed
+            return
+        leading = next(iter(sets))
+        for stem in sets[leading]:
+            lacking = [name for name, found in sets.items() if stem not in found]
+            if lacking:
+                problem = f"{lacking[0]}: {named[lacking[0]]} has no picture named {stem}"
+                yield BadRow(f"{placed.where}, {stem}", problem)
+            else:
+                yield _one(placed, {name: found[stem] for name, found in sets.items()}, stem)
 
 
 def check_named(options: PictureSettings, output: Path | None = None) -> None:
@@ -70,7 +75,6 @@ def _one(placed: PlacedRow, pictures: dict[str, str], stem: str) -> PlacedRow:
     return PlacedRow(placed.where, row.model_copy(update={"custom_id": name}), placed.columns)
 
 
-@lru_cache(maxsize=1024)
 def _set_of(path: str, output: Path | None) -> dict[str, str] | None:
     """As `pictures_of`, without those that lie where the run writes its own. Raises `ValueError` where all do."""
     found = pictures_of(path)
@@ -83,7 +87,6 @@ def _set_of(path: str, output: Path | None) -> dict[str, str] | None:
     return {stem: file for stem, file in found.items() if Path(file).parent not in own}
 
 
-@lru_cache(maxsize=1024)
 def pictures_of(path: str) -> dict[str, str] | None:
     """Pictures of a folder or pattern by the stems of their names, in their order; None for a single file.
 

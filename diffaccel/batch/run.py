@@ -1,7 +1,8 @@
 """A run: batches through the renderer, pictures to disk on other threads, every job's end in the manifest.
 
 While one batch is denoised, the batch before it is decoded, the prompts of the batch after it are encoded, and finished
-pictures are compressed and written, each on threads of their own.
+pictures are compressed, written and recorded, each on threads of their own, where no Ctrl-C comes between a picture and
+its line of the manifest.
 """
 
 import time
@@ -55,7 +56,7 @@ class BatchRun:
         self._renderer, self._folder = renderer, folder
         self._batch_size, self._suffix, self._compare, self._fail_fast = batch_size, suffix, compare, fail_fast
         self._allow_flagged, self._on_record = allow_flagged, on_record
-        self._writing: deque[list[Future[Record]]] = deque()
+        self._writing: deque[tuple[int, Future[list[Record]]]] = deque()
 
     def __call__(self, jobs: Iterable[Job]) -> Summary:
         """Render `jobs`; what was rendered is on disk even when this is interrupted.
@@ -66,12 +67,14 @@ class BatchRun:
         if self._compare and jobs:
             self._warm_up(jobs[0])
         start = time.perf_counter()
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="diffaccel-write") as writers:
+        clerk = ThreadPoolExecutor(1, thread_name_prefix="diffaccel-record")
+        writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="diffaccel-write")
+        with clerk, writers:
             try:
                 line = ProductionLine(self._start, self._renderer.encode_ahead, self._batch_size)
-                line(jobs, partial(self._take, writers))
+                line(jobs, partial(self._take, writers, clerk))
             finally:
-                self._record(keep=0)
+                self._report(keep=0)
                 self.summary.seconds = time.perf_counter() - start
         return self.summary
 
@@ -89,13 +92,14 @@ class BatchRun:
         pictures = Pictures(tuple(jobs), self._renderer.render(jobs), plain)
         return lambda: pictures
 
-    def _take(self, writers: ThreadPoolExecutor, outcome: "Pictures | Failure") -> bool:
+    def _take(self, writers: ThreadPoolExecutor, clerk: ThreadPoolExecutor, outcome: "Pictures | Failure") -> bool:
         """Have an outcome written and recorded; whether to go on."""
         if isinstance(outcome, Failure):
-            self._writing.append([writers.submit(_failed, outcome)])
+            under_way = [writers.submit(_failed, outcome)]
         else:
-            self._writing.append([writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))])
-        self._record(keep=MAX_PENDING)
+            under_way = [writers.submit(self._write, outcome, index) for index in range(len(outcome.jobs))]
+        self._writing.append((len(under_way), clerk.submit(self._record, under_way)))
+        self._report(keep=MAX_PENDING)
         return not (self._fail_fast and (self.summary.failed or isinstance(outcome, Failure)))
 
     def _write(self, pictures: "Pictures", index: int) -> Record:
@@ -143,29 +147,29 @@ class BatchRun:
             "plain_seconds": round(comparison.plain_seconds, 4),
         }
 
-    def _record(self, keep: int) -> None:
-        """Record what is written, and wait for the writers until at most `keep` pictures are under way.
+    def _record(self, under_way: "Sequence[Future[Record]]") -> list[Record]:
+        """Record a batch once it is written (on the clerk's thread).
 
-        A batch is recorded as a whole: what is left of a run that was killed are whole batches, which make the same
-        files again.
+        It is recorded as a whole: what is left of a run that was killed are whole batches, which make the same files
+        again.
         """
-        records: list[Record] = []
-        while self._writing:
-            batch, under_way = self._writing[0], sum(map(len, self._writing))
-            if under_way <= keep and not all(picture.done() for picture in batch):
-                break
-            self._writing.popleft()
+        records = [picture.result() for picture in under_way]
+        self._folder.append(records)
+        return records
+
+    def _report(self, keep: int) -> None:
+        """Count what is recorded, and wait until at most `keep` pictures are under way."""
+        while self._writing and (self._writing[0][1].done() or sum(count for count, _ in self._writing) > keep):
+            _, recorded = self._writing.popleft()
             try:
-                records += [picture.result() for picture in batch]
+                records = recorded.result()
             except StoreError:
                 self._writing.clear()
                 raise
-        if records:
-            self._folder.append(records)
-        for record in records:
-            self.summary.add(record)
-            if self._on_record:
-                self._on_record(record)
+            for record in records:
+                self.summary.add(record)
+                if self._on_record:
+                    self._on_record(record)
 
 
 def _is_cached(job: Job) -> bool:
