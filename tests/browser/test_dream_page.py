@@ -71,7 +71,7 @@ def test_a_clip_begins_with_words_or_with_the_drawing(
     until(lambda: asked(clips).dream == "words")
     pictures(page, 4)
     assert average(page) == pytest.approx([60] * 3, abs=4)
-    until(lambda: not page.locator("#latency").text_content().isdecimal())  # the figures are printed twice a second
+    until(lambda: not page.locator("#latency").text_content().isdecimal())
     page.wait_for_function("() => document.getElementById('live-badge').textContent === 'dream'")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= screen["viewport"]["width"]
     assert page.locator("#control-strength").is_disabled()
