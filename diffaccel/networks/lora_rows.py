@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,12 +47,26 @@ def scales_of(model: torch.nn.Module, adapters: tuple[str, ...], wanted: Mapping
             f"this network has no LoRA {name!r}{did_you_mean(name, adapters)}: it has {', '.join(adapters) or 'none'}; "
             "load_lora_weights(..., adapter_name=...) before the stream is opened",
         )
-        _require_at_work(model, name)
+        require_at_work([layer for _, layer in _layers(model) if name in layer.lora_B], name)
     return [float(wanted.get(name, 1.0)) for name in adapters]
 
 
-def _require_at_work(model: torch.nn.Module, name: str) -> None:
-    layers: list[Any] = [layer for _, layer in _layers(model) if name in layer.lora_B]
+def one_layer_of_each(model: torch.nn.Module) -> dict[str, Any]:
+    """For each LoRA a layer that has it: what is done to one of them, such as to fuse it, is done to all."""
+    return {name: layer for _, layer in _layers(model) for name in layer.lora_B}
+
+
+def require_loaded(model: torch.nn.Module, name: str) -> None:
+    """Raise ValueError where a LoRA was unloaded."""
+    check(
+        name in getattr(model, "peft_config", ()),
+        f"LoRA {name!r} was unloaded since this stream was opened: load it again and open another stream, or "
+        "update(lora=None)",
+    )
+
+
+def require_at_work(layers: Sequence[Any], name: str) -> None:
+    """Raise ValueError where the layers of a LoRA do not make what a scale multiplies."""
     check(
         not any(layer.merged for layer in layers),
         f"LoRA {name!r} is fused into the weights of all rows: pipe.unfuse_lora() first",

@@ -12,7 +12,7 @@ from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Keywords
 from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
-from diffaccel.networks.lora_rows import LORA_SCALES
+from diffaccel.networks.lora_rows import LORA_SCALES, one_layer_of_each, require_at_work, require_loaded
 from diffaccel.networks.network import Network
 from diffaccel.runtime.act import Lifetime
 from diffaccel.runtime.call import Call
@@ -70,6 +70,7 @@ class Denoiser:
         self._before = FramesBefore(config.steadiness if steady else None)
         beside = [part for part in (steady, scaling_part(model)) if part is not None]
         beside += [] if config.lora is None else [lora_part(model)]
+        self._loras = {} if config.lora is None else one_layer_of_each(model)
         self._machine = Machine(model, [*self._parts, *beside], wrappers=wrappers)
         self._control = ControlNets(network.pipe, () if cache is None else cache.methods, self.calls)
         by_latents = bool(wrappers) or any(part.schedule.measures for part in self._parts)
@@ -86,6 +87,9 @@ class Denoiser:
     def predict(self, tick: Tick) -> torch.Tensor:
         """Prediction for the rows of a tick, ``(rows, C, h, w)``."""
         self.network.require_same_adapters()
+        for name in self._config.lora or ():
+            require_loaded(unwrapped(self.network.model), name)
+            require_at_work([self._loras[name]], name)
         self.calls.begin()
         call, before = self._call(tick), self.work.rows
         self._forget_what_is_spoilt()
@@ -183,6 +187,7 @@ class Denoiser:
         before, steady = self._config, config.steadiness == self._config.steadiness
         same_lora = (config.lora is None) == (before.lora is None)
         if config.cache == before.cache and len(config.indices) == len(before.indices) and steady and same_lora:
+            self._config = config
             return self
         with self.calls.quiet():
             other = Denoiser(self.network, config, self.calls)

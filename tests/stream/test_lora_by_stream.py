@@ -122,6 +122,29 @@ def test_what_cannot_be_followed_is_refused_by_name(pipe: Any, engine: Build) ->
         pipe.unet.set_adapters(["one", "two"], [1.0, 1.0])
 
 
+def test_loras_that_cannot_be_followed_any_more_are_refused(engine: Build, frames: torch.Tensor) -> None:
+    pipe = with_loras(stream_pipelines.sd(), ("to_q",))
+    with engine(pipe, lora={"two": 0.5}) as stream:
+        stream.push(frames[0])
+        pipe.unet.set_adapters(["two"], [0.8])
+        stream.push(frames[0])
+        stream.update(lora={"two": 0.4})
+        pipe.unet.set_adapters(["one"], [1.0])
+        with pytest.raises(ValueError, match="'two' is not at work"):
+            stream.push(frames[0])
+        pipe.unet.set_adapters(["one", "two"], [1.0, 1.0])
+        pipe.fuse_lora()
+        with pytest.raises(ValueError, match=r"'two' is fused into the weights of all rows: pipe\.unfuse_lora"):
+            stream.push(frames[0])
+        pipe.unfuse_lora()
+        stream.push(frames[0])
+        pipe.unload_lora_weights()
+        with pytest.raises(ValueError, match="'two' was unloaded since"):
+            stream.push(frames[0])
+        stream.update(lora=None)
+        stream.push(frames[0])
+
+
 def test_a_dora_is_refused_by_name(engine: Build) -> None:
     pipe = stream_pipelines.sd()
     config = LoraConfig(r=2, use_dora=True, init_lora_weights=False, target_modules=["to_q"])
