@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from diffaccel.models import ModelSource
 from diffaccel.models.quiet import quiet_loading
 
 
@@ -17,6 +18,15 @@ def call_defaults(pipeline: str) -> dict[str, Any]:
         return _read(pipeline)
     except (LookupError, ValueError):  # it inherits its call, or has other defaults than literals
         return _imported(pipeline)
+
+
+def has_guidance_built_in(source: ModelSource) -> bool:
+    """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
+    true_scale = call_defaults(source.index["_class_name"]).get("true_cfg_scale")
+    if isinstance(true_scale, int | float) and true_scale <= 1:  # as FLUX, whose guidance_scale is another thing
+        return True
+    unet = source.config_of("unet").get("time_cond_proj_dim")
+    return unet is not None or bool(source.config_of("transformer").get("guidance_embeds"))
 
 
 def _read(pipeline: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
+from diffaccel.batch.call_defaults import has_guidance_built_in
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, check_picture, size_problem, strength_problem
 from diffaccel.batch.settings import PICTURES
@@ -31,7 +32,7 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
         lambda job: task_problem(pipeline, job),
-        guidance_problem,
+        lambda job: guidance_problem(job) or _built_in_problem(job, source),
     )
     found = {}
     for job in jobs:
@@ -88,6 +89,16 @@ def _strength_problem(job: Job, source: ModelSource) -> str | None:
     if job.init_image is None:
         return "strength: it needs a picture to start from (init_image)"
     return strength_problem(job.steps, job.strength) if job.steps and source.denoiser == "unet" else None
+
+
+def _built_in_problem(job: Job, source: ModelSource) -> str | None:
+    """What is wrong with residual guidance on a model that has its guidance built in, if it is asked for."""
+    if job.guidance == "full" or not has_guidance_built_in(source):
+        return None
+    return (
+        f"guidance: {source.name} has its guidance built in, and computes no negative prompt that "
+        f"{job.guidance.partition(':')[0]} could spare: leave it out"
+    )
 
 
 def pixel_multiple(source: ModelSource) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 
-from diffaccel.batch.call_defaults import call_defaults
+from diffaccel.batch.call_defaults import call_defaults, has_guidance_built_in
 from diffaccel.batch.jobs import Job
 from diffaccel.batch.pictures import PictureError, picture_note
 from diffaccel.batch.text_limits import TextLimits
@@ -99,12 +99,8 @@ class Notes:
 
     @cached_property
     def _distilled(self) -> bool:
-        """Whether the network takes the guidance scale as an input, and its pipeline no negative prompt to heart."""
-        true_scale = call_defaults(self._source.index["_class_name"]).get("true_cfg_scale")
-        if isinstance(true_scale, int | float) and true_scale <= 1:  # as FLUX, whose guidance_scale is another thing
-            return True
-        unet = self._source.config_of("unet").get("time_cond_proj_dim")
-        return unet is not None or bool(self._source.config_of("transformer").get("guidance_embeds"))
+        """As `has_guidance_built_in`."""
+        return has_guidance_built_in(self._source)
 
     @cached_property
     def _default_scale(self) -> float | None:

@@ -57,6 +57,16 @@ def test_each_problem_is_named(
         assert words in check.find_problems([job], source)["a"]
 
 
+def test_residual_guidance_where_guidance_is_built_in(source: models.ModelSource) -> None:
+    spared = replace(JOB, guidance="one-time:renew=3")
+    assert check.find_problems([spared], source) == {}
+    flux = replace(source, index={"_class_name": "FluxPipeline"})
+    words = (
+        "guidance: m has its guidance built in, and computes no negative prompt that one-time could spare: leave it out"
+    )
+    assert check.find_problems([spared, replace(JOB, id="b")], flux) == {"a": words}
+
+
 def test_files_are_looked_at_once(source: models.ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(check, "check_picture", seen.append)
