@@ -1,6 +1,7 @@
 """What `diffaccel generate` says at its end: one line for people, or one JSON object for programs."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from diffaccel.config.words import counted
 if TYPE_CHECKING:
     from diffaccel.batch.summary import Calls, Summary
 
-LINES = 1000  # printed at once, of what may be a line for each of a million rows
+LINES = 1000  # printed at once
 
 
 def print_survey(request: Request, found: Survey) -> int:
@@ -26,19 +27,23 @@ def print_survey(request: Request, found: Survey) -> int:
         bad = [{"where": where, "error": error} for where, error in found.bad]
         click.echo(f'{json.dumps({**counts, "bad_rows": bad})[:-1]}, "notes": [', nl=False)
         notes = (json.dumps({"where": where, "note": note}) for where, note in found.notes)
-        lead = ""
-        while block := list(islice(notes, LINES)):
-            click.echo(lead + ", ".join(block), nl=False)
-            lead = ", "
+        for place, block in enumerate(_blocks(notes, ", ")):
+            click.echo(", " * bool(place) + block, nl=False)
         click.echo("]}")
         return len(found.bad)
     if not request.quiet:
         rows = f"{counted(len(found.bad), 'bad row')}, {found.duplicates:,} repeated"
         click.echo(f"{counted(found.pictures, 'picture')}, {found.todo:,} to render; {rows}")
     lines = chain(told_once(found.bad), () if request.quiet else told_once(found.notes))
-    while block := list(islice(lines, LINES)):
-        click.echo("\n".join(block), err=True)
+    for block in _blocks(lines, "\n"):
+        click.echo(block, err=True)
     return len(found.bad)
+
+
+def _blocks(lines: Iterator[str], between: str) -> Iterator[str]:
+    """Lines joined to be printed at once, where there may be one for each of a million rows."""
+    while block := list(islice(lines, LINES)):
+        yield between.join(block)
 
 
 def print_summary(
