@@ -31,13 +31,18 @@ def as_methods(
     if guidance is not None and guidance != "full":
         chosen.append(_as_guidance(guidance))
     if gate is not None:
-        chosen.append(TGate(gate) if isinstance(gate, int) else as_config(gate, TGate))
+        chosen.append(as_config(gate, TGate) if _is_method(gate, "tgate") else TGate(gate))  # type: ignore[arg-type]
     return tuple(chosen)
+
+
+def _is_method(given: Any, name: str) -> bool:
+    """Whether a method is given in one of its forms, not one of its values alone."""
+    return isinstance(given, Method | Mapping) or (isinstance(given, str) and given.strip().lower().startswith(name))
 
 
 def _as_guidance(guidance: MethodLike) -> ResidualGuidance:
     """Residual guidance, by the name of its negative or in any form of a method."""
-    if not isinstance(guidance, str) or guidance.lower().startswith("residualguidance"):
+    if not isinstance(guidance, str) or _is_method(guidance, "residualguidance"):
         return as_config(guidance, ResidualGuidance)
     if guidance not in NEGATIVES:
         known = ("full", *NEGATIVES, "residualguidance")

@@ -239,3 +239,9 @@ def test_guidance_that_is_not_known_is_named_with_those_that_are() -> None:
         ValueError, match=r"unknown guidance 'sef' \(did you mean self\?\): choose from 'full', 'one-time', 'self', or"
     ):
         as_methods(guidance="sef")
+
+
+@pytest.mark.parametrize("gate", ["x", "10", 2.5, "deepcache"])
+def test_a_gate_that_is_no_call_is_told_what_one_is(gate: Any) -> None:
+    with pytest.raises(ValueError, match=rf"gate must be an integer >= 1; got {gate!r}"):
+        as_methods(gate=gate)
