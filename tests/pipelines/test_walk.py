@@ -18,12 +18,20 @@ def table() -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows if not row[0].startswith("---")}
 
 
+def places(text: str) -> list[str]:
+    """Where the document says this, word for word."""
+    begin = walk.noted(text)
+    found = [line for line in walk.PAGE.read_text().splitlines() if line.startswith(begin)]
+    return [place for line in found for place in line.removeprefix(begin).removesuffix(".").split("; ")]
+
+
 def agrees(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     said, found = table()[name], {}
     for method, dtype, text in walk.rows(walk.STOPS[name], dtypes):
         assert not text.startswith("WRONG"), f"{method} in {dtype}: {text}"
         found[method] = walk.outcome({dtype: text})
         assert found[method] in said[method]
+        assert text == walk.EXACT or f"{method} in {name}" in places(text)
     assert found.keys() == {method for method, cell in said.items() if cell}
 
 
@@ -34,6 +42,7 @@ def agrees(name: str, dtypes: tuple[torch.dtype, ...]) -> None:
         "StableDiffusionPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusion3Pipeline",
+        "DiTPipeline",
         "FluxPipeline",
         "WanPipeline, 2.2",
     ],

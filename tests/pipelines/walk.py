@@ -226,6 +226,11 @@ def outcome(found: dict[torch.dtype, str]) -> str:
     return ", ".join(f"{word} in {str(dtype).removeprefix('torch.')}" for dtype, word in words.items())
 
 
+def noted(text: str) -> str:
+    """The beginning of the document's line that says so; the places where it is said follow."""
+    return f"- {text[0].upper()}{text[1:]}. "
+
+
 def page(results: dict[str, dict[str, dict[torch.dtype, str]]]) -> str:
     """The document: a table, and below it what is said where a method does not reuse."""
     methods = list(tries(next(iter(STOPS.values()))))
@@ -240,7 +245,7 @@ def page(results: dict[str, dict[str, dict[torch.dtype, str]]]) -> str:
                 places = notes.setdefault(text, [])
                 if f"{method} in {name}" not in places:
                     places.append(f"{method} in {name}")
-    said = [f"- {text[0].upper()}{text[1:]}. {'; '.join(places)}." for text, places in notes.items()]
+    said = [f"{noted(text)}{'; '.join(places)}." for text, places in notes.items()]
     head = HEAD.format(classes=classes, version=diffusers.__version__)
     return head + "\n".join(lines) + "\n\n## What is said\n\n" + "\n".join(said) + "\n"
 
