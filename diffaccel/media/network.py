@@ -160,15 +160,22 @@ class NetworkWriter:
         theirs.close()
         self._unsent = 0
         self._heard = time.monotonic()
+        self._waits = waits(address)
+        if self._waits:
+            logger.warning("%s waits for a viewer", address)
 
     def write(self, pixels: np.ndarray, at: Fraction | float) -> None:
         """Send a picture ``(H, W, 3)`` uint8 RGB of ``at`` seconds, or leave it out where the network is slow.
+
+        An address that waits for a viewer takes the first pictures when one comes, however long that takes.
 
         Raises:
             MediaError: where the server refuses, hangs up, or takes nothing for too long.
         """
         self._listen(0)
         if self._unsent >= MOST_UNSENT:
+            if self._waits:
+                return
             self.left_out += 1
             if time.monotonic() - self._heard > TIMEOUT:
                 raise self._broken(f"{self.address} takes no pictures for {TIMEOUT:.0f} s: is its server running?")
@@ -190,7 +197,7 @@ class NetworkWriter:
                 words = self._pipe.recv()
                 if words is not None:
                     raise self._broken(f"cannot send to {self.address}: {words}")
-                self._unsent, self._heard = self._unsent - 1, time.monotonic()
+                self._unsent, self._heard, self._waits = self._unsent - 1, time.monotonic(), False
         except (EOFError, OSError):
             raise self._broken(f"{self.address} broke off") from None
 
@@ -206,6 +213,9 @@ class NetworkWriter:
             MediaError: where the network did not take all that it was given.
         """
         try:
+            self._listen(0)
+            if self._unsent and self._waits:
+                raise self._broken(f"nobody called at {self.address}, so that no picture was sent")
             with suppress(OSError):
                 self._pipe.send(None)
             end = time.monotonic() + TIMEOUT

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import videos
+from live_client import until
 
 from diffaccel.media import network
 from diffaccel.media.errors import MediaError
@@ -68,7 +69,7 @@ class Listener:
             self.end = error
 
     def wait(self) -> None:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 
@@ -159,6 +160,25 @@ def test_the_last_pictures_are_sent_or_it_is_said(port: int) -> None:
             sent = b"".join(iter(lambda: caller.recv(65536), b""))
     with av.open(io.BytesIO(sent), format="mpegts") as container:
         assert len(list(container.decode(video=0))) == 3
+
+
+def test_a_sink_that_waits_for_a_viewer_waits(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "TIMEOUT", 0.1)
+    address = f"tcp://127.0.0.1:{port}?listen=1"
+    sink = open_sink(address)
+    for number in range(network.MOST_UNSENT + 4):
+        sink.write(videos.picture(number, 64, 48), number / 30)
+        time.sleep(0.05)
+    with pytest.raises(MediaError, match="nobody called at tcp"):
+        sink.close(complete=True)
+    monkeypatch.setattr(network, "TIMEOUT", 20)
+    with open_sink(address) as sink:
+        sink.write(videos.picture(0, 64, 48), 0.0)
+        wait_for_server(port)
+        viewer = socket.create_connection(("127.0.0.1", port))
+        until(lambda: sink.write(videos.picture(1, 64, 48), 1.0) or not sink._writer._waits)
+    with viewer:
+        assert viewer.recv(65536)
 
 
 def test_nobody_there_is_said(port: int) -> None:
