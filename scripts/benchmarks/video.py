@@ -33,7 +33,9 @@ from diffaccel import CausalContext, DeepCache, FullGuidance, VideoEngine, model
 from diffaccel.attach.macs import count_macs
 from diffaccel.measure import compare, interleaved
 from diffaccel.measure.timing import Timing
+from diffaccel.reuse.schedule import Steps
 
+EARLY = ((0, 1, 2, 4, 6), (0, 1, 2, 3, 4, 6))  # of eight: the first calls of a chunk lay out what it shows
 PARTS = ("prefix", "level", "stream", "cache", "play")
 NETWORKS = ("Latte", "Wan")
 STEPS, CHUNK, SIDE = 8, 4, 16  # latents of 16 x 16 are 64 tokens a frame
@@ -205,9 +207,8 @@ def cache(rounds: int, chunks: int) -> dict[str, Any]:
     pipe = bundled()
     methods = {
         "none": None,
-        "DeepCache(2), branch 0": DeepCache(interval=2, branch=0),
-        "DeepCache(2), branch 3": DeepCache(interval=2, branch=3),
-        "DeepCache(3), branch 3": DeepCache(interval=3, branch=3),
+        "DeepCache(2)": DeepCache(interval=2),
+        **{f"DeepCache, all in calls {list(calls)}": DeepCache(schedule=Steps(calls)) for calls in EARLY},
     }
     videos = {name: VideoEngine(pipe, cache=method, **play_settings()) for name, method in methods.items()}
     frames: dict[str, list[Any]] = {}
