@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from control_data import ControlPool, HeldOut
 from control_nets import UNet, base_folder, load_base, new_net
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import ControlNetModel, DPMSolverMultistepScheduler
 from diffusion import SCHEDULE, TextEncoder, add_noise, load_vae, sample
 from emoji_data import contact_sheet
 from safetensors.torch import load_model, save_model
@@ -34,6 +35,15 @@ from diffaccel import models
 P_EMPTY = 0.3  # captions left out, so that lines alone say what is there
 LCM_STEPS = 50  # of which an LCM takes four
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def weakened(net: ControlNetModel, share: float) -> ControlNetModel:
+    """A copy of the network whose residuals are that share of its own, for ever."""
+    net = deepcopy(net)
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        for values in layer.parameters():
+            values.data.mul_(share)
+    return net
 
 
 def save(net: nn.Module, folder: Path) -> None:
@@ -103,6 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--few-steps", type=float, default=0.0, help="share of the steps under emoji-sd's LCM-LoRA")
+    parser.add_argument("--share", type=float, default=1.0, help="of a ControlNet's residuals, in what is saved")
     args = parser.parse_args()
     args.output = args.output or args.run / "model"
     return args
@@ -159,7 +170,7 @@ def main() -> None:
             drawn = sample(denoise, text, vae, captions, steps=12)
         rows = [torch.cat([x[i : i + 12] for x in (pictures, control * 2 - 1, drawn.cpu().float())]) for i in (0, 12)]
         contact_sheet(torch.cat(rows), 12).save(args.run / "look.png")
-        save(run.ema, args.output)
+        save(weakened(run.ema, args.share) if args.kind == "controlnet" else run.ema, args.output)
 
     steppers = optimisers(net, args.lr, 0.01, muon=True)
     run = Run(args.run, net, loss, steppers, args.lr, args.steps, every=every, every_steps=250)
