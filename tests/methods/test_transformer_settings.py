@@ -228,3 +228,13 @@ def test_a_total_that_is_not_the_runs_is_refused(pipe: Any) -> None:
         pytest.raises(ValueError, match=r"IntervalCache\(total=50\) is for"),
     ):
         pictures(pipe, 3)
+
+
+def test_without_the_block_that_ends_a_range_all_is_computed() -> None:
+    """Its residual is never stored, and what the other blocks add must not be lost with it."""
+    model, calls = build("PixArtTransformer2DModel"), run_inputs("PixArtTransformer2DModel")
+    with accelerate(model, BlockCache(threshold=9.0)) as handle:
+        model.transformer_blocks = model.transformer_blocks[:-1]
+        found = outputs(model, calls)
+    assert all(torch.equal(a, b) for a, b in zip(found, outputs(model, calls), strict=True))
+    assert (handle.report().computed, handle.report().replayed) == (len(calls), 0)
