@@ -64,6 +64,7 @@ def test_strings(text: str, method: Method) -> None:
         ("deepcash", r"unknown method 'deepcash' \(did you mean deepcache\?\): choose from blockcache, .*deepcache"),
         ("FirstBlockCache", r"unknown method 'FirstBlockCache' \(did you mean blockcache\?\)"),
         ("nothing", "unknown method 'nothing': choose from"),
+        ("DeepCache(interval=3)", r"cannot read 'DeepCache\(interval=3\)': write name:field=value"),
         ("deepcache:intervall=3", r"no field 'intervall' \(did you mean interval\?\): its fields are interval, branch"),
         ("deepcache:schedule=unifrom(3)", r"unknown config 'unifrom' \(did you mean uniform\?\)"),
         (
@@ -147,3 +148,10 @@ def test_a_configuration_whose_module_is_loaded_anew_is_taken() -> None:
         assert type(Config.parse("loadedagain:size=2")) is again
     finally:
         Config._known.pop("loadedagain")
+
+
+def test_a_dictionary_without_a_type_is_refused_by_what_it_lacks() -> None:
+    with pytest.raises(
+        ValueError, match=r"\{'interval': 3\} does not say which method it is: add \"type\", such as \"block"
+    ):
+        Method.from_dict({"interval": 3})

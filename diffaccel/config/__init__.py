@@ -51,9 +51,13 @@ class Config:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            ValueError: if the type is unknown or not of this kind, or a field is unknown or invalid.
+            ValueError: if the type is missing, unknown or not of this kind, or a field is unknown or invalid.
         """
         rest = dict(values)
+        if "type" not in rest and cls.__name__.lower() not in cls.names():
+            raise ValueError(
+                f'{rest} does not say which {cls.__name__.lower()} it is: add "type", such as "{cls.names()[0]}"'
+            )
         return cls._build(str(rest.pop("type", cls.__name__)), (), {k: _revive(v) for k, v in rest.items()})
 
     def to_text(self) -> str:
@@ -74,7 +78,7 @@ class Config:
             call: ast.expr | None = ast.parse(source, mode="eval").body
         except SyntaxError:
             call = None
-        if not isinstance(call, ast.Call):
+        if not isinstance(call, ast.Call) or "(" in name:
             raise ValueError(f"cannot read {text!r}: write name:field=value,field=value, and what is no word in quotes")
         return cls._build(name.strip(), *_arguments(call, source))
 
