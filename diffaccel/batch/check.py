@@ -32,7 +32,8 @@ def find_problems(jobs: Iterable[Job], source: ModelSource, *, lora_partial: boo
         lambda job: _strength_problem(job, source),
         lambda job: size_problem(job.model, (job.width, job.height), multiple),
         lambda job: task_problem(pipeline, job),
-        lambda job: guidance_problem(job) or _built_in_problem(job, source),
+        guidance_problem,
+        lambda job: _built_in_problem(job, source),
     )
     found = {}
     for job in jobs:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from diffaccel.batch.ledger import Ledger
@@ -166,7 +165,7 @@ class Planner:
         multiple: what both sides of the model's pictures are multiples of, in pixels.
         draw_text: the prompt that a template and a seed give; raises `ValueError` for one that is not understood.
         draw_seed: the seed of the picture with this name, where its row asks for a drawn one.
-        output: the folder that the pictures go to.
+        sets: finds the pictures of sets that rows, or else the options, name.
 
     Attributes:
         bad: rows that cannot be used.
@@ -183,14 +182,14 @@ class Planner:
         multiple: int = 8,
         draw_text: Callable[[str, int], str] | None = None,
         draw_seed: Callable[[str], int] | None = None,
-        output: Path | None = None,
+        sets: PictureSets | None = None,
     ) -> None:
         self.bad: list[BadRow] = []
         self.duplicates = 0
         self._options, self._given, self._common = options, options.given(), asdict(source)
         self._num_images, self._multiple = num_images, multiple
         self._defaults = {"cache": cache, **defaults(source.model)}
-        self._draw_text, self._sets = draw_text, PictureSets(options, output)
+        self._draw_text, self._sets = draw_text, sets or PictureSets(options)
         self._draw_seed = draw_seed or (lambda name: int(_digest(name)[:8], 16))
         self._ledger = Ledger()
         self._from_pictures = not self._given.keys().isdisjoint(PICTURES)

@@ -28,6 +28,16 @@ class PictureSets:
         self._options = options
         self._set_of = lru_cache(maxsize=1024)(partial(_set_of, output=output))
 
+    def check(self) -> None:
+        """Raise `InputError` for a picture or set of the options that cannot be opened or used, or is empty."""
+        for name in PICTURES:
+            path = getattr(self._options, name)
+            try:
+                if path and self._set_of(path) is None:
+                    check_picture(path)
+            except ValueError as error:
+                raise InputError(f"--{name.replace('_', '-')}: {error}") from error
+
     def spread(self, placed: PlacedRow | BadRow) -> Iterable[PlacedRow | BadRow]:
         """The row once for each picture of its sets; as it is where there is no set."""
         if isinstance(placed, BadRow) or not (placed.row.names_pictures or self._options.names_pictures):
@@ -52,17 +62,6 @@ class PictureSets:
                 yield BadRow(f"{placed.where}, {stem}", problem)
             else:
                 yield _one(placed, {name: found[stem] for name, found in sets.items()}, stem)
-
-
-def check_named(options: PictureSettings, output: Path | None = None) -> None:
-    """Raise `InputError` for a picture or set that the options name and that cannot be opened or used, or is empty."""
-    for name in PICTURES:
-        path = getattr(options, name)
-        try:
-            if path and _set_of(path, output) is None:
-                check_picture(path)
-        except ValueError as error:
-            raise InputError(f"--{name.replace('_', '-')}: {error}") from error
 
 
 def _one(placed: PlacedRow, pictures: dict[str, str], stem: str) -> PlacedRow:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffaccel.batch.fit import Finder
     from diffaccel.batch.jobs import Job, JobPlan, Planner
     from diffaccel.batch.notes import Notes
+    from diffaccel.batch.picture_sets import PictureSets
     from diffaccel.batch.readers import BadRow, PlacedRow
     from diffaccel.batch.settings import PictureSettings
     from diffaccel.batch.store import Record
@@ -108,15 +109,17 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
     from diffaccel.batch.drawn_seeds import DrawnSeeds
     from diffaccel.batch.jobs import Ingredients, Planner
     from diffaccel.batch.notes import Notes
+    from diffaccel.batch.picture_sets import PictureSets
     from diffaccel.batch.templates import Templates
 
     options = _without_files(checked_settings(request.settings | _profile(request)))
+    sets = PictureSets(options, request.output)
     rows, request = rows_of(request, options, stdin)
     by_row = {"lora": options.lora, "long_prompts": None, "prompt_weights": None}
     source = ModelChoice.of({**vars(request), **by_row}).find()
     common = Ingredients(
         models.located(source.name),
-        _check(request, options, source),
+        _check(request, sets, source),
         models.located(request.vae) if request.vae not in (None, NONE) else None,
         request.config and models.located(request.config),
         _embeddings(request),
@@ -131,7 +134,7 @@ def prepare(request: Request, stdin: TextIO) -> Preparation:
         multiple=lcm(8, pixel_multiple(source)),
         draw_text=Templates(request.wildcards) if request.dynamic_prompts else None,
         draw_seed=DrawnSeeds(request.output, anew=request.overwrite, part=None if request.dry_run else request.shard),
-        output=request.output,
+        sets=sets,
     )
     notes = Notes(
         source,
@@ -233,17 +236,16 @@ def _require_task(options: "PictureSettings", todo: "Sequence[Job]", source: "Mo
         raise of_option(str(problems[0]))
 
 
-def _check(request: Request, options: "PictureSettings", source: "ModelSource") -> str:
+def _check(request: Request, sets: "PictureSets", source: "ModelSource") -> str:
     """Check that everything is there that the command line names; the dtype of the weights."""
     from diffaccel import models
     from diffaccel.batch.export import require_pyarrow
-    from diffaccel.batch.picture_sets import check_named
 
     if request.address and request.engine != "ray":
         raise click.UsageError("--address is that of a Ray cluster: add --engine ray")
     if request.wildcards and not request.dynamic_prompts:
         raise click.UsageError("--wildcards needs --dynamic-prompts")
-    check_named(options, request.output)
+    sets.check()
     if request.controlnet:
         models.check_controlnet(request.controlnet, source)
     if request.parquet:

@@ -48,7 +48,7 @@ class _Tally:
     kinds: dict[int, "Job"] = field(default_factory=dict)
 
 
-_DONE, _TODO, _BAD = range(3)
+_DONE, _DUE, _BAD = range(3)
 
 
 def survey(prepared: Preparation) -> Survey:
@@ -96,7 +96,7 @@ class _Looking:
             group = tally.numbers.setdefault((asked or job).group, len(tally.numbers))
             problem = problems.get(job.id)
             tally.groups.append(group)
-            tally.states.append(_DONE if asked is None else _TODO if problem is None else _BAD)
+            tally.states.append(_DONE if asked is None else _DUE if problem is None else _BAD)
             if asked is not None:
                 tally.kinds.setdefault(group, asked)
                 for note in asked.notes:
@@ -127,8 +127,8 @@ def _counted(prepared: Preparation, tally: _Tally) -> Survey:
     tally.problems.dealt = tally.notes.dealt = dealt
     bad += dict.fromkeys(tally.problems)
     return Survey(
-        pictures=states[_DONE] + states[_TODO],
-        todo=states[_TODO],
+        pictures=states[_DONE] + states[_DUE],
+        todo=states[_DUE],
         duplicates=len(range(planner.duplicates)[mine]),
         bad=sorted(bad, key=_in_order),
         notes=tally.notes,

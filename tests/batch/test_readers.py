@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from diffaccel.batch.jobs import row_id
-from diffaccel.batch.picture_sets import check_named
+from diffaccel.batch.picture_sets import PictureSets
 from diffaccel.batch.readers import BadRow, InputError, PlacedRow, read_rows
 from diffaccel.batch.settings import PictureSettings, PromptRow
 from diffaccel.cli.help import HomePath
@@ -431,7 +431,7 @@ def test_a_name_that_no_file_can_have_costs_its_row_at_most(tmp_path: Path, name
     with pytest.raises(ModelError, match="no LoRA at"):
         find_lora(name)
     with pytest.raises(ValueError, match=r"a picture itself|cannot read|no pictures in"):
-        check_named(PictureSettings(init_image=name))
+        PictureSets(PictureSettings(init_image=name)).check()
 
 
 def test_what_goes_along_is_text_that_files_can_hold(tmp_path: Path) -> None:
