@@ -93,6 +93,10 @@ def _file(path: Path, keep: bool) -> RowStream:
             yield _beside(folder, row)
     except FileNotFoundError as error:
         raise InputError(f"no such prompt file: {path}") from error
+    except (yaml.parser.ParserError, yaml.scanner.ScannerError) as error:
+        line = error.problem_mark and error.problem_mark.line + 1
+        remedy = "put text with any of { } [ ] : # in it in quotes"
+        raise InputError(f"cannot read {path}: line {line}: {error.problem}; {remedy}") from error
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 

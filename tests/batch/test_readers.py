@@ -200,6 +200,8 @@ def test_missing_file(tmp_path: Path, suffix: str) -> None:
         ("p.parquet", "heart", "cannot read"),
         ("p.yaml", "- heart", "not a grid"),
         ("p.yaml", "prompt: [", "cannot read"),
+        ("p.yaml", "seed: 1\nprompt: [{red|blue} heart]", r"p\.yaml: line 2: .*'<scalar>'; put text with .* in quotes"),
+        ("p.yaml", "prompt: a: b", r"p\.yaml: line 1: mapping values .*; put text with .* in quotes"),
         ("p.yaml", "prompt: " + "[" * 5000, "cannot read"),
         ("p.yaml", "!!python/object/apply:os.system [ls]", "cannot read"),
     ],
