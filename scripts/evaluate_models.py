@@ -6,7 +6,8 @@ those of the drawings behind the captions, placed as training ends; beside it, w
 drawings have. Accuracy takes a blob in the right colours for the thing, the distance does not. The sheets, above all
 `*-look.png` of 24 fixed prompts, are there to be looked at. The autoencoder and emoji-clip are judged on drawings and
 augmentations held out from training. Where a processor is fast in bfloat16, pictures are sampled in it; times are of
-float32, and stay as they were with `--untimed`, for a machine that does other work meanwhile.
+float32, and stay as they were with `--untimed`, for a machine that does other work meanwhile. With `--model` other
+text-to-image pipelines are measured instead, such as those of train_ptdit.py; cards stay as they are.
 """
 
 from __future__ import annotations
@@ -204,6 +205,17 @@ def evaluate_switch(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
     }
 
 
+def evaluate_others(args: argparse.Namespace, judge: Judge) -> None:
+    """Pipelines that are not bundled: print their figures, and write them into one file."""
+    found = {}
+    for name, folder in (text.split("=", 1) for text in args.model):
+        figures = evaluate_text_to_image(args, judge, diffaccel.models.load(folder), name, 20, 2.0)
+        found[name] = {key: round(value, 4) for key, value in (figures | over_emoji_sd(figures)).items()}
+        print(name, json.dumps(found[name]), flush=True)
+    if args.json:
+        replace(args.json, json.dumps(found, indent=1) + "\n")
+
+
 def seconds_per_picture(pipe: DiffusionPipeline, steps: int, scale: float) -> float:
     """Median of five, after one to warm up."""
     times = []
@@ -242,9 +254,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="switch networks on each n-th caption only")
     jobs = ("autoencoder", "small-autoencoder", "clip", "sd", "sd-small", "lcm", "dit")
     parser.add_argument("--only", nargs="*", choices=jobs)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="only these pipelines")
+    parser.add_argument("--json", type=Path, help="with --model: where figures go")
     parser.add_argument("--untimed", action="store_true", help="keep the seconds measured before")
     args = parser.parse_args()
     judge = Judge(Emojis(args.data).captions)
+    if args.model:
+        return evaluate_others(args, judge)
 
     def lcm() -> DiffusionPipeline:
         pipe = diffaccel.models.load("emoji-sd")

@@ -2,7 +2,8 @@
 
 The pages are written by hand, but for what stands between `<!-- DeepCache: parameters -->` and `<!-- end -->`:
 parameters, with their defaults, come from the classes and their docstrings, `figures` from the published reports,
-`equal` and `best` from the tables of caches at equal cost, `saved` from those of fewer tokens, and `streams` from what
+`equal` and `best` from the tables of caches at equal cost, `saved` from those of fewer tokens, `trained` from what
+`evaluate_models.py --json` wrote, and `streams` from what
 the classes say of streams, on tiny networks that each works on.
 """
 
@@ -25,9 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 PAGES = (PAGE, ROOT / "docs" / "pt-dit.md")
 REPORTS = ("emoji-sd", "emoji-dit")
-SHAPES = {"TokenReduction": "level", "PTDiTTransformer2DModel": "ptdit"}  # names of the measured files
+SHAPES = {"TokenReduction": "sd15", "PTDiTTransformer2DModel": "ptdit"}  # names of the measured files
 BUDGETS = (0.7, 0.5, 0.35)
-TABLE = re.compile(r"(<!-- (\w+): (parameters|figures|streams|equal|best|saved) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- (\w+): (parameters|figures|streams|equal|best|saved|trained) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def write() -> None:
@@ -45,6 +48,7 @@ def filled(page: str) -> str:
         "equal": equal,
         "best": best,
         "saved": saved,
+        "trained": trained,
     }
     return TABLE.sub(lambda m: m[1] + tables[m[3]](named(m[2])) + m[4], page)
 
@@ -128,6 +132,17 @@ def saved(cls: type) -> str:
                 shares = [f"{row[key]:.1%}" if key in row else "" for key in ("MACs saved", "time saved", "reached")]
                 if any(shares) and name != "plain":
                     lines.append(f"| {title.removesuffix(', float32')} | {name} | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
+def trained(cls: type) -> str:
+    """What networks of equal training draw, those of a class and what they are held against."""
+    file = ROOT / "benchmarks" / f"trained-{SHAPES[cls.__name__]}.json"
+    columns = {"top1": "top-1", "top5": "top-5", "unseen_colourings_top1": "unseen colourings", "pairs_top1": "pairs"}
+    lines = [f"| | {' | '.join(columns.values())} | Fréchet distance |", "|---|--:|--:|--:|--:|--:|"]
+    for name, row in json.loads(file.read_text(encoding="utf-8")).items():
+        shares = " | ".join(f"{row[key]:.0%}" for key in columns)
+        lines.append(f"| {name} | {shares} | {row['frechet_distance']:.3g} |")
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+COMPILED = "here, compiled"
 CODE = """
 import json, sys, time
 import numpy as np
@@ -26,7 +27,8 @@ from diffaccel.realtime.controls import Controls
 from diffaccel.media.repaint import to_pixels
 given = json.loads(sys.argv[1])
 controls = Controls(prompt="a green apple", strength=0.65, guidance_scale=1.4, similarity=False, cache=given["cache"])
-settings = live.LiveSettings(device="cpu", dtype=given["dtype"], controls=controls)
+where = {"device": "cpu", "dtype": given["dtype"], "compiled": given.get("compiled", False)}
+settings = live.LiveSettings(**where, controls=controls)
 settings = getattr(live, "quickest", lambda same: same)(settings)
 pipe = live.load_pipeline(settings)
 engine = live.open_engine(pipe, settings)
@@ -125,7 +127,8 @@ def compared(candidates: dict[str, Checkout], rounds: int, ticks: int) -> dict[s
     result = {}
     for name, checkout in candidates.items():
         columns = {part: statistics.fmean(tick.get(part, 0.0) for tick in found[name]) for part in found[name][0]}
-        macs, ceiling = checkout.ask("macs"), checkout.ask("ceiling")
+        ceiling = checkout.ask("ceiling")
+        macs = result["here"]["GMAC"] * 1e9 if name == COMPILED else checkout.ask("macs")
         row = {f"{part} ms": 1000 * seconds for part, seconds in columns.items()}
         row |= {"frames/s": 1 / columns["tick"], "GMAC": macs / 1e9, "of ceiling": macs / columns["tick"] / ceiling}
         result[name] = row
@@ -134,20 +137,26 @@ def compared(candidates: dict[str, Checkout], rounds: int, ticks: int) -> dict[s
 
 @click.command(help=__doc__)
 @click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another checkout.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Measure the compiled network, too, as live --compile runs it."
+)
 @click.option("--rounds", default=6, show_default=True)
 @click.option("--ticks", default=12, show_default=True, help="Ticks of a round: a multiple of the cache's interval.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures here, too.")
-def command(against: Path | None, rounds: int, ticks: int, file: Path | None) -> None:
+def command(against: Path | None, compiled: bool, rounds: int, ticks: int, file: Path | None) -> None:
     """Measure, and print one line a candidate."""
     here = Path(__file__).parents[2]
     begin, figures = time.monotonic(), {}
     for cache in (1, 4):
         candidates = {"here": Checkout(here, cache=cache, dtype=None)}
         candidates["here, float32"] = Checkout(here, cache=cache, dtype="float32")
+        if compiled:
+            candidates[COMPILED] = Checkout(here, cache=cache, dtype=None, compiled=True)
         if against is not None:
             candidates["before"] = Checkout(against.resolve(), cache=cache, dtype=None)
         figures[f"cache {cache}"] = compared(candidates, rounds, ticks)
-        figures[f"cache {cache}"]["here"]["dB to float32"] = likeness(candidates["here"], candidates["here, float32"])
+        for name in {"here", COMPILED} & set(candidates):
+            figures[f"cache {cache}"][name]["dB to float32"] = likeness(candidates[name], candidates["here, float32"])
         for checkout in candidates.values():
             checkout.close()
     for title, rows in figures.items():

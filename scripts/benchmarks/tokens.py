@@ -15,7 +15,7 @@ import tomesd
 import torch
 from benchmarks.peers import Attach
 from benchmarks.tables import FLOOR, Tables, markdown
-from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import PixArtTransformer2DModel
 
 from benchmarks import shapes
 from diffaccel import PTDiTTransformer2DModel, TokenReduction, accelerate
@@ -66,26 +66,16 @@ def macs_saved(unet: Any, method: TokenReduction, size: int) -> float:
     """Share of a call's multiply-accumulates, counted on tensors without storage."""
     with torch.device("meta"):
         meta = type(unet).from_config(unet.config)
+    sample, prompt = torch.empty(1, 4, size, size, device="meta"), torch.empty(shapes.PROMPT, device="meta")
     with accelerate(meta, method) as handle:
-        for step in range(method.interval):
-            meta(torch.empty(1, 4, size, size, device="meta"), 900 - step, torch.empty(shapes.PROMPT, device="meta"))
+        for step in range(method.interval):  # of one prompt: another tensor would be another one
+            meta(sample, 900 - step, prompt)
         return handle.report().macs_saved
 
 
-def finest_level() -> UNet2DConditionModel:
-    """The finest level of Stable Diffusion 1.5 alone, a layer down and two up: where attention costs most."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=128, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320,), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
-    ).eval()  # fmt: skip
-
-
-def sd15(
-    rounds: int, dtype: torch.dtype, size: int, make: Callable[[], Any] = shapes.sd15_unet, what: str = "One call"
-) -> Tables:
+def sd15(rounds: int, dtype: torch.dtype, size: int) -> Tables:
     """Shares of a call that are saved, of multiply-accumulates and of time, at latents of a size."""
-    unet = make().to(dtype)
+    unet = shapes.sd15_unet().to(dtype)
     call = unet_call(unet, size)
     ways: dict[str, Attach] = {"plain": nullcontext, "tomesd 0.5": partial(Tomesd, unet)}
     ways |= {name: partial(accelerate, unet, method) for name, method in METHODS.items()}
@@ -95,7 +85,7 @@ def sd15(
         rows[name] = {"s": timing.median, "time saved": 1 - 1 / timing.speedup(times["plain"])}
         if name in METHODS:
             rows[name] |= _reached(rows[name]["time saved"], macs_saved(unet, METHODS[name], size))
-    return {f"{what} of the Stable Diffusion 1.5 shape, {size} x {size} latents, {_name(dtype)}": rows}
+    return {f"One call of the Stable Diffusion 1.5 shape, {size} x {size} latents, {_name(dtype)}": rows}
 
 
 def _reached(time_saved: float, macs: float) -> dict[str, float]:
@@ -182,8 +172,6 @@ def likeness(pictures: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
 PARTS: dict[str, Callable[[int, torch.dtype], Tables]] = {
     "sd15-64": partial(sd15, size=64),
     "sd15-128": partial(sd15, size=128),
-    "level-64": partial(sd15, size=64, make=finest_level, what="The finest level"),
-    "level-128": partial(sd15, size=128, make=finest_level, what="The finest level"),
     "emoji-sd": emoji,
     "ptdit-1024": partial(ptdit, size=128),
     "ptdit-2048": partial(ptdit, size=256),
