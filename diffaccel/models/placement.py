@@ -168,6 +168,7 @@ def _compile(pipe: "DiffusionPipeline") -> None:
     import torch
 
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # a step that a forecast reads is no graph of its own
     _keep_on_disk()
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
     denoiser.forward = _rebuilding(torch.compile(denoiser.forward))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from torch._dynamo.testing import CompileCounter
 from torch._inductor.exc import InductorError
 
-from diffaccel import models
+from diffaccel import DeepCache, Taylor, accelerate, models
 from diffaccel.models.placement import Placement, _rebuilding, devices, open_pipeline
 
 
@@ -51,6 +52,24 @@ def test_compiled_denoiser_runs_through_the_compiler(tiny_sd: Path, monkeypatch:
     pipe = open_pipeline(models.resolve(tiny_sd), "float32", None, Placement(compiled=True))
     assert compiled == [pipe.unet.forward.__wrapped__]
     assert inspect.signature(pipe.unet.forward) == inspect.signature(type(pipe.unet).forward.__get__(pipe.unet))
+
+
+@pytest.mark.slow
+def test_forecasts_do_not_compile_each_step_anew(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=counter))
+    method = DeepCache(3, forecast=Taylor(1))
+    pictures = []
+    for compiled in (False, True):
+        pipe = open_pipeline(models.resolve(tiny_sd), "float32", None, Placement(compiled=compiled))
+        pipe.set_progress_bar_config(disable=True)
+        with accelerate(pipe, method):
+            noise = torch.Generator().manual_seed(0)
+            pictures.append(pipe("cat", num_inference_steps=12, output_type="latent", generator=noise).images)
+    assert torch.equal(*pictures)
+    assert counter.frame_count <= 6
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("mended", [True, False])
