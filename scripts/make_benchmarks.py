@@ -25,7 +25,7 @@ PARTS = {
     "live": "live",
     "stream": "stream",
     "stream-sd15": "stream --part sd15",
-    "streams-batches": "streams --part batches --rounds 7",
+    "streams-batches": "streams --part batches --part sd15 --rounds 7",
     "steadiness": "steadiness",
     "video": "video --rounds 1",
     "control-emoji": "control --part emoji",
@@ -41,7 +41,10 @@ ABOUT = {
     "batch": ("docs/batch.md", "Batch generation against a bare loop"),
     "live": ("docs/live.md", "The live page in a real browser"),
     "stream": ("docs/streaming.md", "Streams on the bundled model"),
-    "streams-batches": ("docs/streaming.md", "Rows of the bundled network against batch size, on one thread"),
+    "streams-batches": (
+        "docs/streaming.md",
+        "Rows of a call against batch size, on one thread: the bundled network, and Stable Diffusion 1.5's shape",
+    ),
     "steadiness": ("docs/streaming.md", "Steadiness between frames"),
     "stream-sd15": ("docs/streaming.md", "Streams on the shape of Stable Diffusion 1.5"),
 }

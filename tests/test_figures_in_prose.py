@@ -60,9 +60,13 @@ def streaming() -> Iterator[str]:
     yield f"{four} times the frame rate at four stages, {two} at two"
     alone, *together = (f"{stream['buffer'][f'{n} frames']['ms']:.0f}" for n in (1, 2, 4, 8, 16))
     yield f"{alone} ms a frame alone, {', '.join(together[:-1])} and {together[-1]} ms in buffers of 2, 4, 8 and 16"
-    rows = [measured("streams-batches")["batches"][f"{n} rows"] for n in (1, 2, 4, 8, 16)]
-    one, *more = (f"{100 * row['of ceiling']:.0f}" for row in rows)
-    yield f"{one} % of the rate of a large matrix product with one row, and {', '.join(more[:-1])} and {more[-1]} %"
+    small, large = (measured("streams-batches")[part] for part in ("batches", "sd15"))
+    for rows in (2, 4, 8):
+        one, other = small[f"{rows} rows"], large[f"{rows} rows"]
+        own = f"{one['ms a row']:.1f} ms | {100 * one['of ceiling']:.0f} %"
+        yield f"| {rows} | {own} | {other['ms a row'] / 1000:.2f} s | {100 * other['of ceiling']:.0f} % |"
+    shares = (f"{100 * part['8 rows']['ms a row'] / part['1 rows']['ms a row']:.0f} %" for part in (small, large))
+    yield "costs {} of one alone where networks are small, and {} where they are large".format(*shares)
     for label, speed in CACHES.items():
         own = stream["cache"]["speed"][speed]
         yield f"{label} | {own['network ratio']:.2f} | {own['ratio']:.2f} |"
