@@ -110,8 +110,8 @@ class Handle:
         companions: Sequence[torch.nn.Module],
         methods: Mapping[str, tuple[Method, ...]],
         host: Host,
-        scheduler: Any = None,
-        several: bool = False,
+        scheduler: Any,
+        several: bool,
     ) -> None:
         self._costs: list[CostModel] = []
         self._seats: list[Seat] = []

@@ -92,7 +92,7 @@ def substitute_plan(substitute: torch.nn.Module, methods: Sequence[Method], swit
 
 
 def companion_plan(
-    companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method], index: int = 0
+    companion: torch.nn.Module, denoiser: torch.nn.Module, methods: Sequence[Method], index: int
 ) -> Plan:
     """The plan of `methods` on a ControlNet that runs before `denoiser`; without parts if they change nothing there.
 

@@ -74,7 +74,7 @@ class Seat:
         name: str | None,
         session: Session,
         runs: Runs,
-        wrappers: Sequence[Wrapper] = (),
+        wrappers: Sequence[Wrapper],
         leader: Seat | None = None,
         several: bool = False,
     ) -> None:

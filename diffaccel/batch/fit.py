@@ -55,7 +55,7 @@ def _of_controlnets(cache: str) -> str | None:
     return next((type(method).__name__ for method in parse_cache(cache) if method.needs_controlnet), None)
 
 
-def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool = False) -> None:
+def require_loras(loras: Iterable[Lora], source: ModelSource, *, partial: bool) -> None:
     """Raise `ModelError` where a LoRA does not fit a model's networks, with ``partial`` where no part of it does."""
     import diffusers
 

@@ -102,7 +102,7 @@ def given_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Ambiguous:
     return Ambiguous(next(key for key in keys if keys.count(key) > 1))
 
 
-def make_row(values: Any, where: str, *, keep: bool = False) -> PlacedRow | BadRow:
+def make_row(values: Any, where: str, *, keep: bool) -> PlacedRow | BadRow:
     """A checked row; settings that are empty count as absent, but for a negative prompt.
 
     Args:

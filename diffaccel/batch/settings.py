@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -95,26 +96,12 @@ class PictureSettings(BaseModel):
             value = " + ".join(value)
         return write_loras(parse_loras(value)) if isinstance(value, str) else value
 
-    @field_validator("cache")
+    @field_validator("cache", "guidance", "background")
     @classmethod
-    def _known_cache(cls, spec: str | None) -> str | None:
-        if spec is not None:
-            parse_cache(spec)
-        return spec
-
-    @field_validator("guidance")
-    @classmethod
-    def _known_guidance(cls, spec: str | None) -> str | None:
-        if spec is not None:
-            parse_guidance(spec)
-        return spec
-
-    @field_validator("background")
-    @classmethod
-    def _known_colour(cls, name: str | None) -> str | None:
-        if name is not None:
-            parse_colour(name)
-        return name
+    def _parsable(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None:
+            _PARSERS[str(info.field_name)](text)
+        return text
 
     @field_validator("negative_prompt", "prompt", check_fields=False)
     @classmethod
@@ -213,6 +200,9 @@ def parse_colour(name: str) -> tuple[int, int, int]:
             f"{name!r} is a transparent colour, and a background hides what is behind it: write {name[:7]}"
         )
     return red, green, blue
+
+
+_PARSERS = {"cache": parse_cache, "guidance": parse_guidance, "background": parse_colour}
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -293,7 +293,7 @@ def shows(record: Record, job: Job) -> bool:
     return record.fingerprint == job.fingerprint or (record.status == "done" and record.settings == job.settings)
 
 
-def is_done(job: Job, record: Record | None, folder: Path, suffix: str = "png") -> bool:
+def is_done(job: Job, record: Record | None, folder: Path, suffix: str) -> bool:
     """Whether the job's picture exists, whole, with the settings that the job asks for, be it retouched since."""
     if record is None or record.status != "done":
         return False

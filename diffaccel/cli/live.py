@@ -23,6 +23,7 @@ from diffaccel.cli.model_options import (
 )
 from diffaccel.cli.signals import give_up, interruptible
 from diffaccel.cli.streaming import (
+    COMPILE_OPTION,
     CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
     FIT,
@@ -73,7 +74,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     ),
     FIT_OPTION,
     SMOOTHING_OPTION,
-    click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
+    COMPILE_OPTION,
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for everyone."),
     click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0: any free."),
     click.option("--allow-host", multiple=True, metavar="NAME", help="Host name of a reverse proxy in front of it."),

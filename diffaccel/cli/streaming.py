@@ -52,6 +52,9 @@ SMOOTHING_OPTION = click.option(
     type=float,
     help="How much of the picture before stays, along with what moves, to 0.95: less flicker.  [default: 0.0]",
 )
+COMPILE_OPTION = click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."
+)
 
 
 @contextmanager

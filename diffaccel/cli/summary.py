@@ -46,9 +46,7 @@ def _blocks(lines: Iterator[str], between: str) -> Iterator[str]:
         yield between.join(block)
 
 
-def print_summary(
-    request: Request, work: GenerateWork, summary: "Summary", calls: "Calls", left: int | None = None
-) -> None:
+def print_summary(request: Request, work: GenerateWork, summary: "Summary", calls: "Calls", left: int | None) -> None:
     """Print what a run did.
 
     Args:

@@ -10,6 +10,7 @@ from diffaccel.cli import film
 from diffaccel.cli.help import Grouped, HomePath, Number, declared, refuse
 from diffaccel.cli.model_options import MODEL_NAMES, READING_NAMES, ModelChoice, model_options
 from diffaccel.cli.streaming import (
+    COMPILE_OPTION,
     CONTROLNET_NAMES,
     CONTROLNET_OPTIONS,
     FIT,
@@ -79,7 +80,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     SMOOTHING_OPTION,
     *model_options("emoji-sd; without INPUT, emoji-video"),
     *CONTROLNET_OPTIONS,
-    click.option("--compile", "compiled", is_flag=True, help="Compile the network first: slow start, faster frames."),
+    COMPILE_OPTION,
     click.option("--no-audio", is_flag=True, help="Leave the sound out."),
     click.option("--side-by-side", is_flag=True, help="Show the input to the left of each picture."),
     click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists."),

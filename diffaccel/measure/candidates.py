@@ -87,12 +87,12 @@ def peers(pipe: Any) -> list[Candidate]:
 
 
 @contextmanager
-def deepcache_package(pipe: Any, interval: int, branch: int = 0) -> Iterator[Any]:
+def deepcache_package(pipe: Any, interval: int) -> Iterator[Any]:
     """The authors' DeepCache package. Yields its helper, which holds what is stored."""
     from DeepCache import DeepCacheSDHelper
 
     helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=branch)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
     helper.enable()
     try:
         yield helper

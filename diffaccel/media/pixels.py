@@ -29,7 +29,7 @@ LEAST_HD = 720
 """Rows from which a video that does not tell its matrix is BT.709, as browsers take it; below it is BT.601."""
 
 
-def upright(frame: VideoFrame, shape: Fraction = SQUARE) -> np.ndarray:
+def upright(frame: VideoFrame, shape: Fraction) -> np.ndarray:
     """RGB pixels ``(H, W, 3)``, turned and mirrored as the display matrix asks.
 
     Args:

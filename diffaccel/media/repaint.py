@@ -140,7 +140,7 @@ class Line:
         repeated: frames that repeated a neighbour's picture.
     """
 
-    def __init__(self, engine: StreamEngine, *, keep_inputs: bool = False) -> None:
+    def __init__(self, engine: StreamEngine, *, keep_inputs: bool) -> None:
         self.repeated = 0
         self._engine, self._keep_inputs = engine, keep_inputs
         self._waiting: deque[WaitingFrame] = deque()

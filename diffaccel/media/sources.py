@@ -104,14 +104,13 @@ class Screen(FrameSource):
 
     Args:
         monitor: number from 1; 0 for all together.
-        rate: most frames per second.
 
     Raises:
         MediaError: where mss is missing (extra ``screen``), there is no display, or no such monitor.
     """
 
-    def __init__(self, monitor: int = 1, rate: float = 30.0) -> None:
-        self._mss, self.monitor, self._interval = need("mss", extra="screen", purpose="the screen"), monitor, 1 / rate
+    def __init__(self, monitor: int) -> None:
+        self._mss, self.monitor, self._interval = need("mss", extra="screen", purpose="the screen"), monitor, 1 / 30
         with self._capture() as capture:
             if not 0 <= monitor < len(capture.monitors):
                 raise MediaError(f"there is no monitor {monitor}: choose from 0 (all) to {len(capture.monitors) - 1}")

@@ -32,7 +32,7 @@ class Timeline:
         leaps: whether times may leap ahead where files were joined, as in transport streams.
     """
 
-    def __init__(self, video: Any, start: Fraction, step: Fraction, *, leaps: bool = False) -> None:
+    def __init__(self, video: Any, start: Fraction, step: Fraction, *, leaps: bool) -> None:
         self._video, self._step, self._leaps = video, step, leaps
         self._shift = start
         self._decoded: dict[int, Fraction] = {}

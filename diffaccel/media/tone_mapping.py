@@ -92,7 +92,7 @@ def tone_mapped(
     channels: Sequence[np.ndarray],
     transfer: Callable[[np.ndarray], np.ndarray],
     peak: float,
-    primaries: int = BT2020,
+    primaries: int,
 ) -> np.ndarray:
     """Pixels ``(H, W, 3)`` uint8 of BT.709.
 

@@ -49,7 +49,7 @@ def hidden_in(ranges: Ranges, variant: int, companion: Layout, denoiser: Layout)
     )
 
 
-def tied_parts(methods: Sequence[Method], companion: Layout, denoiser: Layout, index: int = 0) -> list[Tied]:
+def tied_parts(methods: Sequence[Method], companion: Layout, denoiser: Layout, index: int) -> list[Tied]:
     """All that methods do in a ControlNet.
 
     Args:

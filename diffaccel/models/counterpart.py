@@ -158,7 +158,7 @@ def _denoiser(pipe: Any) -> Any:
     return found[0]
 
 
-def facts_of(model: Any, pipe: Any = None) -> Facts:
+def facts_of(model: Any, pipe: Any) -> Facts:
     """What a network that stands in for `model` must have in common with it, and with its pipeline if that is known."""
     scheduler, vae = getattr(pipe, "scheduler", None), getattr(pipe, "vae", None)
     configs = [getattr(part, "config", {}) for part in (model, scheduler, vae)]

@@ -116,7 +116,7 @@ def _misfit(module: str, factors: Factors, target: Any) -> str | None:
     return f"made for a network of width {theirs[axis]}, this has {ours[axis]} ({module})"
 
 
-def load_loras(pipe: Any, loras: Iterable[Lora], *, partial: bool = False) -> None:
+def load_loras(pipe: Any, loras: Iterable[Lora], *, partial: bool) -> None:
     """Load LoRAs into a pipeline that has none, each with its weight.
 
     Raises:
@@ -184,7 +184,7 @@ def merge_loras(pipe: Any, lora: str | None, *, partial: bool = False) -> None:
         pipe.unload_lora_weights()
 
 
-def with_lora(pipe: Any, lora: str | os.PathLike[str], weight: float = 1.0) -> Any:
+def with_lora(pipe: Any, lora: str | os.PathLike[str], weight: float) -> Any:
     """A pipeline of the same parts with a LoRA as adapter layers, in copies of the networks that can hold one.
 
     Raises:

@@ -294,7 +294,7 @@ def causal_layout_of(model: Any) -> CausalLayout:
     return _stock(find(model), model)
 
 
-def picture_layout_of(model: Any, blocks: Sequence[str] = ()) -> CausalLayout:
+def picture_layout_of(model: Any, blocks: Sequence[str]) -> CausalLayout:
     """Where tokens of a picture meet in a network, so that they can meet those of other pictures as well.
 
     Args:

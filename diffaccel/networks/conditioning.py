@@ -95,7 +95,7 @@ def _mix(a: torch.Tensor, b: torch.Tensor, weight: float, how: Interpolation) ->
     return mixed.to(a.dtype)
 
 
-def blend(parts: Sequence[tuple[Conditioning, float]], how: Interpolation = "linear") -> Conditioning:
+def blend(parts: Sequence[tuple[Conditioning, float]], how: Interpolation) -> Conditioning:
     """Weighted blend of conditionings; weights count relative to their sum, and one at a time for slerp.
 
     Scales are no directions, and are blended linearly in any case.

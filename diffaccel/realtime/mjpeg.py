@@ -35,7 +35,7 @@ class MjpegServer:
 
     PORT = 8090
 
-    def __init__(self, *, port: int = PORT, token: str | None = None) -> None:
+    def __init__(self, *, port: int, token: str | None) -> None:
         self.token = token or secrets.token_urlsafe(16)
         self._socket = listen(HOST, port, another="mjpeg:8091")
         self.port: int = self._socket.getsockname()[1]

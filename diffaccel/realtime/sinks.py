@@ -190,7 +190,7 @@ class VirtualCamera(FrameSink):
 
     RATE = 30
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None) -> None:
         self._module = need("pyvirtualcam", extra="virtual-camera", purpose="a virtual camera")
         self._device, self.where = device, device or "a virtual camera"
         self._camera: Any = None

@@ -58,11 +58,10 @@ class Watchdog:
 
     Args:
         stuck: called on the watchdog's thread, with what does not answer in words.
-        patience: seconds that watched work may take.
     """
 
-    def __init__(self, stuck: Stuck = interrupt, patience: float = PATIENCE) -> None:
-        self._stuck, self._patience = stuck, patience
+    def __init__(self, stuck: Stuck) -> None:
+        self._stuck = stuck
         self._since: tuple[float, str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="diffaccel-watchdog", daemon=True)
@@ -85,8 +84,8 @@ class Watchdog:
             self._since = None
 
     def _run(self) -> None:
-        while not self._ended.wait(self._patience / 20):
+        while not self._ended.wait(PATIENCE / 20):
             since = self._since
-            if since is not None and time.monotonic() - since[0] > self._patience:
+            if since is not None and time.monotonic() - since[0] > PATIENCE:
                 self._since = None
-                self._stuck(f"{since[1]} does not answer for {self._patience:.0f} s: it was given up")
+                self._stuck(f"{since[1]} does not answer for {PATIENCE:.0f} s: it was given up")

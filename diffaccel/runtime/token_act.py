@@ -79,7 +79,7 @@ class ReductionState(PartState):
         """Where no attention read fewer tokens, why the first of them did not."""
         return f"{self.act.name} {self.hindered}" if self.active and self.compute else ""
 
-    def grid(self, tokens: int, hindrance: str = "") -> TokenGrid | None:
+    def grid(self, tokens: int, hindrance: str) -> TokenGrid | None:
         """The grid of tokens that an attention shall read fewer of; None for all of them.
 
         Args:

@@ -38,17 +38,17 @@ class ControlNets:
     Args:
         pipe: the pipeline, with or without ControlNets.
         methods: what the denoiser reuses, and so need not be fed, and when ControlNets compute.
-        calls: runs them, perhaps on rows of other streams at the same time; None runs them alone.
+        calls: runs them, perhaps on rows of other streams at the same time.
 
     Raises:
         UnsupportedModelError, ValueError: where a method does not fit them.
     """
 
-    def __init__(self, pipe: Any, methods: Sequence[Method] = (), calls: WorkRunner | None = None) -> None:
+    def __init__(self, pipe: Any, methods: Sequence[Method], calls: WorkRunner) -> None:
         nets = controlnets_of(pipe)
         whole = getattr(pipe, "controlnet", None)
         hooked = () if is_compiled(whole) else tuple(net for net in nets if not is_compiled(net))
-        self._pipe, self._calls = pipe, WorkRunner() if calls is None else calls
+        self._pipe, self._calls = pipe, calls
         self._dtype = next((p.dtype for net in nets for p in net.parameters()), torch.float32)
         self._pooled = [bool(net.config.get("global_pool_conditions")) for net in nets]
         self._several = hasattr(unwrapped(whole), "nets")

@@ -213,10 +213,10 @@ class SettingsBuilder:
             self._images[key] = self.network.encode_images(_with_images(prompt), negative=negative)
         return self._images[key]
 
-    def _trim(self, most: int = 32) -> None:
+    def _trim(self) -> None:
         kept: list[dict[Any, Any]] = [self._prompts, self._images, self._regions]
         for known in kept:
-            while len(known) > most:
+            while len(known) > 32:
                 known.pop(next(iter(known)))
 
 

@@ -46,7 +46,7 @@ class Denoiser:
     Args:
         network: what is called.
         config: whose cache is used.
-        calls: runs the network, perhaps on rows of other streams at the same time; None runs it alone.
+        calls: runs the network, perhaps on rows of other streams at the same time.
 
     Attributes:
         work: what was done.
@@ -56,9 +56,8 @@ class Denoiser:
         RuntimeError: where the network is accelerated already.
     """
 
-    def __init__(self, network: Network, config: StreamConfig, calls: WorkRunner | None = None) -> None:
-        self.network = network
-        self.calls = WorkRunner() if calls is None else calls
+    def __init__(self, network: Network, config: StreamConfig, calls: WorkRunner) -> None:
+        self.network, self.calls = network, calls
         self._config = config
         self.work = NetworkWork()
         cache, model = as_slot_cache(config.cache), unwrapped(network.model)

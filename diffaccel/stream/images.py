@@ -142,13 +142,12 @@ class Codec:
 
     Args:
         vae: the autoencoder.
-        calls: runs it, perhaps on pictures of other streams at the same time; None runs it alone.
+        calls: runs it, perhaps on pictures of other streams at the same time.
     """
 
-    def __init__(self, vae: Any, calls: WorkRunner | None = None) -> None:
+    def __init__(self, vae: Any, calls: WorkRunner) -> None:
         config = getattr(vae, "config", {})
-        self.vae = vae
-        self._calls = WorkRunner() if calls is None else calls
+        self.vae, self._calls = vae, calls
         blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
         if blocks is None or not hasattr(vae, "decode"):
             raise TypeError(f"{type(vae).__name__} is not an image autoencoder that StreamEngine knows")

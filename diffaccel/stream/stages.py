@@ -168,7 +168,7 @@ def build_stages(
     noise: torch.Tensor,
     lay_out: LayOut,
     *,
-    add_noise: bool = True,
+    add_noise: bool,
 ) -> Stages:
     """Table of the stages at ``indices`` of the grid of ``num_inference_steps`` timesteps.
 

@@ -69,7 +69,7 @@ def entering_slot(
     source: torch.Tensor | None,
     noise: torch.Tensor,
     *,
-    bare: bool = False,
+    bare: bool,
 ) -> Slot:
     """Frames at their first stage: clean latents ``source`` noised, or for text-to-image (None) noise alone.
 

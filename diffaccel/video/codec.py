@@ -114,7 +114,7 @@ class WanCodec(FrameCodec):
         return whole[0].transpose(0, 1).float()
 
 
-def frame_codec_for(vae: Any, calls: WorkRunner | None = None) -> FrameCodec:
+def frame_codec_for(vae: Any, calls: WorkRunner) -> FrameCodec:
     """The codec of an autoencoder; one of pictures is run by ``calls``, perhaps with pictures of streams.
 
     Raises:

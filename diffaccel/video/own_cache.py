@@ -35,18 +35,7 @@ class _Told:
 
 
 class OwnCache:
-    """Runs network calls, as `VideoDenoiser` does.
-
-    Args:
-        network: what is called.
-        config: of the video.
-        counts: where calls are counted.
-        calls: runs the network, perhaps in turn with streams.
-
-    Raises:
-        ValueError: where the context or the cache does not fit the network.
-        RuntimeError: where the network is accelerated already.
-    """
+    """Runs network calls; arguments and errors as of `VideoDenoiser`."""
 
     def __init__(self, network: AnyFlow, config: VideoConfig, counts: VideoCounts, calls: WorkRunner) -> None:
         require_plain([network.model])
@@ -149,7 +138,7 @@ class OwnCache:
 def denoiser_for(
     network: Network, config: VideoConfig, counts: VideoCounts, calls: WorkRunner
 ) -> VideoDenoiser | OwnCache:
-    """What runs the calls of a network; arguments as of `OwnCache`."""
+    """What runs the calls of a network; arguments as of `VideoDenoiser`."""
     if isinstance(network, AnyFlow):
         return OwnCache(network, config, counts, calls)
     return VideoDenoiser(network, config, counts, calls)

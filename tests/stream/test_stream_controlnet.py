@@ -30,6 +30,7 @@ from diffaccel.stream.control import CONTROLS, edges
 from diffaccel.stream.controlnet import ControlNets
 from diffaccel.stream.engine import StreamEngine
 from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.work import WorkRunner
 from diffaccel.stream.worker import StreamWorker
 
 GUIDANCES = [NoGuidance(), FullGuidance(1.8), SelfNegative(1.4, 0.5), OneTimeNegative(1.6, 0.7)]
@@ -388,7 +389,7 @@ def test_a_cache_leaves_out_only_what_is_not_read(
     if isinstance(cache.method, DeepCache):
         full = engine(chosen, **settings)
         full._denoiser._control.close()
-        full._denoiser._control = ControlNets(chosen)
+        full._denoiser._control = ControlNets(chosen, (), WorkRunner())
         same(found, run(full, movie(5)))
     plain = run(engine(chosen, **settings | {"cache": None}), movie(5))
     assert any(not torch.equal(found[i], plain[i]) for i in plain)

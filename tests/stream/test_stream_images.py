@@ -11,6 +11,7 @@ from PIL import Image
 from diffaccel.stream.control import given_images
 from diffaccel.stream.images import Codec, finish, fit_to, to_frames, to_unit_frames
 from diffaccel.stream.masks import unit_masks
+from diffaccel.stream.work import WorkRunner
 
 
 def halves(height: int, width: int) -> torch.Tensor:
@@ -82,7 +83,7 @@ def test_codec_undoes_scale_and_shift() -> None:
     with torch.no_grad():
         mode = vae.encode(pixels).latent_dist.mode()
         decoded = vae.decode(mode).sample
-    codec = Codec(vae)
+    codec = Codec(vae, WorkRunner())
     assert codec.factor == 4
     torch.testing.assert_close(codec.encode(pixels), (mode - 0.25) * 0.5)
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), decoded, rtol=0, atol=1e-5)
@@ -98,7 +99,7 @@ def test_codec_knows_the_moments_of_each_channel() -> None:
         mode = vae.encode(pixels).latent_dist.mode()
         decoded = vae.decode(mode).sample
     mean_of, std_of = (torch.tensor(x).view(1, 4, 1, 1) for x in (mean, std))
-    codec = Codec(vae)
+    codec = Codec(vae, WorkRunner())
     torch.testing.assert_close(codec.encode(pixels), (mode - mean_of) * 0.5 / std_of)
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), decoded, rtol=0, atol=1e-5)
 
@@ -106,9 +107,9 @@ def test_codec_knows_the_moments_of_each_channel() -> None:
 def test_codec_refuses_what_overflows_in_half() -> None:
     vae = stream_pipelines._kl(4).half()
     with pytest.raises(ValueError, match=r"AutoencoderKL overflows in float16 .*vae.to\(torch.float32\)"):
-        Codec(vae)
+        Codec(vae, WorkRunner())
     with pytest.raises(TypeError, match="is not an image autoencoder"):
-        Codec(stream_pipelines.sd().unet)
+        Codec(stream_pipelines.sd().unet, WorkRunner())
 
 
 @pytest.mark.parametrize("kind", ["pil", "np", "pt", "latent"])
