@@ -73,7 +73,7 @@ def rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
         planes = [_plane(plane, width, height) for plane in linear.planes]  # green, blue, red
         channels = planes[2], planes[0], planes[1]
         return tone_mapped(channels, TRANSFERS[frame.color_trc], peak_of(frame), frame.color_primaries)
-    if frame.colorspace == UNSPECIFIED and not _is_rgb(frame):
+    if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:
         frame.colorspace = BT709 if frame.height >= LEAST_HD else SMPTE170M
     seen_through = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
     kind = "rgba" if seen_through else "rgb24"
@@ -104,10 +104,6 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
         return colours
     laid = 255 + (colours.astype(np.float32) - 255) * (alpha / np.float32(OPAQUE))
     return np.asarray(laid.round().astype(np.uint8))
-
-
-def _is_rgb(frame: VideoFrame) -> bool:
-    return bool(frame.format.is_rgb)
 
 
 def _plane(plane: object, width: int, height: int) -> np.ndarray:

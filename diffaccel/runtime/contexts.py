@@ -62,9 +62,9 @@ class Seen:
 
 
 def _is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one is other:
-        return True
-    return one.device == other.device and one.device.type != "meta" and _place(one) == _place(other)
+    """Whether two tensors are one, or lie in the same place in memory."""
+    there = one.device == other.device and one.device.type != "meta"
+    return one is other or (there and _place(one) == _place(other))
 
 
 def _place(x: torch.Tensor) -> tuple[Any, ...]:

@@ -112,7 +112,7 @@ class ExtendState(PartState):
         self.own, self.kept, self.compute, self.spans = own, kept, compute, tuple(spans)
         self.rows, self.frames, self.rotary = len(own), spans[0].frames, None
         self.pending.clear()
-        found = [kept.own_block(lane) for lane in own]
+        found = [kept.block_of(lane) for lane in own]
         records = [None if block is None else block.entries[-1] for block in found]
         self.visible = [
             Visible(() if record is None else self.context.seen(record.frames, span.first), record)
@@ -156,7 +156,7 @@ class ExtendState(PartState):
         held = self._windows[self.own][1]
         if slot in held:
             return held[slot]
-        blocks = [self.kept.own_block(lane) for lane in self.own]
+        blocks = [self.kept.block_of(lane) for lane in self.own]
         rings = [None if block is None else block.entries[slot] for block in blocks]
         window = KeyValueWindow.gathered(rings, self.visible, self.past, key)
         if self.rotary is not None and self.past:
@@ -191,7 +191,7 @@ class ExtendState(PartState):
             if span.commits:
                 pairs = [tuple(x[self._of(row, x)] for x in self.pending[slot]) for slot in range(self.act.slots - 1)]
                 for lane in (own, *span.also):
-                    block = kept.own_block(lane)
+                    block = kept.block_of(lane)
                     entries = written.get(lane, None if block is None else block.entries)
                     written[lane] = write_frames(entries, pairs, span, self.context)
         kept.put([Block((lane,), entries) for lane, entries in written.items()], 0)

@@ -49,7 +49,7 @@ class GuardedResidual(AddResidual):
 
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """Those that gather evidence, then those that skip."""
-        gate = _Entrance(state, self)
+        gate = _Gate(state, self)
         yield self.ranges.blocks[0], _FirstBlock(gate)
         if self.unit:
             yield self.unit, _UnitInput(gate)
@@ -62,7 +62,7 @@ class _ReachedError(Exception):
     """Ends a run of the first block at its attention: what it measures is known, and the rest is not wanted."""
 
 
-class _Entrance:
+class _Gate:
     """Takes what is measured, and lets the rows decide."""
 
     def __init__(self, state: PartState, act: GuardedResidual) -> None:
@@ -112,7 +112,7 @@ class _Entrance:
 class _FirstBlock(Place):
     """Asks the gate before anything is decided."""
 
-    def __init__(self, gate: _Entrance) -> None:
+    def __init__(self, gate: _Gate) -> None:
         self.gate = gate
 
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]) -> None:
@@ -123,7 +123,7 @@ class _FirstBlock(Place):
 class _UnitInput(Place):
     """Shows the gate what enters the attention of the first block."""
 
-    def __init__(self, gate: _Entrance) -> None:
+    def __init__(self, gate: _Gate) -> None:
         self.gate = gate
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -126,7 +126,7 @@ def write_frames(
     where = {number: place for number, place in old.items() if number in staying and number not in new}
     free = iter(sorted(set(range(len(old) + span.frames)) - set(where.values())))  # no frame that stays is written over
     where |= {number: next(free) for number in new if number in staying}
-    rings = _with_room(None if entries is None else entries[:-1], pairs, max(where.values()) + 1, span, context)
+    rings = _with_room([] if entries is None else entries[:-1], pairs, max(where.values()) + 1, span, context)
     chosen = [k for k, number in enumerate(new) if number in where]
     into = [where[new[k]] for k in chosen]
     for ring, pair in zip(rings, pairs, strict=True):
@@ -136,23 +136,23 @@ def write_frames(
 
 
 def _with_room(
-    rings: Sequence[Ring] | None,
+    rings: Sequence[Ring],
     pairs: Sequence[tuple[torch.Tensor, ...]],
     needed: int,
     span: Span,
     context: CausalContext,
 ) -> list[Ring]:
     """Rings of at least the needed capacity: that of the whole window and a chunk, or doubled where there is none."""
-    capacity = 0 if rings is None else rings[0][0].shape[2]
-    if rings is not None and capacity >= needed:
+    capacity = rings[0][0].shape[2] if rings else 0
+    if capacity >= needed:
         return list(rings)
     enough = 2 * capacity if context.window is None else context.window + context.sink + span.frames
     grown = []
     for slot, pair in enumerate(pairs):
-        room = [_room(tensor, max(needed, enough), context) for tensor in pair]
-        for kind in range(2) if rings is not None else ():
-            room[kind][:, :, :capacity] = rings[slot][kind]  # type: ignore[index]
-        grown.append((room[0], room[1]))
+        keys, values = (_room(tensor, max(needed, enough), context) for tensor in pair)
+        if rings:
+            keys[:, :, :capacity], values[:, :, :capacity] = rings[slot]
+        grown.append((keys, values))
     return grown
 
 

@@ -6,6 +6,7 @@ come: half of a guided batch, a frame that moved on to its next stage, some rows
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -83,8 +84,8 @@ class LaneMemory:
         """Whether something is stored for every lane."""
         return all(lane in self._places for lane in lanes)
 
-    def own_block(self, lane: Lane) -> Block | None:
-        """The block of a lane that was stored alone."""
+    def block_of(self, lane: Lane) -> Block | None:
+        """The block that a lane lies in; None where nothing is stored for it."""
         return self._places.get(lane, (None, 0))[0]
 
     def is_before(self, lanes: Lanes, step: int) -> bool:
@@ -96,7 +97,7 @@ class LaneMemory:
 
         Where lanes were stored together and in this order, it is their block itself.
         """
-        found = [self._places.get(lane, (None, 0))[0] for lane in lanes]
+        found = [self.block_of(lane) for lane in lanes]
         if found[0] is not None and found[0].lanes == lanes and all(block is found[0] for block in found):
             return [found[0]]
         blocks = join(list(self._pieces(lanes)))
@@ -105,20 +106,14 @@ class LaneMemory:
         return blocks
 
     def _pieces(self, lanes: Lanes) -> Iterator[Block]:
-        """The longest stretches of lanes that lie in one block, each as a block."""
-        stretch: list[int] = []
-        block: Block | None = None
-        unknown: list[Lane] = []
-        for lane in lanes:
-            found, index = self._places.get(lane, (None, 0))
-            if found is not block or (found is None) != bool(unknown):
-                yield from _piece(block, stretch, unknown)
-                block, stretch, unknown = found, [], []
-            if found is None:
-                unknown.append(lane)
+        """The longest stretches of lanes that lie in one block, each as a block; those without memory, as one."""
+        for block, stretch in groupby(lanes, self.block_of):
+            own = tuple(stretch)
+            if block is None:
+                yield Block(own, [])
             else:
-                stretch.append(index)
-        yield from _piece(block, stretch, unknown)
+                wanted = [self._places[lane][1] for lane in own]
+                yield block if wanted == list(range(len(block.lanes))) else block.rows(wanted)
 
     def put(self, blocks: Sequence[Block], step: int) -> None:
         """Store blocks that were computed at a call; what their lanes stored before is forgotten."""
@@ -177,13 +172,6 @@ class LaneMemory:
 def stored_nbytes(tree: Any) -> int:
     """Bytes of the storages of all tensors in `tree`, each storage once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(tree)}.values())
-
-
-def _piece(block: Block | None, stretch: list[int], unknown: list[Lane]) -> Iterator[Block]:
-    if block is not None and stretch:
-        yield block if stretch == list(range(len(block.lanes))) else block.rows(stretch)
-    elif unknown:
-        yield Block(tuple(unknown), [])
 
 
 def join(blocks: list[Block]) -> list[Block]:

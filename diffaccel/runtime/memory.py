@@ -193,10 +193,11 @@ class Memory:
         part, memory = self._parts[index], self.parts[index]
         lanes = call.lanes[part.lifetime]
         filled = part.act.slots == 0 or (memory.lanes.has(lanes) and (not part.of_run or self._is_even(index, lanes)))
-        begun = group in memory.records and (filled or part.act.from_first)
+        may_reuse = filled or part.act.from_first
+        begun = may_reuse and group in memory.records
         record = memory.records.setdefault(group, GroupRecord())
         record.calls = record.calls + 1 if begun else 0
-        computes = not (filled or part.act.from_first) or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
+        computes = not may_reuse or self._wants(index, call, record, memory.ages.get(lanes[0], 0))
         record.step = call.place(0)[0]
         schedule = part.schedule.for_prompt(negative=call.is_negative)
         if computes and schedule.measures:
@@ -210,11 +211,12 @@ class Memory:
 
     def _wants(self, index: int, call: Call, record: GroupRecord, age: int) -> bool:
         """What the schedule says, or who forces it; a group that was not called when it was due is due now."""
-        schedule = self._parts[index].schedule.for_prompt(negative=call.is_negative)
+        part = self._parts[index]
         if isinstance(call.forced, tuple):
             return call.forced[index]
-        if call.forced is not None and self._parts[index].of_run:
+        if call.forced is not None and part.of_run:
             return call.forced
+        ends, schedule = part.ends, part.schedule.for_prompt(negative=call.is_negative)
         step, total = call.place(0)
         step = record.calls if step is None else step
 
@@ -223,12 +225,10 @@ class Memory:
             call.measured.append(Measured(INPUT_CHANGE, (found,), schedule.limit))
             return found
 
-        first = step
         if record.step is not None and not schedule.measures and not call.places:
-            first = min(record.step + 1, step)
-        ends = self._parts[index].ends
-        if any(ends.computes(at, total) or schedule.was_due(CallInfo(at, total)) for at in range(first, step)):
-            return True
+            missed = range(record.step + 1, step)
+            if any(ends.computes(at, total) or schedule.was_due(CallInfo(at, total)) for at in missed):
+                return True
         return ends.computes(step, total) or schedule.should_compute(CallInfo(step, total, change, age))
 
     def steps_of(self, index: int, call: Call) -> list[int]:

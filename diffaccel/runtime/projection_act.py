@@ -93,14 +93,14 @@ class ProjectionState(PartState):
 
     def stored(self, slot: int, lane: Any, stamp: Stamp) -> torch.Tensor | None:
         """The row of a lane, ``(1, ...)``, if it was made with these weights."""
-        block = self.kept.own_block(lane)
+        block = self.kept.block_of(lane)
         entry = None if block is None else block.entries[slot]
         row: torch.Tensor | None = None if entry is None or entry[0] != stamp else entry[1]
         return row
 
     def store(self, slot: int, lane: Any, stamp: Stamp, row: torch.Tensor) -> None:
         """Keep the row of a lane."""
-        block = self.kept.own_block(lane)
+        block = self.kept.block_of(lane)
         if block is None:
             block = Block((lane,), [None] * self.part.act.slots)
             self.kept.put([block], 0)

@@ -230,9 +230,9 @@ class Runs:
 
     def end(self) -> None:
         """End this thread's runs: the running pipeline's, or all where none is running."""
-        running = running_call()
-        own = threading.get_ident(), id(getattr(running.pipe, "scheduler", None)) if running is not None else None
-        for key in [key for key in self._runs if key[0] == own[0] and own[1] in (None, key[1])]:
+        running, own = running_call(), threading.get_ident()
+        scheduler = None if running is None else id(getattr(running.pipe, "scheduler", None))
+        for key in [(thread, of) for thread, of in self._runs if thread == own and scheduler in (None, of)]:
             del self._runs[key]
 
     def drop(self, run: Run) -> None:

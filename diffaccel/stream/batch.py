@@ -56,6 +56,10 @@ class FrameSettings:
             raise ValueError(f"{type(self.guidance).__name__} needs an encoded negative prompt")
         return self.negative
 
+    def prompt(self, negative: bool) -> Conditioning:
+        """The encoded prompt of a row; see `negative_prompt`."""
+        return self.negative_prompt if negative else self.positive
+
 
 class Estimate(NamedTuple):
     """Clean and noise estimates of a frame, and the noise level that its latents had."""

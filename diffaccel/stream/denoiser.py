@@ -14,7 +14,7 @@ from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.lora_rows import LORA_SCALES, one_layer_of_each, require_at_work, require_loaded
 from diffaccel.networks.network import Network
-from diffaccel.runtime.act import Lifetime
+from diffaccel.runtime.act import Lifetime, PartState
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.stream.batch import Slot, Tick
@@ -38,6 +38,12 @@ class NetworkWork:
     calls: int = 0
     rows: int = 0
     replayed: int = 0
+
+    def with_call(self, rows: int, states: Sequence[PartState]) -> NetworkWork:
+        """With one more call on so many rows; late ones among them have a call of their own."""
+        kept = rows - len({row for state in states for row in state.late})
+        replayed = 0 if all(state.compute for state in states) else kept
+        return NetworkWork(self.calls + 1, self.rows + kept, self.replayed + replayed)
 
 
 class Denoiser:
@@ -129,7 +135,7 @@ class Denoiser:
             features = tuple(Lane("stream", row) for row in range(len(rows)))
         else:
             features = tuple(self._cache.lane(*row, by_prompt=self._by_prompt) for row in rows)
-        prompts = tuple(Lane(_prompt(slot, negative), k) for slot, negative, k in rows)
+        prompts = tuple(Lane(slot.settings.prompt(negative), k) for slot, negative, k in rows)
         images = tuple(Lane(slot.control, k) for slot, _, k in rows)
         by_frame = self._cache is not None and self._cache.key == "frame"
         places = tuple((slot.stage, len(slot.settings.stages)) for slot, _, _ in rows) if by_frame else ()
@@ -159,10 +165,7 @@ class Denoiser:
         latents = latents.to(self.network.dtype)
         added = self._control.residuals(latents, timesteps, values, rows, call, self._machine.memory)
         prediction: torch.Tensor = self.calls.run(self._work(latents, timesteps, {**values, **added}))
-        states, done = self._machine.session.states[: len(self._parts)], self.work
-        kept = len(rows) - len({row for state in states for row in state.late})  # late rows come in a call of their own
-        replayed = 0 if all(state.compute for state in states) else kept
-        self.work = NetworkWork(done.calls + 1, done.rows + kept, done.replayed + replayed)
+        self.work = self.work.with_call(len(rows), self._machine.session.states[: len(self._parts)])
         return prediction
 
     def _work(self, latents: torch.Tensor, timesteps: torch.Tensor, inputs: Keywords) -> Work:
@@ -213,7 +216,3 @@ def _shown(rows: Sequence[Row]) -> Keywords:
     slots = {slot: [shown.keywords(slot.settings.control_scales) for shown in slot.shown] for slot, _, _ in rows}
     merged = {slot: {name: x for keywords in found for name, x in keywords.items()} for slot, found in slots.items()}
     return rows_of([(merged[slot], k) for slot, _, k in rows])
-
-
-def _prompt(slot: Slot, negative: bool) -> Any:
-    return slot.settings.negative_prompt if negative else slot.settings.positive

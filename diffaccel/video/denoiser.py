@@ -93,9 +93,7 @@ class VideoDenoiser:
             Lane(("chunk", row), 0) if self._cache is None else self._cache.lane(slot, negative, 0)
             for row, (slot, negative) in enumerate(tick.groups)
         )
-        told_by = [
-            slot.settings.negative_prompt if negative else slot.settings.positive for slot, negative in tick.groups
-        ]
+        told_by = [slot.settings.prompt(negative) for slot, negative in tick.groups]
         own = tuple(Lane(("video", slot.stage if batch else CLEAN), negative) for slot, negative in tick.groups)
         latents = tick.latents.unflatten(0, (-1, frames)).transpose(1, 2)  # type: ignore[no-untyped-call]
         stages = [(slot.stage, slot.settings.stages) for slot, _ in tick.groups]
@@ -187,10 +185,8 @@ class VideoDenoiser:
     def _counted(self, call: Call) -> torch.Tensor:
         """Run a call that denoises, and count it."""
         prediction = self._run(call)
-        done, states = self._counts.work, self._machine.session.states[: len(self._parts)]
-        kept = call.count - len({row for state in states for row in state.late})  # late rows have a call of their own
-        replayed = 0 if all(state.compute for state in states) else kept
-        self._counts.work = NetworkWork(done.calls + 1, done.rows + kept, done.replayed + replayed)
+        states = self._machine.session.states[: len(self._parts)]
+        self._counts.work = self._counts.work.with_call(call.count, states)
         return prediction
 
     def _predict(self, rows: Rows) -> torch.Tensor:
@@ -214,7 +210,7 @@ class VideoDenoiser:
     @property
     def held(self) -> int:
         """Frames whose keys and values the next chunk may see."""
-        kept = [self._context.own_block(lane).entries[-1].frames for lane in self._context.lanes]
+        kept = [self._context.block_of(lane).entries[-1].frames for lane in self._context.lanes]
         return max((len(self.config.context.seen(frames, frames[-1] + 1)) for frames in kept), default=0)
 
     def close(self) -> None:

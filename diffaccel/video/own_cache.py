@@ -20,7 +20,7 @@ from diffaccel.runtime.lanes import stored_nbytes
 from diffaccel.runtime.shared_hooks import require_plain
 from diffaccel.sampling.samplers import FlowMatching
 from diffaccel.stream.batch import Slot, Tick
-from diffaccel.stream.denoiser import LATENTS, NetworkWork
+from diffaccel.stream.denoiser import LATENTS
 from diffaccel.stream.work import Work, WorkRunner
 from diffaccel.video.config import VideoConfig
 from diffaccel.video.denoiser import CLEAN, VideoCounts, VideoDenoiser
@@ -63,11 +63,10 @@ class OwnCache:
         found = []
         for row, (slot, negative) in enumerate(tick.groups):
             own = slice(row * tick.frames, (row + 1) * tick.frames)
-            prompt = slot.settings.negative_prompt if negative else slot.settings.positive
+            prompt = slot.settings.prompt(negative)
             step = partial(self.network.from_cache, prompt=prompt, cache=self._cache_of(negative))
             found.append(self._run(tick.latents[own], partial(step, **_interval(slot))))
-        done = self._counts.work
-        self._counts.work = NetworkWork(done.calls + 1, done.rows + len(found), done.replayed)
+        self._counts.work = self._counts.work.with_call(len(found), ())
         return torch.cat(found)
 
     def _cache_of(self, negative: bool) -> FarCache:

@@ -23,7 +23,7 @@ from diffaccel.media import sources
 from diffaccel.media.errors import MediaError
 from diffaccel.media.sources import Camera, FrameSource, Playback, open_source
 from diffaccel.media.video_reader import DecodedFrame
-from diffaccel.realtime import local, sinks
+from diffaccel.realtime import local, sinks, watchdog
 from diffaccel.realtime.local import FAILURES_IN_A_ROW, LiveReport, run
 from diffaccel.realtime.protocol import decode
 from diffaccel.realtime.sinks import Recording, open_sink
@@ -181,7 +181,7 @@ def test_a_sink_that_hangs_is_given_up(
         hung.set()
 
     monkeypatch.setattr(sinks, "Recording", Hanging)
-    monkeypatch.setattr(local.Watchdog.__init__, "__defaults__", (None, 0.2))
+    monkeypatch.setattr(watchdog, "PATIENCE", 0.2)
     source = videos.make(tmp_path / "in.mp4", times=[Fraction(0)])
     monkeypatch.setattr(sources, "is_file", lambda _: False)
     monkeypatch.setattr(sources, "open_source", lambda _: Playback(source))

@@ -26,7 +26,7 @@ def test_a_block_that_is_asked_for_as_it_was_stored_is_itself() -> None:
     assert memory.is_before((A, B), 4)
     assert not memory.is_before((A, C), 3)
     assert memory.is_before((C,), 0)  # nothing is stored for C
-    assert memory.own_block(A) is stored
+    assert memory.block_of(A) is stored
 
 
 def test_other_orders_halves_and_strangers() -> None:
@@ -44,7 +44,7 @@ def test_other_orders_halves_and_strangers() -> None:
     assert together.lanes == (B, C)
     assert values([together]) == list("bbcc")
     assert memory.take((B, C))[0] is together  # what was joined stays so
-    assert memory.own_block(D) is None
+    assert memory.block_of(D) is None
 
 
 def test_what_was_stored_at_other_calls_is_not_joined() -> None:
@@ -147,7 +147,7 @@ def test_a_copy_is_written_to_without_a_trace() -> None:
     memory.put([block(A, B)], 3)
     copy = memory.copy()
     copy.put([block(A, note=1)], 4)
-    copied = copy.own_block(B)
+    copied = copy.block_of(B)
     assert copied is not None
     copied.entries[0] = None  # as an act does that keeps what it joined
     assert memory.steps == {A: 3, B: 3}
