@@ -76,9 +76,9 @@ def test_a_new_size_passes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"threshold": 1.5}, r"threshold must be in \[-1, 1\], not 1.5"),
-        ({"threshold": float("nan")}, r"threshold must be in \[-1, 1\], not nan"),
-        ({"max_skip": 0}, "max_skip must be at least 1, not 0: pass similarity=None"),
+        ({"threshold": 1.5}, r"threshold must be a number in \[-1.0, 1.0\]; got 1.5"),
+        ({"threshold": float("nan")}, r"threshold must be a number in \[-1.0, 1.0\]; got nan"),
+        ({"max_skip": 0}, "max_skip must be an integer >= 1; got 0"),
     ],
 )
 def test_bad_values(arguments: dict[str, float], match: str) -> None:

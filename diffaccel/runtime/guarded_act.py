@@ -49,10 +49,10 @@ class GuardedResidual(AddResidual):
 
     def places(self, state: PartState, model: torch.nn.Module) -> Iterator[tuple[str, Place]]:
         """Those that gather evidence, then those that skip."""
-        gate = _Gate(state, self)
-        yield self.ranges.blocks[0], _FirstBlock(gate)
+        entrance = _Entrance(state, self)
+        yield self.ranges.blocks[0], _FirstBlock(entrance)
         if self.unit:
-            yield self.unit, _UnitInput(gate)
+            yield self.unit, _UnitInput(entrance)
         if self.check:
             yield self.check, _CheckedBlock(state, self.slots - 1, Streams(model.get_submodule(self.check)))
         yield from super().places(state, model)
@@ -62,7 +62,7 @@ class _ReachedError(Exception):
     """Ends a run of the first block at its attention: what it measures is known, and the rest is not wanted."""
 
 
-class _Gate:
+class _Entrance:
     """Takes what is measured, and lets the rows decide."""
 
     def __init__(self, state: PartState, act: GuardedResidual) -> None:
@@ -110,30 +110,30 @@ class _Gate:
 
 
 class _FirstBlock(Place):
-    """Asks the gate before anything is decided."""
+    """Asks the entrance before anything is decided."""
 
-    def __init__(self, gate: _Gate) -> None:
-        self.gate = gate
+    def __init__(self, entrance: _Entrance) -> None:
+        self.entrance = entrance
 
     def ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]) -> None:
         """Let the rows decide."""
-        self.gate.arrive(lambda: forward(*args, **kwargs))
+        self.entrance.arrive(lambda: forward(*args, **kwargs))
 
 
 class _UnitInput(Place):
-    """Shows the gate what enters the attention of the first block."""
+    """Shows the entrance what enters the attention of the first block."""
 
-    def __init__(self, gate: _Gate) -> None:
-        self.gate = gate
+    def __init__(self, entrance: _Entrance) -> None:
+        self.entrance = entrance
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take note, and go no further where that was all that was asked for."""
         found = first_tensor(args, kwargs)
-        if self.gate.peeking:
-            self.gate.found = found
+        if self.entrance.peeking:
+            self.entrance.found = found
             raise _ReachedError
-        if not self.gate.told:
-            self.gate.take(found)
+        if not self.entrance.told:
+            self.entrance.take(found)
         return args, kwargs
 
 

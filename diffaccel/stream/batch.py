@@ -233,10 +233,9 @@ class StreamBatch:
         conditionings = [s.settings.negative_prompt for s in asked] + [s.settings.positive for s in told]
         inputs = self._inputs.get(conditionings, lambda: stack(conditionings, self.frames))
         latents, timesteps = torch.cat([s.latents for s in (*asked, *told)]), table.timesteps
-        if asked or parts:
-            before, behind = asked, [part.whole or part for part in parts]
-            each = [[self._of(slots, s, table.timesteps) for s in some] for some in (before, behind)]
-            timesteps = torch.cat([*each[0], timesteps, *each[1]])
+        if asked or parts:  # rows beside those of the slots themselves are at their timesteps
+            whole = (s.whole or s for s in (*asked, *told))
+            timesteps = torch.cat([self._of(slots, s, timesteps) for s in whole])
         groups = tuple((s, True) for s in asked) + tuple((s, False) for s in told)
         return Tick(latents, timesteps, inputs, groups, self.frames, tuple(slots), table)
 

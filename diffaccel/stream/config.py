@@ -8,7 +8,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, get_args
 
-from diffaccel.config.checks import number, weighted_pairs, weights, whole
+from diffaccel.config.checks import number, one_of, weighted_pairs, weights, whole
 from diffaccel.config.words import did_you_mean, with_article
 from diffaccel.methods.base import Method
 from diffaccel.networks.conditioning import GivenEmbeds, Interpolation, as_embeds
@@ -120,15 +120,11 @@ class StreamConfig:
 
     def _check_choices(self) -> None:
         for name, allowed in (("output_type", OutputType), ("fit", Fit), ("blend", Interpolation)):
-            value, choices = getattr(self, name), get_args(allowed)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            one_of(name, getattr(self, name), get_args(allowed))
 
     def _check_numbers(self) -> None:
         for name in ("height", "width", "frame_buffer", "num_inference_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+            whole(name, getattr(self, name), 1)
         weighted_seeds(self.seed)
         number("feedback", self.feedback, 0.0, 0.95)
         number("image_guidance_scale", self.image_guidance_scale, 1.0, 100.0)
@@ -150,7 +146,6 @@ class StreamConfig:
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and name != "guidance"):
                 raise TypeError(f"{name} must be {with_article(kind.__name__)} object, not {value!r}")
-
         if self.smoothing is not None:
             self.smoothing.require(self.output_type)
         if not isinstance(self.regions, Sequence) or not all(isinstance(region, Region) for region in self.regions):

@@ -26,7 +26,6 @@ from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.runtime.memory import Memory
 from diffaccel.runtime.session import RunNetwork
-from diffaccel.stream.conditions import ControlImages
 from diffaccel.stream.machine import Machine
 from diffaccel.stream.memo import Memo
 from diffaccel.stream.work import Rows, Work, WorkRunner
@@ -116,7 +115,7 @@ class ControlNets:
 
     def _images(self, rows: Sequence[Any]) -> list[torch.Tensor]:
         """For each ControlNet the control images of all rows, ``(rows, 3, H, W)``."""
-        each = [[image[k : k + 1] for image in _control(slot).images] for slot, _, k in rows]
+        each = [[image[k : k + 1] for image in slot.control.images] for slot, _, k in rows]
         return [torch.cat(column).to(self._dtype) for column in zip(*each, strict=True)]
 
     def _scales_of(self, rows: Sequence[Any], device: torch.device) -> list[torch.Tensor] | None:
@@ -175,10 +174,3 @@ def _pictured(lanes: Mapping[Lifetime, Lanes]) -> dict[Lifetime, Lanes]:
     """The lanes of a call, with those that last as long as the control image stays the same."""
     pairs = zip(lanes["run"], lanes["frame"], strict=True)
     return {**lanes, "control": tuple(Lane(own.group, (own.place, image)) for own, image in pairs)}
-
-
-def _control(slot: Any) -> ControlImages:
-    if slot.control is None:
-        raise ValueError("this frame has no control image")
-    control: ControlImages = slot.control
-    return control

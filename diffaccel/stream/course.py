@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from diffaccel.config.checks import number
+from diffaccel.config.checks import number, one_of, whole
 from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
 from diffaccel.networks.image_prompts import ImagePrompt
 from diffaccel.networks.lora_rows import LORA_SCALES, MOST, adapters_loaded, scales_of
@@ -147,21 +147,13 @@ class SettingsBuilder:
     def _build_stages(self, config: StreamConfig) -> Stages:
         scheduler = self.network.pipe.scheduler
         sampler = config.sampler or sampler_for(scheduler)
-        grid = (config.indices, config.num_inference_steps, config.add_noise)
-        key = (sampler, *grid, weighted_seeds(config.seed), config.frame_buffer, config.shared_noise)
+        grid = config.indices, config.num_inference_steps
+        drawn = weighted_seeds(config.seed), config.frame_buffer, config.shared_noise
+        key = sampler, grid, drawn, config.add_noise
         if self._stages is None or self._stages[0] != key:
-            self._stages = (
-                key,
-                build_stages(
-                    scheduler,
-                    sampler,
-                    config.indices,
-                    config.num_inference_steps,
-                    self._noise(config),
-                    self.lay_out,
-                    add_noise=config.add_noise,
-                ),
-            )
+            noise = self._noise(config)
+            stages = build_stages(scheduler, sampler, *grid, noise, self.lay_out, add_noise=config.add_noise)
+            self._stages = key, stages
         return self._stages[1]
 
     def lay_out(self, grid: Any, num_inference_steps: int) -> None:
@@ -232,10 +224,8 @@ def _with_images(prompt: ImagePrompt | None) -> ImagePrompt | None:
 
 def check_way(at: At, transition: int) -> None:
     """Raise ValueError for an unknown way from one setting to the next."""
-    if at not in ("all", "new"):
-        raise ValueError(f"at must be 'all' or 'new', not {at!r}")
-    if isinstance(transition, bool) or not isinstance(transition, int) or transition < 0:
-        raise ValueError(f"transition must be a number of frames, not {transition!r}")
+    one_of("at", at, get_args(At))
+    whole("transition", transition, 0)
 
 
 class Course:

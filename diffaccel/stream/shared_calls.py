@@ -72,7 +72,7 @@ class Brought:
 
 @dataclass
 class CallCounts:
-    """WorkRunner by kind, the rows in them, and the streams that shared them."""
+    """Calls by kind, the rows in them, and the streams that shared them."""
 
     calls: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
@@ -262,11 +262,7 @@ class SharedRunner(WorkRunner):
         mates: streams that shared its last call of the network.
     """
 
-    def __init__(
-        self,
-        shared: SharedCalls,
-        reserve: Callable[[SharedRunner, int | None], int | None],
-    ) -> None:
+    def __init__(self, shared: SharedCalls, reserve: Callable[[SharedRunner, int | None], int | None]) -> None:
         self._shared, self._reserve = shared, reserve
         self.alone = False
         self.served, self.thread = 0.0, 0

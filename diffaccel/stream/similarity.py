@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from diffaccel.config import Config
+from diffaccel.config.checks import number, whole
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,8 @@ class SimilarityFilter(Config):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not -1.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold must be in [-1, 1], not {self.threshold}")
-        if self.max_skip < 1:
-            raise ValueError(f"max_skip must be at least 1, not {self.max_skip}: pass similarity=None to skip nothing")
+        number("threshold", self.threshold, -1.0, 1.0)
+        whole("max_skip", self.max_skip, 1)
 
 
 def skip_probability(similarity: float, threshold: float) -> float:

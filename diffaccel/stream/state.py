@@ -102,8 +102,8 @@ class StreamState:
         self._last_image: Any = None
         self._settings: FrameSettings | None = None
 
-    def take_ids(self, count: int, first: int | None) -> int:
-        """Number ``count`` frames that were accepted; gives the first number.
+    def take_ids(self, frames: int, first: int | None) -> int:
+        """Number so many frames that were accepted; gives the first number.
 
         Raises:
             ValueError: where ``first`` is not above every earlier number.
@@ -111,8 +111,8 @@ class StreamState:
         start = self.next_id if first is None else first
         if start < self.next_id:
             raise ValueError(f"frame_id must rise: {start} is below {self.next_id}")
-        self.next_id = start + count
-        self.counts.frames_in += count
+        self.next_id = start + frames
+        self.counts.frames_in += frames
         return start
 
     def count_slot(self) -> int:
@@ -271,8 +271,8 @@ class StreamState:
         )
 
 
-def _are_same(noise: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether two frames have the same noise of their own, or none."""
-    if noise is None or other is None:
-        return noise is other
-    return noise.device == other.device and torch.equal(noise, other)
+def _are_same(own: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether two frames have the same noise or mask of their own, or none."""
+    if own is None or other is None:
+        return own is other
+    return own.device == other.device and torch.equal(own, other)

@@ -168,14 +168,14 @@ def test_one_frame_buffer_cannot_mix(engine: Build, frames: torch.Tensor) -> Non
     ("settings", "error", "match"),
     [
         ({"height": 33}, ValueError, "height must be a multiple of 8 for this model, not 33: try 32"),
-        ({"width": 0}, ValueError, "width must be a positive integer, not 0"),
-        ({"frame_buffer": 0}, ValueError, "frame_buffer must be a positive integer, not 0"),
+        ({"width": 0}, ValueError, "width must be an integer >= 1; got 0"),
+        ({"frame_buffer": 0}, ValueError, "frame_buffer must be an integer >= 1; got 0"),
         ({"timestep_indices": ()}, ValueError, "non-empty sequence of integers"),
         ({"timestep_indices": (1.5,)}, ValueError, "non-empty sequence of integers"),
         ({"timestep_indices": (40, 10)}, ValueError, "must ascend"),
         ({"timestep_indices": None}, ValueError, r"give timestep_indices=.*, or strength= and num_steps="),
         ({"num_steps": 2}, ValueError, "not both"),
-        ({"fit": "zoom"}, ValueError, "fit must be one of crop, pad, stretch, not 'zoom'"),
+        ({"fit": "zoom"}, ValueError, "fit must be one of crop, pad, stretch; got 'zoom'"),
         ({"num_inference_steps": 70}, ValueError, "reduce `num_inference_steps` to a value smaller than 50"),
     ],
 )

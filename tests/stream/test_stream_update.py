@@ -250,8 +250,8 @@ def test_slerp_ends_and_parallel_vectors() -> None:
     [
         ({"nonsense": 1}, TypeError, "cannot update nonsense: live fields are .*prompt"),
         ({"height": 64}, TypeError, "cannot update height"),
-        ({"at": "later"}, ValueError, "at must be 'all' or 'new', not 'later'"),
-        ({"transition": -1}, ValueError, "transition must be a number of frames, not -1"),
+        ({"at": "later"}, ValueError, "at must be one of all, new; got 'later'"),
+        ({"transition": -1}, ValueError, "transition must be an integer >= 0; got -1"),
         ({"timestep_indices": (40, 10)}, ValueError, r"must ascend.*\(40, 10\)"),
         ({"timestep_indices": (10, 60)}, ValueError, r"must lie in 0 to 49, not \(10, 60\)"),
         ({"strength": 1.5}, ValueError, r"strength must be in \(0, 1\], not 1.5"),
@@ -265,7 +265,7 @@ def test_slerp_ends_and_parallel_vectors() -> None:
         ({"lora_scale": {"style": float("nan")}}, ValueError, r"lora_scale of 'style' must be a number in .*got nan"),
         ({"seed": 1.5}, TypeError, "a seed is an integer, a mapping of seed to weight, or pairs, not 1.5"),
         ({"similarity": 0.9}, TypeError, "similarity must be a SimilarityFilter object, not 0.9"),
-        ({"output_type": "jpeg"}, ValueError, "output_type must be one of pil, np, pt, latent, not 'jpeg'"),
+        ({"output_type": "jpeg"}, ValueError, "output_type must be one of pil, np, pt, latent; got 'jpeg'"),
     ],
 )
 def test_a_refused_update_changes_nothing(
