@@ -111,7 +111,7 @@ def test_distilled_weights_keep_their_sampler() -> None:
 @pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
 def test_stochasticity_is_a_share(eta: float) -> None:
     assert (TCD(0.0).eta, TCD(1.0).eta) == (0.0, 1.0)
-    with pytest.raises(ValueError, match=r"^eta must be in \[0, 1\], not "):
+    with pytest.raises(ValueError, match=r"^eta must be a number in \[0.0, 1.0\]; got "):
         TCD(eta)
 
 

@@ -89,11 +89,7 @@ class TextLimits:
     @cached_property
     def _by_itself(self) -> bool:
         """Whether CLIP's tokens are counted by its tokenizer, not by a limit of the pipeline's for its only encoder."""
-        return len(self._names) > 1 or self._family
-
-    @property
-    def _family(self) -> bool:
-        return str(self._source.index.get("_class_name", "")).startswith("StableDiffusion")
+        return len(self._names) > 1 or str(self._source.index.get("_class_name", "")).startswith("StableDiffusion")
 
     @cached_property
     def _pipelines_limit(self) -> int | None:

@@ -120,9 +120,6 @@ def video(
     source: Path | None,
     target: Path | None,
     output: Path | None,
-    batch_size: int,
-    no_audio: bool,
-    side_by_side: bool,
     overwrite: bool,
     quiet: bool,
     **given: Any,
@@ -140,7 +137,7 @@ def video(
     if source is None:
         film.film(target, given, overwrite=overwrite, quiet=quiet, bar=_Progress(quiet))
         return
-    paint(source, target, given, batch_size, no_audio, side_by_side, overwrite, quiet)
+    paint(source, target, given, overwrite=overwrite, quiet=quiet)
 
 
 def check_way(context: click.Context, source: Path | None, target: Path | None) -> Path:
@@ -158,16 +155,7 @@ def check_way(context: click.Context, source: Path | None, target: Path | None) 
     return target
 
 
-def paint(
-    source: Path,
-    target: Path,
-    given: dict[str, Any],
-    batch_size: int,
-    no_audio: bool,
-    side_by_side: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
+def paint(source: Path, target: Path, given: dict[str, Any], *, overwrite: bool, quiet: bool) -> None:
     """Paint a video anew, and say what became of it."""
     import logging
 
@@ -179,7 +167,7 @@ def paint(
     texts = given["prompt"], given["negative_prompt"] or ""
     choice.check_reading(choice.find().index["_class_name"], texts)
     settings = live_settings(given, {"similarity": False, "cache": 1})
-    bar = _Progress(quiet)
+    bar, batch_size = _Progress(quiet), given["batch_size"]
     remedy = "a smaller --batch-size" if batch_size > 1 else "a smaller --size or --dtype bfloat16"
     memory = memory_explained(f"out of memory at --batch-size {batch_size}: use {remedy}")
     with interruptible(f"{target} was not written"), bar, memory:
@@ -187,9 +175,9 @@ def paint(
             lambda: _open(settings, source, batch_size, quiet=quiet or given["size"] != FIT),
             source,
             target,
-            audio=not no_audio,
+            audio=not given["no_audio"],
             overwrite=overwrite,
-            side_by_side=side_by_side,
+            side_by_side=given["side_by_side"],
             on_frame=bar.advance,
         )
     if not quiet:

@@ -47,21 +47,16 @@ def told(names: Iterable[str]) -> str:
 
 def kind_of_folder(folder: Path) -> str:
     """What a folder without `model_index.json` is, and what to give in its place."""
-    below = sorted(
-        file.parent for pattern in ("*", "snapshots/*", "*/snapshots/*") for file in _indices(folder, pattern)
-    )
+    patterns = (f"{depth}/model_index.json" for depth in ("*", "snapshots/*", "*/snapshots/*"))
+    below = [file.parent for pattern in patterns for file in folder.glob(pattern)]
     if below:
-        return f"give a folder that has one: {below[0]}"
+        return f"give a folder that has one: {min(below)}"
     if (folder / "adapter_config.json").is_file():
         return "it holds a LoRA: give it as --lora, with the model that it is for"
     if (config := folder / "config.json").is_file():
         return f"it holds one network ({_class_in(config)}): give the folder of the whole pipeline"
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     return f"give the file in it that is the model, as {folder / files[0]}" if files else "not a diffusers pipeline"
-
-
-def _indices(folder: Path, pattern: str) -> Iterable[Path]:
-    return folder.glob(f"{pattern}/model_index.json")
 
 
 def _class_in(config: Path) -> str:

@@ -26,10 +26,6 @@ __all__ = [
 ]
 
 
-def _none(model: object) -> bool:  # noqa: ARG001
-    return False
-
-
 @dataclass(frozen=True)
 class Family:
     """Networks laid out alike.
@@ -42,7 +38,7 @@ class Family:
 
     classes: tuple[str, ...]
     layout: Callable[[torch.nn.Module], Layout]
-    discovers: Callable[[object], bool] = _none
+    discovers: Callable[[object], bool] = lambda _: False
 
     def matches(self, model: object) -> bool:
         """Whether `model` is of one of the classes, of a subclass, or laid out like them."""

@@ -30,10 +30,6 @@ class UnsupportedModelError(TypeError):
     """The network is of no known family, or lacks a part that a method needs."""
 
 
-def _never(inputs: Inputs) -> bool:  # noqa: ARG001
-    return False
-
-
 @dataclass(frozen=True)
 class Level:
     """Parts of a network at one depth, coarse to fine; what is in a list may contain what is in the next.
@@ -152,7 +148,7 @@ class Layout:
     channels_last: bool = False
     units: tuple[Unit, ...] = ()
     fingerprint: str = ""
-    writes: Callable[[Inputs], bool] = _never
+    writes: Callable[[Inputs], bool] = lambda _: False
 
     def require(self, asker: str, parts: str) -> None:
         """Raise `UnsupportedModelError` where the network has none of the parts that ``asker`` needs, by their name."""

@@ -11,7 +11,6 @@ where ``alpha_t`` is 0.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +18,7 @@ from typing import Literal
 import torch
 
 from diffaccel.config import Config
+from diffaccel.config.checks import INFINITE, number
 
 NegativeSource = Literal["none", "predicted", "first", "input"]
 
@@ -90,11 +90,6 @@ class Guidance(Config, ABC):
             )
 
 
-def _finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")
-
-
 @dataclass(frozen=True)
 class NoGuidance(Guidance):
     """The conditional prediction as it is: one network row per stage."""
@@ -129,7 +124,7 @@ class FullGuidance(Guidance):
     scale: float = 1.5
 
     def __post_init__(self) -> None:
-        _finite("scale", self.scale)
+        number("scale", self.scale, -INFINITE)
 
     @property
     def negative_source(self) -> NegativeSource:
@@ -156,8 +151,8 @@ class _Residual(Guidance):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        _finite("scale", self.scale)
-        _finite("delta", self.delta)
+        number("scale", self.scale, -INFINITE)
+        number("delta", self.delta, -INFINITE)
 
     def combine(
         self, clean: torch.Tensor, negative: torch.Tensor | None, latents: torch.Tensor, alpha: torch.Tensor

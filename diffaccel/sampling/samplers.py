@@ -21,6 +21,8 @@ import diffusers
 import numpy as np
 import torch
 
+from diffaccel.config.checks import number
+
 
 class NoiseLevel(NamedTuple):
     """A noise level: signal and noise magnitudes, and the timestep that the network is told."""
@@ -101,8 +103,7 @@ class TCD(Sampler):
     eta: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must be in [0, 1], not {self.eta}")
+        number("eta", self.eta, 0.0, 1.0)
 
     def transition(self, start: NoiseLevel, end: NoiseLevel, signal: np.ndarray) -> Weights:
         """Denoise to ``s = (1 - eta) t'`` along the trajectory, then diffuse to ``t'``."""
