@@ -73,22 +73,22 @@ class Stretch:
         for place in (self.start, self.end):
             known = total is not None or not isinstance(place, float)
             check(known, f"{place} is a share of a run whose length is not known: say at which call the stage begins")
-        first, last = self.first(total), self.last(total)
-        fits = (total is None or first < total) and (last is None or first < last)
+        first, stop = self.first(total), self._stop(total)
+        fits = (total is None or first < total) and (stop is None or first < stop)
         check(fits, f"a stage from call {first} on has none of the run's {total} calls: let it begin elsewhere")
 
     def first(self, total: int | None) -> int:
         """Its first call."""
         return _at(self.start, total)
 
-    def last(self, total: int | None) -> int | None:
+    def _stop(self, total: int | None) -> int | None:
         """The first call behind it."""
         return None if self.end is None else _at(self.end, total)
 
     def takes(self, step: int, total: int | None) -> bool:
         """Whether a call lies in it."""
-        last = self.last(total)
-        return self.first(total) <= step and (last is None or step < last)
+        stop = self._stop(total)
+        return self.first(total) <= step and (stop is None or step < stop)
 
 
 def _at(place: float, total: int | None) -> int:

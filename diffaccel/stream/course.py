@@ -262,9 +262,13 @@ class Course:
             )
 
     def turn(self, end: FrameSettings, frames: int, at: At) -> bool:
-        """Head for other settings, over a number of entering frames; 0 reaches them at once.
+        """Head for other settings, over so many entering frames; 0 reaches them at once.
 
-        Whether settings moved for frames in flight, too. What is on its way to the same end as before goes on.
+        While settings are on their way, the same end again changes nothing; and where another end is to be reached at
+        once, what has the same value in both stays on its way.
+
+        Returns:
+            whether settings moved for frames in flight, too.
         """
         if self._done < self._frames:
             if end == self._end:
@@ -298,16 +302,16 @@ class Course:
 
     def _between(self, weight: float, how: Interpolation) -> FrameSettings:
         start, end = self._start, self._end
-        return FrameSettings(
-            end.stages,
-            _between(start.positive, end.positive, weight, how),
-            end.negative or start.negative  # guidance that ends with none may ask for one on the way
-            if start.negative is None or end.negative is None
-            else _between(start.negative, end.negative, weight, how),
-            _between_guidances(start.guidance, end.guidance, weight),
-            _between_scales(start.control_scales, end.control_scales, weight),
-            end.regions,
-            (1 - weight) * start.image_guidance + weight * end.image_guidance,
+        negative = end.negative or start.negative  # guidance that ends with none may ask for one on the way
+        if start.negative is not None and end.negative is not None:
+            negative = _between(start.negative, end.negative, weight, how)
+        return replace(
+            end,
+            positive=_between(start.positive, end.positive, weight, how),
+            negative=negative,
+            guidance=_between_guidances(start.guidance, end.guidance, weight),
+            control_scales=_between_scales(start.control_scales, end.control_scales, weight),
+            image_guidance=(1 - weight) * start.image_guidance + weight * end.image_guidance,
         )
 
 
