@@ -70,7 +70,7 @@ def accelerate(
     for model in [*models.values(), *companions]:
         require_free(model)
     host = Host(None if bare else pipe_or_model, guided)
-    return Handle({name: models[name] for name in chosen}, companions, chosen, host, scheduler, len(models) > 1)
+    return Handle({name: models[name] for name in chosen}, companions, chosen, host, scheduler)
 
 
 def _by_name(methods: Sequence[Method | MethodsFor], models: Named) -> dict[str, tuple[Method, ...]]:
@@ -92,6 +92,18 @@ def _by_name(methods: Sequence[Method | MethodsFor], models: Named) -> dict[str,
     return chosen
 
 
+@contextmanager
+def _by_name_instead(models: Named) -> Iterator[None]:
+    """Say, where a method does not work on one of several denoisers, how each is given its own."""
+    try:
+        yield
+    except UnsupportedModelError as error:
+        if len(models) == 1:
+            raise
+        each = ", ".join(f"{name!r}: [...]" for name in models)
+        raise UnsupportedModelError(f"{error}: give each denoiser its own methods, or none, as {{{each}}}") from error
+
+
 def _meant(given: object) -> str:
     """What to write in place of something that is nearly a method."""
     if isinstance(given, str):
@@ -111,14 +123,14 @@ class Handle:
         methods: Mapping[str, tuple[Method, ...]],
         host: Host,
         scheduler: Any,
-        several: bool,
     ) -> None:
         self._costs: list[CostModel] = []
         self._seats: list[Seat] = []
         self._host = host
-        stages = {name: stages_of(model, methods[name]) for name, model in denoisers.items()}
-        whole = {name: () if stages[name] else methods[name] for name in denoisers}
-        plans = {name: plan(model, whole[name]) for name, model in denoisers.items()}
+        with _by_name_instead(denoisers):
+            stages = {name: stages_of(model, methods[name]) for name, model in denoisers.items()}
+            whole = {name: () if stages[name] else methods[name] for name in denoisers}
+            plans = {name: plan(model, whole[name]) for name, model in denoisers.items()}
         substitutes = {name: self._substitute(denoisers[name], planned, companions) for name, planned in plans.items()}
         first = next(iter(denoisers))
         require_companions(methods[first], companions, host)
@@ -131,7 +143,7 @@ class Handle:
         self._detached = False
         try:
             for name, planned in plans.items():
-                self._attach(denoisers[name], planned, name or None, several=several)
+                self._attach(denoisers[name], planned, name or None)
                 if (found := substitutes[name]) is not None:
                     self._attach_substitute(*found)
                 self._attach_stages(denoisers[name], stages[name])
@@ -144,13 +156,11 @@ class Handle:
             raise
         follow(self, host.pipe)
 
-    def _attach(
-        self, model: torch.nn.Module, planned: Plan, name: str | None, leader: Seat | None = None, several: bool = False
-    ) -> None:
+    def _attach(self, model: torch.nn.Module, planned: Plan, name: str | None, leader: Seat | None = None) -> None:
         """Put a plan to work on a network."""
         wrappers = self._wrappers(model, planned) if leader is None else []
         session = Session(model, planned.parts, None if leader is None else leader.session, planned.ties)
-        self._seats.append(Seat(model, name, session, self._runs, wrappers, leader, several))
+        self._seats.append(Seat(model, name, session, self._runs, wrappers, leader))
         self._costs.append(CostModel(model, planned))
 
     def _wrappers(self, model: torch.nn.Module, planned: Plan) -> list[Wrapper]:

@@ -58,7 +58,6 @@ class Seat:
         runs: of the handle.
         wrappers: what stands between the pipeline and the network, outermost last.
         leader: the denoiser's seat, for a ControlNet that runs before it.
-        several: whether it is one of several denoisers.
 
     Attributes:
         deputies: seats that take some of the calls.
@@ -76,10 +75,9 @@ class Seat:
         runs: Runs,
         wrappers: Sequence[Wrapper],
         leader: Seat | None = None,
-        several: bool = False,
     ) -> None:
         self.model, self.name, self.session, self.runs = model, name, session, runs
-        self.wrappers, self.leader, self.several = tuple(wrappers), leader, several
+        self.wrappers, self.leader = tuple(wrappers), leader
         self._signature = Signature(model)
         self._processed = with_processor(model)
         self._checkpointing = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
@@ -253,7 +251,7 @@ class Seat:
 
     def _total(self, run: Run) -> int | None:
         """Calls of a run that the pipeline makes of this network."""
-        return run.total(self.name, self.several)
+        return run.total((self.leader or self).model)
 
     def _context_in(self, run: Run, own: NetworkRun, inputs: Inputs, name: str | None) -> tuple[Any, Memory | None]:
         """The context of a call; a ControlNet shares that of the denoiser's call to come, whose memory decides."""

@@ -6,6 +6,8 @@ from typing import Any
 
 A_CACHE = "DeepCache for a UNet or IntervalCache for a transformer"
 """Methods that only reuse features, for messages about others."""
+NOT_TOLD = "which a bare network does not tell, nor every pipeline with several denoisers"
+"""Of the number of network calls of a run, for messages of what needs it."""
 LIKENESS = 0.77
 """Of a slip to the name that was meant: "emoji-ds" is one of emoji-sd, "emoji-xl" another model."""
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from diffaccel.config import kind
 from diffaccel.config.checks import whole
+from diffaccel.config.words import NOT_TOLD
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, joined
 from diffaccel.reuse.forecast import Forecast
@@ -65,7 +66,7 @@ class _AtIntervalsAndLast(Schedule):
         """Raise ValueError if the last call is not known, or another one than was given."""
         if length_of(self.total, total, "IntervalCache") is None:
             raise ValueError(
-                "IntervalCache computes the last call of a run, and a bare network does not tell how many there are: "
-                "give IntervalCache(..., total=50), or schedule=Uniform(3) to do without, or pass the pipeline to "
+                f"IntervalCache computes the last of the network calls of a run, the number of {NOT_TOLD}: give "
+                "IntervalCache(..., total=50), or schedule=Uniform(3) to do without, or pass the pipeline to "
                 "accelerate()"
             )

@@ -104,13 +104,15 @@ class _VirtualNegative(Wrapper):
     def start_run(self, run: Run, total: int | None) -> None:
         """Refuse runs whose noise levels or start are not known, and say where z grows stale."""
         if run.host.scheduler is None:
+            owner = "a bare network" if run.host.pipe is None else type(run.host.pipe).__name__
             raise ValueError(
-                "ResidualGuidance needs the scheduler: pass the pipeline, not its network, to accelerate()"
+                f"ResidualGuidance needs a scheduler, and {owner} has none by that name: pass a pipeline that has one "
+                "to accelerate(), or leave ResidualGuidance out"
             )
         levels, table = NoiseLevels(run.host.scheduler), run.host.table
         late = table is not None and total is not None and total < table.numel()
         if late and table is not None and run.begin(table) == 0:
-            late = total != run.total(None, several=False)  # a run that only ends early, and is all this network's
+            late = total != run.total()  # a run that only ends early, and is all this network's
         if late and self.method.negative == "self":
             raise ValueError(
                 "ResidualGuidance(negative='self') is for runs that start from pure noise, and this one starts from a "

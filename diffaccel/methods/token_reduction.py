@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from diffaccel.config.checks import check, number, one_of, whole
+from diffaccel.config.words import NOT_TOLD
 from diffaccel.methods.base import Method
 from diffaccel.networks.layout import Layout, UnsupportedModelError
 from diffaccel.reuse.schedule import Always, CallInfo, Once, Schedule
@@ -128,6 +129,6 @@ class _Outside(Schedule):
         """Raise ValueError where the length of the run is not known."""
         if total is None:
             raise ValueError(
-                "TokenReduction with calls needs the number of network calls of a run, which a bare network does not "
-                "tell: pass the pipeline to accelerate(), or leave calls out"
+                f"TokenReduction with calls needs the number of network calls of a run, {NOT_TOLD}: pass the pipeline "
+                "to accelerate(), or leave calls out"
             )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from diffaccel.config.checks import check
+from diffaccel.config.words import NOT_TOLD
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Ends:
         """Raise ValueError if the end of the run is needed, and not known."""
         check(
             total is not None or not self.counts_run,
-            f"cooldown={self.cooldown} needs the number of network calls of a run, which a bare network does not tell: "
-            "leave cooldown out, or pass the pipeline to accelerate()",
+            f"cooldown={self.cooldown} needs the number of network calls of a run, {NOT_TOLD}: leave cooldown out, or "
+            "pass the pipeline to accelerate()",
         )
 
 

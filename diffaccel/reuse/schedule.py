@@ -16,6 +16,7 @@ import torch
 
 from diffaccel.config import Config, kind
 from diffaccel.config.checks import check, listed, number, whole
+from diffaccel.config.words import NOT_TOLD
 from diffaccel.reuse.measure import Levels, Measure, RunPlace
 from diffaccel.reuse.spacing import front_loaded_steps, quadratic_steps
 
@@ -204,8 +205,8 @@ class RunSchedule(Schedule):
         known = length_of(self.total, total, name)
         if known is None:
             raise ValueError(
-                f"{name} needs the number of network calls of a run, which a bare network does not tell: "
-                f"give {name}(..., total=50), or pass the pipeline to accelerate()"
+                f"{name} needs the number of network calls of a run, {NOT_TOLD}: give {name}(..., total=50), or pass "
+                "the pipeline to accelerate()"
             )
         return self.steps_of(known)
 

@@ -19,7 +19,8 @@ CONTEXT_ROLES = {"cond": POSITIVE, "uncond": NEGATIVE, "pred_cond": POSITIVE, "p
 BESIDE_GUIDANCE = "pred_cond_"  # calls of guiders that guide by something else besides, as by skipped layers
 # Pipelines that stack two halves, negative first, and keep no embeddings of the negative prompt by name.
 NEGATIVE_FIRST = ("StableVideoDiffusionPipeline", "I2VGenXLPipeline")
-# Pipelines that stack the prompt's rows first, or more than two prompts, and keep nothing by name that would show it.
+# Pipelines that stack the prompt's rows first, or more than two prompts, and keep nothing by name that would show it;
+# or that take the negative half of one call and the other half of another.
 OTHER_STACKS = (
     "AceStepPipeline",
     "DiTPipeline",
@@ -27,6 +28,7 @@ OTHER_STACKS = (
     "LEditsPPPipelineStableDiffusionXL",
     "OmniGenPipeline",
     "SemanticStableDiffusionPipeline",
+    "StableDiffusionGLIGENTextImagePipeline",
     "StableDiffusionXLInstructPix2PixPipeline",
 )
 
@@ -81,8 +83,8 @@ class Host:
                 )
         if is_one_of(pipe, OTHER_STACKS):
             raise ValueError(
-                f"each call of {type(pipe).__name__} stacks other rows than [negative; positive] halves: methods that "
-                "drop the negative ones do not work with it"
+                f"{type(pipe).__name__} combines other rows of its calls than the [negative; positive] halves of each: "
+                "methods that drop the negative ones do not work with it"
             )
 
     def _as_told(self, shown: tuple[str, ...], rows: int) -> tuple[str, ...]:

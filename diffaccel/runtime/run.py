@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,8 @@ import torch
 
 from diffaccel._diffusers import RunningCall, running_call
 from diffaccel.config.words import A_CACHE
+from diffaccel.networks import supports
+from diffaccel.networks.compiled import unwrapped
 from diffaccel.runtime.contexts import Contexts
 from diffaccel.runtime.host import Host
 from diffaccel.runtime.memory import Memory
@@ -123,15 +126,20 @@ class Run:
             )
         self.step = max(self.step, progress.steps - self._seen[1] - beside)
 
-    def total(self, network: str | None, several: bool) -> int | None:
+    @cached_property
+    def _denoisers(self) -> dict[int, str]:
+        """Names of the denoisers of the pipeline that makes the run, by their identity."""
+        parts = {name: unwrapped(part) for name, part in getattr(self.host.pipe, "components", {}).items()}
+        return {id(part): name for name, part in parts.items() if supports(part)}
+
+    def total(self, network: Any = None) -> int | None:
         """Network calls of the run, None if unknown.
 
         Args:
-            network: name of the network among the pipeline's components.
-            several: whether the pipeline has several denoisers.
+            network: the denoiser whose calls count, where a pipeline has several; None for those of all.
         """
-        if several and not hasattr(self.host.pipe, BESIDE):
-            return self._share(network)
+        if network is not None and len(self._denoisers) > 1 and not hasattr(self.host.pipe, BESIDE):
+            return self._share(self._denoisers.get(id(unwrapped(network))))
         table = self.host.table
         announced = None if self.waits else self.host.num_timesteps
         if isinstance(self.opening, torch.Tensor):
@@ -174,7 +182,7 @@ class Run:
     def begin(self, table: torch.Tensor) -> int:
         """Index of the first call's timestep in the scheduler's table, before whose end a run may end."""
         index = self._index_in(table)
-        return table.numel() - (self.total(None, several=False) or table.numel()) if index is None else index
+        return table.numel() - (self.total() or table.numel()) if index is None else index
 
     def _index_in(self, table: torch.Tensor) -> int | None:
         """Index of the first call's timestep where it is an element of the table, and not a copy of one."""

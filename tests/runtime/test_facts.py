@@ -8,11 +8,12 @@ import pytest
 import torch
 import walk
 from runtime_calls import EVERY_SECOND, dit, dit_inputs, replayed, run_calls, same
-from tiny_networks import TEXT, motion_unet, sd_unet
+from tiny_networks import LIGHT, TEXT, motion_unet, sd_unet
 from walk_parts import Draw, ddim, kl
 
 from diffaccel.attach.handle import accelerate
-from diffaccel.methods import IntervalCache, ResidualGuidance, TextKVCache, TGate
+from diffaccel.methods import DeepCache, IntervalCache, ResidualGuidance, TextKVCache, TGate
+from diffaccel.networks import UnsupportedModelError
 from diffaccel.reuse.schedule import Uniform
 from diffaccel.runtime.contexts import KNOWN
 
@@ -149,10 +150,39 @@ def test_two_denoisers_have_their_own_settings() -> None:
         pipe, {"transformer": [TGate(gate=2, self_interval=1)], "transformer_2": [TGate(gate=3, self_interval=1)]}
     ):
         walk.made_by(pipe, stop, torch.float32)
+    with accelerate(pipe.transformer, IntervalCache(interval=3)) as handle:  # whose second call is its last
+        walk.made_by(pipe, stop, torch.float32)
+        assert (handle.report().computed, handle.report().replayed) == (4, 0)
     with accelerate(pipe, TGate(gate=3, self_interval=1)), pytest.raises(ValueError, match="gate must be <= 2"):
         walk.made_by(pipe, stop, torch.float32)
     with pytest.raises(ValueError, match="there is no denoiser 'transformer_3'"):
         accelerate(pipe, {"transformer_3": [EVERY_SECOND]})
+
+
+class TwoStages(diffusers.DiffusionPipeline):
+    """A prior and a decoder, neither with a scheduler of the name that pipelines give it."""
+
+    def __init__(self, prior: Any, unet: Any) -> None:
+        super().__init__()
+        self.register_modules(prior=prior, unet=unet)
+
+    def __call__(self) -> list[torch.Tensor]:
+        return run_calls(self.prior, [(t, dit_inputs(0)) for t in STEPS])
+
+
+def test_what_denoisers_of_two_kinds_are_given_and_do_not_tell() -> None:
+    pipe = TwoStages(dit(), sd_unet(**LIGHT))
+    with pytest.raises(UnsupportedModelError, match=r"DeepCache needs a UNet .*\{'prior': \[...\], 'unet': \[...\]\}"):
+        accelerate(pipe, DeepCache())
+    with accelerate(pipe, {"prior": EVERY_SECOND, "unet": DeepCache()}) as handle:
+        pipe()
+        assert (handle.report().computed, handle.report().replayed) == (2, 2)
+    for method, said in (
+        (IntervalCache(), "nor every pipeline with several denoisers: give IntervalCache"),
+        (ResidualGuidance(), "needs a scheduler, and TwoStages has none by that name"),
+    ):
+        with accelerate(pipe, {"prior": method}), pytest.raises(ValueError, match=said):
+            pipe()
 
 
 def test_frames_of_a_video_share_a_row() -> None:

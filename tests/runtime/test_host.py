@@ -27,6 +27,10 @@ class DiTPipeline(Pipe):
     """Named like one whose rows are known to be stacked otherwise."""
 
 
+class StableDiffusionGLIGENTextImagePipeline(Pipe):
+    """As above."""
+
+
 class Running:
     """A pipeline's call, with its variables."""
 
@@ -100,9 +104,10 @@ def test_what_tells_nothing_is_refused() -> None:
 @pytest.mark.parametrize("guided", [None, True])
 def test_pipelines_that_are_known_to_stack_other_rows_are_refused(guided: bool | None) -> None:
     """DiT stacks the label first: to say that the negative rows are would not make it so."""
-    pipe = DiTPipeline(do_classifier_free_guidance=True)
-    with pytest.raises(ValueError, match="each call of DiTPipeline stacks other rows than"):
-        Host(pipe, guided).roles(None, 2, None, None)
+    grounded = StableDiffusionGLIGENTextImagePipeline(do_classifier_free_guidance=True)  # halves of two calls
+    for pipe in (grounded, DiTPipeline(do_classifier_free_guidance=True)):
+        with pytest.raises(ValueError, match=f"{type(pipe).__name__} combines other rows of its calls than"):
+            Host(pipe, guided).roles(None, 2, None, None)
     pipe.do_classifier_free_guidance = False
     assert Host(pipe).roles(None, 1, None, None) == ()
     assert Host(DiTPipeline()).roles(None, 2, None, None) == ()  # which methods that need roles refuse

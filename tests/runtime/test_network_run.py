@@ -16,6 +16,10 @@ class Pipe:
         self.scheduler, self.config = scheduler, SimpleNamespace(**more)
 
 
+class WanTransformer3DModel:
+    """A denoiser by name."""
+
+
 class Table:
     """A scheduler of which nothing but its timesteps is known."""
 
@@ -45,7 +49,7 @@ def test_tables_without_a_pipeline(mode: Any) -> None:
         runs = Runs(Host())
         tables = [*torch.linspace(900, 1, 4), *torch.linspace(900, 1, 3)]
         assert steps(runs, tables) == [*START, (1, 0), (1, 1), (1, 2)]
-        assert runs.open[0].total("unet", several=False) == 3
+        assert runs.open[0].total() == 3
 
 
 @pytest.mark.parametrize("timesteps", [[900, 600, 300, 0], [0.1, 0.4, 0.7, 1.0]])
@@ -61,7 +65,7 @@ def test_calls_at_one_timestep_share_a_step() -> None:
 def test_fresh_tensors_are_read_and_tell_no_length() -> None:
     runs = Runs(Host())
     assert steps(runs, [torch.tensor([float(t)]) for t in (900, 600, 300, 0)]) == START
-    assert runs.open[0].total("unet", several=False) is None
+    assert runs.open[0].total() is None
     runs.forget()
     assert runs.open == ()
 
@@ -70,7 +74,7 @@ def test_a_run_that_starts_in_the_middle_of_the_schedulers_table() -> None:
     pipe = Pipe(Table(10))
     run = Run(Host(pipe), None, waits=False)
     run.advance(pipe.scheduler.timesteps[4])
-    assert run.total("unet", several=False) == 6
+    assert run.total() == 6
     assert run.timestep_of(pipe.scheduler.timesteps[4]) == pipe.scheduler.timesteps[4]
 
 
@@ -80,7 +84,7 @@ def test_a_table_that_is_part_of_another_has_its_own_length() -> None:
     pipe.scheduler.timesteps = pipe.scheduler.timesteps[4:]
     run = Run(Host(pipe), None, waits=False)
     run.advance(pipe.scheduler.timesteps[0])
-    assert run.total("unet", several=False) == 6
+    assert run.total() == 6
 
 
 def test_a_run_that_begins_late_where_the_network_is_told_numbers() -> None:
@@ -89,7 +93,7 @@ def test_a_run_that_begins_late_where_the_network_is_told_numbers() -> None:
     run = Run(Host(pipe), None, waits=False)
     told = [float(t) for t in pipe.scheduler.timesteps[4:]]
     run.advance(told[0])
-    assert run.total("unet", several=False) == 6
+    assert run.total() == 6
     assert run.timestep_of(told[0]) == pipe.scheduler.timesteps[4]
     run.advance(told[1])
     assert run.timestep_of(told[1]) == pipe.scheduler.timesteps[5]
@@ -158,12 +162,19 @@ def test_a_step_that_is_asked_for_twice_is_one() -> None:
 
 
 def test_two_denoisers_share_the_steps_at_a_boundary() -> None:
+    networks = {name: WanTransformer3DModel() for name in ("transformer", "transformer_2", "unet")}
+
+    def totals(pipe: Any) -> list[int | None]:
+        pipe.components = networks
+        return [Run(Host(pipe), None, waits=False).total(network) for network in networks.values()]
+
     pipe = Pipe(Table(4), boundary_ratio=0.5)
-    run = Run(Host(pipe), None, waits=False)
-    assert [run.total(name, several=True) for name in ("transformer", "transformer_2", "unet")] == [2, 2, None]
-    assert Run(Host(Pipe(Table(4))), None, waits=False).total("transformer", several=True) is None
+    assert totals(pipe) == [2, 2, None]
+    assert totals(Pipe(Table(4))) == [None, None, None]
     pipe.scheduler.timesteps = torch.tensor([1000.0, 750.0, 500.0, 250.0])  # at the boundary the first one is called
-    assert [run.total(name, several=True) for name in ("transformer", "transformer_2")] == [3, 1]
+    assert totals(pipe) == [3, 1, None]
+    assert Run(Host(pipe), None, waits=False).total(WanTransformer3DModel()) is None  # one that is not the pipeline's
+    assert Run(Host(pipe), None, waits=False).total() == 4
 
 
 def test_views_at_the_last_timestep_are_of_its_step() -> None:
@@ -215,9 +226,9 @@ def test_a_pipeline_that_announces_fewer_calls_than_its_table_has_left_is_believ
     pipe._num_timesteps = 3  # type: ignore[attr-defined]
     run = Run(Host(pipe), None, waits=False)
     run.advance(pipe.scheduler.timesteps[2])
-    assert run.total("unet", several=False) == 3
+    assert run.total() == 3
     pipe._num_timesteps = 20  # type: ignore[attr-defined]
-    assert run.total("unet", several=False) == 8
+    assert run.total() == 8
 
 
 def test_an_error_ends_one_run() -> None:
