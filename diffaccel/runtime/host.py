@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffaccel._diffusers import RunningCall, num_timesteps
+from diffaccel._diffusers import RunningCall, num_timesteps, running_call
 from diffaccel.networks.layout import is_one_of
 
 # Pipelines that announce the number of steps they were asked for, though they may take a table of another length.
@@ -103,6 +103,23 @@ class Host:
             )
         return told
 
+    @property
+    def not_told(self) -> str:
+        """What is said where nothing tells."""
+        return (
+            f"{type(self._pipe()).__name__} does not tell which rows see the negative prompt: say accelerate(..., "
+            "guided=True) if each call stacks [negative; positive] halves, or use a method that does not drop the "
+            "negative ones"
+        )
+
+    @property
+    def hides_guidance(self) -> bool:
+        """Whether the running pipeline is given a scale of guidance, and nothing tells which rows it is for."""
+        running = running_call()
+        if running is None or self.guided is not None or self._says_guided(running) is not None or running.embeddings:
+            return False
+        return any(scale > 1 for _, scale in running.guidance_scales)
+
     def roles(self, conditioning: Any, rows: int, name: str | None, running: RunningCall | None) -> tuple[str, ...]:
         """For each row of a call whether it sees the negative prompt; empty without guidance.
 
@@ -133,11 +150,7 @@ class Host:
             return ()
         if is_one_of(self._pipe(), NEGATIVE_FIRST):
             return halves(rows)
-        raise ValueError(
-            f"{type(self._pipe()).__name__} does not tell which rows see the negative prompt: say accelerate(..., "
-            "guided=True) if each call stacks [negative; positive] halves, or use a method that does not drop the "
-            "negative ones"
-        )
+        raise ValueError(self.not_told)
 
 
 def halves(rows: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import walk
 from runtime_calls import EVERY_SECOND, dit, dit_inputs, replayed, run_calls, same
-from tiny_networks import LIGHT, TEXT, motion_unet, sd_unet
+from tiny_networks import LIGHT, TEXT, motion_unet, sd_unet, unet_inputs
 from walk_parts import Draw, ddim, kl
 
 from diffaccel.attach.handle import accelerate
@@ -183,6 +183,28 @@ def test_what_denoisers_of_two_kinds_are_given_and_do_not_tell() -> None:
     ):
         with accelerate(pipe, {"prior": method}), pytest.raises(ValueError, match=said):
             pipe()
+
+
+class HidesGuidance(diffusers.DiffusionPipeline):
+    """Stacks two prompts, and says of guidance nothing but its scale."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet)
+
+    def __call__(self, guidance_scale: float) -> list[torch.Tensor]:
+        return run_calls(self.unet, [(t, unet_inputs(self.unet, size=8)) for t in STEPS])
+
+
+def test_guidance_of_which_nothing_but_its_scale_is_known() -> None:
+    pipe = HidesGuidance(sd_unet(**LIGHT))
+    with accelerate(pipe, TGate(gate=2)) as handle:
+        with pytest.raises(ValueError, match="HidesGuidance does not tell which rows see the negative prompt"):
+            pipe(guidance_scale=3.0)
+        pipe(guidance_scale=1.0)
+        assert handle.report().replayed == 2
+    with accelerate(pipe, TGate(gate=2), guided=False):
+        pipe(guidance_scale=3.0)
 
 
 def test_frames_of_a_video_share_a_row() -> None:
