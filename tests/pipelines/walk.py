@@ -27,8 +27,12 @@ import walk_adapters
 import walk_edits
 import walk_further_pictures
 import walk_further_videos
+import walk_newest
 import walk_pictures
+import walk_priors
+import walk_rest
 import walk_unets
+import walk_variants
 import walk_videos
 from walk_parts import Draw, Stop
 from walk_references import REFERENCES, Calls
@@ -46,6 +50,10 @@ ROUTE = (
     walk_further_pictures,
     walk_videos,
     walk_further_videos,
+    walk_newest,
+    walk_variants,
+    walk_priors,
+    walk_rest,
 )
 STOPS = {stop.name: stop for part in ROUTE for stop in part.STOPS}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -87,6 +95,11 @@ def fits(method: Method, pipe: Any, stop: Stop) -> bool:
     return True
 
 
+def chosen(method: Method, stop: Stop) -> Any:
+    """A method as `accelerate` takes it, for the denoisers that are meant."""
+    return dict.fromkeys(stop.networks, method) if stop.alone else method
+
+
 def made_by(pipe: Any, stop: Stop, dtype: torch.dtype) -> torch.Tensor:
     """What a pipeline makes."""
     torch.manual_seed(1)
@@ -120,7 +133,7 @@ def walk(stop: Stop, name: str, dtype: torch.dtype, pipe: Any = None, plain: Any
     assert torch.isfinite(plain).all(), "plain is not finite"
     found = tries(stop)[name]
     try:
-        with accelerate(pipe, found.never):
+        with accelerate(pipe, chosen(found.never, stop)):
             never = made_by(pipe, stop, dtype)
     except Exception as e:
         return f"{REFUSED}: {refusal(e)}"
@@ -128,7 +141,7 @@ def walk(stop: Stop, name: str, dtype: torch.dtype, pipe: Any = None, plain: Any
     if name == "TextKVCache":
         return EXACT
     try:
-        with accelerate(pipe, found.reuse) as handle:
+        with accelerate(pipe, chosen(found.reuse, stop)) as handle:
             ours = made_by(pipe, stop, dtype)
             again = made_by(pipe, stop, dtype)
             report = handle.report()
@@ -214,6 +227,9 @@ in the table has not been tried.
 - **refused**: an error says why, and what to do instead.
 - **in full**: all network calls computed, and the report says how many and why.
 - An empty cell: the method has nothing to do there, for want of cross-attention, of guidance or of transformer blocks.
+
+Where a pipeline has denoisers of several kinds, as a prior and a decoder, a row is about one of them, which is given the
+method by its name: `accelerate(pipe, {"prior": IntervalCache()})`.
 
 """
 

@@ -28,6 +28,7 @@ class Stop:
         calls: given the index of a network's call, its step and its place there, where steps differ; None for all alike.
         networks: the denoisers' names, each of which counts its own calls.
         before: for a denoiser the steps of the run before its first call.
+        alone: whether methods are put on these denoisers and not on the pipeline's others.
         slow: whether it is left out of the quick tests.
         large: whether its pictures are always large, so that half precision would take a processor too long.
     """
@@ -40,6 +41,7 @@ class Stop:
     calls: Callable[[int], tuple[int, int]] | None = None
     networks: tuple[str, ...] = ("transformer",)
     before: Mapping[str, int] = field(default_factory=dict)
+    alone: bool = False
     slow: bool = True
     large: bool = False
 
