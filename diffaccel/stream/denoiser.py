@@ -14,7 +14,7 @@ from diffaccel.networks.image_prompts import SCALES
 from diffaccel.networks.inputs import Inputs
 from diffaccel.networks.lora_rows import LORA_SCALES, one_layer_of_each, require_at_work, require_loaded
 from diffaccel.networks.network import Network
-from diffaccel.runtime.act import Lifetime, PartState
+from diffaccel.runtime.act import Lifetime, Part, PartState
 from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Lane, Lanes
 from diffaccel.stream.batch import Slot, Tick
@@ -194,8 +194,8 @@ class Denoiser:
         with self.calls.quiet():
             other = Denoiser(self.network, config, self.calls)
         other.work = self.work
-        if steady and config.steadiness is not None:  # frames go on seeing those before
-            other._before = self._before
+        if steady and config.steadiness is not None and _within(self._parts) == _within(other._parts):
+            other._before = self._before  # frames go on seeing those before
             other._machine.memory.parts[len(other._parts)] = self._machine.memory.parts[len(self._parts)]
         return other
 
@@ -209,6 +209,11 @@ class Denoiser:
         with self.calls.quiet():
             self._machine.close()
             self._control.close()
+
+
+def _within(parts: Sequence[Part]) -> list[Part]:
+    """What works within attentions, and so says how many tokens of a frame they keep for those behind it."""
+    return [part for part in parts if not part.act.exclusive]
 
 
 def _shown(rows: Sequence[Row]) -> Keywords:

@@ -210,6 +210,19 @@ def test_a_cache_that_changes_leaves_the_frames_before_in_sight(engine: Build, f
     torch.testing.assert_close(torch.stack(shown), whole, rtol=0, atol=1e-4 * whole.abs().max().item())
 
 
+@pytest.mark.parametrize("pair", [(None, TokenReduction(min_tokens=4)), (TokenReduction("pool", min_tokens=4), None)])
+def test_frames_of_other_numbers_of_tokens_are_not_seen(engine: Build, frames: torch.Tensor, pair: Any) -> None:
+    before, after = pair
+    pipe, one = attentive(stream_pipelines.sd()), {"timestep_indices": (25,)}
+    anew = painted(engine(pipe, steadiness=ALIKE, cache=after, **one), frames[3:6])
+    with engine(pipe, steadiness=ALIKE, cache=before, **one) as stream:
+        for f in frames[:3]:
+            stream.push(f)
+        stream.update(cache=after)
+        shown = torch.stack([o.image for f in frames[3:6] for o in stream.push(f)])
+    torch.testing.assert_close(shown, anew, rtol=0, atol=1e-4 * anew.abs().max().item())
+
+
 def test_a_frame_that_is_not_finite_does_not_spoil_those_behind_it(engine: Build, frames: torch.Tensor) -> None:
     bad = torch.full((4, 4, 4), 1e38)
     with engine(steadiness=ALIKE) as stream:
