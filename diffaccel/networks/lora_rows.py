@@ -51,6 +51,37 @@ def scales_of(model: torch.nn.Module, adapters: tuple[str, ...], wanted: Mapping
     return [float(wanted.get(name, 1.0)) for name in adapters]
 
 
+def require_scales(model: torch.nn.Module, loaded: Sequence[str], scales: Mapping[str, float]) -> None:
+    """Raise where the LoRAs of a pipeline cannot be scaled for all rows.
+
+    Raises:
+        TypeError: for what is no mapping of names to numbers.
+        ValueError: for LoRAs that are not loaded, scales that are not numbers, and where one is left out that is at
+            work, which ``set_adapters`` would put to rest.
+    """
+    if not isinstance(scales, Mapping):
+        raise TypeError(f"lora_scale must map names of adapters to scales, not {scales!r}")
+    for name, scale in scales.items():
+        number(f"lora_scale of {name!r}", scale, -MOST, MOST)
+        check(
+            name in loaded,
+            f"lora_scale names {name!r}{did_you_mean(name, loaded)}, and the pipeline's LoRAs are "
+            f"{', '.join(loaded) or 'none'}",
+        )
+    working = {
+        name
+        for _, layer in _layers(model)
+        for name in layer.active_adapters
+        if name in layer.lora_B and name not in layer.merged_adapters and not layer.disable_adapters
+    }
+    left_out = sorted(working - set(scales)) if scales else []
+    check(
+        not left_out,
+        f"lora_scale={dict(scales)} leaves out {', '.join(left_out)}, at work now, which would be put to rest in all "
+        "streams of this pipeline: give its scale, too, or 0 for none of it",
+    )
+
+
 def one_layer_of_each(model: torch.nn.Module) -> dict[str, Any]:
     """For each LoRA a layer that has it: what is done to one of them, such as to fuse it, is done to all."""
     return {name: layer for _, layer in _layers(model) for name in layer.lora_B}

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from diffaccel.config.checks import number, one_of, whole
+from diffaccel.config.checks import one_of, whole
 from diffaccel.networks.conditioning import Conditioning, GivenEmbeds, Interpolation, PromptEmbeds, blend
 from diffaccel.networks.image_prompts import ImagePrompt
-from diffaccel.networks.lora_rows import LORA_SCALES, MOST, adapters_loaded, scales_of
+from diffaccel.networks.lora_rows import LORA_SCALES, adapters_loaded, require_scales, scales_of
 from diffaccel.networks.network import Network
 from diffaccel.sampling.guidance import Guidance
 from diffaccel.sampling.samplers import sampler_for
@@ -48,14 +48,14 @@ class SettingsBuilder:
         self._stages: tuple[object, Stages] | None = None
         self._unread: object = None  # what was said last of a negative prompt without effect
 
-    def scale_loras(self, scales: Mapping[str, float]) -> None:
-        """Change the pipeline's scale of LoRAs by name, and encode prompts anew from now on: text encoders have some.
+    def check_loras(self, scales: Mapping[str, float]) -> None:
+        """Raise where the pipeline's LoRAs cannot be scaled so; see `require_scales`."""
+        told = getattr(self.network.pipe, "get_list_adapters", dict)  # some pipelines take no LoRAs
+        loaded = sorted({name for names in told().values() for name in names}) if scales else []
+        require_scales(self.network.model, loaded, scales)
 
-        Raises:
-            ValueError: for LoRAs that are not there, and scales that are not numbers.
-        """
-        for name, scale in scales.items():
-            number(f"lora_scale of {name!r}", scale, -MOST, MOST)
+    def scale_loras(self, scales: Mapping[str, float]) -> None:
+        """Change the pipeline's scale of LoRAs by name, and encode prompts anew: text encoders have some."""
         self.network.pipe.set_adapters(list(scales), list(scales.values()))
         self._prompts.clear()
         self._images.clear()

@@ -249,8 +249,8 @@ class StreamEngine(MovingFrames):
                 reached.
             transition: number of entering frames over which prompts, scales and delta move from the old to the new
                 values. A change of something else does not end a transition.
-            lora_scale: scale by adapter name, passed to ``pipe.set_adapters``; this reaches every engine on the
-                pipeline.
+            lora_scale: scale by adapter name of all LoRAs at work, passed to ``pipe.set_adapters``; this reaches every
+                engine on the pipeline.
             changes: fields of the constructor (but sizes and frame_buffer), and ``scale`` or ``delta`` of the guidance.
 
         Raises:
@@ -259,6 +259,7 @@ class StreamEngine(MovingFrames):
         with self._lock:
             self._check_open()
             check_way(at, transition)
+            self._builder.check_loras({} if lora_scale is None else lora_scale)
             config = self.config.updated(changes)
             pace = self._paced(config)
             standing = config if pace is None else pace.rung.of(config)
@@ -268,7 +269,9 @@ class StreamEngine(MovingFrames):
             with self._runner.room(config.most_rows):
                 denoiser = self._denoiser.configured(standing)
                 if lora_scale:
-                    self._scale_lora(lora_scale)
+                    with self._runner.quiet():
+                        self._builder.scale_loras(lora_scale)
+                    self._denoiser.forget()
                     target = self._builder.build(standing)
             self._replace(denoiser)
             self._state.reconfigure(self.config, config)
@@ -285,11 +288,6 @@ class StreamEngine(MovingFrames):
             return Pace(ladder(model, config), config.deadline)
         same = (config.deadline, len(config.indices)) == (self.config.deadline, len(self.config.indices))
         return self._pace if same else self._pace.turn(ladder(model, config), config.deadline)
-
-    def _scale_lora(self, scales: Mapping[str, float]) -> None:
-        with self._runner.quiet():
-            self._builder.scale_loras(scales)
-        self._denoiser.forget()
 
     def reset(self) -> None:
         """Forget every frame: in flight, counted, cached. Settings stay; the next frame is number 0."""

@@ -122,6 +122,23 @@ def test_what_cannot_be_followed_is_refused_by_name(pipe: Any, engine: Build) ->
         pipe.unet.set_adapters(["one", "two"], [1.0, 1.0])
 
 
+def test_a_scale_for_all_streams_puts_no_lora_to_rest(engine: Build, frames: torch.Tensor) -> None:
+    pipe = with_loras(stream_pipelines.sd(), ("to_q",))
+    with engine(pipe, lora={"two": 0.5}) as stream, engine(pipe, cache=DeepCache(2)) as other:
+        for scales, error, words in (
+            ({"one": 0.3}, ValueError, r"lora_scale=\{'one': 0.3\} leaves out two, .* give its scale, too, or 0"),
+            ({"one": 0.3, "twoo": 1.0}, ValueError, "names 'twoo' .did you mean two.*LoRAs are one, two"),
+            (0.3, TypeError, "lora_scale must map names of adapters to scales, not 0.3"),
+        ):
+            for each in (stream, other):
+                with pytest.raises(error, match=words):
+                    each.update(cache=DeepCache(3), lora_scale=scales)
+        assert pipe.get_active_adapters() == ["one", "two"]
+        stream.push(frames[0])
+        other.update(lora_scale={"one": 0.0, "two": 1.0})
+        stream.push(frames[0])
+
+
 def test_loras_that_cannot_be_followed_any_more_are_refused(engine: Build, frames: torch.Tensor) -> None:
     pipe = with_loras(stream_pipelines.sd(), ("to_q",))
     with engine(pipe, lora={"two": 0.5}) as stream:
