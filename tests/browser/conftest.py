@@ -76,7 +76,7 @@ def open_page(launch: Callable[..., Any], camera_file: Path) -> Iterator[Callabl
         browser = launch(*((*FAKE_CAMERA, film) if arguments is None else arguments))
         context = browser.new_context(**{"viewport": {"width": 1180, "height": 960}} | options)
         contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)

@@ -1,10 +1,11 @@
 """What the tests of the page do and ask, with a stub network behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from live_client import SIZE, StubStream
+import pytest
+from live_client import SIZE, StubStream, until
 from page_scripts import AVERAGE, PICTURES
 
 from diffaccel.realtime.hub import Hub
@@ -32,6 +33,16 @@ def pictures(page: Any, count: int = 1) -> None:
 
 def average(page: Any) -> np.ndarray:
     return np.array(page.evaluate(AVERAGE))
+
+
+def becomes(page: Any, condition: Callable[[], Any]) -> None:
+    """Wait for what the page says or shows soon."""
+    until(lambda: page.wait_for_timeout(50) or condition())
+
+
+def becomes_coloured(page: Any, colour: Sequence[int], within: float) -> None:
+    """Wait for pictures of this mean colour."""
+    becomes(page, lambda: average(page) == pytest.approx(colour, abs=within))
 
 
 def press(page: Any, label: str) -> None:

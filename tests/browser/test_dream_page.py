@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from live_client import StubStream, until
-from page_helpers import SCREENS, asked, average, box, message, pictures, press
+from page_helpers import SCREENS, asked, average, becomes_coloured, box, message, pictures, press
 from PIL import Image
 
 from diffaccel.cli.live import START
@@ -69,8 +69,7 @@ def test_a_clip_begins_with_words_or_with_the_drawing(
     tab(page, "Dream")
     page.wait_for_selector("#dream-note:not([hidden])")
     until(lambda: asked(clips).dream == "words")
-    pictures(page, 4)
-    assert average(page) == pytest.approx([60] * 3, abs=4)
+    becomes_coloured(page, [60] * 3, within=4)
     until(lambda: not page.locator("#latency").text_content().isdecimal())
     page.wait_for_function("() => document.getElementById('live-badge').textContent === 'dream'")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= screen["viewport"]["width"]
@@ -90,8 +89,7 @@ def test_a_clip_begins_with_words_or_with_the_drawing(
     page.mouse.up()
     tab(page, "Dream")
     until(lambda: asked(clips).dream == "input")
-    pictures(page, 4)
-    assert average(page) == pytest.approx([180] * 3, abs=4)
+    becomes_coloured(page, [180] * 3, within=4)
     assert page.locator("#dream-note").is_hidden()
     red, green, blue = next(iter(clips.connections.values())).session._stream.begun  # type: ignore[union-attr]
     assert red > 150 > max(green, blue)  # the stroke
@@ -137,8 +135,8 @@ def test_a_clip_goes_on_behind_a_reconnect(clips: LiveServer, open_page: OpenPag
     assert "connection" in message(page)
     until(lambda: clips.connections and asked(clips).dream == "words")
     pictures(page, 2)
-    assert page.locator("#message").is_hidden()
-    assert average(page) == pytest.approx([60] * 3, abs=4)
+    page.wait_for_selector("#message", state="hidden")
+    becomes_coloured(page, [60] * 3, within=4)
     press(page, "Pause")
     assert page.locator("#live-badge").text_content() in ("dream", "paused")
     press(page, "Go on")
@@ -192,7 +190,7 @@ def test_what_is_loaded_is_said_for_as_long_as_that_takes(open_page: OpenPage) -
         page.select_option("#control-model", "other")
         page.wait_for_selector("#waiting:not([hidden]):text-is('Loading other …')")
         page.wait_for_selector("#waiting", state="hidden")
-        assert page.locator("#model").text_content().startswith("other")
+        page.wait_for_function("() => document.getElementById('model').textContent.startsWith('other')")
 
 
 def test_a_server_that_offers_nothing_shows_nothing_of_it(stub: LiveServer, open_page: OpenPage) -> None:

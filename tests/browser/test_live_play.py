@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from live_client import StubStream, until
-from page_helpers import asked, box, message, pictures, press, serving
+from page_helpers import asked, becomes, box, message, pictures, press, serving
 from PIL import Image
 
 from diffaccel.realtime.controls import ControlNetControls, Controls
@@ -23,10 +23,6 @@ pytestmark = pytest.mark.slow
 OpenPage = Callable[..., Any]
 INK = "([x, y]) => [...input.getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)]"
 WHITE = [255, 255, 255]
-
-
-def becomes(page: Any, condition: Callable[[], Any]) -> None:
-    until(lambda: page.wait_for_timeout(50) or condition())
 
 
 class Choosy(StubStream):
@@ -166,9 +162,8 @@ def test_only_the_hand_that_draws_draws(stub: LiveServer, open_page: OpenPage) -
     page.mouse.move(*where(0.2, 0.2))  # nobody presses a button
     page.mouse.move(*where(0.8, 0.2), steps=5)
     page.keyboard.press("Shift+ArrowRight")
-    page.wait_for_timeout(200)
+    becomes(page, lambda: page.evaluate(INK, [270, 256]) != WHITE)
     assert page.evaluate(INK, [256, 105]) == WHITE
-    assert page.evaluate(INK, [270, 256]) != WHITE
     page.keyboard.press("Control+z")
     assert not page.locator("#pen.down").count()  # what is taken back is not drawn on
     page.keyboard.press("Space")

