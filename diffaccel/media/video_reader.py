@@ -59,7 +59,7 @@ def decoder_of(stream: Any) -> Any:
         decoder = pyav().CodecContext.create(other, "r")
     elif other:
         logger.warning("what is transparent is shown opaque: this PyAV has no %s", other)
-    decoder.thread_type = "AUTO"
+    decoder.thread_type = "SLICE"  # one that works at several frames at a time loses the last, unsaid, behind damage
     return decoder
 
 
@@ -124,6 +124,8 @@ class VideoReader:
     def _video(self) -> Any:
         from av.stream import Disposition
 
+        if not self._container.streams:
+            raise MediaError(f"{self.path} is empty: it holds neither pictures nor sound")
         streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise MediaError(f"{self.path} holds no video, only {self._contents()}")

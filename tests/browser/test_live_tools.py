@@ -38,6 +38,7 @@ def test_a_camera_is_chosen_and_the_mirror_follows_the_way_it_faces(
 ) -> None:
     page = open_page(stub.url, arguments=TWO_CAMERAS, **screen)
     pictures(page)
+    page.wait_for_selector("#live-badge:text-is('live')")  # in sight, also where there is little room
     page.evaluate(FACING, ["user", "environment", "environment"])
     page.get_by_role("tab", name="Camera").click()
     pictures(page, 2)

@@ -188,6 +188,18 @@ def test_a_damaged_piece_is_left_out_and_said(tmp_path: Path, caplog: pytest.Log
     assert "left out a damaged piece" in caplog.text
 
 
+def test_a_damaged_end_costs_no_whole_picture_before_it(tmp_path: Path) -> None:
+    path = videos.make(tmp_path / "in.mp4", audio=None)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    where, size = places[-1]
+    data[where : where + size] = b"\xff" * size
+    path.write_bytes(data)
+    with VideoReader(path) as reader:
+        assert (len(list(reader.frames())), reader.damaged) == (len(places) - 1, 1)
+
+
 def nothing(path: Path) -> Path:
     return path
 
@@ -204,6 +216,11 @@ def text(path: Path) -> Path:
 
 def cut(path: Path) -> Path:
     path.write_bytes(videos.make(path.with_suffix(".mov")).read_bytes()[:2000])
+    return path
+
+
+def hollow(path: Path) -> Path:
+    path.write_bytes(b"\0\0\0\x14ftypisom\0\0\2\0isom\0\0\0\x08moov")
     return path
 
 
@@ -233,6 +250,7 @@ def unknown_codec(path: Path) -> Path:
         (folder, "is a folder"),
         (text, "cannot read .*Invalid data"),
         (cut, "cannot read"),
+        (hollow, "is empty: it holds neither pictures nor sound"),
         (sound_only, "holds no video, only audio"),
         (undecodable, "none of its h264 video can be decoded"),
         (unknown_codec, "cannot decode its video codec"),
