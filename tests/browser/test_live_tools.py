@@ -198,6 +198,16 @@ def test_where_only_videos_fill_the_screen_the_picture_gets_a_page(stub: LiveSer
     page.wait_for_url("**/view?token=secret&session=*")
 
 
+def test_a_screen_that_the_browser_does_not_give_is_said(stub: LiveServer, open_page: OpenPage) -> None:
+    page = open_page(stub.url)
+    pictures(page)
+    page.evaluate(
+        "() => { output.parentElement.requestFullscreen = async () => { throw new TypeError('not granted'); }; }"
+    )
+    press(page, "Full screen")
+    assert "“Picture only” opens the picture" in message(page)
+
+
 def test_a_preset_is_saved_and_loaded(stub: LiveServer, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(stub.url)
     page.fill("#control-prompt", "a fox")

@@ -21,8 +21,11 @@ export class Share {
 
   async wholeScreen(frame) {
     if (document.fullscreenElement) await document.exitFullscreen();
-    else if (frame.requestFullscreen) await frame.requestFullscreen();
-    else location.href = this.address("/view"); // telephones that show videos alone on the whole screen
+    else if (!frame.requestFullscreen) location.href = this.address("/view"); // as on telephones that fill it with videos alone
+    else {
+      await frame.requestFullscreen().catch(() =>
+        say("The browser does not give this page the whole screen; “Picture only” opens the picture in a window of its own.", dismiss));
+    }
   }
 
   async copy() {
