@@ -1,7 +1,5 @@
 """Methods in diffusers' pipelines, against references that know each pipeline's calls."""
 
-import re
-
 import pytest
 import torch
 import walk
@@ -73,7 +71,7 @@ def test_the_document_lists_every_pipeline() -> None:
     assert not [cell for row in found.values() for cell in row.values() if "WRONG" in cell]
     classes = {name.partition(",")[0] for name in walk.STOPS}
     assert len(classes) >= 40
-    assert re.search(rf"in {len(classes)} pipelines", walk.PAGE.read_text())
+    assert walk.PAGE.read_text().startswith(walk.head(len(classes)))
 
 
 def test_a_wrong_method_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,9 +229,14 @@ in the table has not been tried.
 - An empty cell: the method has nothing to do there, for want of cross-attention, of guidance or of transformer blocks.
 
 Where a pipeline has denoisers of several kinds, as a prior and a decoder, a row is about one of them, which is given the
-method by its name: `accelerate(pipe, {"prior": IntervalCache()})`.
+method by its name: `accelerate(pipe, {{"prior": IntervalCache()}})`.
 
 """
+
+
+def head(classes: int) -> str:
+    """How the document begins."""
+    return HEAD.format(classes=classes, version=diffusers.__version__)
 
 
 def outcome(found: dict[torch.dtype, str]) -> str:
@@ -262,8 +267,7 @@ def page(results: dict[str, dict[str, dict[torch.dtype, str]]]) -> str:
                 if f"{method} in {name}" not in places:
                     places.append(f"{method} in {name}")
     said = [f"{noted(text)}{'; '.join(places)}." for text, places in notes.items()]
-    head = HEAD.format(classes=classes, version=diffusers.__version__)
-    return head + "\n".join(lines) + "\n\n## What is said\n\n" + "\n".join(said) + "\n"
+    return head(classes) + "\n".join(lines) + "\n\n## What is said\n\n" + "\n".join(said) + "\n"
 
 
 def main(names: list[str], tell: Callable[[str], Any]) -> None:
