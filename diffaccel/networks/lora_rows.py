@@ -87,6 +87,14 @@ def one_layer_of_each(model: torch.nn.Module) -> dict[str, Any]:
     return {name: layer for _, layer in _layers(model) for name in layer.lora_B}
 
 
+def at_work(model: torch.nn.Module) -> tuple[Any, ...]:
+    """How the LoRAs of a network are at work, to compare."""
+    return tuple(
+        (*layer.active_adapters, *layer.scaling.items(), layer.disable_adapters, layer.merged)
+        for _, layer in _layers(model)
+    )
+
+
 def require_loaded(model: torch.nn.Module, name: str) -> None:
     """Raise ValueError where a LoRA was unloaded."""
     check(

@@ -17,6 +17,7 @@ from diffaccel.networks import is_companion, layout_of
 from diffaccel.networks.compiled import unwrapped
 from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
+from diffaccel.networks.lora_rows import at_work
 
 
 class Network(ABC):
@@ -87,6 +88,13 @@ class Network(ABC):
 
     def _check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raise ValueError where this pipeline's network needs more than latents and a prompt."""
+
+    def readers(self) -> tuple[Any, ...]:
+        """What reads prompts, as far as it changes while a stream is open: learned words and LoRAs of text encoders."""
+        named = self.pipe.components.items()
+        parts = [part for name, part in named if part is not None and name.startswith(("tokenizer", "text_encoder"))]
+        words = [len(part) for part in parts if hasattr(part, "__len__")]
+        return (*words, *(at_work(part) for part in parts if isinstance(part, torch.nn.Module)))
 
     def encode(
         self, text: str, *, negative: bool = False, embedded_scale: float | None = None, clip_skip: int | None = None

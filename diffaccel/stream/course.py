@@ -175,7 +175,7 @@ class SettingsBuilder:
     ) -> Conditioning:
         words = embeds if prompt is None or embeds is not None else weighted(prompt)
         said = config.blend, negative, config.embedded_guidance_scale, config.clip_skip, config.image_prompt
-        key = (words, *said, *self._lora(config))
+        key = (words, *said, *self._lora(config), *self.network.readers())
         if key not in self._prompts:
             told = self._told(words, config, negative)
             scales = torch.tensor([self._lora(config)], device=self.network.device)

@@ -250,7 +250,7 @@ class StreamEngine(MovingFrames):
             transition: number of entering frames over which prompts, scales and delta move from the old to the new
                 values. A change of something else does not end a transition.
             lora_scale: scale by adapter name of all LoRAs at work, passed to ``pipe.set_adapters``; this reaches every
-                engine on the pipeline.
+                engine on the pipeline, and with LoRAs of text encoders the others' prompts when they are updated next.
             changes: fields of the constructor (but sizes and frame_buffer), and ``scale`` or ``delta`` of the guidance.
 
         Raises:

@@ -1,5 +1,6 @@
 """Prompts for parts of the picture, and words that were learned: as by hand, as the stock pipeline, and one by one."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import stream_pipelines
 import torch
 from cells import cells
+from peft import LoraConfig
 from stream_pipelines import Build
 from stream_reference import clean_latents, noises, text
 from test_stream_host import hold, in_company
@@ -172,6 +174,32 @@ def test_learned_words_are_read_as_the_stock_pipeline_reads_them() -> None:
             shown[prompt] = output.image
     close(shown["a <made> cat"], stock)
     assert not torch.allclose(shown["a cat"], stock, atol=1e-3)
+
+
+def test_a_prompt_is_read_anew_where_what_reads_it_changed(engine: Build) -> None:
+    pipe = stream_pipelines.sd()
+    width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
+    layers = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+
+    def told(stream: StreamEngine) -> torch.Tensor:
+        return stream._course.settings.positive.tensors["encoder_hidden_states"]
+
+    changes: list[Callable[[StreamEngine], Any]] = [
+        lambda _: pipe.load_textual_inversion({"<made>": torch.randn(2, width)}, token="<made>"),
+        lambda _: pipe.text_encoder.add_adapter(layers, "ink"),
+        lambda other: other.update(lora_scale={"ink": 0.3}),
+    ]
+    with engine(pipe, prompt="a <made> cat") as stream, engine(pipe) as other:
+        for change in changes:
+            before = told(stream)
+            change(other)
+            stream.update(seed=3)
+            with engine(pipe, prompt="a <made> cat") as fresh:
+                assert torch.equal(told(stream), told(fresh))
+            assert not torch.equal(told(stream), before)
+        before = stream._course.settings.positive
+        stream.update(seed=4)
+        assert stream._course.settings.positive is before
 
 
 @pytest.mark.slow
