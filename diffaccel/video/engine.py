@@ -142,8 +142,7 @@ class VideoEngine:
 
     def _begin(self, images: torch.Tensor | None) -> Filming:
         """A video from its first frame on."""
-        both = self.config, self._settings
-        return Filming(self._network, self._codec, self._shape, *both, images, self._runner)
+        return Filming(self._network, self._codec, self._shape, self.config, self._settings, images, self._runner)
 
     def _build(self, config: VideoConfig, *, has_frames: bool) -> tuple[FrameSettings, FrameSettings]:
         """Settings of the first chunk, and of those that go on from a frame; raises for what does not fit."""
