@@ -1,7 +1,7 @@
 """What a memory forgets, and when: each lifetime's own, and nothing else."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,9 +10,14 @@ from walk_unets import SMALL
 
 from diffaccel.attach.handle import accelerate
 from diffaccel.methods import DeepCache
-from diffaccel.reuse.schedule import Threshold
+from diffaccel.networks.inputs import Inputs
+from diffaccel.reuse.branch import Branch
+from diffaccel.reuse.schedule import Threshold, Uniform
+from diffaccel.runtime.act import Lifetime, Part
+from diffaccel.runtime.call import Call
 from diffaccel.runtime.lanes import Block, Lane
 from diffaccel.runtime.memory import PROMPTS_KEPT, Memory, PartMemory
+from diffaccel.runtime.replay_act import Replay
 
 LIFETIMES = ("run", "prompt", "frame", "video")
 A, B = Lane("a", 0), Lane("b", 0)
@@ -54,6 +59,23 @@ def test_ages_count_the_calls_that_reused() -> None:
         part.aged((A,), computed=computed)
         assert part.ages[A] == age
     assert B not in part.ages
+
+
+@pytest.mark.parametrize(
+    ("steps", "due"),
+    [((0, 2, 4, 5, 6), [0, 4, 6]), ((None,) * 5, [0, 3])],
+    ids=["a group that was left out when it was due", "no steps, so that calls count"],
+)
+def test_a_group_computes_when_it_is_due_or_at_its_next_call(steps: tuple[int | None, ...], due: list[int]) -> None:
+    memory, computed = Memory([Part(Replay(Branch(("block",))), Uniform(3))]), []
+    inputs = Inputs({"sample": torch.zeros(1, 1)}, ("sample", None, None))
+    for count, step in enumerate(steps):
+        call = Call(inputs, dict.fromkeys(get_args(Lifetime), (A,)), step=step, total=9)
+        if memory.decide(call) == {A.group: (True,)}:
+            computed.append(count if step is None else step)
+        memory.parts[0].lanes.put([Block((A,), [torch.zeros(1)])], count)
+        memory.decided.clear()
+    assert computed == due
 
 
 def test_frames_that_left_are_forgotten_and_the_last_prompts_stay() -> None:

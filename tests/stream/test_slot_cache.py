@@ -18,7 +18,7 @@ from diffaccel._diffusers import hooks_of
 from diffaccel.methods import TextKVCache, TGate
 from diffaccel.reuse.schedule import Quadratic, Threshold
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.slot_cache import SlotCache
+from diffaccel.stream.slot_cache import Scenes, SlotCache
 
 GUIDANCES = [NoGuidance(), FullGuidance(1.5), OneTimeNegative(1.5)]
 
@@ -314,3 +314,8 @@ def test_a_network_in_a_stream_is_not_copied(engine: Build) -> None:
     with engine(pipe), pytest.raises(RuntimeError, match=r"close\(\) on the streams that use it, first"):
         copy.deepcopy(pipe.unet)
     copy.deepcopy(pipe.unet)
+
+
+def test_a_scene_ends_where_a_picture_differs_by_more_than_the_threshold() -> None:
+    scenes = Scenes(0.1)  # of pixel values in [0, 1], where frames have [-1, 1]
+    assert [scenes.of(torch.full((1, 3, 2, 2), value)) for value in (0.0, 0.19, 0.4)] == [1, 1, 2]
