@@ -29,6 +29,7 @@ SCHEDULE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+TRAINED_VAE, TRAINED_CLIP = Path("runs/autoencoder/vae"), Path("runs/clip/model")
 # shares of coloured, paired and centred drawings that training ends with
 CENTRED = {"p_colour": 0.12, "p_pair": 0.1, "p_background": 0.05, "p_centred": 0.85}
 
@@ -215,12 +216,14 @@ def look(denoise: Denoiser, text: TextEncoder, vae: AutoencoderTiny, file: Path)
     contact_sheet(sample(denoise, text, vae, list(LOOK_AT)).cpu(), 12).save(file)
 
 
-def arguments(description: str | None, name: str, lr: float, **more: Any) -> argparse.Namespace:
+def arguments(
+    description: str | None, name: str, lr: float, vae: Path = TRAINED_VAE, clip: Path = TRAINED_CLIP, **more: Any
+) -> argparse.Namespace:
     """The options of all diffusion trainings, and `more` with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
-    parser.add_argument("--clip", type=Path, default=Path("runs/clip/model"))
+    parser.add_argument("--vae", type=Path, default=vae)
+    parser.add_argument("--clip", type=Path, default=clip)
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"), help="where encoded samples are kept")
     parser.add_argument("--run", type=Path, default=Path("runs") / name)
     parser.add_argument("--output", type=Path, default=Path("runs") / name / "model")

@@ -45,6 +45,7 @@ BARS = {
 }
 AT_MOST = ("seconds_per_picture", "frechet_over_emoji_sd", "switch_macs", "switch_top1_lost")  # of these less is better
 SWITCH = 0.4  # of the calls of emoji-sd, the first ones, on its small sibling
+BESIDE = 12  # pictures of each model where they stand beside each other
 FIGURES_START, FIGURES_END = "<!-- figures -->", "<!-- end of figures -->"
 PAIRS = (
     "red heart and blue circle",
@@ -206,10 +207,13 @@ def evaluate_switch(args: argparse.Namespace, judge: Judge) -> dict[str, float]:
 
 
 def evaluate_others(args: argparse.Namespace, judge: Judge) -> None:
-    """Pipelines that are not bundled: print their figures, and write them into one file."""
-    found = {}
+    """Pipelines that are not bundled: print their figures, and write them into one file; a row of pictures of each."""
+    found, rows = {}, []
     for name, folder in (text.split("=", 1) for text in args.model):
-        figures = evaluate_text_to_image(args, judge, diffaccel.models.load(folder), name, 20, 2.0)
+        pipe = diffaccel.models.load(folder)
+        figures = evaluate_text_to_image(args, judge, pipe, name, 20, 2.0)
+        rows.append(generate(pipe, list(LOOK_AT[:BESIDE]), 1, 20, 2.0))
+        contact_sheet(torch.cat(rows), BESIDE).save(args.sheets / "beside.png")
         found[name] = {key: round(value, 4) for key, value in (figures | over_emoji_sd(figures)).items()}
         print(name, json.dumps(found[name]), flush=True)
     if args.json:

@@ -1,11 +1,11 @@
 """Train a PT-DiT (arXiv 2409.04005) from a PixArt-like model's weights: `emoji-ptdit` from `emoji-dit`.
 
-    python scripts/train_ptdit.py --teacher diffaccel/models/emoji-sd
+    python scripts/train_ptdit.py --teacher emoji-sd
     python scripts/train_ptdit.py --full 1 --run runs/full --output runs/full/model     # its twin with full attention
 
-A network that cuts latents into patches of 2 x 2 is first made one of single latents, four times as many tokens. Needs
-the autoencoder and the text encoder of the model, both frozen here. With `--teacher` it learns a UNet's predictions on
-the same latents. Run again to resume.
+A network that cuts latents into patches of 2 x 2 is first made one of single latents, four times as many tokens. The
+autoencoder and the text encoder are those of the bundled models, both frozen here. With `--teacher` it learns a UNet's
+predictions on the same latents. Run again to resume.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def new_network(folder: Path, window: int, compression: int, full: bool) -> Any:
 
 def main() -> None:
     """Parse the arguments and train."""
-    args = arguments(__doc__, "ptdit", lr=5e-4, teacher="", window=8, compression=4, full=0)
+    parts = {"vae": base_folder("emoji-dit") / "vae", "clip": base_folder("emoji-clip")}
+    args = arguments(__doc__, "ptdit", lr=5e-4, **parts, teacher="", window=8, compression=4, full=0)
     torch.manual_seed(args.seed)
     network = new_network(args.init or base_folder("emoji-dit"), args.window, args.compression, bool(args.full))
     print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
-    teacher = load_teacher(Path(args.teacher), args.device) if args.teacher else None
+    teacher = load_teacher(base_folder(args.teacher), args.device) if args.teacher else None
     train_denoiser(args, network, denoise, pipeline, teacher=teacher)
 
 
