@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
+from importlib import import_module
 from typing import Any
 
 from diffaccel.attach.plan import Plan, plan, plans_of
@@ -157,7 +158,7 @@ class _HollowModel:
                     config = kind.config_class.from_pretrained(self._source.folder / name, local_files_only=True)
                     with init_empty_weights():
                         return kind(config)
-                kind = getattr(diffusers, class_name)
+                kind = getattr(import_module(library) if library.startswith("diffaccel.") else diffusers, class_name)
                 with init_empty_weights():
                     return kind.from_config(kind.load_config(self._source.folder / name, local_files_only=True))
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def load(
         if spread and source.file:
             raise ModelError(f"device map balanced takes a folder, and {source.name} is a single file: use offload")
         try:
+            _import_our_own(source)
             if source.file:
                 pipe = load_single_file(source, choose_dtype(dtype, place), components)
             else:
@@ -82,6 +84,13 @@ def load(
         if device_map == "offload":
             pipe.enable_model_cpu_offload(device=place)
         return pipe if device_map else pipe.to(place)
+
+
+def _import_our_own(source: ModelSource) -> None:
+    """Import the modules of this package that a folder names: diffusers finds other libraries' classes only then."""
+    for value in source.index.values():
+        if isinstance(value, list) and str(value[0]).startswith("diffaccel."):
+            import_module(value[0])
 
 
 def _absent(source: ModelSource) -> dict[str, None]:

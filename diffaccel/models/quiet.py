@@ -2,7 +2,7 @@
 
 - `AutoencoderTiny` saves a key (`block_out_channels`) that it does not accept back, and says so on every load.
 - Stable Diffusion pipelines are annotated with `AutoencoderKL` and report any other autoencoder, the tiny one included.
-- PixArt pipelines are annotated with T5 and report the small CLIP text encoder of emoji-dit.
+- PixArt pipelines are annotated with T5 and report the small CLIP text encoder of emoji-dit; so they do a PT-DiT.
 - A LoRA for the denoiser alone has no keys for the text encoder, and the other way round.
 - A network is cast none of whose modules has to stay in float32, which is said all the same.
 - Of a file that holds averaged weights, too, the others are read, as everywhere; the option that is named is none here.
@@ -20,7 +20,8 @@ _HARMLESS = {
     "diffusers.configuration_utils": r"attributes \{'block_out_channels': .*\} were passed to AutoencoderTiny",
     "diffusers.models.modeling_utils": r"that should be kept in float32: \[\]",
     "diffusers.pipelines.pipeline_utils": (
-        r"Expected types for (vae: .*, got .*AutoencoderTiny|text_encoder: .*T5.*, got .*CLIPText)"
+        r"Expected types for (vae: .*, got .*AutoencoderTiny|text_encoder: .*T5.*, got .*CLIPText|"
+        r"transformer: .*PixArt.*, got .*PTDiT)"
     ),
     "diffusers.loaders.lora_base": r"No LoRA keys associated to CLIPTextModel",
     "diffusers.loaders.peft": r"No LoRA keys associated to UNet2DConditionModel",

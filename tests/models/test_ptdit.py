@@ -1,5 +1,6 @@
 """Proxy attention against a reference written token by token, and the network against PixArt where they must agree."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,17 @@ from diffusers import PixArtTransformer2DModel
 from tiny_transformers import TRANSFORMERS
 from token_reference import pooled
 
-from diffaccel import BlockCache, IntervalCache, PTDiTTransformer2DModel, TextKVCache, TokenReduction, accelerate
+from diffaccel import (
+    BlockCache,
+    IntervalCache,
+    PTDiTTransformer2DModel,
+    TextKVCache,
+    TokenReduction,
+    accelerate,
+    models,
+)
 from diffaccel.attach.macs import count_macs
+from diffaccel.batch.fit import misfit_finder
 from diffaccel.networks import UnsupportedModelError
 from diffaccel.networks.ptdit import ProxyAttention, from_windows, to_windows
 from diffaccel.reuse.tokens import TokenGrid
@@ -114,6 +124,23 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     with torch.no_grad():
         again = PTDiTTransformer2DModel.from_pretrained(tmp_path).eval()
         assert torch.equal(again(**inputs).sample, ours(**inputs).sample)
+
+
+def test_a_pipeline_of_it_loads_where_its_module_was_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = models.load("emoji-dit")
+    pipe.transformer = PTDiTTransformer2DModel.from_transformer(pipe.transformer, window=4, compression=2)
+    pipe.save_pretrained(tmp_path)
+    monkeypatch.delitem(sys.modules, "diffaccel.networks.ptdit")
+    capfd.readouterr()
+    again = models.load(tmp_path).transformer
+    assert capfd.readouterr() == ("", "")
+    assert type(again).__name__ == "PTDiTTransformer2DModel"
+    assert all(map(torch.equal, again.parameters(), pipe.transformer.parameters()))
+    problem = misfit_finder(models.resolve(tmp_path))
+    assert problem("intervalcache:2", "default", 20) is None
+    assert "TokenReduction needs self-attention" in str(problem("tokenreduction", "default", 20))
 
 
 def test_it_costs_less_where_tokens_are_many() -> None:
