@@ -110,7 +110,7 @@ class _Gate(Wrapper):
             "TGate keeps what attention to a prompt gave, and this network is given none (encoder_hidden_states is "
             f"None), as AudioLDM's is: use a method that does not need one, such as {A_CACHE}",
         )
-        if call.run is not None and not call.roles and call.step == 0 and call.inputs.rows % 2 == 0:
+        if call.run is not None and not call.roles and call.step == 0 and call.inputs.rows > 1:
             check(not call.run.host.hides_guidance, call.run.host.not_told)
         positive, negative = call.rows_of("positive"), call.rows_of("negative")
         after = call.step is not None and call.step >= self.gate

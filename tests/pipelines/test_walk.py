@@ -4,6 +4,8 @@ import pytest
 import torch
 import walk
 
+from diffaccel import TGate, accelerate
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # what stock pipelines say of tiny parts
 QUICK = [name for name, stop in walk.STOPS.items() if not stop.slow]
 SLOW = [name for name, stop in walk.STOPS.items() if stop.slow]
@@ -57,6 +59,14 @@ def test_quick_pipelines(name: str) -> None:
 @pytest.mark.parametrize("name", ["FluxKontextPipeline, true guidance"])
 def test_half_precision(name: str) -> None:
     agrees(name, (torch.bfloat16,))
+
+
+@pytest.mark.slow
+def test_a_gate_on_three_rows_that_hide_their_guidance_is_refused() -> None:
+    stop = walk.STOPS["DreamLitePipeline, edit"]
+    pipe = walk.built(stop, torch.float32)
+    with accelerate(pipe, TGate(2)), pytest.raises(ValueError, match="guided"):
+        walk.made_by(pipe, stop, torch.float32)
 
 
 @pytest.mark.exhaustive
