@@ -210,7 +210,11 @@ class Client:
                 self._decided.notify_all()
             self._remark(self._stream.remark(controls))
         finally:  # with what was asked for since then, or a control would jump back under the hand that moves it
-            self.post(Notice("controls", {"values": self.asked.model_dump()}))
+            self.post(self.as_asked())
+
+    def as_asked(self) -> Notice:
+        """Controls that were asked for, and the model that paints until another one is loaded."""
+        return Notice("controls", {"values": self.asked.model_dump(), "model": self.controls.model})
 
     def _remark(self, words: str) -> None:
         if words != self._remarked:

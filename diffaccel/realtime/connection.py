@@ -132,7 +132,7 @@ class Connection:
                 self._accept(Notice("problem", {"kind": "message", "message": str(error)}))
             except ValidationError as error:
                 self._accept(Notice("problem", {"kind": "controls", "message": words(error)}))
-                self._accept(Notice("controls", {"values": self.session.asked.model_dump()}))
+                self._accept(self.session.as_asked())
 
     def _handle(self, message: MutableMapping[str, Any]) -> None:
         if message.get("text") is not None:

@@ -274,9 +274,9 @@ function problem({ detail }) {
 }
 
 // Controls as the server has them: somebody else may have changed them, or they cannot be followed.
-function followed({ detail: { values } }) {
+function followed({ detail: { values, model: paints } }) {
   controls.show(values);
-  model = values.model;
+  model = paints;
   if (dream.differs(values.dream)) choose(values.dream === "off" ? "draw" : "dream", undefined, true);
 }
 
