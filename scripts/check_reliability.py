@@ -7,6 +7,7 @@ CHECKS; rows are those of the reliability table there.
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "stream")]  # for the files that both use
-SUBJECTS = sorted(f.stem for f in (HERE / "reliability").glob("*.py") if "\nCHECKS" in f.read_text())
+SUBJECTS = sorted(f.stem for f in (HERE / "reliability").glob("*.py") if re.search(r"^CHECKS\b", f.read_text(), re.M))
 
 
 def main() -> None:
