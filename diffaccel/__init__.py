@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .measure.relevance import relevance as relevance
     from .methods import *  # noqa: F403
     from .networks import UnsupportedModelError as UnsupportedModelError
+    from .networks.expert_unet import ExpertUNet2DConditionModel as ExpertUNet2DConditionModel
     from .networks.image_prompts import ImagePrompt as ImagePrompt
     from .networks.ptdit import PTDiTTransformer2DModel as PTDiTTransformer2DModel
     from .reuse.forecast import Aligned as Aligned
@@ -75,6 +76,7 @@ _HOME: dict[str, str] = {
     "Newton": ".reuse.forecast",
     "NoGuidance": ".sampling.guidance",
     "OneTimeNegative": ".sampling.guidance",
+    "ExpertUNet2DConditionModel": ".networks.expert_unet",
     "PTDiTTransformer2DModel": ".networks.ptdit",
     "PerPrompt": ".reuse.per_prompt",
     "Quadratic": ".reuse.schedule",

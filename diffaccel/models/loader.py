@@ -1,5 +1,6 @@
 """Load a checked model folder as a diffusers pipeline."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -24,6 +25,11 @@ _VARIANT = re.compile(_STEM + r"\.(\w+?)(?:-\d{5}-of-\d{5})?")
 DTYPES = ("float32", "float16", "bfloat16")
 PICTURE_MODEL = "emoji-sd"
 """What bundled motion adapters move."""
+OURS = {
+    "ExpertUNet2DConditionModel": "diffaccel.networks.expert_unet",
+    "PTDiTTransformer2DModel": "diffaccel.networks.ptdit",
+}
+"""Networks of this package that pipelines are saved with, and their modules."""
 DEVICE_MAPS = ("balanced", "offload")
 
 
@@ -183,7 +189,7 @@ def load_vae(
 
 
 def load_part(what: str, kind: str, folder: Path, *, dtype: "torch.dtype") -> Any:
-    """Load one network of a pipeline from its folder, with a class of diffusers.
+    """Load one network of a pipeline from its folder, with a class of diffusers; "AutoModel" is one of ours, too.
 
     Raises:
         ModelError: it cannot be loaded; ``what`` is its name in the message.
@@ -192,11 +198,16 @@ def load_part(what: str, kind: str, folder: Path, *, dtype: "torch.dtype") -> An
         import diffusers
 
         try:
-            return getattr(diffusers, kind).from_pretrained(
-                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+            named = _class_name(folder) if kind == "AutoModel" else kind
+            network = getattr(import_module(OURS[named]), named) if named in OURS else getattr(diffusers, kind)
+            return network.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelError(f"cannot load the {what}: {error}") from error
+
+
+def _class_name(folder: Path) -> str:
+    """The class that a network's folder names."""
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
 
 
 def part_folder(place: Path, name: str) -> Path | None:

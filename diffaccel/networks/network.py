@@ -19,6 +19,9 @@ from diffaccel.networks.conditioning import Conditioning, Keywords
 from diffaccel.networks.image_prompts import EMBEDS, SCALES, ImagePrompt, adapters_of, embeddings
 from diffaccel.networks.lora_rows import at_work
 
+READERS = tuple(f"{part}{number}" for part in ("tokenizer", "text_encoder") for number in ("", "_2", "_3", "_4"))
+"""What may read prompts in a pipeline, by name."""
+
 
 class Network(ABC):
     """A pipeline's denoiser behind one contract.
@@ -91,8 +94,7 @@ class Network(ABC):
 
     def readers(self) -> tuple[Any, ...]:
         """What reads prompts, as far as it changes while a stream is open: learned words and LoRAs of text encoders."""
-        named = self.pipe.components.items()
-        parts = [part for name, part in named if part is not None and name.startswith(("tokenizer", "text_encoder"))]
+        parts = [part for name in READERS if (part := getattr(self.pipe, name, None)) is not None]
         words = [len(part) for part in parts if hasattr(part, "__len__")]
         return (*words, *(at_work(part) for part in parts if isinstance(part, torch.nn.Module)))
 

@@ -188,7 +188,7 @@ def test_what_cannot_work_is_refused() -> None:
         pytest.raises(ValueError, match=r"> 1, say accelerate\(.*\) if each call stacks"),
     ):
         generate(pipe, guidance_scale=1.0)
-    with accelerate(unet, ResidualGuidance()), pytest.raises(ValueError, match="pass the pipeline"):
+    with accelerate(unet, ResidualGuidance()), pytest.raises(ValueError, match="pass a pipeline that has one"):
         unet(torch.randn(2, 4, 16, 16), 500, torch.randn(2, 7, TEXT))
     pipe.scheduler = EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction", steps_offset=1)
     with accelerate(pipe, ResidualGuidance()), pytest.raises(ValueError, match="noise levels of EulerDiscrete"):
