@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from distil_unet import assemble
 
 from diffaccel import DeepCache, ExpertUNet2DConditionModel, NetworkSwitch, accelerate, models
+from diffaccel.attach.macs import count_macs
 from diffaccel.networks.expert_unet import ExpertConv2d
 
 EXPERTS = 3
@@ -125,6 +126,17 @@ def test_it_takes_a_large_network_s_place(apart: ExpertUNet2DConditionModel, tmp
             handle.detach()
     assert torch.equal(pictures[0], pictures[1])
     assert torch.equal(pictures[0], pictures[2])
+
+
+@torch.no_grad()
+def test_it_costs_what_a_plain_network_costs(plain: UNet2DConditionModel, apart: ExpertUNet2DConditionModel) -> None:
+    ours, theirs = (count_macs(lambda net=net: net(*inputs(7, 7))) for net in (apart, plain))
+    assert ours == theirs
+    with accelerate(apart, DeepCache(2)) as handle:
+        for timestep in (999, 500):
+            latents, _, context = inputs(1, 1)
+            apart(latents, timestep, context)
+        assert 0.1 < handle.report().macs_saved < 0.5
 
 
 def test_a_light_network_is_made_of_the_teacher_s_and_given_experts() -> None:
