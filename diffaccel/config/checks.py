@@ -70,4 +70,5 @@ def number(name: str, value: object, low: float, high: float = INFINITE) -> None
     """Check that `value` is a finite number in [low, high]."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     limits = f"{'[' if low > -INFINITE else '('}{low}, {high}{']' if high < INFINITE else ')'}"
-    check(fits and abs(value) < INFINITE, f"{name} must be a number in {limits}; got {value!r}")  # type: ignore[arg-type]
+    kind = "a finite number" if (low, high) == (-INFINITE, INFINITE) else f"a number in {limits}"
+    check(fits and abs(value) < INFINITE, f"{name} must be {kind}; got {value!r}")  # type: ignore[arg-type]

@@ -257,7 +257,7 @@ def test_slerp_ends_and_parallel_vectors() -> None:
         ({"strength": 1.5}, ValueError, r"strength must be in \(0, 1\], not 1.5"),
         ({"strength": 0.02, "num_steps": 4}, ValueError, "num_steps=4 does not fit"),
         ({"delta": 0.5}, TypeError, "NoGuidance has no delta"),
-        ({"guidance": SelfNegative(), "delta": float("nan")}, ValueError, "delta must be a finite number, not nan"),
+        ({"guidance": SelfNegative(), "delta": float("nan")}, ValueError, "delta must be a finite number; got nan"),
         ({"guidance": "self"}, TypeError, "guidance must be a Guidance object, not 'self'"),
         ({"prompt": 3}, TypeError, "a prompt is text"),
         ({"prompt": {"a": -1.0}}, ValueError, "prompt weights must be finite, not negative"),
