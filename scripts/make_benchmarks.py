@@ -25,6 +25,7 @@ PARTS = {
     "live": "live",
     "stream": "stream",
     "stream-sd15": "stream --part sd15",
+    "streams": "streams --part bundled",
     "streams-batches": "streams --part batches --part sd15 --rounds 7",
     "steadiness": "steadiness",
     "video": "video --rounds 1",
@@ -41,6 +42,7 @@ ABOUT = {
     "batch": ("docs/batch.md", "Batch generation against a bare loop"),
     "live": ("docs/live.md", "The live page in a real browser"),
     "stream": ("docs/streaming.md", "Streams on the bundled model"),
+    "streams": ("docs/streaming.md", "Eight streams in one host against engines that take turns"),
     "streams-batches": (
         "docs/streaming.md",
         "Rows of a call against batch size, on one thread: the bundled network, and Stable Diffusion 1.5's shape",
