@@ -56,11 +56,11 @@ def test_pure_noise_is_defined_at_delta_1(tensors: tuple[torch.Tensor, ...]) -> 
 
 
 def test_bad_values() -> None:
-    with pytest.raises(ValueError, match=r"^scale must be a number in \(-inf, inf\); got inf"):
+    with pytest.raises(ValueError, match=r"^scale must be a finite number; got inf"):
         FullGuidance(float("inf"))
-    with pytest.raises(ValueError, match=r"^scale must be a number in \(-inf, inf\); got nan"):
+    with pytest.raises(ValueError, match=r"^scale must be a finite number; got nan"):
         SelfNegative(float("nan"))
-    with pytest.raises(ValueError, match=r"delta must be a number in \(-inf, inf\); got nan"):
+    with pytest.raises(ValueError, match="delta must be a finite number; got nan"):
         SelfNegative(1.0, float("nan"))
     with pytest.raises(ValueError, match="SelfNegative needs a negative clean estimate"):
         SelfNegative().combine(ALPHA, None, ALPHA, ALPHA)
