@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
-from importlib import import_module
 from typing import Any
 
 from diffaccel.attach.plan import Plan, plan, plans_of
@@ -10,6 +9,7 @@ from diffaccel.batch.jobs import Job
 from diffaccel.batch.settings import parse_cache
 from diffaccel.methods import Method, Profile
 from diffaccel.models import Lora, ModelError, ModelSource, find_lora
+from diffaccel.models.loader import our_class
 from diffaccel.models.lora import without_misfits
 from diffaccel.models.lora_file import read_parts
 from diffaccel.models.quiet import quiet_loading
@@ -158,7 +158,7 @@ class _HollowModel:
                     config = kind.config_class.from_pretrained(self._source.folder / name, local_files_only=True)
                     with init_empty_weights():
                         return kind(config)
-                kind = getattr(import_module(library) if library.startswith("diffaccel.") else diffusers, class_name)
+                kind = our_class(class_name) or getattr(diffusers, class_name)
                 with init_empty_weights():
                     return kind.from_config(kind.load_config(self._source.folder / name, local_files_only=True))
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

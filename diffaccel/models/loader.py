@@ -70,7 +70,9 @@ def load(
         if spread and source.file:
             raise ModelError(f"device map balanced takes a folder, and {source.name} is a single file: use offload")
         try:
-            _import_our_own(source)
+            for value in source.index.values():
+                if isinstance(value, list) and value[1]:
+                    our_class(value[1])  # diffusers finds other libraries' classes once they are imported
             if source.file:
                 pipe = load_single_file(source, choose_dtype(dtype, place), components)
             else:
@@ -92,11 +94,9 @@ def load(
         return pipe if device_map else pipe.to(place)
 
 
-def _import_our_own(source: ModelSource) -> None:
-    """Import the modules of this package that a folder names: diffusers finds other libraries' classes only then."""
-    for value in source.index.values():
-        if isinstance(value, list) and str(value[0]).startswith("diffaccel."):
-            import_module(value[0])
+def our_class(name: str) -> Any:
+    """The network of this package that a configuration names; None where it is no such network."""
+    return getattr(import_module(OURS[name]), name) if name in OURS else None
 
 
 def _absent(source: ModelSource) -> dict[str, None]:
@@ -199,7 +199,7 @@ def load_part(what: str, kind: str, folder: Path, *, dtype: "torch.dtype") -> An
 
         try:
             named = _class_name(folder) if kind == "AutoModel" else kind
-            network = getattr(import_module(OURS[named]), named) if named in OURS else getattr(diffusers, kind)
+            network = our_class(named) or getattr(diffusers, kind)
             return network.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelError(f"cannot load the {what}: {error}") from error
