@@ -11,8 +11,10 @@ from weakref import WeakKeyDictionary
 
 from diffaccel.config.checks import number, whole
 from diffaccel.config.words import counted
+from diffaccel.stream.concurrent_calls import ConcurrentCalls, concurrency_for
 from diffaccel.stream.engine import StreamEngine
-from diffaccel.stream.shared_calls import OnCall, SharedCalls, SharedRunner
+from diffaccel.stream.shared_calls import OnCall
+from diffaccel.stream.shared_runner import SharedRunner
 
 CLOSED = "this StreamHost is closed: build a new one"
 
@@ -74,6 +76,8 @@ class StreamHost:
             rows.
         beside: a host of another pipeline on the same machine, whose room and turns this one shares: calls of both come
             one after the other, those with the same autoencoder together.
+        concurrency: calls that run at the same time on a processor, each on its share of torch's threads, wherever the
+            streams can be split evenly; None for two where torch has an even number of threads, else one.
 
     Raises:
         TypeError: for a pipeline that cannot stream.
@@ -91,6 +95,7 @@ class StreamHost:
         place_rows: int = 1,
         on_call: OnCall = lambda _kind, _rows: None,
         beside: StreamHost | None = None,
+        concurrency: int | None = None,
     ) -> None:
         whole("max_rows", max_rows, 1)
         number("wait", wait, 0.0, 1.0)
@@ -100,7 +105,10 @@ class StreamHost:
         self.max_rows: int = max_rows if beside is None else beside.max_rows
         fits = places * place_rows <= max_rows
         self._places: tuple[int, int] = (places if fits else 0, place_rows) if beside is None else beside._places
-        self._shared: SharedCalls = SharedCalls(max_rows, wait, on_call) if beside is None else beside._shared
+        count = concurrency_for(pipe.device, concurrency) if beside is None else 1
+        self._concurrent: ConcurrentCalls = (
+            ConcurrentCalls(count, max_rows, wait, on_call) if beside is None else beside._concurrent
+        )
         self._rows: WeakKeyDictionary[SharedRunner, int] = WeakKeyDictionary() if beside is None else beside._rows
         self._lock: Any = threading.RLock() if beside is None else beside._lock
         self._engines: WeakKeyDictionary[StreamEngine, None] = WeakKeyDictionary()
@@ -140,7 +148,7 @@ class StreamHost:
             raise RuntimeError(CLOSED)
         if pipe is not self.pipe:
             raise ValueError("this stream's pipeline is not the host's: open it with host.open(...)")
-        return SharedRunner(self._shared, self._reserve)
+        return SharedRunner(self._concurrent, self._reserve)
 
     def _reserve(self, runner: SharedRunner, rows: int | None) -> int | None:
         with self._lock:
@@ -166,7 +174,7 @@ class StreamHost:
 
     def report(self) -> HostReport:
         """Account of the calls so far."""
-        counts = self._shared.counts
+        counts = self._concurrent.counts
         with self._lock:
             streams, rows = len(self._rows), sum(self._rows.values())
             apart = _apart([engine for engine in self._engines if engine._runner in self._rows])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,7 +23,10 @@ from diffaccel.runtime.attachment import ActHook
 from diffaccel.runtime.call import Disturbed
 from diffaccel.runtime.joint_call import JointCall, Member
 from diffaccel.runtime.shared_hooks import Hooks, hooks_in_force, obeying
-from diffaccel.stream.work import Work, WorkRunner, joined, parted
+from diffaccel.stream.work import Work, joined, parted
+
+if TYPE_CHECKING:
+    from diffaccel.stream.shared_runner import SharedRunner
 
 UNHURRIED = 1.0
 """Seconds within which a stream without a deadline is served before others that came later and are in a hurry."""
@@ -78,6 +82,11 @@ class CallCounts:
     rows: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: CallCounts) -> None:
+        """Count what others have counted, too."""
+        for mine, theirs in ((self.calls, other.calls), (self.rows, other.rows), (self.streams, other.streams)):
+            mine.update(theirs)
+
 
 class SharedCalls:
     """The meeting place.
@@ -86,10 +95,17 @@ class SharedCalls:
         max_rows: most rows of a call.
         wait: seconds that a call waits for the next of those who shared the last one.
         on_call: told of every call: its kind, and its rows.
+        hand: runs a call, here or on another thread.
     """
 
-    def __init__(self, max_rows: int, wait: float, on_call: OnCall = lambda _kind, _rows: None) -> None:
-        self.max_rows, self.wait = max_rows, wait
+    def __init__(
+        self,
+        max_rows: int,
+        wait: float,
+        on_call: OnCall = lambda _kind, _rows: None,
+        hand: Callable[[Callable[[], list[Any]]], list[Any]] = lambda call: call(),
+    ) -> None:
+        self.max_rows, self.wait, self._hand = max_rows, wait, hand
         self.counts = CallCounts()
         self._on_call = on_call
         self._changed = threading.Condition()
@@ -181,7 +197,8 @@ class SharedCalls:
             here, expected = group, self._company.get(first.group, frozenset())
         else:
             mates = {mate for each in group for mate in each.share.mates}
-            here, expected = self._waiting, frozenset(mate for mate in mates if mate.makes(first.sort))
+            here = self._waiting
+            expected = frozenset(mate for mate in mates if mate.place is self and mate.makes(first.sort))
         threads = {each.share.thread for each in here}  # a thread that waits here brings nothing else
         missing = [share for share in expected if share.thread not in threads]
         if not missing:
@@ -204,7 +221,7 @@ class SharedCalls:
         self.counts.streams[kind] += len(chosen)
         try:
             self._on_call(kind, rows)
-            results = _run([each.work for each in chosen], [each.hooks for each in chosen])
+            results = self._hand(partial(_run, [each.work for each in chosen], [each.hooks for each in chosen]))
         except BaseException as error:
             for each in chosen:
                 each.share.alone = True
@@ -246,95 +263,3 @@ def _run(works: Sequence[Work], hooks: Sequence[Hooks]) -> list[Any]:
     members = [Member(cast(dict[torch.nn.Module, ActHook], h), w.count) for w, h in zip(works, hooks, strict=True)]
     with obeying(JointCall(members).hooks()):
         return parted(works[0].function(joined(works)), works)
-
-
-class SharedRunner(WorkRunner):
-    """One stream's share in the calls.
-
-    Args:
-        shared: where works meet.
-        reserve: asked for room for so many rows, None to give it back; gives what it was before.
-
-    Attributes:
-        alone: whether the next work runs by itself, because the last one failed.
-        served: when a call with a work of this stream ended.
-        thread: which brought its last work.
-        mates: streams that shared its last call of the network.
-    """
-
-    def __init__(self, shared: SharedCalls, reserve: Callable[[SharedRunner, int | None], int | None]) -> None:
-        self._shared, self._reserve = shared, reserve
-        self.alone = False
-        self.served, self.thread = 0.0, 0
-        self.mates: frozenset[SharedRunner] = frozenset()
-        self._calls: Counter[str] = Counter()
-        self._tick, self._gone = 0, False
-        self._made: dict[Sort, int] = {}
-
-    def note(self, sort: Sort, thread: int) -> None:
-        """Take note of a work that is brought."""
-        self.thread, self._made[sort] = thread, self._tick
-
-    def makes(self, sort: Sort) -> bool:
-        """Whether a work of this sort is expected in every tick, as it was in the last one."""
-        return not self._gone and self._made.get(sort, -2) >= self._tick - 1
-
-    def begin(self) -> None:
-        """A tick's calls follow; its second one only meets second ones, or who makes none would be awaited."""
-        self._tick += 1
-        for kind in ("network", "controlnet"):
-            self._calls[kind] = 0
-
-    def end(self) -> None:
-        """They were made. Where there was none, others need not wait for the next one."""
-        if not self._calls["network"]:
-            self._shared.forget(self)
-
-    @property
-    def patience(self) -> float:
-        """Seconds that a work waits for company at most."""
-        return UNHURRIED if self.deadline is None else self.deadline / 4
-
-    def run(self, work: Work) -> Any:
-        """What the work's function makes of its rows; a work without hooks that others broke goes again at once."""
-        inside = work.kind in ("network", "controlnet")  # of a tick, which may have several
-        self._calls[work.kind] = self._calls[work.kind] + 1 if inside else 1
-        while True:
-            try:
-                return self._shared.run(self, work, self._calls[work.kind])
-            except Disturbed:
-                if hooks_in_force():
-                    raise
-
-    @contextmanager
-    def room(self, rows: int) -> Iterator[None]:
-        """Ask the host for room."""
-        before = self._reserve(self, rows)
-        try:
-            yield
-        except BaseException:
-            self._reserve(self, before)
-            raise
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Give back the room, for a stream that takes its place."""
-        before = self._reserve(self, None)
-        try:
-            yield
-        except BaseException:
-            with suppress(ValueError):  # somebody else was quicker: it goes on all the same
-                self._reserve(self, before)
-            raise
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Within, no work of any stream runs."""
-        with self._shared.quiet():
-            yield
-
-    def leave(self) -> None:
-        """Be no longer expected, and give back the room."""
-        self._reserve(self, None)
-        self._gone = True
-        self._shared.forget(self)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffaccel.stream.shared_calls import SharedCalls, SharedRunner
+from diffaccel.stream.concurrent_calls import ConcurrentCalls
+from diffaccel.stream.shared_runner import SharedRunner
 from diffaccel.stream.work import Work, WorkRunner, joined, parted
 
 
@@ -16,12 +17,13 @@ class Place:
     """A meeting place whose calls are noted; ``hold`` keeps it busy until the event is set."""
 
     def __init__(self, max_rows: int = 64, wait: float = 0.2, takes: float = 0.0) -> None:
-        self.shared, self._takes = SharedCalls(max_rows, wait), takes
+        self._concurrent, self._takes = ConcurrentCalls(1, max_rows, wait, lambda _kind, _rows: None), takes
+        self.shared = self._concurrent.together
         self.calls: list[list[float]] = []
         self.busy, self.go = threading.Event(), threading.Event()
 
     def runner(self, deadline: float | None = None) -> SharedRunner:
-        runner = SharedRunner(self.shared, lambda _runner, rows: rows)
+        runner = SharedRunner(self._concurrent, lambda _runner, rows: rows)
         runner.deadline = deadline
         return runner
 
