@@ -1,7 +1,8 @@
 """Many streams in one host, beside as many engines that take turns: total frame rate, latency, rows a call.
 
 All candidates paint the same moving drawings at two stages, each stream with a prompt and a seed of its own. Engines
-that take turns are pushed one after another on one thread; streams of a host each on their own. Rounds are interleaved.
+that take turns are pushed one after another on one thread; streams of a host each on their own, two calls at a time.
+Rounds are interleaved.
 """
 
 import json
@@ -120,17 +121,22 @@ def compared(candidates: Mapping[str, Push], streams: int, rounds: int, ticks: i
 def bundled(pipe: Any, streams: int, rounds: int) -> dict[str, Any]:
     """Engines in turn and streams of a host, plain and with the cache of `diffaccel live`."""
     result: dict[str, Any] = {}
-    hosts = {name: StreamHost(pipe, max_rows=2 * streams) for name in ("plain", "cached")}
-    with hosts["plain"], hosts["cached"]:
+    rows = 2 * streams
+    hosts = {
+        "plain": StreamHost(pipe, rows),
+        "single": StreamHost(pipe, rows, concurrency=1),
+        "cached": StreamHost(pipe, rows),
+    }
+    with hosts["plain"], hosts["single"], hosts["cached"]:
         candidates = {
             "engines in turn": turns(pipe, streams, None, SIZE),
+            "one host, one call at a time": hosted(hosts["single"], streams, None, SIZE),
             "one host": hosted(hosts["plain"], streams, None, SIZE),
             "engines in turn, cached": turns(pipe, streams, CACHE, SIZE),
             "one host, cached": hosted(hosts["cached"], streams, CACHE, SIZE),
         }
         result[f"{streams} streams"] = compared(candidates, streams, rounds, ticks=8)
-        rows = {name: host.report().rows_per_call["network"] for name, host in hosts.items()}
-        result["rows a call"] = rows
+        result["rows a call"] = {name: host.report().rows_per_call["network"] for name, host in hosts.items()}
     return result
 
 
