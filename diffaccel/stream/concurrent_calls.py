@@ -6,6 +6,7 @@ tick. Two calls of half the rows, on half of the threads each, leave fewer idle.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,6 +27,8 @@ IDLE = 1.0
 """Seconds after which a stream that has not begun a tick is left out of the split, unless ticks take as long."""
 FAIR = 1.2
 """How much more one place may have to do than another, whose streams are served so much more often."""
+DEAL = 16
+"""Ticks of each stream after which streams are dealt anew: who shares a place with slow ones gets more, for a while."""
 T = TypeVar("T")
 
 
@@ -49,7 +52,7 @@ class ConcurrentCalls:
         beside = count if count > 1 else 0
         self._places = [SharedCalls(max_rows, wait, tell, _OwnThread(share).run) for _ in range(beside)]
         self._members: WeakKeyDictionary[SharedRunner, None] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock, self._ticks = threading.Lock(), 0
 
     @property
     def counts(self) -> CallCounts:
@@ -65,9 +68,11 @@ class ConcurrentCalls:
             self._members[runner] = None
             since = min(perf_counter() - IDLE, runner.begun[0])
             active = [each for each in self._members if each.begun[-1] >= since]
+            self._ticks += 1
+            dealt = random.Random(self._ticks // (DEAL * len(active))).sample(active, len(active))
             loads = dict.fromkeys(self._places, 0)
             chosen = self.together
-            for each in sorted(active, key=lambda each: each.load):  # streams of one kind are spread over all places
+            for each in sorted(dealt, key=lambda each: each.load):  # streams of one kind are spread over all places
                 place = min(loads, key=lambda place: loads[place], default=self.together)
                 loads[place] = loads.get(place, 0) + each.load[0]
                 chosen = place if each is runner else chosen

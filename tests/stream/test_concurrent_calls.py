@@ -88,6 +88,17 @@ def test_streams_of_one_kind_are_spread_over_both_places(calls: ConcurrentCalls)
     assert {places[0], places[2]} == {places[1], places[3]} == set(calls._places)
 
 
+def test_everybody_meets_everybody_in_time(calls: ConcurrentCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or those beside a slow stream would be served more often for ever."""
+    monkeypatch.setattr(concurrent_calls, "DEAL", 1)
+    runners = streams(calls, 4)
+    pairs = set()
+    for _ in range(20):
+        places = met(runners)
+        pairs |= {(a, b) for a in range(4) for b in range(a) if places[a] is places[b]}
+    assert len(pairs) == 6
+
+
 def test_unequal_work_is_not_split(calls: ConcurrentCalls) -> None:
     assert set(met(streams(calls, 2), {0: 2, 1: 3})) == {calls.together}
 
