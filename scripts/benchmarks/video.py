@@ -20,6 +20,7 @@ import click
 import diffusers
 import psutil
 import torch
+from benchmarks.streams import matrix_rate
 from benchmarks.tables import markdown
 from diffusers import (
     AutoencoderTiny,
@@ -268,7 +269,10 @@ def play(rounds: int, chunks: int) -> dict[str, Any]:
 
 
 def large(layers: int, side: int, dtype: str, device: str) -> dict[str, Any]:
-    """The shape of Wan 2.1 1.3B with random weights: a chunk of three latent frames and what it costs."""
+    """The shape of Wan 2.1 1.3B with random weights: a chunk of three latent frames and what it costs.
+
+    On a processor, beside what a large matrix product takes for as many multiply-accumulates.
+    """
     model = wan(1536, layers, 8960, 128)
     pipe = pipeline(model, getattr(torch, dtype), device)
     video = engine(pipe, chunk=3, num_steps=FEW, context=CausalContext(window=9), height=8 * side, width=8 * side)
@@ -278,11 +282,13 @@ def large(layers: int, side: int, dtype: str, device: str) -> dict[str, Any]:
     chunk = video.next()
     report = video.report()
     per_call = chunk.seconds["denoise"] / FEW
+    bound = {"as matrices would": macs * 1e9 / matrix_rate(model.dtype)} if device == "cpu" else {}
     return {
         f"Wan 1.3B shape, {layers} of 30 layers, latents of {side} x {side}, {dtype} on {device}": {
             "a chunk": {
                 "GMAC": macs,
                 "seconds": sum(chunk.seconds.values()),
+                **bound,
                 "denoise": chunk.seconds["denoise"],
                 "a call": per_call,
                 "commit": chunk.seconds["context"],
