@@ -78,7 +78,8 @@ def test_a_new_size_passes() -> None:
     [
         ({"threshold": 1.5}, r"threshold must be a number in \[-1.0, 1.0\]; got 1.5"),
         ({"threshold": float("nan")}, r"threshold must be a number in \[-1.0, 1.0\]; got nan"),
-        ({"max_skip": 0}, "max_skip must be an integer >= 1; got 0"),
+        ({"max_skip": 0}, "max_skip=0 skips nothing: leave the filter out, with similarity=None"),
+        ({"max_skip": -1}, "max_skip must be an integer >= 1; got -1"),
     ],
 )
 def test_bad_values(arguments: dict[str, float], match: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO})
 """What a disk answers that cannot take more."""
+_MADE = "make one of pictures with ffmpeg -framerate 24"
 
 
 class MediaError(ValueError):
@@ -56,3 +57,10 @@ def explained(action: str, path: Path) -> Iterator[None]:
         if isinstance(error, InvalidDataError):
             why = f"it is cut off, damaged or of a kind that is not known ({why})"
         raise kind(f"cannot {action} {path}: {why}") from error
+
+
+def no_clip(path: Path) -> str:
+    """Why a path is no video file; where it means pictures, how a file is made of them."""
+    if path.is_dir():
+        return f"{path} is a folder, not a video file: {_MADE} -pattern_type glob -i '{path / '*.png'}' clip.mp4"
+    return f"no video file at {path}" + (f": {_MADE} -i '{path}' clip.mp4" if "%" in path.name else "")

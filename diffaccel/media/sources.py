@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from diffaccel.config.words import did_you_mean
-from diffaccel.media.errors import MediaError, need
+from diffaccel.media.errors import MediaError, need, no_clip
 from diffaccel.media.video_reader import DecodedFrame, VideoReader
 
 
@@ -192,6 +192,8 @@ def check_source(source: str) -> None:
 
         check_address(source, sink=False)
     if is_file(source) and (not source or not Path(source).exists()):
+        if "%" in Path(source).name:
+            raise MediaError(no_clip(Path(source)))
         hint = did_you_mean(source, ("camera", "screen"))
         raise MediaError(
             f"no source {source!r}{hint}: say camera, camera:1, screen, screen:2, rtmp://..., or name a video file"

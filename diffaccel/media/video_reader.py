@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from diffaccel.media.errors import MediaError, explained, pyav
+from diffaccel.media.errors import MediaError, explained, no_clip, pyav
 from diffaccel.media.pixels import SQUARE, upright
 from diffaccel.media.timeline import Timeline
 
@@ -92,7 +92,7 @@ class VideoReader:
         av = pyav()
         self.path, self.damaged = path, 0
         if not path.is_file():
-            raise MediaError(f"{path} is a folder, not a video file" if path.is_dir() else f"no video file at {path}")
+            raise MediaError(no_clip(path))
         with explained("read", path):
             self._container = self._opened()
         try:

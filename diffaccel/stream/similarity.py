@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from diffaccel.config import Config
-from diffaccel.config.checks import number, whole
+from diffaccel.config.checks import check, number, whole
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class SimilarityFilter(Config):
 
     def __post_init__(self) -> None:
         number("threshold", self.threshold, -1.0, 1.0)
+        check(self.max_skip != 0, "max_skip=0 skips nothing: leave the filter out, with similarity=None")
         whole("max_skip", self.max_skip, 1)
 
 

@@ -238,6 +238,10 @@ def undecodable(path: Path) -> Path:
     return path
 
 
+def numbered(path: Path) -> Path:
+    return path.with_name("f%03d.png")
+
+
 def unknown_codec(path: Path) -> Path:
     path.write_bytes(videos.make(path, audio=None).read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
     return path
@@ -247,7 +251,8 @@ def unknown_codec(path: Path) -> Path:
     ("broken", "message"),
     [
         (nothing, "no video file at"),
-        (folder, "is a folder"),
+        (folder, r"is a folder, not a video file: make one of pictures with ffmpeg .* -i '.*\*\.png' clip\.mp4"),
+        (numbered, r"no video file at .*: make one of pictures with ffmpeg -framerate 24 -i '.*f%03d\.png' clip\.mp4"),
         (text, "cannot read .*Invalid data"),
         (cut, "cannot read"),
         (hollow, "is empty: it holds neither pictures nor sound"),
