@@ -241,7 +241,7 @@ def test_calibration_and_routers(tmp_path: Path) -> None:
     with second_device(pipe), accelerate(pipe, IntervalCache(schedule=Uniform(2))):
         pipe("a heart", output_type="latent", **arguments)
     with second_device(pipe):
-        assert calibrate(pipe, ["a heart"], **arguments).errors
+        assert calibrate(pipe, ["a heart"], **arguments).kinds
         with torch.enable_grad():
             routers = train_routers(
                 pipe, ["a heart"], runs=1, batch_size=1, refresh=1, path=tmp_path / "r.json", **arguments

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 
 from diffaccel.config.checks import whole
+from diffaccel.networks.compiled import has_compiled_forward, is_compiled
 from diffaccel.stream.shared_calls import CallCounts, OnCall, SharedCalls
 
 if TYPE_CHECKING:
@@ -92,22 +93,32 @@ class ConcurrentCalls:
             yield
 
 
-def concurrency_for(device: torch.device, asked: int | None) -> int:
+def concurrency_for(pipe: Any, asked: int | None) -> int:
     """How many calls at the same time: what was asked for, or two where a processor's threads can be halved.
+
+    One for compiled networks: torch.compile must not trace on two threads at once.
 
     Raises:
         TypeError, ValueError: for another number than there can be.
     """
     openmp = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
-    threads = torch.get_num_threads() if device.type == "cpu" and openmp else 1
+    threads = torch.get_num_threads() if pipe.device.type == "cpu" and openmp else 1
     if asked is None:
-        return 2 if threads % 2 == 0 else 1
+        return 2 if threads % 2 == 0 and not _is_compiled(pipe) else 1
     whole("concurrency", asked, 1)
     if asked > threads:
+        raise ValueError(f"concurrency={asked} shares out torch's threads, of which {pipe.device} has {threads} here")
+    if asked > 1 and _is_compiled(pipe):
         raise ValueError(
-            f"concurrency={asked} shares out torch's threads, of which {device} has {threads} here: use no more"
+            f"concurrency={asked} is not for compiled networks: torch.compile must not trace on two threads"
         )
     return asked
+
+
+def _is_compiled(pipe: Any) -> bool:
+    """Whether anything of a pipeline was compiled."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return any(is_compiled(module) or has_compiled_forward(module) for part in parts for module in part.modules())
 
 
 class _OwnThread:

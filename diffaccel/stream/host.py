@@ -77,7 +77,8 @@ class StreamHost:
         beside: a host of another pipeline on the same machine, whose room and turns this one shares: calls of both come
             one after the other, those with the same autoencoder together.
         concurrency: calls that run at the same time on a processor, each on its share of torch's threads, wherever the
-            streams can be split evenly; None for two where torch has an even number of threads, else one.
+            streams can be split evenly; None for two where torch has an even number of threads and nothing is compiled,
+            else one.
 
     Raises:
         TypeError: for a pipeline that cannot stream.
@@ -105,7 +106,7 @@ class StreamHost:
         self.max_rows: int = max_rows if beside is None else beside.max_rows
         fits = places * place_rows <= max_rows
         self._places: tuple[int, int] = (places if fits else 0, place_rows) if beside is None else beside._places
-        count = concurrency_for(pipe.device, concurrency) if beside is None else 1
+        count = concurrency_for(pipe, concurrency) if beside is None else 1
         self._concurrent: ConcurrentCalls = (
             ConcurrentCalls(count, max_rows, wait, on_call) if beside is None else beside._concurrent
         )

@@ -41,7 +41,7 @@ PARTS = ("prefix", "level", "stream", "cache", "play")
 NETWORKS = ("Latte", "Wan")
 STEPS, CHUNK, SIDE = 8, 4, 16  # latents of 16 x 16 are 64 tokens a frame
 FEW = 4
-LARGER = {"Latte": (128, 4), "Wan": (128, 4, 512)}  # arithmetic outweighs what every call takes besides, a little
+LARGER = {"Latte": (256, 3), "Wan": (256, 3, 1024)}  # arithmetic outweighs what every call takes besides
 
 
 def latte(width: int = 64, depth: int = 2) -> Any:

@@ -172,7 +172,7 @@ def test_streams_show_what_they_show_alone(name: str, method: Method) -> None:
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "problem"), [(0, ">= 1; got 0"), (3, "has 2 here: use no more"), (1.5, "got 1.5")]
+    ("concurrency", "problem"), [(0, ">= 1; got 0"), (3, "of which cpu has 2 here"), (1.5, "got 1.5")]
 )
 def test_a_concurrency_that_cannot_be_is_refused(concurrency: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError), match=problem):
@@ -182,3 +182,17 @@ def test_a_concurrency_that_cannot_be_is_refused(concurrency: Any, problem: str)
 def test_an_odd_number_of_threads_is_not_halved() -> None:
     torch.set_num_threads(1)
     assert not StreamHost(pipeline("sd"))._concurrent._places
+
+
+@pytest.mark.parametrize("how", ["whole", "forward", "blocks"])
+def test_a_compiled_network_runs_one_call_at_a_time(how: str) -> None:
+    pipe = pipeline("sd")
+    if how == "whole":
+        pipe.unet = torch.compile(pipe.unet)
+    elif how == "forward":
+        pipe.unet.forward = torch.compile(pipe.unet.forward)
+    else:
+        pipe.unet.mid_block.compile()
+    assert not StreamHost(pipe)._concurrent._places
+    with pytest.raises(ValueError, match="not for compiled networks"):
+        StreamHost(pipe, concurrency=2)
