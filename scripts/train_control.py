@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,19 @@ LCM_STEPS = 50  # of which an LCM takes four
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def weakened(net: ControlNetModel, share: float) -> ControlNetModel:
-    """A copy of the network whose residuals are that share of its own, for ever."""
+def weighted(net: ControlNetModel, shares: Sequence[float]) -> ControlNetModel:
+    """A copy of the network whose residuals are multiplied for ever: by one number, or one for each size, large first.
+
+    The middle block's counts as of the smallest size.
+    """
     net = deepcopy(net)
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+    last = len(net.down_blocks) - 1
+    sizes = [0]
+    for level, block in enumerate(net.down_blocks):
+        sizes += [level] * len(block.resnets) + [level + 1] * len(block.downsamplers or ())
+    for size, layer in zip([*sizes, last], (*net.controlnet_down_blocks, net.controlnet_mid_block), strict=True):
         for values in layer.parameters():
-            values.data.mul_(share)
+            values.data.mul_(shares[size if len(shares) > 1 else 0])
     return net
 
 
@@ -113,7 +121,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--few-steps", type=float, default=0.0, help="share of the steps under emoji-sd's LCM-LoRA")
-    parser.add_argument("--share", type=float, default=1.0, help="of a ControlNet's residuals, in what is saved")
+    parser.add_argument(
+        "--share", type=float, nargs="+", default=[1.0], help="of a ControlNet's residuals, in what is saved; by size"
+    )
     args = parser.parse_args()
     args.output = args.output or args.run / "model"
     return args
@@ -170,7 +180,7 @@ def main() -> None:
             drawn = sample(denoise, text, vae, captions, steps=12)
         rows = [torch.cat([x[i : i + 12] for x in (pictures, control * 2 - 1, drawn.cpu().float())]) for i in (0, 12)]
         contact_sheet(torch.cat(rows), 12).save(args.run / "look.png")
-        save(weakened(run.ema, args.share) if args.kind == "controlnet" else run.ema, args.output)
+        save(weighted(run.ema, args.share) if args.kind == "controlnet" else run.ema, args.output)
 
     steppers = optimisers(net, args.lr, 0.01, muon=True)
     run = Run(args.run, net, loss, steppers, args.lr, args.steps, every=every, every_steps=250)
