@@ -95,7 +95,7 @@ class TransformerPainter:
 def unet_painters(net: Any) -> dict[str, Painter]:
     """emoji-sd under a ControlNet, plain and with its LCM-LoRA."""
     found: dict[str, Painter] = {}
-    for name, steps, guidance in (("", 20, 2.0), ("_lcm", 4, 1.0)):
+    for name, steps, guidance in (("", 20, 2.5), ("_lcm", 4, 1.0)):
         pipe: Any = diffaccel.models.load("emoji-sd", device="cpu")
         if name:
             diffaccel.models.load_lora(pipe, "emoji-lcm-lora")
