@@ -80,7 +80,8 @@ def _on_unet() -> list[Method]:
 
 def _on_transformer(steps: int) -> list[Method]:
     mag, tea = (f"benchmarks/curves/emoji-dit-{name}.json" for name in ("magcache", "teacache"))
-    learned = [LearnedCache("benchmarks/tuned/emoji-dit-harmonica.json")] if steps == 20 else []
+    files = ("harmonica", "l2c") if steps == 20 else ()
+    learned = [LearnedCache(f"benchmarks/tuned/emoji-dit-{name}.json") for name in files]
     fair = (None, Taylor(1))
     return [
         *(IntervalCache(n, forecast=Taylor(order)) for n in (2, 3, 5) for order in (1, 2)),
