@@ -1,5 +1,6 @@
 """Calls of one host at the same time: who runs beside whom, and that nobody's pictures and threads notice."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -187,6 +188,7 @@ def test_an_odd_number_of_threads_is_not_halved() -> None:
 @pytest.mark.parametrize("how", ["whole", "forward", "blocks"])
 def test_a_compiled_network_runs_one_call_at_a_time(how: str) -> None:
     pipe = pipeline("sd")
+    pipe.unet = copy.deepcopy(pipe.unet)  # other tests share it
     if how == "whole":
         pipe.unet = torch.compile(pipe.unet)
     elif how == "forward":
