@@ -187,8 +187,7 @@ def test_an_odd_number_of_threads_is_not_halved() -> None:
 
 @pytest.mark.parametrize("how", ["whole", "forward", "blocks"])
 def test_a_compiled_network_runs_one_call_at_a_time(how: str) -> None:
-    pipe = pipeline("sd")
-    pipe.unet = copy.deepcopy(pipe.unet)  # other tests share it
+    pipe = copy.deepcopy(pipeline("sd"))  # which other tests share
     if how == "whole":
         pipe.unet = torch.compile(pipe.unet)
     elif how == "forward":
