@@ -102,12 +102,13 @@ def concurrency_for(pipe: Any, asked: int | None) -> int:
         TypeError, ValueError: for another number than there can be.
     """
     openmp = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
-    threads = torch.get_num_threads() if pipe.device.type == "cpu" and openmp else 1
+    device = getattr(pipe, "device", None)  # what stands in for a pipeline has none
+    threads = torch.get_num_threads() if device is not None and device.type == "cpu" and openmp else 1
     if asked is None:
         return 2 if threads % 2 == 0 and not _is_compiled(pipe) else 1
     whole("concurrency", asked, 1)
     if asked > threads:
-        raise ValueError(f"concurrency={asked} shares out torch's threads, of which {pipe.device} has {threads} here")
+        raise ValueError(f"concurrency={asked} shares out torch's threads, of which {device} has {threads} here")
     if asked > 1 and _is_compiled(pipe):
         raise ValueError(
             f"concurrency={asked} is not for compiled networks: torch.compile must not trace on two threads"
